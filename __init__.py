@@ -1,0 +1,31 @@
+"""Rankfold: teach a diffusion model your subject from a handful of pictures, with the low-rank adapter that fits.
+
+Names are imported when they are first used, so that `import rankfold` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "MosLoraConfig": ".toolkit.adapters.moslora",
+    "SubjectConfig": ".training.config",
+    "train_subject": ".training.subject",
+    "resume": ".training.subject",
+    "Recipe": ".pipelines.generate",
+    "generate": ".pipelines.generate",
+    "export_adapter": ".pipelines.export",
+    "UserError": ".toolkit.errors",
+}
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

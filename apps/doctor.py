@@ -1,0 +1,66 @@
+"""`rankfold doctor`: versions, devices, memory, caches, and what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch", "gradio", "safetensors")
+OPTIONAL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb", "bitsandbytes": "pip install bitsandbytes"}
+
+
+def examine() -> int:
+    """Prints the report; returns 0 when training can start, 1 when something needed is missing."""
+    missing = []
+    print(f"rankfold      {installed('rankfold')}\npython        {platform.python_version()} on {platform.platform()}")
+    for name in LIBRARIES:
+        found = installed(name)
+        print(f"{name:<13} {found}")
+        if found == "missing":
+            missing.append(f"{name}: pip install {name}")
+    for name, cure in OPTIONAL.items():
+        found = importlib.util.find_spec(name) is not None
+        print(f"{name:<13} {'there' if found else f'not there (optional: {cure})'}")
+    if not missing:
+        missing += devices_and_caches()
+    for line in missing:
+        print(f"MISSING  {line}")
+    print("ready" if not missing else "not ready")
+    return 1 if missing else 0
+
+
+def devices_and_caches() -> list[str]:
+    """Prints devices, memory and cache folders; returns what is missing."""
+    import psutil
+    import torch
+
+    from ..toolkit.models.diffusion import cache_folder
+    from ..toolkit.models.tiny import assets
+
+    memory = psutil.virtual_memory()
+    print(f"memory        {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, {os.cpu_count()} cores")
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        print(f"gpu {number}         {torch.cuda.get_device_name(number)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    if not torch.cuda.is_available():
+        print("gpu           none that torch can use; the embedded models train on the CPU")
+    hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    for name, folder in (("cache", cache_folder()), ("hub cache", hub)):
+        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
+        print(f"{name:<13} {folder} ({size / 2**20:.0f} MiB)")
+    print(f"disk          {shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here")
+    if not (assets() / "tiny" / "sd" / "model_index.json").is_file():
+        return [f"the embedded models in {assets() / 'tiny'}: rankfold build-tiny"]
+    return []
+
+
+def installed(name: str) -> str:
+    """Version of a package, or 'missing'."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,181 @@
+"""From a prompt, seeds and adapters to pictures that carry their own settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from ..toolkit.adapters import files
+from ..toolkit.errors import UserError
+from ..toolkit.models.diffusion import DTYPES, resolve_base
+from ..toolkit.randomness import generator
+from ..toolkit.runs import write_atomic
+
+TEXT_CHUNK = "rankfold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a picture. A recipe read back from a PNG makes the same picture again."""
+
+    prompt: str
+    base: str = "tiny"
+    negative_prompt: str = ""
+    adapters: tuple[str, ...] = ()
+    """Adapter folders."""
+    strengths: tuple[float, ...] = ()
+    """One for each adapter; 1 is as trained."""
+    steps: int = 25
+    guidance_scale: float = 4.0
+    scheduler: str = "DDIMScheduler"
+    """A scheduler class of diffusers."""
+    side: int = 0
+    """Side in pixels; 0 means the base model's own."""
+    precision: str = "fp32"
+    seed: int = 0
+    batch: tuple[int, int] | None = None
+    """First seed and number of the pictures made together with this one: a batch of another size rounds differently."""
+    hashes: tuple[str, ...] = ()
+    """Content hash of each adapter, filled in when the picture is made."""
+
+
+def denoise(
+    pipe: Any,
+    prompts: Sequence[str] | torch.Tensor,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float,
+    side: int,
+    negative: Sequence[str] | torch.Tensor | None = None,
+    output_type: str = "pil",
+) -> Any:
+    """Pictures from a stock pipeline, one a prompt (text, or states (B, L, width)), each from the noise of its own seed."""
+    name = "prompt_embeds" if isinstance(prompts, torch.Tensor) else "prompt"
+    words: dict[str, Any] = {name: prompts if isinstance(prompts, torch.Tensor) else list(prompts)}
+    if negative is not None:
+        words[f"negative_{name}"] = negative if isinstance(negative, torch.Tensor) else list(negative)
+    return pipe(
+        **words,
+        generator=[generator(seed, 101) for seed in seeds],
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        height=side,
+        width=side,
+        output_type=output_type,
+    ).images
+
+
+def load_pipeline(recipe: Recipe) -> Any:
+    """A stock pipeline with the recipe's adapters on it, at their strengths.
+
+    Raises:
+        UserError: for an unknown base, scheduler or adapter, or strengths that do not match the adapters.
+    """
+    import diffusers
+
+    check_recipe(recipe)
+    folder = resolve_base(recipe.base)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[recipe.precision], safety_checker=None)
+    scheduler = getattr(diffusers, recipe.scheduler)
+    if not isinstance(pipe.scheduler, scheduler):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
+    for name, path in zip(names, recipe.adapters, strict=True):
+        files.load_into_pipeline(pipe, Path(path), name)
+    files.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
+    return pipe
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises UserError for what can be seen to be wrong without loading a model."""
+    import diffusers
+
+    if recipe.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {recipe.steps}.")
+    if len(recipe.strengths) != len(recipe.adapters):
+        raise UserError(f"{len(recipe.adapters)} adapters need as many strengths, not {len(recipe.strengths)}.")
+    if not hasattr(diffusers, recipe.scheduler):
+        raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
+    for path in recipe.adapters:
+        files.check_adapter_folder(Path(path))
+
+
+def generate(recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8) -> list[tuple[Image.Image, Recipe]]:
+    """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it."""
+    pipe = pipe or load_pipeline(recipe)
+    made = []
+    for start in range(recipe.seed, recipe.seed + n, batch):
+        made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe)
+    return made
+
+
+def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
+    """The picture that this recipe was written into, equal to the byte."""
+    batch = recipe.batch or (recipe.seed, 1)
+    return generate_batch(recipe, batch, pipe or load_pipeline(recipe))[recipe.seed - batch[0]]
+
+
+def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tuple[Image.Image, Recipe]]:
+    """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
+    side = recipe.side or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    hashes = tuple(files.adapter_hash(Path(path)) for path in recipe.adapters)
+    seeds = list(range(batch[0], sum(batch)))
+    pictures = denoise(
+        pipe,
+        [recipe.prompt] * len(seeds),
+        negative=[recipe.negative_prompt] * len(seeds),
+        seeds=seeds,
+        steps=recipe.steps,
+        guidance_scale=recipe.guidance_scale,
+        side=side,
+    )
+    common = replace(recipe, batch=batch, side=side, hashes=hashes)
+    return [(picture, replace(common, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
+
+
+def save_picture(path: Path, picture: Image.Image, recipe: Recipe) -> None:
+    """Writes a PNG with the recipe in its text chunk."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(TEXT_CHUNK, json.dumps(asdict(recipe)))
+    write_atomic(path, lambda temporary: picture.save(temporary, format="png", pnginfo=info))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a PNG.
+
+    Raises:
+        UserError: when the file is no PNG of ours, or an adapter it names has changed since.
+    """
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(TEXT_CHUNK)
+    except OSError as error:
+        raise UserError(f"--from {path} is not a picture that can be read.") from error
+    if text is None:
+        raise UserError(f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since.")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+    recipe = Recipe(**values)
+    for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
+        files.check_adapter_folder(Path(folder))
+        if files.adapter_hash(Path(folder)) != expected:
+            raise UserError(f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated.")
+    return recipe
+
+
+def grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
+    """Pictures of one size on a white sheet."""
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * (width + gap), number // columns * (height + gap)))
+    return sheet

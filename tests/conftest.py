@@ -1,0 +1,64 @@
+"""Fixtures: a real Stable Diffusion pipeline with random weights, pictures of a creature, a cache of their own."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """Folder of a StableDiffusionPipeline with the embedded architecture and random weights."""
+    from diffusers import StableDiffusionPipeline
+
+    from rankfold.toolkit.models import tiny
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = tiny.make_tokenizer()
+    StableDiffusionPipeline(
+        vae=tiny.make_vae(),
+        text_encoder=tiny.make_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=tiny.make_unet(),
+        scheduler=tiny.make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Folder with five pictures of one creature."""
+    from rankfold.toolkit.data import world
+
+    folder = tmp_path_factory.mktemp("images")
+    for number, (picture, _) in enumerate(world.subject_pictures(4_000_000, 5)):
+        picture.save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache that all tests share and no user sees."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("RANKFOLD_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def config(base, images, tmp_path):
+    """A short run."""
+    from rankfold.training.config import SubjectConfig
+
+    return SubjectConfig(
+        base=str(base), images=images, out=tmp_path / "run", steps=6, batch_size=2, rank=4, alpha=4.0,
+        log_every=2, checkpoint_every=2, preview_every=0, threads=1,
+    )  # fmt: skip

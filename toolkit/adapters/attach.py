@@ -1,0 +1,67 @@
+"""Putting adapters on the parts of a pipeline, and taking their weights off again."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from ..errors import UserError
+
+
+def matching_layers(model: nn.Module, config: PeftConfig) -> list[str]:
+    """Names of the layers that the config's target_modules select."""
+    return [name for name, _ in model.named_modules() if name and check_target_module_exists(config, name)]
+
+
+def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, field: str = "--target-modules") -> None:
+    """Adds an adapter in fp32 on a frozen model.
+
+    Raises:
+        UserError: when the targets select no layer.
+    """
+    if not matching_layers(model, config):
+        kinds = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise UserError(
+            f"{field} {' '.join(sorted(config.target_modules))} matches no layer of {type(model).__name__}. "  # type: ignore[attr-defined]
+            f"Its linear layers end in: {', '.join(kinds)}."
+        )
+    model.requires_grad_(False)
+    model.add_adapter(config, adapter)  # type: ignore[operator]
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that training changes."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def adapter_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """Adapted layers by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def adapter_state(model: nn.Module, adapter: str = "default") -> dict[str, torch.Tensor]:
+    """The adapter's own tensors, named as PEFT names them in a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+
+def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter: str = "default") -> None:
+    """Loads what `adapter_state` gave.
+
+    Raises:
+        UserError: when the tensors do not fit the adapter.
+    """
+    try:
+        result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+    except (RuntimeError, KeyError) as error:
+        raise UserError(f"The adapter does not fit this base model: {str(error).splitlines()[-1].strip()}") from error
+    if result.unexpected_keys:
+        raise UserError(f"The adapter does not fit this base model: it has no layer for {result.unexpected_keys[0]}.")

@@ -1,0 +1,38 @@
+"""Tensors on disk under a key that names everything they depend on; a changed picture or model is another key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..runs import write_atomic
+
+
+def key_of(**parts: Any) -> str:
+    """A key from named parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cached(folder: Path, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors under `key`, made by `make` when they are not there or cannot be read."""
+    path = folder / key[:2] / f"{key}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            path.unlink(missing_ok=True)
+    tensors = {name: value.contiguous() for name, value in make().items()}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    return tensors

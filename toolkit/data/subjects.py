@@ -1,0 +1,123 @@
+"""Pictures of a subject and their captions: found, checked and brought to the size the model trains at."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SMALLEST = 16  # a side below this has nothing to learn from, pixels
+LARGEST = 16_384  # a side above this is a mistake more often than a photo, pixels
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training picture: its file, its caption (None: use the run's prompt) and whether it is mirrored."""
+
+    path: Path
+    caption: str | None = None
+    flip: bool = False
+
+
+def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False) -> list[Sample]:
+    """The pictures of a folder with their captions, sorted by name.
+
+    A caption stands in `name.txt` beside the picture or in the `text` field of metadata.jsonl (imagefolder convention).
+
+    Raises:
+        UserError: naming the file that is missing, empty, broken, too small or too large, or a caption without a picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--images {folder} is not a folder.")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
+    captions = read_captions(folder, files, {p.name for p in pictures})
+    if not pictures:
+        what = "is empty" if not files else "holds no pictures"
+        raise UserError(f"--images {folder} {what}: put in at least one of {', '.join(SUFFIXES)}.")
+    good = []
+    for path in pictures:
+        fault = picture_fault(path)
+        if fault is None:
+            good.append(path)
+        elif not skip_bad:
+            raise UserError(f"{path}: {fault} Remove it, or leave such files out with --skip-bad.")
+    if not good:
+        raise UserError(f"--images {folder}: none of the {len(pictures)} pictures can be used.")
+    mirrored = (False, True) if flip else (False,)
+    return [Sample(path, captions.get(path.name), side) for path in good for side in mirrored]
+
+
+def read_captions(folder: Path, files: list[Path], pictures: set[str]) -> dict[str, str]:
+    """Caption by picture name."""
+    captions: dict[str, str] = {}
+    table = folder / "metadata.jsonl"
+    if table.is_file():
+        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                name, text = row["file_name"], row["text"]
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise UserError(f"{table}, line {number}: needs the fields file_name and text.") from error
+            if name not in pictures:
+                raise UserError(f"{table}, line {number}: there is no picture '{name}' in {folder}.")
+            captions[name] = str(text).strip()
+    stems: dict[str, list[str]] = {}
+    for name in pictures:
+        stems.setdefault(Path(name).stem, []).append(name)
+    for path in files:
+        if path.suffix.lower() != ".txt":
+            continue
+        if path.stem not in stems:
+            raise UserError(f"{path} is a caption without a picture: add '{path.stem}.png' (or .jpg) or remove it.")
+        for name in stems[path.stem]:
+            captions[name] = path.read_text(encoding="utf-8").strip()
+    return {name: text for name, text in captions.items() if text}
+
+
+def picture_fault(path: Path) -> str | None:
+    """What is wrong with a picture, as a sentence; None if it can be used. The whole picture is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if min(image.size) < SMALLEST:
+                    return f"is {image.width} x {image.height} pixels, less than {SMALLEST} on a side."
+                if max(image.size) > LARGEST:
+                    return f"is {image.width} x {image.height} pixels, more than {LARGEST} on a side; reduce it first."
+                image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return "unpacks to far more pixels than its size suggests (a decompression bomb)."
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        return "is not a whole picture (truncated, or another kind of file)."
+    return None
+
+
+def load_picture(sample: Sample, side: int, crop: str) -> Image.Image:
+    """The picture as RGB, `side` x `side`: turned as its EXIF says, transparency on white, cropped or padded."""
+    with Image.open(sample.path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(ground, image)
+        image = image.convert("RGB")
+    if crop == "pad":
+        image = ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=border_colour(image))
+    else:
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    return ImageOps.mirror(image) if sample.flip else image
+
+
+def border_colour(image: Image.Image) -> tuple[int, ...]:
+    """The mean colour of the picture, for the padding."""
+    return tuple(image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))  # type: ignore[arg-type]

@@ -1,0 +1,73 @@
+"""What generated pictures are measured by: pure functions of embeddings and answers.
+
+CLIP-I: mean cosine between generated and reference pictures. CLIP-T: mean cosine between pictures and their prompts.
+Both by an open_clip model, named in every result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from .models.tiny import assets
+
+
+class ClipScorer:
+    """An open_clip model; `name` is any name that open_clip knows, 'local-dir:...' included. Default: the embedded one."""
+
+    def __init__(self, name: str | None = None) -> None:
+        import open_clip
+
+        self.name = name or f"local-dir:{assets() / 'tiny' / 'clip'}"
+        model, _, preprocess = open_clip.create_model_and_transforms(self.name)
+        self.model, self.preprocess = model.float().eval(), preprocess
+        self.tokenizer: Any = open_clip.get_tokenizer(self.name)
+
+    @torch.no_grad()
+    def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Unit embeddings of pictures, (N, D)."""
+        batch = torch.stack([self.preprocess(picture.convert("RGB")) for picture in pictures])
+        return F.normalize(self.model.encode_image(batch), dim=-1)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Unit embeddings of texts, (N, D)."""
+        return F.normalize(self.model.encode_text(self.tokenizer(list(texts))), dim=-1)
+
+
+def clip_i(generated_ND: torch.Tensor, references_MD: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of each generated picture with all references, (N,)."""
+    return (generated_ND @ references_MD.T).mean(1)
+
+
+def clip_t(generated_ND: torch.Tensor, texts_ND: torch.Tensor) -> torch.Tensor:
+    """Cosine of each picture with its own prompt, (N,)."""
+    return (generated_ND * texts_ND).sum(1)
+
+
+def interval(values_N: torch.Tensor, *, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap interval of the mean."""
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(values_N), (draws, len(values_N)), generator=random)
+    means = values_N.float()[rows].mean(1)
+    edge = (1 - level) / 2
+    low, high = torch.quantile(means, torch.tensor([edge, 1 - edge]))
+    return float(low), float(high)
+
+
+def psnr(pictures_NCHW: torch.Tensor, others_NCHW: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each pair, dB, (N,); pictures in 0..1."""
+    error = (pictures_NCHW - others_NCHW).square().flatten(1).mean(1)
+    return -10 * torch.log10(error)
+
+
+def embedded_judge() -> Any:
+    """The judge that ships with the embedded models."""
+    from .models.judge import load_judge
+
+    return load_judge(Path(assets()) / "tiny" / "judge.safetensors")

@@ -1,0 +1,171 @@
+"""The run folder: the one place where trainer, command line and app meet.
+
+    runs/<id>/ config.yaml  status.json  metrics.jsonl  log.txt  samples/  checkpoints/  adapter/  requests/
+
+Everything is written whole or not at all: a file is written beside its final name, flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .errors import UserError
+
+LIVE = ("starting", "running")
+REQUESTS = ("stop", "sample", "save")
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write(temporary path)`, flushes the file to disk and renames it to `path`.
+
+    Raises:
+        UserError: when the disk is full; the file that was there before stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"Could not write {path}: {error.strerror or error}. Free some space or choose another --out; "
+            "what was written before is whole."
+        ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+class Run:
+    """One run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.yaml"
+        self.status_file = self.folder / "status.json"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.log_file = self.folder / "log.txt"
+        self.samples = self.folder / "samples"
+        self.checkpoints = self.folder / "checkpoints"
+        self.adapter = self.folder / "adapter"
+        self.requests = self.folder / "requests"
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """An existing run.
+
+        Raises:
+            UserError: when the folder holds no run.
+        """
+        run = cls(folder)
+        if not run.config_file.is_file():
+            raise UserError(f"{folder} is not a run folder: it has no config.yaml. Give a folder made by 'rankfold train'.")
+        return run
+
+    # -------------------------------------------------------------------------- status
+
+    def status(self) -> dict[str, Any]:
+        """The last status, {} when there is none yet."""
+        try:
+            return json.loads(self.status_file.read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def set_status(self, **values: Any) -> None:
+        """Updates fields of status.json; the process and the time are added."""
+        status = self.status() | values | {"pid": os.getpid(), "born": born(os.getpid()), "beat": time.time()}
+        write_text(self.status_file, json.dumps(status, indent=1))
+
+    def is_live(self) -> bool:
+        """True while another process is at work in this folder."""
+        status = self.status()
+        pid = status.get("pid")
+        if status.get("state") not in LIVE or pid is None or pid == os.getpid():
+            return False
+        return born(pid) is not None and born(pid) == status.get("born")
+
+    def claim(self) -> None:
+        """Makes the folder this process's own.
+
+        Raises:
+            UserError: when another live run has it.
+        """
+        if self.is_live():
+            raise UserError(
+                f"{self.folder} is in use by a live run (process {self.status()['pid']}). "
+                f"Choose another --out, or stop it with: rankfold stop {self.folder}"
+            )
+        for folder in (self.samples, self.checkpoints, self.adapter, self.requests):
+            folder.mkdir(parents=True, exist_ok=True)
+        for request in REQUESTS:
+            (self.requests / request).unlink(missing_ok=True)
+        for leftover in self.folder.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        self.set_status(state="starting", error=None)
+
+    def take_requests(self) -> set[str]:
+        """Requests that have come in since the last look; each is handed out once."""
+        found = set(os.listdir(self.requests)).intersection(REQUESTS)
+        for request in found:
+            (self.requests / request).unlink(missing_ok=True)
+        return found
+
+    # -------------------------------------------------------------------------- metrics
+
+    def append_metrics(self, **values: Any) -> None:
+        """Appends a line to metrics.jsonl."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl."""
+        if not self.metrics_file.exists():
+            return []
+        rows = []
+        for line in self.metrics_file.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # a line that a killed process left half written
+        return rows
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines behind `step`, so that no step stands twice after a resume."""
+        if self.metrics_file.exists():
+            kept = [row for row in self.metrics() if row.get("step", 0) <= step]
+            write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+
+    # -------------------------------------------------------------------------- checkpoints
+
+    def checkpoint_files(self) -> list[Path]:
+        """Checkpoints, oldest first."""
+        return sorted(self.checkpoints.glob("[0-9]*.pt"))
+
+    def prune_checkpoints(self, keep: int) -> None:
+        """Deletes all but the newest `keep` checkpoints."""
+        for path in self.checkpoint_files()[:-keep]:
+            path.unlink(missing_ok=True)
+
+
+def born(pid: int) -> float | None:
+    """When the process began, to tell it from a later one with the same number; None if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None

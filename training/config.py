@@ -1,0 +1,198 @@
+"""Configuration of training runs: frozen dataclasses, read from the command line or YAML, written to every run folder.
+
+Only the standard library is imported here, so that `rankfold --help` stays quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..toolkit.errors import UserError, nearest
+
+UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every training run has: steps, optimizer, logging, checkpoints."""
+
+    out: Path = Path("runs/subject")
+    """Run folder."""
+    steps: int = 300
+    """Optimizer steps."""
+    batch_size: int = 4
+    """Pictures per forward pass, over all processes together."""
+    gradient_accumulation: int = 1
+    """Forward passes per optimizer step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the adapter."""
+    lr_scheduler: str = "constant"
+    """A scheduler of diffusers: constant, constant_with_warmup, linear, cosine, polynomial, ..."""
+    lr_warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    optimizer: str = "AdamW"
+    """Name of a class in torch.optim."""
+    weight_decay: float = 0.01
+    """Weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the adapter's weights (0.99 to 0.9999); 0 keeps none."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the base model; the adapter itself is always trained in fp32."""
+    gradient_checkpointing: bool = False
+    """Less memory, about a third more time."""
+    seed: int = 0
+    """All randomness is a function of seed, step and sample."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl; the device is not waited for in between."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    preview_every: int = 100
+    """Steps between previews; 0 makes none."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log to this tracker, through accelerate."""
+    threads: int = 0
+    """Torch threads on a CPU; 0 leaves torch's own choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterChoice:
+    """Which adapter, and where it attaches."""
+
+    adapter: str = "moslora"
+    """Adapter variant, see 'rankfold adapters'."""
+    rank: int = 8
+    """Width of the bottleneck."""
+    alpha: float = 8.0
+    """The change is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+    adapter_options: dict[str, str] = field(default_factory=dict)
+    """Fields of the variant's own config, as in: --adapter-options mixer frozen."""
+    target_modules: tuple[str, ...] = UNET_ATTENTION
+    """Names of the denoiser's layers to adapt."""
+    train_text_encoder: bool = False
+    """Adapt the text encoder too."""
+    text_target_modules: tuple[str, ...] = TEXT_ATTENTION
+    """Names of the text encoder's layers to adapt."""
+    text_learning_rate: float | None = None
+    """Learning rate of the text encoder's adapter; unset means the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectConfig(LoopConfig, AdapterChoice):
+    """Teaches a diffusion model one subject from a few pictures (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
+
+    images: Path | None = None
+    """Folder with the pictures of the subject."""
+    base: str = "tiny"
+    """Base model: 'tiny' (embedded), a folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    token: str = "sks"
+    """Rare word that will stand for the subject."""
+    class_noun: str = "creature"
+    """What the subject is an instance of."""
+    resolution: int = 0
+    """Side of the training pictures in pixels; 0 means the base model's own."""
+    crop: Literal["center", "pad"] = "center"
+    """center: resize the shorter side and crop the middle; pad: keep the whole picture on a border."""
+    flip: bool = False
+    """Also train on mirrored pictures (not for subjects whose left and right differ)."""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be read instead of stopping."""
+    prior_weight: float = 0.0
+    """Weight of the prior preservation loss; 0 turns it off, 1 is usual."""
+    prior_pictures: int = 50
+    """Class pictures, made once by the base model and kept."""
+    min_snr_gamma: float | None = None
+    """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""
+    preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
+    """Prompts of the previews; {token} and {noun} are filled in."""
+    preview_steps: int = 20
+    """Denoising steps of a preview."""
+    guidance_scale: float = 4.0
+    """Guidance of previews and class pictures."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of a picture without a caption."""
+        return f"a {self.token} {self.class_noun}"
+
+    @property
+    def class_prompt(self) -> str:
+        """The prompt of the class pictures."""
+        return f"a {self.class_noun}"
+
+
+def check_numbers(config: SubjectConfig) -> None:
+    """Checks every field that can be checked without files or models.
+
+    Raises:
+        UserError: naming the first field that is out of range.
+    """
+    least = {
+        "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
+        "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
+        "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0,
+    }  # fmt: skip
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(config, name)}.")
+    for name in ("learning_rate", "text_learning_rate", "alpha", "min_snr_gamma"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}.")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"--dropout must lie between 0 and below 1, not {config.dropout}.")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"--ema-decay must lie between 0 and below 1, not {config.ema_decay}.")
+    if not config.token.strip():
+        raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
+    if config.images is None:
+        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+
+
+def to_yaml(config: SubjectConfig) -> str:
+    """The complete config as YAML; `from_yaml` reads it back."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump({k: plain(v) for k, v in asdict(config).items()}, sort_keys=False)
+
+
+def from_yaml(path: Path) -> SubjectConfig:
+    """Reads a config file; unset fields take their defaults.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
+    """
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold 'name: value' lines.")
+    known = [f.name for f in fields(SubjectConfig)]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'.{nearest(str(key), known)}")
+    try:
+        return TypeAdapter(SubjectConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: '{place}' cannot be {first['input']!r}: {first['msg'].lower()}.") from error

@@ -1,0 +1,353 @@
+"""The training loop: one for every method.
+
+A method is a Task: it supplies data, a module whose forward is the loss, and previews. The loop does the rest: steps,
+accumulation, clipping, averaging, logging, previews, checkpoints, exact resume, stopping.
+
+All randomness is a function of (seed, step, sample), so a checkpoint holds no random state and a run that was killed and
+resumed ends equal to the bit to one that never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import nn
+
+from ..toolkit.errors import UserError, nearest
+from ..toolkit.randomness import mixed
+from ..toolkit.runs import Run, write_atomic
+from .config import LoopConfig
+from .progress import Progress
+
+BEAT = 5.0  # seconds between signs of life in status.json
+NOT_IN_STATE = ("out", "steps", "keep_checkpoints", "checkpoint_every", "preview_every", "log_every", "tracker", "threads")
+
+
+class Task(Protocol):
+    """What a training method supplies."""
+
+    module: nn.Module
+    """forward(batch) -> loss of each sample, (B,)."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of trainable parameters for the optimizer, with their learning rates."""
+        ...
+
+    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+        """The rows `slots` of the forward pass that begins at sample number `position`."""
+        ...
+
+    def preview(self) -> list[Image.Image]:
+        """Pictures that show what has been learned so far."""
+        ...
+
+    def is_dead(self) -> bool:
+        """True when the adapter changes nothing."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter."""
+        ...
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """The accelerator of a run.
+
+    Raises:
+        UserError: when the precision or the batch does not suit the devices.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=config.out,
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared evenly by {accelerator.num_processes} processes; "
+            "it counts the pictures of all processes together."
+        )
+    return accelerator
+
+
+def make_optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer by its name in torch.optim; fused where torch has it.
+
+    Raises:
+        UserError: for a name that torch.optim does not have or settings that the optimizer refuses.
+    """
+    check_optimizer(config)
+    kind = getattr(torch.optim, config.optimizer)
+    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer in ("AdamW", "Adam", "SGD", "Adagrad"):
+        settings["fused"] = True
+    try:
+        return kind(groups, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--optimizer {config.optimizer} refuses its settings: {error}.") from error
+
+
+def check_optimizer(config: LoopConfig) -> None:
+    """Raises UserError when torch.optim has no such optimizer or diffusers no such scheduler."""
+    from diffusers.optimization import SchedulerType
+
+    known = [name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer"]
+    if config.optimizer not in known:
+        raise UserError(f"--optimizer {config.optimizer} is not in torch.optim.{nearest(config.optimizer, known)}")
+    schedules = [kind.value for kind in SchedulerType]
+    if config.lr_scheduler not in schedules:
+        raise UserError(f"--lr-scheduler {config.lr_scheduler} is unknown.{nearest(config.lr_scheduler, schedules)}")
+
+
+class StopSignal:
+    """Set by SIGTERM or Ctrl-C; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(number, self._old[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class Loop:
+    """One run of one task."""
+
+    def __init__(self, config: LoopConfig, task: Task, run: Run, accelerator: Accelerator) -> None:
+        self.config, self.task, self.run, self.accelerator = config, task, run, accelerator
+        optimizer = make_optimizer(config, task.parameter_groups())
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.schedule = get_scheduler(
+            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
+        )
+        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
+        self.step = 0
+        self.window = torch.zeros((), device=accelerator.device)  # losses since the last log line, summed on the device
+        self.window_steps = 0
+
+    # -------------------------------------------------------------------------- training
+
+    def train(self, after_step: Callable[[int], None] | None = None) -> str:
+        """Runs to the end or until asked to stop; returns 'done' or 'stopped'.
+
+        Raises:
+            UserError: when the loss is not finite, the adapter stays dead, or a checkpoint cannot be written.
+        """
+        if self.config.tracker != "none":
+            self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
+        self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
+        self.beat, self.logged_at = 0.0, time.perf_counter()
+        self.logged_step = self.step
+        with StopSignal() as stop, self.progress:
+            while self.step < self.config.steps:
+                self.one_step()
+                wanted = self.run.take_requests() if self.accelerator.is_main_process else set()
+                stopping = self.agreed(stop.asked or "stop" in wanted)
+                self.housekeep(wanted, stopping)
+                if after_step:
+                    after_step(self.step)
+                if stopping and self.step < self.config.steps:
+                    return "stopped"
+        self.finish()
+        return "done"
+
+    def one_step(self) -> None:
+        """One optimizer step over the global batch, this process doing its share of the rows."""
+        config, accelerator = self.config, self.accelerator
+        torch.manual_seed(mixed(config.seed, 5, self.step, accelerator.process_index))  # for dropout
+        share = config.batch_size // accelerator.num_processes
+        slots = list(range(accelerator.process_index * share, (accelerator.process_index + 1) * share))
+        for part in range(config.gradient_accumulation):
+            last = part == config.gradient_accumulation - 1
+            position = (self.step * config.gradient_accumulation + part) * config.batch_size
+            batch = self.task.batch(position, slots)
+            with nullcontext() if last else accelerator.no_sync(self.module):
+                with accelerator.autocast():
+                    loss = self.module(batch).mean() / config.gradient_accumulation
+                accelerator.backward(loss)
+            self.window += loss.detach()
+        if config.max_grad_norm:
+            accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.step(self.parameters)
+        self.step += 1
+        self.window_steps += 1
+
+    def agreed(self, wish: bool) -> bool:
+        """True when any process wishes it; all processes get the same answer."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        flag = torch.tensor(float(wish), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
+
+    def housekeep(self, wanted: set[str], stopping: bool) -> None:
+        """What is due after a step: log line, dead check, preview, checkpoint, sign of life."""
+        config, ends = self.config, self.step == self.config.steps
+        if self.step % config.log_every == 0 or ends or stopping:
+            self.log()
+        if self.step == config.lr_warmup_steps + 20 and self.task.is_dead():
+            raise UserError(
+                f"After {self.step} steps the adapter still changes nothing (its up-matrices are zero), so training on is "
+                "useless. Raise --learning-rate, or check --precision and --target-modules."
+            )
+        due = config.preview_every and self.step % config.preview_every == 0
+        if (due or "sample" in wanted) and self.accelerator.is_main_process:
+            self.preview()
+        if self.step % config.checkpoint_every == 0 or stopping or ends or "save" in wanted:
+            self.save_checkpoint()
+        if self.accelerator.is_main_process and time.time() - self.beat > BEAT:
+            self.beat = time.time()
+            self.run.set_status(state="running", step=self.step, total=config.steps)
+
+    def log(self) -> None:
+        """Reads the summed loss off the device: the only moment the device is waited for.
+
+        Raises:
+            UserError: when the loss is not finite.
+        """
+        if not self.window_steps:
+            return
+        loss = self.accelerator.reduce(self.window, "mean").item() / self.window_steps
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss is not finite ({loss}) around step {self.step}. Lower --learning-rate or use --precision fp32; "
+                f"the last checkpoint is whole: {self.latest_name()}."
+            )
+        self.window.zero_()
+        self.window_steps = 0
+        now = time.perf_counter()
+        pictures = (self.step - self.logged_step) * self.config.batch_size * self.config.gradient_accumulation
+        speed = pictures / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_step = now, self.step
+        if self.accelerator.is_main_process:
+            rate = self.schedule.get_last_lr()[0]
+            self.run.append_metrics(step=self.step, loss=loss, learning_rate=rate, images_per_second=round(speed, 3))
+            self.progress.update(self.step, loss, speed)
+        if self.config.tracker != "none":
+            self.accelerator.log({"loss": loss, "images_per_second": speed}, step=self.step)
+
+    def preview(self) -> None:
+        """Writes the preview pictures of this step; randomness and averaged weights are put back afterwards."""
+        for number, picture in enumerate(self.with_average(self.task.preview)):
+            path = self.run.samples / f"{self.step:06d}_{number:02d}.png"
+            write_atomic(path, lambda temporary, p=picture: p.save(temporary, format="png"))
+
+    def with_average(self, action: Callable[[], Any]) -> Any:
+        """Runs the action with the averaged weights in place, when there are any."""
+        if self.average is None:
+            return action()
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        try:
+            return action()
+        finally:
+            self.average.restore(self.parameters)
+
+    def finish(self) -> None:
+        """Writes the adapter."""
+        if self.accelerator.is_main_process:
+            self.with_average(lambda: self.task.save_adapter(self.run.adapter))
+        if self.config.tracker != "none":
+            self.accelerator.end_training()
+
+    # -------------------------------------------------------------------------- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit-equal."""
+        return {
+            "config": comparable(self.config),
+            "step": self.step,
+            "parameters": [p.detach().cpu() for p in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "average": self.average.state_dict() if self.average else None,
+            "window": self.window.cpu(),
+            "window_steps": self.window_steps,
+        }
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint whole or not at all, then drops the oldest."""
+        if self.window_steps and not math.isfinite(self.window.item()):
+            self.log()
+        if self.accelerator.is_main_process:
+            path = self.run.checkpoints / f"{self.step:06d}.pt"
+            write_atomic(path, lambda temporary: torch.save(self.state(), temporary))
+            self.run.prune_checkpoints(self.config.keep_checkpoints)
+
+    def latest_name(self) -> str:
+        """Name of the newest checkpoint."""
+        files = self.run.checkpoint_files()
+        return files[-1].name if files else "none yet"
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint, or to step 0 when there is none.
+
+        Raises:
+            UserError: when the checkpoint is of another config.
+        """
+        files = self.run.checkpoint_files()
+        if files:
+            state = torch.load(files[-1], map_location="cpu", weights_only=True)
+            check_same_config(state["config"], comparable(self.config), files[-1])
+            self.step = state["step"]
+            with torch.no_grad():
+                for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
+                    parameter.copy_(saved)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            if self.average and state["average"]:
+                self.average.load_state_dict(state["average"])
+                self.average.to(self.accelerator.device)
+            self.window.copy_(state["window"])
+            self.window_steps = state["window_steps"]
+        if self.accelerator.is_main_process:
+            self.run.cut_metrics(self.step)
+
+
+def comparable(config: LoopConfig) -> dict[str, str]:
+    """The fields that a checkpoint's weights depend on, as text."""
+    return {key: str(value) for key, value in asdict(config).items() if key not in NOT_IN_STATE}
+
+
+def check_same_config(saved: dict[str, str], wanted: dict[str, str], path: Path) -> None:
+    """Raises UserError naming the first field that differs."""
+    for key, value in wanted.items():
+        if saved.get(key) != value:
+            raise UserError(
+                f"{path} was made with another config: {key} was {saved.get(key)}, now it is {value}. "
+                "Put the value back in config.yaml, or start a new run with another --out."
+            )
