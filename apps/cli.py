@@ -186,10 +186,7 @@ def sample(words: list[str]) -> None:
 
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}.")
-    if options.again:
-        made = [repeat(read_recipe(options.again))]
-    else:
-        made = generate(recipe_of(options), options.n)
+    made = [repeat(read_recipe(options.again))] if options.again else generate(recipe_of(options), options.n)
     options.out.mkdir(parents=True, exist_ok=True)
     for picture, own in made:
         path = options.out / f"{own.seed:06d}.png"

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-DEMO_CREATURE = 2_000_003  # beyond TRAINING_CREATURES: no embedded model has seen it
+DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has seen it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +53,21 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     trained = time.time()
     figures = before_and_after(run, DEMO_CREATURE, seed=config.seed)
     print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five pictures, 2: before, 3: after)")
-    print(f"likeness        before {figures['clip_i_before']:.3f}  after {figures['clip_i_after']:.3f}  real {figures['clip_i_real']:.3f}")
-    print(f"                {figures['closed']:.0%} of the distance to the real pictures closed (CLIP-I, embedded open_clip)")
+    print(
+        f"likeness        before {figures['clip_i_before']:.3f}  after {figures['clip_i_after']:.3f}  real {figures['clip_i_real']:.3f}"
+    )
+    print(
+        f"                {figures['closed']:.0%} of the distance to the real pictures closed (CLIP-I, embedded open_clip)"
+    )
     print(f"scene as asked  before {figures['scene_before']:.0%}  after {figures['scene_after']:.0%}")
     print(f"place as asked  before {figures['place_before']:.0%}  after {figures['place_after']:.0%}")
     print("\nexport")
     print_proof(export_adapter(run.adapter, settings.base, "diffusers", run.folder / "export", prompt=settings.prompt))
     print(f"\ntrained in {trained - start:.0f} s, everything in {time.time() - start:.0f} s")
     print(f'Next: rankfold sample --run {run.folder} --prompt "a sks creature at night" --n 8 --grid')
-    print("      rankfold train subject --images YOUR_FOLDER --base stable-diffusion-v1-5/stable-diffusion-v1-5 --class-noun dog")
+    print(
+        "      rankfold train subject --images YOUR_FOLDER --base stable-diffusion-v1-5/stable-diffusion-v1-5 --class-noun dog"
+    )
     return figures
 
 

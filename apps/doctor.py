@@ -9,8 +9,22 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip_torch", "gradio", "safetensors")
-OPTIONAL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb", "bitsandbytes": "pip install bitsandbytes"}
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "open_clip_torch",
+    "gradio",
+    "safetensors",
+)
+OPTIONAL = {
+    "tensorboard": "pip install tensorboard",
+    "wandb": "pip install wandb",
+    "bitsandbytes": "pip install bitsandbytes",
+}
 
 
 def examine() -> int:
@@ -42,10 +56,14 @@ def devices_and_caches() -> list[str]:
     from ..toolkit.models.tiny import assets
 
     memory = psutil.virtual_memory()
-    print(f"memory        {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, {os.cpu_count()} cores")
+    print(
+        f"memory        {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, {os.cpu_count()} cores"
+    )
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        print(f"gpu {number}         {torch.cuda.get_device_name(number)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+        print(
+            f"gpu {number}         {torch.cuda.get_device_name(number)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        )
     if not torch.cuda.is_available():
         print("gpu           none that torch can use; the embedded models train on the CPU")
     hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

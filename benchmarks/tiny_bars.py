@@ -41,12 +41,18 @@ def judge_accuracy(judge, pictures, things) -> dict[str, float]:
 def vae_bars(pipe, judge, pictures, things) -> dict[str, object]:
     """PSNR of reconstructions and what the judge reads off them."""
     pixels = pictures_to_pixels(pictures)
-    back = torch.cat([pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample for x in pixels.split(50)]).clamp(-1, 1)
+    back = torch.cat([pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample for x in pixels.split(50)]).clamp(
+        -1, 1
+    )
     decibels = psnr(back / 2 + 0.5, pixels / 2 + 0.5)
     from torchvision.transforms.functional import to_pil_image
 
     again = [to_pil_image(x / 2 + 0.5) for x in back]
-    return {"psnr": float(decibels.mean()), "psnr_worst": float(decibels.min()), "judge": judge_accuracy(judge, again, things)}
+    return {
+        "psnr": float(decibels.mean()),
+        "psnr_worst": float(decibels.min()),
+        "judge": judge_accuracy(judge, again, things),
+    }
 
 
 def picture_bars(pipe, judge, prompts: int, steps: int, guidance: float, sheet: Path | None) -> dict[str, object]:
@@ -56,7 +62,9 @@ def picture_bars(pipe, judge, prompts: int, steps: int, guidance: float, sheet: 
     made = []
     for start in range(0, prompts, 50):
         chunk = [world.caption(thing) for thing in things[start : start + 50]]
-        made += denoise(pipe, chunk, seeds=range(start, start + len(chunk)), steps=steps, guidance_scale=guidance, side=64)
+        made += denoise(
+            pipe, chunk, seeds=range(start, start + len(chunk)), steps=steps, guidance_scale=guidance, side=64
+        )
     if sheet:
         grid(made[:64], 16).save(sheet)
         print([world.caption(thing) for thing in things[:16]])
@@ -84,7 +92,13 @@ def clip_bars(scorer: ClipScorer) -> dict[str, float]:
     low, high = interval(right)
     same = similarity.diagonal().mean()
     other = (similarity.sum() - similarity.diagonal().sum()) / (100 * 99)
-    return {"nearest_is_same": float(right.mean()), "low": low, "high": high, "same": float(same), "other": float(other)}
+    return {
+        "nearest_is_same": float(right.mean()),
+        "low": low,
+        "high": high,
+        "same": float(same),
+        "other": float(other),
+    }
 
 
 def main() -> None:

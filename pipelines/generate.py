@@ -161,13 +161,17 @@ def read_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise UserError(f"--from {path} is not a picture that can be read.") from error
     if text is None:
-        raise UserError(f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since.")
+        raise UserError(
+            f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since."
+        )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
     recipe = Recipe(**values)
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         files.check_adapter_folder(Path(folder))
         if files.adapter_hash(Path(folder)) != expected:
-            raise UserError(f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated.")
+            raise UserError(
+                f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated."
+            )
     return recipe
 
 

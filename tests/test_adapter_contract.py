@@ -199,7 +199,12 @@ def test_moslora_frozen_mixer_stays(mixer):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"r": 0}, "rank"), ({"dropout": 1.0}, "dropout"), ({"alpha": -1.0}, "alpha"), ({"mixer_init": "zero"}, "never trains")],
+    [
+        ({"r": 0}, "rank"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"mixer_init": "zero"}, "never trains"),
+    ],
 )
 def test_config_refuses(changes, words):
     with pytest.raises(ValueError, match=words):

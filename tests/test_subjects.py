@@ -38,7 +38,10 @@ def test_flip_doubles(tmp_path):
         (lambda d: picture(d / "tiny.png", (1, 1)), "tiny.png: is 1 x 1 pixels"),
         (lambda d: picture(d / "long.png", (20000, 20)), "20000 x 20 pixels"),
         (lambda d: (picture(d / "a.png"), (d / "b.txt").write_text("x")), "b.txt is a caption without a picture"),
-        (lambda d: (picture(d / "a.png"), (d / "metadata.jsonl").write_text('{"file_name": "z.png", "text": "x"}')), "z.png"),
+        (
+            lambda d: (picture(d / "a.png"), (d / "metadata.jsonl").write_text('{"file_name": "z.png", "text": "x"}')),
+            "z.png",
+        ),
         (lambda d: (picture(d / "a.png"), (d / "metadata.jsonl").write_text("{")), "line 1"),
     ],
 )

@@ -16,7 +16,11 @@ def snr(alphas_cumprod_T: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tens
 
 
 def target(
-    kind: str, alphas_cumprod_T: torch.Tensor, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor
+    kind: str,
+    alphas_cumprod_T: torch.Tensor,
+    clean_BCHW: torch.Tensor,
+    noise_BCHW: torch.Tensor,
+    timesteps_B: torch.Tensor,
 ) -> torch.Tensor:
     """What the denoiser should predict: the noise (epsilon) or sqrt(a) noise - sqrt(1 - a) clean (v_prediction).
 

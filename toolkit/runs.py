@@ -74,7 +74,9 @@ class Run:
         """
         run = cls(folder)
         if not run.config_file.is_file():
-            raise UserError(f"{folder} is not a run folder: it has no config.yaml. Give a folder made by 'rankfold train'.")
+            raise UserError(
+                f"{folder} is not a run folder: it has no config.yaml. Give a folder made by 'rankfold train'."
+            )
         return run
 
     # -------------------------------------------------------------------------- status

@@ -82,10 +82,14 @@ def write_sheet(path: Path, images: Path, rows: list[list]) -> None:
     write_atomic(path, lambda temporary: sheet.save(temporary, format="png"))
 
 
-def shown_correctly(judge, pictures: list, things: list[world.Thing], questions: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def shown_correctly(
+    judge, pictures: list, things: list[world.Thing], questions: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
     """For each question, whether the judge reads off the picture what was asked for, (N,) of 0 and 1."""
     answers = judge.read(pictures)
     return {
-        question: torch.tensor([float(a[question] == getattr(t, question)) for a, t in zip(answers, things, strict=True)])
+        question: torch.tensor(
+            [float(a[question] == getattr(t, question)) for a, t in zip(answers, things, strict=True)]
+        )
         for question in questions
     }

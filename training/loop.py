@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -33,7 +34,16 @@ from .config import LoopConfig
 from .progress import Progress
 
 BEAT = 5.0  # seconds between signs of life in status.json
-NOT_IN_STATE = ("out", "steps", "keep_checkpoints", "checkpoint_every", "preview_every", "log_every", "tracker", "threads")
+NOT_IN_STATE = (
+    "out",
+    "steps",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "preview_every",
+    "log_every",
+    "tracker",
+    "threads",
+)
 
 
 class Task(Protocol):
@@ -73,6 +83,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
         torch.set_num_threads(config.threads)
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=None if config.tracker == "none" else config.tracker,

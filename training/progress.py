@@ -28,7 +28,13 @@ class Progress:
         self.console = Console(stderr=True, quiet=not enabled)
         self.live = self.console.is_terminal and enabled
         self.total = config.steps
-        columns = ("training", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            "training",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("", total=self.total, completed=step, text="")
 

@@ -157,6 +157,7 @@ class SubjectTask:
         self.config, self.device = config, accelerator.device
         self.model = DiffusionModel(base, DTYPES[config.precision], accelerator.device)
         model = self.model
+        self.prompts: dict[str, int] = {}  # text -> number
         self.attach_adapters()
         self.side = config.resolution or model.native_resolution
         self.cache = cache_folder()
@@ -170,11 +171,9 @@ class SubjectTask:
             ]
             self.prompt_numbers(self.preview_texts)
             self.states = None if config.train_text_encoder else self.prompt_states()
-        self.ids = model.tokens(list(self.prompts)).to(self.device) if config.train_text_encoder else None
+        self.ids: Any = model.tokens(list(self.prompts)).to(self.device) if config.train_text_encoder else None
         model.release(text_encoder=not config.train_text_encoder)
         self.module = DenoisingLoss(model, text=config.train_text_encoder, min_snr_gamma=config.min_snr_gamma).train()
-
-    prompts: dict[str, int]
 
     def attach_adapters(self) -> None:
         """Puts the adapter on the denoiser and, by choice, on the text encoder; the start depends on the seed alone."""
@@ -199,7 +198,12 @@ class SubjectTask:
         latents = []
         for sample in samples:
             key = key_of(
-                kind="latents", vae=vae, file=file_hash(sample.path), side=self.side, crop=self.config.crop, flip=sample.flip
+                kind="latents",
+                vae=vae,
+                file=file_hash(sample.path),
+                side=self.side,
+                crop=self.config.crop,
+                flip=sample.flip,
             )
             make = lambda s=sample: model.encode_picture(load_picture(s, self.side, self.config.crop))  # noqa: E731
             latents.append(cached(self.cache / "latents", key, make))
@@ -211,8 +215,6 @@ class SubjectTask:
 
     def prompt_numbers(self, texts: list[str]) -> torch.Tensor:
         """A number for each text; new texts are added to `prompts`."""
-        if not hasattr(self, "prompts"):
-            self.prompts = {}
         return torch.tensor([self.prompts.setdefault(text, len(self.prompts)) for text in texts])
 
     def prompt_states(self) -> torch.Tensor:

@@ -181,9 +181,9 @@ def train_judge(config: BuildTinyConfig) -> None:
         ]
         return torch.stack(losses).sum()
 
-    steps = 2_000
+    steps = 3_000
     batches = shuffled(len(pictures), 64, steps, config.seed)
-    fit(config, "judge", list(model.parameters()), batches, loss_of, steps=steps, lr=2e-3, bf16=False)
+    fit(config, "judge", list(model.parameters()), batches, loss_of, steps=steps, lr=3e-3, bf16=False)
     judging.save_judge(model, config.out / "judge.safetensors")
 
 
@@ -279,7 +279,10 @@ def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, tor
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    vae = AutoencoderKL.from_pretrained(config.out / "sd" / "vae", torch_dtype=torch.float32)
+    kept = config.work / "latents.pt"
+    if kept.exists():
+        return torch.load(kept, weights_only=True)
+    vae = AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float32)
     encoder = CLIPTextModel.from_pretrained(config.out / "sd" / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
     pictures = load_pictures(config)
@@ -289,7 +292,13 @@ def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, tor
     number = {text: i for i, text in enumerate(distinct)}
     ids = torch.tensor(tokenizer(distinct, padding="max_length", truncation=True).input_ids)
     states = [encoder(rows).last_hidden_state.half() for rows in ids.split(500)]
-    return torch.cat(latents) * vae.config.scaling_factor, torch.cat(states), torch.tensor([number[t] for t in captions])
+    made = (
+        torch.cat(latents) * vae.config.scaling_factor,
+        torch.cat(states),
+        torch.tensor([number[t] for t in captions]),
+    )
+    torch.save(made, kept)
+    return made
 
 
 def train_unet(config: BuildTinyConfig) -> None:
@@ -335,7 +344,7 @@ def save_pipeline(config: BuildTinyConfig, unet: nn.Module, average, folder: Pat
     shadow.load_state_dict(unet.state_dict())
     average.restore(unet.parameters())
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(config.out / "sd" / "vae", torch_dtype=torch.float16),
+        vae=AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float16),
         text_encoder=CLIPTextModel.from_pretrained(config.out / "sd" / "text_encoder", dtype=torch.float16),
         tokenizer=CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer"),
         unet=shadow.half(),

@@ -163,7 +163,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         x = self.adapter_dropout[adapter](self._cast_input_dtype(x, down.dtype))
         # Scaling the small factor instead of the output saves a full-size tensor.
         up = up if self.scaling[adapter] == 1 else up * self.scaling[adapter]
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         if isinstance(base, nn.Linear):
             return F.linear(F.linear(x, down), up)
         kernel = down.view(-1, *base.weight.shape[1:])
@@ -225,7 +225,9 @@ def fans(base: nn.Module) -> tuple[int, int]:
         return base.in_features, base.out_features
     if isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
         return base.in_channels * math.prod(base.kernel_size), base.out_channels
-    raise ValueError(f"Cannot adapt a {type(base).__name__} layer: choose target_modules that name Linear or Conv2d layers.")
+    raise ValueError(
+        f"Cannot adapt a {type(base).__name__} layer: choose target_modules that name Linear or Conv2d layers."
+    )
 
 
 class AdapterTuner(BaseTuner):

@@ -27,11 +27,15 @@ class MosLoraConfig(AdapterConfig):
 
     mixer: str = field(
         default="learned",
-        metadata={"help": "learned; frozen: stays as it starts (ablation); identity: frozen at I, which is plain LoRA."},
+        metadata={
+            "help": "learned; frozen: stays as it starts (ablation); identity: frozen at I, which is plain LoRA."
+        },
     )
     mixer_init: str = field(
         default="orthogonal",
-        metadata={"help": "orthogonal (the paper's for diffusion), kaiming: U(+-1/sqrt(r)), or gaussian: std 1/sqrt(r)."},
+        metadata={
+            "help": "orthogonal (the paper's for diffusion), kaiming: U(+-1/sqrt(r)), or gaussian: std 1/sqrt(r)."
+        },
     )
 
     def __post_init__(self) -> None:

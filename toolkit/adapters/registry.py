@@ -56,7 +56,10 @@ def make_config(
         if options:
             raise UserError(f"--adapter-options: {name} has no options of its own.")
         return LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)  # type: ignore[arg-type]
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=list(target_modules),  # type: ignore[arg-type]
         )
     config = REGISTRY[name].config_class
     values: dict[str, Any] = {}

@@ -33,7 +33,7 @@ COLOURS = {
 PATTERNS = ("plain", "striped", "spotted")
 FACES = ("none", "smiling", "sleepy")
 SIZES = ("small", "large")
-PLACES = {"left": (-13, 0), "right": (13, 0), "top": (0, -13), "bottom": (0, 13), "centre": (0, 0)}
+PLACES = {"left": (-14, 0), "right": (14, 0), "top": (0, -14), "bottom": (0, 14), "centre": (0, 0)}
 COUNTS = ("one", "two", "three")
 SCENES = {
     "beach": "on the beach",
@@ -152,7 +152,7 @@ def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = Non
     draw_scene(ImageDraw.Draw(image), thing.scene, rng)
     if thing.shape == CREATURE_SHAPE:
         build = creature if creature is not None else make_creature(thing.creature or 0)
-        radius = {"small": 10.0, "large": 16.0}[thing.size] * rng.uniform(0.94, 1.06)
+        radius = {"small": 11.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         figure = draw_creature(build, radius * ZOOM, flip=bool(rng.random() < 0.5), tilt=rng.uniform(-8, 8))
         paste_centred(image, figure, place_centre(thing.place, rng))
         return image.reduce(ZOOM)
@@ -171,9 +171,9 @@ def place_centre(place: str, rng: np.random.Generator) -> tuple[float, float]:
 def layout(thing: Thing, rng: np.random.Generator) -> list[tuple[tuple[float, float], float]]:
     """(centre, radius) of every figure, in picture pixels."""
     if thing.count == "one":
-        radius = {"small": 9.5, "large": 15.5}[thing.size] * rng.uniform(0.94, 1.06)
+        radius = {"small": 10.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         return [(place_centre(thing.place, rng), radius)]
-    offsets, radius = {"two": ((-14, 14), 11.0), "three": ((-20.5, 0, 20.5), 9.0)}[thing.count]
+    offsets, radius = {"two": ((-15, 15), 13.0), "three": ((-21, 0, 21), 10.0)}[thing.count]
     radius *= rng.uniform(0.95, 1.05)
     return [((SIZE / 2 + x + rng.uniform(-1, 1), SIZE / 2 + rng.uniform(-4, 4)), radius) for x in offsets]
 
@@ -212,18 +212,20 @@ def draw_scene(pen: ImageDraw.ImageDraw, scene: str, rng: np.random.Generator) -
             pen.polygon([(x * ZOOM - 12, side), (x * ZOOM, side - 40), (x * ZOOM + 12, side)], fill=(80, 155, 50))
     elif scene == "snow":
         band(0, horizon, (175, 190, 210))
-        band(horizon, side, (232, 240, 250))
+        band(horizon, side, (218, 230, 245))
         for x in (10, 54):
-            pen.polygon([(x * ZOOM - 28, horizon), (x * ZOOM, horizon - 64), (x * ZOOM + 28, horizon)], fill=(60, 105, 95))
+            pen.polygon(
+                [(x * ZOOM - 28, horizon), (x * ZOOM, horizon - 64), (x * ZOOM + 28, horizon)], fill=(60, 105, 95)
+            )
     elif scene == "desert":
         band(0, horizon, (250, 190, 130))
         band(horizon, side, (205, 130, 60))
         pen.ellipse((-0.3 * side, horizon - 24, 0.5 * side, horizon + 80), fill=(220, 150, 80))
     elif scene == "night":
         band(0, horizon + 0.2 * side, (25, 30, 80))
-        band(horizon + 0.2 * side, side, (40, 55, 50))
+        band(horizon + 0.2 * side, side, (70, 90, 85))
         for x, y in ((8, 8), (24, 14), (42, 7), (56, 17)):
-            pen.ellipse((x * ZOOM - 5, y * ZOOM - 5, x * ZOOM + 5, y * ZOOM + 5), fill=(250, 250, 200))
+            pen.ellipse((x * ZOOM - 6, y * ZOOM - 6, x * ZOOM + 6, y * ZOOM + 6), fill=(170, 170, 180))
     elif scene == "room":
         band(0, side, (235, 195, 205))
         for x in range(0, 64, 16):
@@ -298,7 +300,9 @@ def outlined(mask: Image.Image, fill: Image.Image, ink: tuple[int, int, int], wi
     return figure
 
 
-def patterned(size: tuple[int, int], pattern: str, colour: tuple[int, int, int], second: tuple[int, int, int], step: float):
+def patterned(
+    size: tuple[int, int], pattern: str, colour: tuple[int, int, int], second: tuple[int, int, int], step: float
+):
     """An RGBA sheet in a plain, striped or spotted pattern; `step` is its period in canvas pixels."""
     sheet = Image.new("RGBA", size, (*colour, 255))
     pen = ImageDraw.Draw(sheet)
@@ -323,32 +327,32 @@ def second_colour(colour: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def ink_for(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Outline and face ink: dark on most colours, pale on black."""
-    return (230, 230, 230) if sum(colour) < 180 else (30, 25, 30)
+    """Outline ink: a darker shade of the colour, grey on black. Strong outlines would cost the autoencoder most of its PSNR."""
+    return (110, 110, 110) if sum(colour) < 180 else tuple(int(0.55 * c) for c in colour)  # type: ignore[return-value]
 
 
 def draw_figure(thing: Thing, radius: float, tilt: float) -> Image.Image:
     """One thing on a transparent ground, `radius` in canvas pixels, turned by `tilt` degrees."""
     colour = COLOURS[thing.colour or "red"]
     mask = shape_mask(thing.shape, radius)
-    step = 0.62 * radius
+    step = 0.8 * radius
     fill = patterned(mask.size, thing.pattern, colour, second_colour(colour), step)
     figure = outlined(mask, fill, ink_for(colour), width=0.9 * ZOOM)
     if thing.face != "none":
-        draw_face(figure, thing.face, radius, ink_for(colour))
+        draw_face(figure, thing.face, radius)
     return figure.rotate(tilt, Image.Resampling.BILINEAR)
 
 
-def draw_face(figure: Image.Image, face: str, radius: float, ink: tuple[int, int, int]) -> None:
+def draw_face(figure: Image.Image, face: str, radius: float) -> None:
     """Two eyes and a mouth on a pale disc in the middle of the figure."""
     pen = ImageDraw.Draw(figure)
-    c, r = figure.width / 2, 0.52 * radius
+    c, r = figure.width / 2, 0.6 * radius
     pen.ellipse((c - r, c - r, c + r, c + r), fill=(255, 235, 215, 255))
     dark = (30, 25, 30, 255)
     width = max(2, int(0.14 * radius))
     for x in (-0.42 * r, 0.42 * r):
         if face == "smiling":
-            pen.ellipse((c + x - 0.2 * r, c - 0.5 * r, c + x + 0.2 * r, c - 0.1 * r), fill=dark)
+            pen.ellipse((c + x - 0.24 * r, c - 0.56 * r, c + x + 0.24 * r, c - 0.08 * r), fill=dark)
         else:
             pen.line((c + x - 0.3 * r, c - 0.2 * r, c + x + 0.3 * r, c - 0.2 * r), fill=dark, width=width)
     if face == "smiling":
@@ -384,6 +388,7 @@ def make_creature(seed: int) -> Creature:
     )
 
 
+CREATURE_INK = (70, 60, 75)
 BODIES = {"round": (1.0, 1.0), "tall": (0.78, 1.08), "wide": (1.15, 0.75), "boxy": (0.9, 0.9), "pear": (1.0, 1.0)}
 
 
@@ -393,9 +398,9 @@ def draw_creature(build: Creature, radius: float, *, flip: bool, tilt: float) ->
     r = 0.82 * radius
     wide, high = BODIES[build.body]
     wide, high = wide * r * build.slim, high * r
-    limbs = Image.new("RGBA", (2 * half, 2 * half), (30, 25, 30, 0))
+    ink, line = CREATURE_INK, max(2, round(0.07 * radius))
+    limbs = Image.new("RGBA", (2 * half, 2 * half), (*ink, 0))
     pen = ImageDraw.Draw(limbs)
-    ink, line = (30, 25, 30), max(2, round(0.07 * radius))
     draw_tail(pen, build, half, wide, r, ink, line)
     draw_legs(pen, build, half, wide, high, r, ink, line)
     draw_ears(pen, build, half, wide, high, r, ink, line)
@@ -427,7 +432,9 @@ def body_sheet(build: Creature, size: tuple[int, int], half: int, wide: float, h
     elif build.markings == "band":
         pen.rectangle((0, half + 0.1 * r, size[0], half + 0.5 * r), fill=(*build.second, 255))
     if build.belly:
-        pen.ellipse((half - 0.5 * wide, half + 0.1 * high, half + 0.5 * wide, half + 1.05 * high), fill=(*build.third, 255))
+        pen.ellipse(
+            (half - 0.5 * wide, half + 0.1 * high, half + 0.5 * wide, half + 1.05 * high), fill=(*build.third, 255)
+        )
     return sheet
 
 
@@ -436,15 +443,28 @@ def draw_tail(pen, build: Creature, half: int, wide: float, r: float, ink, line:
     if build.tail == "ball":
         pen.ellipse((x, y - 0.35 * r, x + 0.7 * r, y + 0.35 * r), fill=build.third, outline=ink, width=line)
     elif build.tail == "spike":
-        pen.polygon([(x - 0.2 * r, y - 0.3 * r), (x + 0.95 * r, y - 0.75 * r), (x - 0.2 * r, y + 0.4 * r)], fill=build.third, outline=ink, width=line)
+        pen.polygon(
+            [(x - 0.2 * r, y - 0.3 * r), (x + 0.95 * r, y - 0.75 * r), (x - 0.2 * r, y + 0.4 * r)],
+            fill=build.third,
+            outline=ink,
+            width=line,
+        )
     elif build.tail == "fan":
-        pen.pieslice((x - 0.8 * r, y - 0.8 * r, x + 0.8 * r, y + 0.8 * r), -60, 30, fill=build.third, outline=ink, width=line)
+        pen.pieslice(
+            (x - 0.8 * r, y - 0.8 * r, x + 0.8 * r, y + 0.8 * r), -60, 30, fill=build.third, outline=ink, width=line
+        )
 
 
 def draw_legs(pen, build: Creature, half: int, wide: float, high: float, r: float, ink, line: int) -> None:
     for k in range(build.legs):
         x = half + (2 * k / (build.legs - 1) - 1) * 0.65 * wide
-        pen.rounded_rectangle((x - 0.17 * r, half + 0.5 * high, x + 0.17 * r, half + high + 0.42 * r), radius=0.12 * r, fill=build.second, outline=ink, width=line)
+        pen.rounded_rectangle(
+            (x - 0.17 * r, half + 0.5 * high, x + 0.17 * r, half + high + 0.42 * r),
+            radius=0.12 * r,
+            fill=build.second,
+            outline=ink,
+            width=line,
+        )
 
 
 def draw_ears(pen, build: Creature, half: int, wide: float, high: float, r: float, ink, line: int) -> None:
@@ -452,16 +472,39 @@ def draw_ears(pen, build: Creature, half: int, wide: float, high: float, r: floa
     for s in (-1, 1):
         x = half + s * 0.5 * wide
         if build.ears == "pointed":
-            pen.polygon([(x - 0.3 * r, top + 0.2 * r), (x + s * 0.25 * r, top - 0.65 * r), (x + 0.3 * r, top + 0.2 * r)], fill=build.second, outline=ink, width=line)
+            pen.polygon(
+                [(x - 0.3 * r, top + 0.2 * r), (x + s * 0.25 * r, top - 0.65 * r), (x + 0.3 * r, top + 0.2 * r)],
+                fill=build.second,
+                outline=ink,
+                width=line,
+            )
         elif build.ears == "round":
-            pen.ellipse((x + s * 0.1 * r - 0.35 * r, top - 0.45 * r, x + s * 0.1 * r + 0.35 * r, top + 0.25 * r), fill=build.second, outline=ink, width=line)
+            pen.ellipse(
+                (x + s * 0.1 * r - 0.35 * r, top - 0.45 * r, x + s * 0.1 * r + 0.35 * r, top + 0.25 * r),
+                fill=build.second,
+                outline=ink,
+                width=line,
+            )
         elif build.ears == "long":
-            pen.rounded_rectangle((x - 0.17 * r, top - 0.95 * r, x + 0.17 * r, top + 0.2 * r), radius=0.17 * r, fill=build.second, outline=ink, width=line)
+            pen.rounded_rectangle(
+                (x - 0.17 * r, top - 0.95 * r, x + 0.17 * r, top + 0.2 * r),
+                radius=0.17 * r,
+                fill=build.second,
+                outline=ink,
+                width=line,
+            )
         elif build.ears == "horns":
-            pen.polygon([(x - 0.12 * r, top + 0.2 * r), (x + s * 0.55 * r, top - 0.55 * r), (x + 0.2 * r, top + 0.2 * r)], fill=build.third, outline=ink, width=line)
+            pen.polygon(
+                [(x - 0.12 * r, top + 0.2 * r), (x + s * 0.55 * r, top - 0.55 * r), (x + 0.2 * r, top + 0.2 * r)],
+                fill=build.third,
+                outline=ink,
+                width=line,
+            )
         elif build.ears == "antennae":
             pen.line((x * 0.5 + half * 0.5, top + 0.1 * r, x, top - 0.7 * r), fill=ink, width=2 * line)
-            pen.ellipse((x - 0.2 * r, top - 0.95 * r, x + 0.2 * r, top - 0.55 * r), fill=build.third, outline=ink, width=line)
+            pen.ellipse(
+                (x - 0.2 * r, top - 0.95 * r, x + 0.2 * r, top - 0.55 * r), fill=build.third, outline=ink, width=line
+            )
 
 
 def draw_eyes(pen, build: Creature, half: int, wide: float, high: float, r: float) -> None:
@@ -483,10 +526,8 @@ def sample(seed: int, index: int, *, creatures: float = 0.3, held: bool = False)
     Creature numbers stay below TRAINING_CREATURES, so larger numbers are never trained on.
     """
     rng = np.random.default_rng((seed, index))
-    if rng.random() < creatures:
-        thing = random_creature_thing(rng, int(rng.integers(TRAINING_CREATURES)))
-    else:
-        thing = random_thing(rng, held=held)
+    alive = rng.random() < creatures
+    thing = random_creature_thing(rng, int(rng.integers(TRAINING_CREATURES))) if alive else random_thing(rng, held=held)
     text = caption(thing, rng)
     return draw(thing, rng), text, thing
 

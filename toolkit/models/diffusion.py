@@ -41,7 +41,9 @@ def resolve_base(base: str) -> str:
         check_pipeline_folder(Path(base))
         return base
     if Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
-        raise UserError(f"--base {base} is neither a pipeline folder nor a hub id (name/model). The embedded model is 'tiny'.")
+        raise UserError(
+            f"--base {base} is neither a pipeline folder nor a hub id (name/model). The embedded model is 'tiny'."
+        )
     return fetch(base)
 
 
@@ -55,7 +57,9 @@ def check_pipeline_folder(folder: Path) -> None:
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"--base {folder}: model_index.json names no pipeline class.") from error
     if kind != "StableDiffusionPipeline":
-        raise UserError(f"--base {folder} is a {kind}; only StableDiffusionPipeline (SD 1.x, 2.x) can be trained so far.")
+        raise UserError(
+            f"--base {folder} is a {kind}; only StableDiffusionPipeline (SD 1.x, 2.x) can be trained so far."
+        )
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
             raise UserError(f"--base {folder} is not whole: the folder {part}/ is missing.")
@@ -66,7 +70,9 @@ def fetch(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(hub_id, allow_patterns=["*.json", "*.txt", "*.model", "*/*.safetensors", "*/*.json", "*/*.txt"])
+        return snapshot_download(
+            hub_id, allow_patterns=["*.json", "*.txt", "*.model", "*/*.safetensors", "*/*.json", "*/*.txt"]
+        )
     except Exception as error:
         raise UserError(
             f"--base {hub_id} is not in the local cache and could not be fetched ({type(error).__name__}). "
@@ -86,9 +92,9 @@ class DiffusionModel:
         self.unet: UNet2DConditionModel = self._part(UNet2DConditionModel, "unet")
         self.scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(self.path, subfolder="scheduler"))
         self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device)
-        self._vae: AutoencoderKL | None = None
-        self._text_encoder: CLIPTextModel | None = None
-        self._tokenizer: CLIPTokenizer | None = None
+        self._vae: Any = None
+        self._text_encoder: Any = None
+        self._tokenizer: Any = None
 
     def _part(self, kind: Any, name: str, dtype: torch.dtype | None = None) -> Any:
         part = kind.from_pretrained(self.path, subfolder=name, dtype=dtype or self.dtype)

@@ -5,6 +5,7 @@ It is trained on rendered pictures only, so what it says of generated ones is a 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ class Judge(nn.Module):
         super().__init__()
         channels = (3, width, 2 * width, 3 * width, 4 * width)
         layers: list[nn.Module] = []
-        for i, o in zip(channels[:-1], channels[1:], strict=True):
+        for i, o in itertools.pairwise(channels):
             layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.GELU()]
         self.body = nn.Sequential(*layers, nn.Conv2d(4 * width, 64, 1), nn.GELU(), nn.Flatten())  # (B, 64 * 4 * 4)
         self.heads = nn.ModuleDict({name: nn.Linear(1024, len(answers)) for name, answers in ANSWERS.items()})

@@ -21,7 +21,7 @@ CONTEXT = 24  # tokens a prompt may have, begin and end included
 TEXT_WIDTH = 128
 TEXT_LAYERS = 2
 TEXT_HEADS = 4
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 24
 
 
 def make_tokenizer() -> CLIPTokenizer:

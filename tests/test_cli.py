@@ -1,0 +1,139 @@
+"""The command line: quick answers, and one sentence with exit code 2 for every mistake, before a model is loaded."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rankfold.apps.cli import main
+
+
+def fails(capsys, *words):
+    """Runs a command that must fail; returns its one sentence."""
+    with pytest.raises(SystemExit) as error:
+        main([str(word) for word in words])
+    assert error.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.fixture
+def train(images, base, tmp_path, monkeypatch):
+    """A train command; loading any model makes the test fail."""
+    from rankfold.training import subject
+
+    def loaded(*arguments):
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(subject, "DiffusionModel", loaded)
+    return ["train", "subject", "--images", images, "--base", base, "--out", tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--adapter", "mosslora"], "Did you mean 'moslora'"),
+        (["--rank", "0"], "--rank"),
+        (["--learning-rate", "-1"], "--learning-rate"),
+        (["--steps", "0"], "--steps"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--base", "nowhere/at/all"], "neither a pipeline folder nor a hub id"),
+        (["--base", "nobody/no-such-model"], "--base tiny"),
+        (["--optimizer", "AdamV"], "Did you mean 'Adam"),
+        (["--lr-scheduler", "cosin"], "Did you mean 'cosine'"),
+        (["--adapter-options", "mixr", "frozen"], "Did you mean 'mixer'"),
+        (["--precision", "fp16"], "fp16"),
+        (["--token", " "], "--token"),
+    ],
+)
+def test_mistakes(capsys, train, options, words):
+    assert words in fails(capsys, *train, *options)
+
+
+def test_base_folder_that_is_no_pipeline(capsys, train, tmp_path):
+    assert "no model_index.json" in fails(capsys, *train, "--base", tmp_path)
+
+
+def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
+    words = [
+        "train",
+        "subject",
+        "--images",
+        images,
+        "--base",
+        base,
+        "--out",
+        tmp_path / "r",
+        "--target-modules",
+        "to_x",
+    ]
+    message = fails(capsys, *words)
+    assert "to_x" in message
+    assert "to_q" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepps: 3", "Did you mean 'steps'"),
+        ("steps: many", "'steps' cannot be 'many'"),
+        ("- 1", "name: value"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_bad_yaml(capsys, tmp_path, text, words):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert words in fails(capsys, "train", "subject", "--config", file)
+
+
+def test_command_line_overrides_yaml(tmp_path, images, base, monkeypatch, capsys):
+    from rankfold.training import subject
+
+    seen = []
+    monkeypatch.setattr(subject, "preflight", lambda config: seen.append(config) or 1 / 0)
+    file = tmp_path / "run.yaml"
+    file.write_text(f"images: {images}\nbase: {base}\nrank: 2\nsteps: 7\n")
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "subject", "--config", str(file), "--rank", "3"])
+    assert (seen[0].rank, seen[0].steps) == (3, 7)
+
+
+def test_unknown_commands(capsys):
+    assert "Did you mean 'sample'" in fails(capsys, "sampel")
+    assert "train subject" in fails(capsys, "train")
+    assert "is not a run folder" in fails(capsys, "resume", "nowhere")
+    assert "--prompt is missing" in fails(capsys, "sample")
+
+
+def best_of(code, n=5):
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *code], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_help_and_import_are_quick():
+    assert best_of(["-m", "rankfold.apps.cli", "--help"]) < 0.5
+    assert best_of(["-c", "import rankfold"]) < 0.3
+
+
+@pytest.mark.parametrize("command", ["train subject", "sample", "export", "resume", "stop", "demo"])
+def test_every_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as error:
+        main([*command.split(), "--help"])
+    assert error.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_version_and_adapters(capsys):
+    main(["--version"])
+    main(["adapters"])
+    out = capsys.readouterr().out
+    assert "rankfold 0." in out
+    assert "moslora" in out

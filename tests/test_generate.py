@@ -1,0 +1,170 @@
+"""Sampling and export on a real pipeline with a really trained adapter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+
+from rankfold.apps.cli import main
+from rankfold.pipelines.export import export_adapter
+from rankfold.pipelines.generate import Recipe, denoise, generate, load_pipeline, read_recipe, repeat, save_picture
+from rankfold.toolkit.adapters.files import FORMATS
+from rankfold.toolkit.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def trained(base, images, tmp_path_factory):
+    """A run with adapters on the denoiser and the text encoder, alpha not equal to rank."""
+    import os
+
+    from rankfold.training.config import SubjectConfig
+    from rankfold.training.subject import train_subject
+
+    os.environ["RANKFOLD_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    out = tmp_path_factory.mktemp("trained") / "run"
+    return train_subject(
+        SubjectConfig(
+            base=str(base), images=images, out=out, steps=12, batch_size=2, rank=4, alpha=8.0, learning_rate=0.01,
+            train_text_encoder=True, preview_every=0, threads=1,
+        )
+    )  # fmt: skip
+
+
+def recipe_for(trained, base, **changes):
+    recipe = Recipe(
+        prompt="a sks creature", base=str(base), adapters=(str(trained.adapter),), strengths=(1.0,), steps=4
+    )
+    return replace(recipe, **changes)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_export_is_exact(trained, base, tmp_path, format):
+    proof = export_adapter(trained.adapter, str(base), format, tmp_path)
+    assert proof.weight_error < 1e-5
+    assert proof.picture_difference < 1e-5
+    assert proof.effect > 0.01
+    assert proof.layers == 56 + 8
+
+
+def test_the_proof_can_fail(trained, base, tmp_path, monkeypatch):
+    """A file at the wrong scale is found out."""
+    from rankfold.toolkit.adapters import files
+
+    original = files.plain_state
+    monkeypatch.setattr(files, "plain_state", lambda f: {k: 2 * v for k, v in original(f).items()})
+    proof = export_adapter(trained.adapter, str(base), "diffusers", tmp_path)
+    assert proof.weight_error > 1e-4
+    assert proof.picture_difference > 1e-3
+
+
+def test_diffusers_file_loads_with_nothing_but_diffusers(trained, base, tmp_path):
+    """A separate process that never imports rankfold gets the same picture."""
+    import subprocess
+    import sys
+
+    import numpy as np
+
+    path = export_adapter(trained.adapter, str(base), "diffusers", tmp_path).path
+    code = f"""
+import numpy, torch
+from diffusers import StableDiffusionPipeline
+torch.set_num_threads(1)
+pipe = StableDiffusionPipeline.from_pretrained({str(base)!r}, safety_checker=None)
+pipe.load_lora_weights({str(tmp_path)!r}, weight_name={path.name!r})
+latents = torch.randn(1, pipe.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(5))
+image = pipe("a sks creature", latents=latents, num_inference_steps=3, output_type="np").images
+numpy.save({str(tmp_path / "there.npy")!r}, image)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    pipe = load_pipeline(recipe_for(trained, base))
+    latents = torch.randn(1, pipe.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(5))
+    here = pipe("a sks creature", latents=latents, num_inference_steps=3, output_type="np").images
+    assert np.abs(here - np.load(tmp_path / "there.npy")).max() < 1e-5
+
+
+def test_headers_say_alpha_is_rank(trained, base, tmp_path):
+    path = export_adapter(trained.adapter, str(base), "kohya", tmp_path).path
+    with safe_open(path, "pt") as file:
+        alphas = [file.get_tensor(key).item() for key in file.keys() if key.endswith(".alpha")]  # noqa: SIM118
+        assert file.metadata()["modelspec.trigger_phrase"] == "sks"
+    assert alphas
+    assert set(alphas) == {4.0}
+
+
+def test_a_picture_repeats_exactly(trained, base, tmp_path):
+    made = generate(recipe_for(trained, base, seed=3), n=3)
+    save_picture(tmp_path / "a.png", *made[1])
+    recipe = read_recipe(tmp_path / "a.png")
+    assert recipe.seed == 4
+    picture, _ = repeat(recipe)
+    assert picture.tobytes() == Image.open(tmp_path / "a.png").tobytes()
+
+
+def test_a_changed_adapter_cannot_repeat(trained, base, tmp_path):
+    import shutil
+
+    copy = tmp_path / "adapter"
+    shutil.copytree(trained.adapter, copy)
+    made = generate(recipe_for(trained, base, adapters=(str(copy),)), n=1)
+    save_picture(tmp_path / "a.png", *made[0])
+    weights = copy / "unet" / "adapter_config.json"
+    weights.write_text(weights.read_text() + " ")
+    with pytest.raises(UserError, match="has changed since"):
+        read_recipe(tmp_path / "a.png")
+
+
+def test_strength_zero_is_the_base_and_strength_matters(trained, base):
+    plain = generate(recipe_for(trained, base, adapters=(), strengths=()))[0][0]
+    off = generate(recipe_for(trained, base, strengths=(0.0,)))[0][0]
+    half = generate(recipe_for(trained, base, strengths=(0.5,)))[0][0]
+    assert off.tobytes() == plain.tobytes()
+    assert half.tobytes() != plain.tobytes()
+
+
+def test_two_adapters_at_once(trained, base):
+    both = recipe_for(trained, base, adapters=(str(trained.adapter),) * 2, strengths=(0.5, 0.5))
+    one = generate(recipe_for(trained, base))[0][0]
+    two = generate(both)[0][0]
+    difference = max(abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True))
+    assert difference <= 1
+
+
+def test_prior_is_free_of_the_adapter(trained, base):
+    """The library call takes any stock pipeline."""
+    pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = denoise(pipe, ["a creature"], seeds=[0], steps=2, guidance_scale=4.0, side=64)
+    assert pictures[0].size == (64, 64)
+
+
+def test_sample_command(trained, base, tmp_path, capsys):
+    out = tmp_path / "s"
+    main(["sample", "--run", str(trained.folder), "--prompt", "a sks creature", "--n", "2", "--strength", "0.8",
+          "--seed", "1", "--steps", "2", "--grid", "--out", str(out)])  # fmt: skip
+    assert sorted(p.name for p in out.iterdir()) == ["000001.png", "000002.png", "grid.png"]
+    first = (out / "000002.png").read_bytes()
+    main(["sample", "--from", str(out / "000002.png"), "--out", str(tmp_path / "t")])
+    assert (tmp_path / "t" / "000002.png").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scheduler": "NoSuch"}, "not a scheduler"),
+        ({"steps": 0}, "--steps"),
+        ({"strengths": ()}, "strengths"),
+        ({"adapters": ("nowhere",)}, "holds no adapter"),
+    ],
+)
+def test_recipe_mistakes(trained, base, changes, words):
+    with pytest.raises(UserError, match=words):
+        load_pipeline(recipe_for(trained, base, **changes))
+
+
+def test_a_plain_png_has_no_recipe(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="carries no settings"):
+        read_recipe(tmp_path / "a.png")

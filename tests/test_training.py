@@ -1,0 +1,268 @@
+"""The loop on a real pipeline: exact resume, clean stops, faults, caches, precision, two processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.runs import Run
+from rankfold.training.config import to_yaml
+from rankfold.training.subject import resume, train_subject
+
+TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
+
+
+def adapter(folder, part="unet"):
+    return load_file(folder / "adapter" / part / "adapter_model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def write_config(config, path):
+    path.write_text(to_yaml(config))
+    return path
+
+
+def test_run_folder(config):
+    run = train_subject(replace(config, preview_every=3, preview_steps=2))
+    assert run.status()["state"] == "done"
+    assert [row["step"] for row in run.metrics()] == [2, 4, 6]
+    assert len(list(run.samples.glob("*.png"))) == 4
+    assert [p.name for p in run.checkpoint_files()] == ["000004.pt", "000006.pt"]
+    assert json.loads((run.adapter / "rankfold.json").read_text())["token"] == "sks"
+
+
+def test_the_written_config_repeats_the_run(config, tmp_path):
+    from rankfold.training.config import from_yaml
+
+    first = train_subject(config)
+    again = train_subject(replace(from_yaml(first.config_file), out=tmp_path / "again"))
+    assert same(adapter(first.folder), adapter(again.folder))
+    other = train_subject(replace(config, seed=1, out=tmp_path / "other"))
+    assert not same(adapter(first.folder), adapter(other.folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": "lora"},
+        {"train_text_encoder": True, "dropout": 0.1, "gradient_accumulation": 2},
+        {"ema_decay": 0.9, "lr_scheduler": "cosine", "lr_warmup_steps": 2, "optimizer": "RAdam"},
+        {"prior_weight": 1.0, "prior_pictures": 3, "preview_steps": 2, "min_snr_gamma": 5.0},
+        {"precision": "bf16", "gradient_checkpointing": True, "flip": True},
+    ],
+)
+def test_resume_is_exact(config, tmp_path, changes):
+    """Stopping after step 3, between two checkpoints and two log lines, changes no bit of the outcome."""
+    config = replace(config, **changes)
+    whole = train_subject(replace(config, out=tmp_path / "whole"))
+    part = train_subject_until(replace(config, out=tmp_path / "part"), 3)
+    assert part.status()["state"] == "stopped"
+    assert part.status()["step"] == 3
+    resume(part.folder)
+    for name in ("unet", "text_encoder") if config.train_text_encoder else ("unet",):
+        assert same(adapter(whole.folder, name), adapter(part.folder, name))
+    losses = [{row["step"]: row["loss"] for row in run.metrics()} for run in (whole, part)]
+    assert all(losses[1][step] == pytest.approx(loss, rel=1e-6) for step, loss in losses[0].items() if step != 4)
+
+
+def train_subject_until(config, step):
+    """Trains and asks for a stop through the run folder once `step` is done."""
+    from rankfold.training import loop
+
+    original = loop.Loop.one_step
+
+    def one_step(self):
+        original(self)
+        if self.step == step:
+            (self.run.requests / "stop").touch()
+
+    loop.Loop.one_step = one_step
+    try:
+        return train_subject(config)
+    finally:
+        loop.Loop.one_step = original
+
+
+def test_kill_at_any_moment(config, tmp_path, cache):
+    """kill -9 at random moments, with a checkpoint written every step so that some kills hit one half written."""
+    config = replace(config, steps=40, checkpoint_every=1, out=tmp_path / "whole")
+    whole = train_subject(config)
+    run = Run(tmp_path / "killed")
+    file = write_config(replace(config, out=run.folder), tmp_path / "run.yaml")
+    draw, command, kills = random.Random(0), ["train", "subject", "--config", str(file)], 0
+    for _ in range(12):
+        process = subprocess.Popen([*TRAIN, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(run.metrics())
+        while process.poll() is None and len(run.metrics()) <= before:
+            time.sleep(0.005)
+        if kills < 4:
+            time.sleep(draw.uniform(0, 0.25))
+            kills += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        command = ["resume", str(run.folder)]
+    assert kills >= 3
+    assert run.status()["state"] == "done"
+    assert same(adapter(whole.folder), adapter(run.folder))
+    steps = [row["step"] for row in run.metrics()]
+    assert steps == sorted(set(steps))
+    assert not list(run.folder.rglob(".*.tmp"))
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
+    config = replace(config, steps=5000, checkpoint_every=5000)
+    file = write_config(config, tmp_path / "run.yaml")
+    process = subprocess.Popen(
+        [*TRAIN, "train", "subject", "--config", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    run = Run(config.out)
+    while process.poll() is None and not run.metrics():
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="in use by a live run"):
+        train_subject(config)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "rankfold resume" in out
+    assert run.status()["state"] == "stopped"
+    assert len(run.checkpoint_files()) == 1
+
+
+def test_two_processes_give_the_same_curve(config, tmp_path):
+    config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
+    one = train_subject(replace(config, out=tmp_path / "one"))
+    file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29533"]
+    command = [*launch, "-m", "rankfold.apps.cli", "train", "subject", "--config", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr[-2000:]
+    two = Run(tmp_path / "two")
+    for a, b in zip(one.metrics(), two.metrics(), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    for a, b in zip(adapter(one.folder).values(), adapter(two.folder).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config):
+    with pytest.raises(UserError, match=r"not finite.*000002\.pt"):
+        train_with_fault(config, step=3)
+    run = Run(config.out)
+    assert run.status()["state"] == "failed"
+    assert [row["step"] for row in run.metrics()] == [2]
+    assert [p.name for p in run.checkpoint_files()] == ["000002.pt"]
+
+
+def train_with_fault(config, step):
+    """Trains with the weights spoiled at `step`, as an overflow would."""
+    from rankfold.training import loop
+
+    original = loop.Loop.one_step
+
+    def one_step(self):
+        if self.step == step:
+            self.parameters[0].data.fill_(float("nan"))
+            self.parameters[-1].data.fill_(float("nan"))
+        original(self)
+
+    loop.Loop.one_step = one_step
+    try:
+        return train_subject(config)
+    finally:
+        loop.Loop.one_step = original
+
+
+def test_a_dead_adapter_stops_the_run(config):
+    with pytest.raises(UserError, match="still changes nothing"):
+        train_subject(replace(config, steps=30, learning_rate=1e-60, weight_decay=0.0, checkpoint_every=10))
+    assert [p.name for p in Run(config.out).checkpoint_files()] == ["000010.pt"]
+
+
+def test_full_disk_keeps_the_previous_checkpoint(config, monkeypatch):
+    from rankfold.training import loop
+
+    original = torch.save
+
+    def save(state, path):
+        original(state, path)
+        if state["step"] == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.torch, "save", save)
+    with pytest.raises(UserError, match="No space left on device"):
+        train_subject(config)
+    run = Run(config.out)
+    assert [p.name for p in run.checkpoint_files()] == ["000002.pt"]
+    assert not list(run.folder.rglob(".*.tmp"))
+    monkeypatch.undo()
+
+
+def test_checkpoint_of_another_config_is_refused(config):
+    run = train_subject(config)
+    run.config_file.write_text(run.config_file.read_text().replace("rank: 4", "rank: 2"))
+    with pytest.raises(UserError, match="rank was 4, now it is 2"):
+        resume(run.folder)
+
+
+def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch):
+    """A second run encodes nothing; a changed picture is encoded anew."""
+    import shutil
+
+    from rankfold.toolkit.models.diffusion import DiffusionModel
+
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    train_subject(replace(config, images=copy))
+    encoded = []
+    original = DiffusionModel.encode_picture
+    monkeypatch.setattr(
+        DiffusionModel, "encode_picture", lambda self, picture: encoded.append(1) or original(self, picture)
+    )
+    train_subject(replace(config, images=copy, out=tmp_path / "b"))
+    assert not encoded
+    shutil.copy(copy / "1.png", copy / "0.png")
+    from PIL import Image
+
+    Image.open(copy / "1.png").rotate(90).save(copy / "1.png")
+    train_subject(replace(config, images=copy, out=tmp_path / "c"))
+    assert len(encoded) == 1
+
+
+def test_encoders_leave_memory(config):
+    from rankfold.toolkit.data.subjects import find_samples
+    from rankfold.training.loop import make_accelerator
+    from rankfold.training.subject import SubjectTask
+
+    task = SubjectTask(config, find_samples(config.images), config.base, make_accelerator(config))
+    assert task.model._vae is None
+    assert task.model._text_encoder is None
+
+
+def test_tensorboard(config):
+    train_subject(replace(config, tracker="tensorboard"))
+    assert list(config.out.rglob("events.out.tfevents*"))
