@@ -174,6 +174,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config):
         train_with_fault(config, step=3)
     run = Run(config.out)
     assert run.status()["state"] == "failed"
+    assert "not finite" in run.log_file.read_text()
     assert [row["step"] for row in run.metrics()] == [2]
     assert [p.name for p in run.checkpoint_files()] == ["000002.pt"]
 

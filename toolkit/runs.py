@@ -127,6 +127,11 @@ class Run:
             (self.requests / request).unlink(missing_ok=True)
         return found
 
+    def append_log(self, text: str) -> None:
+        """Appends text to log.txt, with the time."""
+        with self.log_file.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
     # -------------------------------------------------------------------------- metrics
 
     def append_metrics(self, **values: Any) -> None:

@@ -264,7 +264,7 @@ class Loop:
         if self.accelerator.is_main_process:
             rate = self.schedule.get_last_lr()[0]
             self.run.append_metrics(step=self.step, loss=loss, learning_rate=rate, images_per_second=round(speed, 3))
-            self.progress.update(self.step, loss, speed)
+            self.run.append_log(self.progress.update(self.step, loss, speed))
         if self.config.tracker != "none":
             self.accelerator.log({"loss": loss, "images_per_second": speed}, step=self.step)
 

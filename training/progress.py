@@ -45,9 +45,10 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def update(self, step: int, loss: float, speed: float) -> None:
-        """Shows a log line; `speed` in pictures per second."""
+    def update(self, step: int, loss: float, speed: float) -> str:
+        """Shows a log line and returns it; `speed` in pictures per second."""
         text = f"loss {loss:.4f}  {speed:.1f} images/s  {peak_memory_gib():.2f} GiB"
         self.bar.update(self.task, completed=step, text=text)
         if not self.live:
             self.console.print(f"step {step}/{self.total}  {text}", highlight=False)
+        return f"step {step}/{self.total}  {text}"

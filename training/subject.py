@@ -6,6 +6,7 @@ photos + captions -> latents and prompt states (cached) -> noise -> predict (ada
 from __future__ import annotations
 
 import json
+import traceback
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import compute_snr
 from peft import PeftConfig
 from PIL import Image
 from torch import nn
@@ -82,8 +84,7 @@ def preflight(config: SubjectConfig) -> tuple[list[Sample], str]:
 
 def carry_out(config: SubjectConfig, samples: list[Sample], base: str, run: Run, accelerator: Accelerator) -> Run:
     """Builds the task, runs the loop, and leaves the outcome in status.json."""
-    state, error = "failed", "stopped by an error; see log.txt"
-    loop = None
+    state, error, loop = "failed", "ended by the system", None
     try:
         task = SubjectTask(config, samples, base, accelerator)
         loop = Loop(config, task, run, accelerator)
@@ -91,6 +92,7 @@ def carry_out(config: SubjectConfig, samples: list[Sample], base: str, run: Run,
         state, error = loop.train(), None
     except Exception as fault:
         error = str(fault)
+        run.append_log(traceback.format_exc())
         raise
     finally:
         if accelerator.is_main_process:
@@ -118,23 +120,22 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.unet = model.unet
         self.text_encoder = model.text_encoder if text else None
-        self.kind = model.prediction_type
+        self.scheduler = model.scheduler
         self.gamma = min_snr_gamma
-        self.register_buffer("alphas_cumprod", model.alphas_cumprod, persistent=False)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of each sample, (B,). Batch: mean, std, spread, noise (B, C, H, W); timesteps, weight (B,); states or ids."""
         clean = batch["mean"] + batch["std"] * batch["spread"]
         noise, timesteps = batch["noise"], batch["timesteps"]
-        noisy = losses.add_noise(self.alphas_cumprod, clean, noise, timesteps)
-        goal = losses.target(self.kind, self.alphas_cumprod, clean, noise, timesteps)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        goal = losses.target(self.scheduler, clean, noise, timesteps)
         states = self.text_encoder(batch["ids"]).last_hidden_state if self.text_encoder else batch["states"]
         dtype = self.unet.dtype
         guess = self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample
         loss = losses.per_sample_mse(guess, goal) * batch["weight"]
         if self.gamma is not None:
-            snr = losses.snr(self.alphas_cumprod, timesteps)
-            loss = loss * losses.min_snr_weight(self.kind, snr, self.gamma)
+            snr = compute_snr(self.scheduler, timesteps)
+            loss = loss * losses.min_snr_weight(self.scheduler.config.prediction_type, snr, self.gamma)
         return loss
 
 
@@ -159,6 +160,7 @@ class SubjectTask:
         model = self.model
         self.prompts: dict[str, int] = {}  # text -> number
         self.attach_adapters()
+        self.timesteps = len(model.scheduler.alphas_cumprod)
         self.side = config.resolution or model.native_resolution
         self.cache = cache_folder()
         # One process fills the caches, the others then read them.
@@ -281,7 +283,7 @@ class SubjectTask:
             random = generator(config.seed, stream, position + slot)
             spread.append(torch.randn(shape, generator=random))
             noise.append(torch.randn(shape, generator=random))
-            timesteps.append(torch.randint(len(self.model.alphas_cumprod), (1,), generator=random))
+            timesteps.append(torch.randint(self.timesteps, (1,), generator=random))
         where = picked.to(self.device, non_blocking=True)
         number = rows.prompt[picked].to(self.device, non_blocking=True)
         words = {"states": self.states[number]} if self.states is not None else {"ids": self.ids[number]}

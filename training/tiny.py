@@ -37,8 +37,8 @@ class BuildTinyConfig:
     """Number of drawn training pictures."""
     creature_pairs: int = 20_000
     """Number of creatures drawn twice, for the CLIP model's sense of identity."""
-    vae_steps: int = 3_500
-    clip_steps: int = 2_500
+    vae_steps: int = 11_000
+    clip_steps: int = 1_200
     unet_steps: int = 9_000
     seed: int = 0
     stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "unet")
@@ -209,8 +209,9 @@ def train_vae(config: BuildTinyConfig) -> None:
         sharp = sum((a - b).abs().mean() for a, b in zip(edges(back), edges(pixels), strict=True))
         return F.l1_loss(back, pixels) + 2 * F.mse_loss(back, pixels) + 0.5 * sharp + 1e-6 * posterior.kl().mean()
 
-    batches = shuffled(len(pictures), 24, config.vae_steps, config.seed)
-    fit(config, "vae", list(vae.parameters()), batches, loss_of, steps=config.vae_steps, lr=2e-3, bf16=True)
+    # Small batches: edges are learned by many steps rather than by many pictures.
+    batches = shuffled(len(pictures), 12, config.vae_steps, config.seed)
+    fit(config, "vae", list(vae.parameters()), batches, loss_of, steps=config.vae_steps, lr=2e-3, bf16=True, every=250)
     vae.eval()
     with torch.no_grad():
         latents = vae.encode(to_pixels(pictures[:2000])).latent_dist.mean

@@ -91,7 +91,6 @@ class DiffusionModel:
     def __post_init__(self) -> None:
         self.unet: UNet2DConditionModel = self._part(UNet2DConditionModel, "unet")
         self.scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(self.path, subfolder="scheduler"))
-        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device)
         self._vae: Any = None
         self._text_encoder: Any = None
         self._tokenizer: Any = None
@@ -127,11 +126,6 @@ class DiffusionModel:
         if text_encoder:
             self._text_encoder = None
         gc.collect()
-
-    @property
-    def prediction_type(self) -> str:
-        """epsilon or v_prediction."""
-        return self.scheduler.config.prediction_type
 
     @property
     def native_resolution(self) -> int:

@@ -1,0 +1,69 @@
+"""The shipped models load with the stock loaders and know the world. The full bars: benchmarks/tiny_bars.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from rankfold.toolkit.data import world
+from rankfold.toolkit.metrics import ClipScorer, embedded_judge, psnr
+from rankfold.toolkit.models.judge import pictures_to_pixels
+from rankfold.toolkit.models.tiny import assets
+
+TINY = assets() / "tiny"
+pytestmark = pytest.mark.skipif(not (TINY / "sd" / "model_index.json").exists(), reason="not built yet")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(TINY / "sd", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_size():
+    assert sum(file.stat().st_size for file in TINY.rglob("*") if file.is_file()) < 15e6
+
+
+def test_tokenizer_spells_rare_words(pipe):
+    tokenizer = pipe.tokenizer
+    assert tokenizer.tokenize("creature") == ["creature</w>"]
+    assert tokenizer.decode(tokenizer("a zqx9 creature").input_ids, skip_special_tokens=True) == "a zqx 9 creature"
+    assert tokenizer.unk_token_id not in tokenizer("a zqx9 é creature").input_ids[1:-1]
+
+
+def test_prompts_steer_the_picture(pipe):
+    from rankfold.pipelines.generate import denoise
+
+    rng = np.random.default_rng(5)
+    things = [world.random_thing(rng, held=True) for _ in range(24)]
+    pictures = denoise(pipe, [world.caption(t) for t in things], seeds=range(24), steps=20, guidance_scale=4.0, side=64)
+    answers = embedded_judge().read(pictures)
+    for name in ("shape", "colour", "scene"):
+        right = sum(answer[name] == getattr(thing, name) for answer, thing in zip(answers, things, strict=True))
+        assert right >= 18, name
+
+
+@torch.no_grad()
+def test_autoencoder(pipe):
+    pixels = pictures_to_pixels([world.sample(77, index)[0] for index in range(40)])
+    back = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+    assert psnr(back / 2 + 0.5, pixels / 2 + 0.5).mean() > 28
+
+
+def test_clip_tells_creatures_apart():
+    scorer = ClipScorer()
+    views = [world.subject_pictures(3_500_000 + number, 2) for number in range(40)]
+    first, second = (scorer.pictures([pair[side][0] for pair in views]) for side in (0, 1))
+    nearest = (first @ second.T).argmax(1)
+    assert (nearest == torch.arange(40)).float().mean() >= 0.9
+
+
+def test_clip_reads_captions():
+    scorer = ClipScorer()
+    rng = np.random.default_rng(9)
+    things = [world.random_thing(rng, held=True) for _ in range(30)]
+    pictures = scorer.pictures([world.draw(thing, rng) for thing in things])
+    texts = scorer.texts([world.caption(thing) for thing in things])
+    assert ((pictures @ texts.T).argmax(1) == torch.arange(30)).float().mean() > 0.8

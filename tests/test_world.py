@@ -1,0 +1,61 @@
+"""The tiny world is what it says: reproducible, described, and with things held out."""
+
+import numpy as np
+
+from rankfold.toolkit.data import world
+from rankfold.toolkit.models.judge import ANSWERS, IGNORE, labels
+
+
+def test_a_sample_is_a_function_of_seed_and_index():
+    one, text, thing = world.sample(3, 14)
+    two, text_again, thing_again = world.sample(3, 14)
+    assert one.tobytes() == two.tobytes()
+    assert (text, thing) == (text_again, thing_again)
+    assert world.sample(4, 14)[0].tobytes() != one.tobytes()
+    assert one.size == (64, 64)
+
+
+def test_training_never_draws_what_is_held_out():
+    seen = [world.sample(0, index)[2] for index in range(3000)]
+    assert not any(world.held_out(thing) for thing in seen)
+    pairs = {(t.shape, t.colour) for t in seen if t.colour}
+    assert len(pairs) == len(world.SHAPES) * len(world.COLOURS)
+    rng = np.random.default_rng(0)
+    assert all(world.held_out(world.random_thing(rng, held=True)) for _ in range(100))
+
+
+def test_training_never_draws_the_demo_creature():
+    from rankfold.apps.demo import DEMO_CREATURE
+
+    creatures = {world.sample(0, index)[2].creature for index in range(2000)} - {None}
+    assert max(creatures) < world.TRAINING_CREATURES <= DEMO_CREATURE
+
+
+def test_captions_name_everything():
+    thing = world.Thing("star", "beach", "red", "striped", "smiling", "large", "left")
+    assert world.caption(thing) == "a large red striped smiling star on the beach at the left"
+    crowd = world.Thing("cross", "snow", "blue", size="small", count="three")
+    assert world.caption(crowd) == "three blue crosses in the snow"
+    creature = world.Thing(world.CREATURE_SHAPE, "night", creature=7)
+    assert world.caption(creature, noun="sks creature") == "a large sks creature at night in the centre"
+
+
+def test_every_scene_and_shape_looks_different():
+    def look(thing):
+        return np.asarray(world.draw(thing, np.random.default_rng(0)), dtype=float)
+
+    scenes = [look(world.Thing("star", scene, "red")) for scene in world.SCENES]
+    shapes = [look(world.Thing(shape, "beach", "red")) for shape in world.SHAPES]
+    for looks in (scenes, shapes):
+        for a in range(len(looks)):
+            for b in range(a):
+                assert np.abs(looks[a] - looks[b]).mean() > 1
+
+
+def test_labels_leave_out_what_a_picture_does_not_settle():
+    names = list(ANSWERS)
+    creature = dict(zip(names, labels(world.Thing(world.CREATURE_SHAPE, "sea", creature=1)), strict=True))
+    assert creature["colour"] == IGNORE
+    assert ANSWERS["scene"][creature["scene"]] == "sea"
+    crowd = dict(zip(names, labels(world.Thing("star", "sea", "red", count="two")), strict=True))
+    assert crowd["place"] == crowd["size"] == IGNORE
