@@ -15,7 +15,7 @@ from ..toolkit.adapters import files
 from ..toolkit.errors import UserError
 from ..toolkit.models.diffusion import DTYPES, resolve_base
 from ..toolkit.randomness import generator
-from ..toolkit.runs import write_atomic
+from ..toolkit.runs import write_png
 
 TEXT_CHUNK = "rankfold"
 
@@ -146,7 +146,7 @@ def save_picture(path: Path, picture: Image.Image, recipe: Recipe) -> None:
     """Writes a PNG with the recipe in its text chunk."""
     info = PngImagePlugin.PngInfo()
     info.add_text(TEXT_CHUNK, json.dumps(asdict(recipe)))
-    write_atomic(path, lambda temporary: picture.save(temporary, format="png", pnginfo=info))
+    write_png(path, picture, info)
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -204,23 +204,31 @@ def test_a_dead_adapter_stops_the_run(config):
     assert [p.name for p in Run(config.out).checkpoint_files()] == ["000010.pt"]
 
 
-def test_full_disk_keeps_the_previous_checkpoint(config, monkeypatch):
-    from rankfold.training import loop
-
-    original = torch.save
-
-    def save(state, path):
-        original(state, path)
-        if state["step"] == 4:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(loop.torch, "save", save)
-    with pytest.raises(UserError, match="No space left on device"):
-        train_subject(config)
+def test_full_disk_keeps_the_previous_checkpoint(config, tmp_path):
+    """The system refuses to write files as large as a checkpoint from step 3 on, as a full disk would."""
+    file = write_config(config, tmp_path / "run.yaml")
+    code = f"""
+import resource
+from pathlib import Path
+from rankfold.training import loop
+from rankfold.apps.cli import main
+original = loop.Loop.one_step
+def one_step(self):
+    original(self)
+    if self.step == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+loop.Loop.one_step = one_step
+main(["train", "subject", "--config", {str(file)!r}])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "Could not write" in result.stderr
+    assert "000004.pt" in result.stderr.splitlines()[-1]
     run = Run(config.out)
+    assert run.status()["state"] == "failed"
     assert [p.name for p in run.checkpoint_files()] == ["000002.pt"]
     assert not list(run.folder.rglob(".*.tmp"))
-    monkeypatch.undo()
+    assert resume(run.folder).status()["state"] == "done"
 
 
 def test_checkpoint_of_another_config_is_refused(config):

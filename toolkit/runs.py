@@ -7,14 +7,16 @@ Everything is written whole or not at all: a file is written beside its final na
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError
 
@@ -22,17 +24,18 @@ LIVE = ("starting", "running")
 REQUESTS = ("stop", "sample", "save")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write(temporary path)`, flushes the file to disk and renames it to `path`.
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file whole or not at all: beside its name, flushed to the disk, then renamed.
 
     Raises:
-        UserError: when the disk is full; the file that was there before stays as it was.
+        UserError: when the disk is full or cannot be written; the file that was there before stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -48,7 +51,14 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    write_atomic(path, text.encode())
+
+
+def write_png(path: Path, picture: Image.Image, info: PngInfo | None = None) -> None:
+    """Writes a PNG atomically, with text chunks if given."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png", pnginfo=info)
+    write_atomic(path, buffer.getbuffer())
 
 
 class Run:

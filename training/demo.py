@@ -11,7 +11,7 @@ import torch
 from ..pipelines.generate import Recipe, generate, grid, load_pipeline
 from ..toolkit.data import world
 from ..toolkit.metrics import ClipScorer, clip_i, embedded_judge, interval
-from ..toolkit.runs import Run, write_atomic, write_text
+from ..toolkit.runs import Run, write_png, write_text
 from .config import from_yaml
 
 REFERENCES = 24  # held-out renders of the subject
@@ -79,7 +79,7 @@ def write_sheet(path: Path, images: Path, rows: list[list]) -> None:
         cells += row
     sheet = grid(cells, columns=8)
     sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
-    write_atomic(path, lambda temporary: sheet.save(temporary, format="png"))
+    write_png(path, sheet)
 
 
 def shown_correctly(

@@ -9,6 +9,7 @@ resumed ends equal to the bit to one that never stopped.
 
 from __future__ import annotations
 
+import io
 import math
 import signal
 import threading
@@ -29,7 +30,7 @@ from torch import nn
 
 from ..toolkit.errors import UserError, nearest
 from ..toolkit.randomness import mixed
-from ..toolkit.runs import Run, write_atomic
+from ..toolkit.runs import Run, write_atomic, write_png
 from .config import LoopConfig
 from .progress import Progress
 
@@ -272,7 +273,7 @@ class Loop:
         """Writes the preview pictures of this step; randomness and averaged weights are put back afterwards."""
         for number, picture in enumerate(self.with_average(self.task.preview)):
             path = self.run.samples / f"{self.step:06d}_{number:02d}.png"
-            write_atomic(path, lambda temporary, p=picture: p.save(temporary, format="png"))
+            write_png(path, picture)
 
     def with_average(self, action: Callable[[], Any]) -> Any:
         """Runs the action with the averaged weights in place, when there are any."""
@@ -314,7 +315,9 @@ class Loop:
             self.log()
         if self.accelerator.is_main_process:
             path = self.run.checkpoints / f"{self.step:06d}.pt"
-            write_atomic(path, lambda temporary: torch.save(self.state(), temporary))
+            buffer = io.BytesIO()  # torch's own file writer hides what the system said of a full disk
+            torch.save(self.state(), buffer)
+            write_atomic(path, buffer.getbuffer())
             self.run.prune_checkpoints(self.config.keep_checkpoints)
 
     def latest_name(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ..errors import UserError
@@ -39,7 +39,7 @@ def save_native(model: nn.Module, folder: Path, adapter: str = "default") -> Non
 def write_state(folder: Path, state: dict[str, torch.Tensor], config: PeftConfig) -> None:
     """Writes tensors and config as PEFT lays them out."""
     state = {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
-    write_atomic(folder / WEIGHTS, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+    write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
     values = config.to_dict() | {"inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     write_text(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str))
@@ -161,7 +161,7 @@ def export_diffusers(parts: dict[str, Factors], out: Path) -> Path:
         metadata |= {f"{part}.{key}": value for key, value in plain.items()}
     path = out / "pytorch_lora_weights.safetensors"
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(metadata, sort_keys=True, default=str)}
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=header))
+    write_atomic(path, save(state, metadata=header))
     return path
 
 
@@ -184,5 +184,5 @@ def export_kohya(parts: dict[str, Factors], out: Path, facts: dict[str, str]) ->
         "modelspec.trigger_phrase": facts.get("token", ""),
     }
     path = out / "kohya.safetensors"
-    write_atomic(path, lambda temporary: save_file(state, temporary, metadata=header))
+    write_atomic(path, save(state, metadata=header))
     return path

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..runs import write_atomic
 
@@ -34,5 +34,5 @@ def cached(folder: Path, key: str, make: Callable[[], dict[str, torch.Tensor]]) 
         except (SafetensorError, OSError):
             path.unlink(missing_ok=True)
     tensors = {name: value.contiguous() for name, value in make().items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    write_atomic(path, save(tensors))
     return tensors
