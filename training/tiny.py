@@ -37,7 +37,7 @@ class BuildTinyConfig:
     """Number of drawn training pictures."""
     creature_pairs: int = 20_000
     """Number of creatures drawn twice, for the CLIP model's sense of identity."""
-    vae_steps: int = 11_000
+    vae_steps: int = 10_000
     clip_steps: int = 1_200
     unet_steps: int = 9_000
     seed: int = 0

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 64  # side of a finished picture, pixels
 ZOOM = 4  # pictures are drawn this much larger, then reduced, which smooths the edges
@@ -155,11 +155,16 @@ def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = Non
         radius = {"small": 11.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         figure = draw_creature(build, radius * ZOOM, flip=bool(rng.random() < 0.5), tilt=rng.uniform(-8, 8))
         paste_centred(image, figure, place_centre(thing.place, rng))
-        return image.reduce(ZOOM)
+        return finished(image)
     for centre, radius in layout(thing, rng):
         figure = draw_figure(thing, radius * ZOOM, tilt=rng.uniform(-7, 7))
         paste_centred(image, figure, centre)
-    return image.reduce(ZOOM)
+    return finished(image)
+
+
+def finished(canvas: Image.Image) -> Image.Image:
+    """The canvas at its final size, a little soft, as a photo is: razor edges would be most of what there is to compress."""
+    return canvas.reduce(ZOOM).filter(ImageFilter.GaussianBlur(0.7))
 
 
 def place_centre(place: str, rng: np.random.Generator) -> tuple[float, float]:
