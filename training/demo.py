@@ -6,8 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ..pipelines.generate import Recipe, generate, grid, load_pipeline
 from ..toolkit.data import world
 from ..toolkit.metrics import ClipScorer, clip_i, embedded_judge, interval
@@ -80,16 +78,3 @@ def write_sheet(path: Path, images: Path, rows: list[list]) -> None:
     sheet = grid(cells, columns=8)
     sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
     write_png(path, sheet)
-
-
-def shown_correctly(
-    judge, pictures: list, things: list[world.Thing], questions: tuple[str, ...]
-) -> dict[str, torch.Tensor]:
-    """For each question, whether the judge reads off the picture what was asked for, (N,) of 0 and 1."""
-    answers = judge.read(pictures)
-    return {
-        question: torch.tensor(
-            [float(a[question] == getattr(t, question)) for a, t in zip(answers, things, strict=True)]
-        )
-        for question in questions
-    }
