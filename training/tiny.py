@@ -330,7 +330,7 @@ def train_unet(config: BuildTinyConfig) -> None:
 
     steps = config.unet_steps
     batches = shuffled(len(latents), 64, steps, config.seed)
-    fit(config, "unet", list(unet.parameters()), batches, loss_of, steps=steps, lr=1.5e-3, bf16=False, after=after)
+    fit(config, "unet", list(unet.parameters()), batches, loss_of, steps=steps, lr=1.2e-3, bf16=False, after=after)
     save_pipeline(config, unet, average, config.out / "sd")
 
 

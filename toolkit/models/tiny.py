@@ -120,7 +120,7 @@ def open_clip_config(tokenizer: CLIPTokenizer) -> dict:
     return {
         "model_cfg": {
             "embed_dim": TEXT_WIDTH,
-            "vision_cfg": {"image_size": world.SIZE, "layers": 5, "width": 128, "head_width": 32, "patch_size": 8},
+            "vision_cfg": {"image_size": world.SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
             "text_cfg": {
                 "context_length": CONTEXT,
                 "vocab_size": len(tokenizer),
