@@ -1,6 +1,7 @@
 """Rankfold: teach a diffusion model your subject from a handful of pictures, with the low-rank adapter that fits.
 
-Names are imported when they are first used, so that `import rankfold` costs nothing.
+Names are imported when they are first used, so that `import rankfold` costs nothing. Its adapters are known to PEFT from
+here on (see toolkit/peft_hook.py).
 """
 
 from __future__ import annotations
@@ -8,8 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .toolkit.peft_hook import register_with_peft
+
 _WHERE = {
-    "MosLoraConfig": ".toolkit.adapters.moslora",
+    "MosLoraConfig": ".toolkit.adapters",
+    "FvaeLoraConfig": ".toolkit.adapters",
+    "LoraTrfConfig": ".toolkit.adapters",
+    "GloraConfig": ".toolkit.adapters",
+    "auxiliary_losses": ".toolkit.adapters.auxiliary",
     "SubjectConfig": ".training.config",
     "train_subject": ".training.subject",
     "resume": ".training.subject",
@@ -19,6 +26,8 @@ _WHERE = {
     "UserError": ".toolkit.errors",
 }
 __all__ = list(_WHERE)
+
+register_with_peft()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 
 from ..toolkit.adapters import files
-from ..toolkit.adapters.fold import Factors, delta_weights
+from ..toolkit.adapters.files import Factors
+from ..toolkit.adapters.fold import delta_weights
 from .generate import Recipe, denoise, load_pipeline
 
 ADAPTER = "adapter_0"

@@ -1,136 +1,139 @@
-"""One test over the registry: what every variant promises, on Linear and Conv2d."""
+"""One test over the registry: what every variant promises, in stock PEFT, diffusers and transformers.
+
+A new variant is tested by existing. EXTRA lists other settings of variants that behave differently from the default ones.
+"""
 
 import copy
-import os
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors import safe_open
 from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state
-from rankfold.toolkit.adapters.fold import fold, is_dead
-from rankfold.toolkit.adapters.moslora import MosLoraConfig
+from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
+from rankfold.toolkit.adapters.base import REGISTRY
+from rankfold.toolkit.adapters.fold import delta_weights, is_dead
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
 from rankfold.toolkit.errors import UserError
 
-REFERENCE = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
-TARGETS = ("0", "1", "4")
+EXTRA = {
+    "moslora-frozen": ("moslora", {"mixer": "frozen"}),
+    "fvae-identity": ("fvae", {"encoder_activation": "identity"}),
+    "loratrf-code": ("loratrf", {"filter": "code"}),
+    "loratrf-edit": ("loratrf", {"filter": "edit"}),
+    "loratrf-subspace": ("loratrf", {"filter": "subspace"}),
+    "glora-elementwise": ("glora", {"form": "elementwise"}),
+    "glora-vectors": ("glora", {"a": "vector", "b": "vector", "c": "lora", "d": "constant", "e": "constant"}),
+    "glora-constants": ("glora", {"form": "elementwise", "a": "constant", "b": "constant"}),
+}
+VARIANTS = {name: (name, {}) for name in REGISTRY} | EXTRA
+NOT_LINEAR = ("fvae", "loratrf", "loratrf-code")  # cannot be merged
+ON_CONVOLUTIONS = [label for label, (name, _) in VARIANTS.items() if nn.Conv2d in REGISTRY[name].kinds]
+MERGEABLE = [label for label in VARIANTS if label not in NOT_LINEAR]
 
 
-class Net(nn.Sequential):
-    """Two convolutions and a linear layer."""
-
-    def __init__(self):
-        super().__init__(
-            nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)
-        )
+def config(label, **changes):
+    name, options = VARIANTS.get(label, (label, {}))
+    dropout = 0.0
+    settings = {"rank": 4, "alpha": 6.0, "dropout": dropout, "target_modules": ("0", "2"), "options": options}
+    return make_config(name, **(settings | changes))
 
 
-def config(name, **changes):
-    return make_config(name, **({"rank": 3, "alpha": 6.0, "dropout": 0.0, "target_modules": TARGETS} | changes))
-
-
-def randomised(model, seed=1):
+def randomised(model, seed=1, std=0.3):
+    """Gives every trainable tensor a value, so that nothing is zero by its start."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=std)
     return model
 
 
-@pytest.fixture
-def net():
+def two_linears():
     torch.manual_seed(0)
-    return Net()
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5, bias=False))
 
 
-@pytest.fixture
-def x():
-    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+def two_convolutions():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False))
 
 
-@pytest.mark.parametrize("name", adapter_names())
-class TestContract:
-    def test_starts_as_the_base_model(self, name, net, x):
+def noise(*shape, seed=3):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights_of(model):
+    layers = [layer.get_base_layer() for layer in adapter_layers(model).values()]
+    return [(layer.weight.clone(), None if layer.bias is None else layer.bias.clone()) for layer in layers]
+
+
+def equal(left, right):
+    return all(torch.equal(a[0], b[0]) and (a[1] is b[1] or torch.equal(a[1], b[1])) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("label", VARIANTS)
+class TestEveryVariant:
+    def test_starts_as_the_base_model(self, label):
+        net, x = two_linears(), noise(3, 6)
         expected = net(x)
-        model = get_peft_model(net, config(name))
+        model = get_peft_model(net, config(label)).eval()
         assert torch.equal(model(x), expected)
         assert is_dead(model)
 
-    def test_trains(self, name, net, x):
-        model = get_peft_model(net, config(name))
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-        for _ in range(3):
-            model(x).square().sum().backward()
+    def test_trains_every_tensor(self, label):
+        model = get_peft_model(two_linears(), config(label))
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        x = noise(64, 6)
+        for _ in range(6):
+            with auxiliary_losses() as auxiliary:
+                loss = (model(x) - 1).square().mean()
+            (loss + auxiliary.total()).backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert not is_dead(model)
-        before = adapter_state(model)
-        model(x).square().sum().backward()
-        optimizer.step()
-        moved = [key for key, value in adapter_state(model).items() if not torch.equal(value, before[key])]
-        assert moved == list(before)
+        still = [name for name, p in model.named_parameters() if name in start and torch.equal(p, start[name])]
+        assert not still
+        assert not is_dead(model.eval())
 
-    def test_merge_is_forward_and_unmerge_is_exact(self, name, net, x):
-        model = randomised(get_peft_model(net, config(name))).eval()
-        expected = model(x)
-        weights = [layer.get_base_layer().weight.clone() for layer in adapter_layers(model).values()]
-        model.merge_adapter(safe_merge=True)
-        assert not torch.equal(weights[0], next(iter(adapter_layers(model).values())).get_base_layer().weight)
-        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
-        model.unmerge_adapter()
-        for layer, weight in zip(adapter_layers(model).values(), weights, strict=True):
-            if name == "lora":  # PEFT subtracts again, which rounds
-                torch.testing.assert_close(layer.get_base_layer().weight, weight)
-            else:
-                assert torch.equal(layer.get_base_layer().weight, weight)
+    @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (2, 3, 2, 6)])
+    def test_any_input_rank(self, label, shape):
+        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        x = noise(*shape)
+        flat = model(x.reshape(-1, 6)).reshape(*shape[:-1], 5)
+        torch.testing.assert_close(model(x), flat)
 
-    def test_saves_and_loads(self, name, net, x, tmp_path):
-        base = copy.deepcopy(net)
-        model = randomised(get_peft_model(net, config(name))).eval()
+    def test_saves_and_loads(self, label, tmp_path):
+        base, x = two_linears(), noise(3, 6)
+        model = randomised(get_peft_model(copy.deepcopy(base), config(label))).eval()
         model.save_pretrained(tmp_path)
-        loaded = PeftModel.from_pretrained(base, tmp_path).eval()
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
         assert torch.equal(loaded(x), model(x))
+        again = PeftModel.from_pretrained(base, tmp_path, is_trainable=True)
+        with auxiliary_losses() as auxiliary:
+            (again(x).square().mean() + 0).backward()
+        assert auxiliary is not None
 
-    def test_merge_and_unload_leaves_a_plain_model(self, name, net, x):
-        model = randomised(get_peft_model(net, config(name))).eval()
-        expected = model(x)
-        plain = model.merge_and_unload()
-        assert type(plain) is Net
-        assert not adapter_layers(plain)
-        torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-4)
-
-    def test_fold_is_the_change(self, name, net, x):
-        base = copy.deepcopy(net)
-        model = randomised(get_peft_model(net, config(name))).eval()
-        modules = dict(base.named_modules())
-        for layer, (down, up) in fold(model).items():
-            weight = modules[layer.removeprefix("base_model.model.")].weight
-            weight.data += (up @ down).view(weight.shape)
-        torch.testing.assert_close(base(x), model(x), rtol=1e-4, atol=1e-4)
-
-    def test_strength_scales_the_change(self, name, net, x):
-        net = nn.Sequential(nn.Linear(6, 4))
-        x = torch.randn(5, 6)
+    def test_strength_scales_the_change(self, label):
+        net, x = two_linears()[:1], noise(5, 6)
         plain = net(x)
-        model = randomised(get_peft_model(net, config(name, target_modules=("0",)))).eval()
+        model = randomised(get_peft_model(net, config(label, target_modules=("0",)))).eval()
         change = model(x) - plain
+        assert change.abs().max() > 1e-3
         for layer in adapter_layers(model).values():
             layer.set_scale("default", 0.25)
         torch.testing.assert_close(model(x) - plain, 0.25 * change)
         with model.disable_adapter():
             assert torch.equal(model(x), plain)
 
-    def test_two_adapters_add_up(self, name, net, x):
-        net = nn.Sequential(nn.Linear(6, 4))
-        x = torch.randn(5, 6)
+    def test_adapters_add_up_and_go(self, label):
+        net, x = two_linears()[:1], noise(5, 6)
         plain = net(x)
-        model = get_peft_model(net, config(name, target_modules=("0",)), adapter_name="one")
-        model.add_adapter("two", config(name, target_modules=("0",), rank=2))
+        model = get_peft_model(net, config(label, target_modules=("0",)), adapter_name="one").eval()
+        model.add_adapter("two", config(label, target_modules=("0",)))
         changes = []
         for seed, adapter in enumerate(("one", "two")):
             model.set_adapter(adapter)
@@ -142,88 +145,214 @@ class TestContract:
         model.set_adapter("two")
         torch.testing.assert_close(model(x) - plain, changes[1])
 
-    def test_dropout_only_in_training(self, name, net, x):
-        model = randomised(get_peft_model(net, config(name, dropout=0.5)))
+    def test_half_precision_base(self, label):
+        for dtype in (torch.bfloat16, torch.float16):
+            x = noise(4, 6)
+            model = randomised(get_peft_model(two_linears(), config(label))).eval()
+            expected = model(x)
+            half = get_peft_model(two_linears().to(dtype), config(label)).eval()
+            half.load_state_dict({k: v.to(half.state_dict()[k].dtype) for k, v in model.state_dict().items()})
+            assert all(p.dtype == torch.float32 for p in half.parameters() if p.requires_grad)
+            out = half(x.to(dtype))
+            assert out.dtype == dtype
+            torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+
+    def test_rank_and_target_patterns(self, label):
+        changed = config(label)
+        changed.rank_pattern, changed.alpha_pattern = {"2": 5}, {"2": 20.0}
+        model = get_peft_model(two_linears(), changed)
+        first, second = adapter_layers(model).values()
+        assert (first.r["default"], second.r["default"]) == (4, 5)
+        assert first.alpha["default"] == 6.0 and second.alpha["default"] == 20.0
+        only = get_peft_model(two_linears(), config(label, target_modules=(r"2",)))
+        assert [name.split(".")[-1] for name in adapter_layers(only)] == ["2"]
+
+    def test_modules_to_save(self, label, tmp_path):
+        changed = config(label, target_modules=("0",))
+        changed.modules_to_save = ["2"]
+        base, x = two_linears(), noise(3, 6)
+        model = randomised(get_peft_model(copy.deepcopy(base), changed)).eval()
+        model.save_pretrained(tmp_path)
+        assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(x), model(x))
+
+    def test_gradient_checkpointing_gives_the_same_gradients(self, label):
+        from torch.utils.checkpoint import checkpoint
+
+        gradients = []
+        for run in (lambda net, x: net(x), lambda net, x: checkpoint(net, x, use_reentrant=False)):
+            model = randomised(get_peft_model(two_linears(), config(label)))
+            torch.manual_seed(5)
+            with auxiliary_losses() as auxiliary:
+                loss = run(model, noise(7, 6).requires_grad_(True)).square().mean()
+            (loss + auxiliary.total()).backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+        assert all(g is not None for g in gradients[0].values())
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient)
+
+    def test_compiles_without_a_graph_break(self, label):
+        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        x = noise(3, 6)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), model(x))
+        model.train()
+        torch._dynamo.reset()
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
+
+    def test_another_adapter_for_each_row_is_refused(self, label):
+        model = get_peft_model(two_linears(), config(label))
+        layer = next(iter(adapter_layers(model).values()))
+        with pytest.raises(ValueError, match="each row"):
+            layer(noise(2, 6), adapter_names=["default", "default"])
+
+
+@pytest.mark.parametrize("label", MERGEABLE)
+class TestEveryMergeableVariant:
+    def test_merge_is_forward_and_unmerge_is_exact(self, label):
+        x = noise(3, 6)
+        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        expected, before = model(x), weights_of(model)
+        model.merge_adapter(safe_merge=True)
+        assert not equal(weights_of(model), before)
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        with model.disable_adapter():
+            pass
+        model.unmerge_adapter()
+        assert equal(weights_of(model), before)
+        assert torch.equal(model(x), expected)
+
+    def test_a_hundred_rounds_in_bf16_change_no_bit(self, label):
+        model = randomised(get_peft_model(two_linears().bfloat16(), config(label))).eval()
+        before = weights_of(model)
+        for _ in range(100):
+            model.merge_adapter()
+            model.unmerge_adapter()
+        assert equal(weights_of(model), before)
+
+    def test_several_merges_are_one(self, label):
+        x = noise(3, 6)
+        model = get_peft_model(two_linears(), config(label), adapter_name="one").eval()
+        model.add_adapter("two", config(label))
+        for seed, adapter in enumerate(("one", "two")):
+            model.set_adapter(adapter)
+            randomised(model, seed)
+        model.base_model.set_adapter(["one", "two"])
+        expected, before = model(x), weights_of(model)
+        model.merge_adapter(["one"])
+        model.merge_adapter(["two"])
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        model.unmerge_adapter()
+        assert equal(weights_of(model), before)
+
+    def test_merge_without_a_kept_copy_rounds_but_works(self, label):
+        changed = config(label)
+        if VARIANTS[label][0] in ("glora", "loratrf"):  # their change depends on the weight
+            with pytest.raises(ValueError, match="keep_unmerged"):
+                type(changed)(keep_unmerged=False)
+            return
+        changed.keep_unmerged = False
+        x = noise(3, 6)
+        model = randomised(get_peft_model(two_linears(), changed)).eval()
+        expected, before = model(x), weights_of(model)
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+        for (weight, _), (found, _) in zip(before, weights_of(model), strict=True):
+            torch.testing.assert_close(found, weight, rtol=1e-5, atol=1e-5)
+
+    def test_safe_merge_refuses_nan(self, label):
+        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        before = weights_of(model)
+        layer = next(iter(adapter_layers(model).values()))
+        next(iter(layer.tensors("default").values())).data.fill_(float("nan"))
+        with pytest.raises(ValueError, match="not finite"):
+            model.merge_adapter(safe_merge=True)
+        assert equal(weights_of(model), before)
+
+    def test_merge_and_unload_leaves_a_plain_model(self, label):
+        x = noise(3, 6)
+        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        expected = model(x)
+        plain = model.merge_and_unload()
+        assert type(plain) is nn.Sequential
+        assert not adapter_layers(plain)
+        torch.testing.assert_close(plain(x), expected, rtol=1e-5, atol=1e-5)
+
+    def test_delta_is_the_change(self, label):
+        net, x = two_linears()[2:], noise(5, 8)
+        plain = net(x)
+        model = randomised(get_peft_model(net, config(label, target_modules=("2",)))).eval()
+        delta = next(iter(delta_weights(model).values()))
+        bias = model(torch.zeros(1, 8))  # the layer itself has none
+        torch.testing.assert_close(model(x) - plain, x @ delta.T + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("label", NOT_LINEAR)
+def test_a_variant_that_cannot_merge_says_so(label):
+    model = randomised(get_peft_model(two_linears(), config(label))).eval()
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        model.merge_adapter()
+    with pytest.raises(ValueError, match="cannot be merged"):
+        model.merge_and_unload()
+    assert equal(weights_of(model), before)
+    with pytest.raises(UserError, match="cannot be merged"):
+        delta_weights(model)
+
+
+@pytest.mark.parametrize("label", ON_CONVOLUTIONS)
+class TestConvolutions:
+    def test_starts_trains_merges_saves(self, label, tmp_path):
+        net, x = two_convolutions(), noise(2, 3, 8, 8)
+        base, expected = copy.deepcopy(net), net(x)
+        model = get_peft_model(net, config(label)).eval()
+        assert torch.equal(model(x), expected)
+        randomised(model)
+        out, before = model(x), weights_of(model)
+        assert not torch.allclose(out, expected)
+        out.square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        model.save_pretrained(tmp_path)
+        assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(x), out)
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), out, rtol=1e-4, atol=1e-4)
+        model.unmerge_adapter()
+        assert equal(weights_of(model), before)
+
+
+@pytest.mark.parametrize("label", [label for label in VARIANTS if label not in ON_CONVOLUTIONS])
+def test_a_layer_that_does_not_fit_is_refused(label):
+    with pytest.raises(ValueError, match="cannot adapt a Conv2d"):
+        get_peft_model(two_convolutions(), config(label))
+
+
+@pytest.mark.parametrize("name", adapter_names())
+def test_every_adapter_of_the_command_line_trains(name):
+    """Ours and PEFT's own, by name."""
+    model = get_peft_model(two_linears(), config(name))
+    assert is_dead(model)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        (model(noise(8, 6)) - 1).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not is_dead(model)
+    assert adapter_state(model)
+
+
+def test_dropout_only_in_training():
+    for label in [label for label, (name, _) in VARIANTS.items() if name != "glora"]:
+        model = randomised(get_peft_model(two_linears(), config(label, dropout=0.5)))
+        x = noise(3, 6)
         assert not torch.equal(model(x), model(x))
         model.eval()
         assert torch.equal(model(x), model(x))
 
-    def test_base_in_half_precision(self, name):
-        net = nn.Sequential(nn.Linear(6, 4)).bfloat16()
-        model = randomised(get_peft_model(net, config(name, target_modules=("0",))))
-        out = model(torch.randn(2, 6).bfloat16())
-        assert out.dtype == torch.bfloat16
-
-    def test_on_a_diffusers_unet(self, name):
-        from rankfold.toolkit.models.tiny import make_unet
-
-        unet = make_unet()
-        unet.add_adapter(config(name, target_modules=("to_q", "to_k", "to_v", "to_out.0")), "subject")
-        unet.set_adapters(["subject"], [0.5])
-        unet.disable_adapters()
-        unet.enable_adapters()
-        unet.fuse_lora()
-        unet.unfuse_lora()
-        unet.unload_lora()
-        assert not adapter_layers(unet)
-
-
-def test_moslora_matches_the_released_code():
-    with safe_open(REFERENCE / "moslora.safetensors", "pt") as file:
-        known = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    r = known["down"].shape[0]
-    layer = nn.Linear(known["weight"].shape[1], known["weight"].shape[0], bias="bias" in known).double()
-    layer.weight.data = known["weight"]
-    if "bias" in known:
-        layer.bias.data = known["bias"]
-    model = get_peft_model(nn.Sequential(layer), MosLoraConfig(r=r, alpha=float(known["alpha"]), target_modules=["0"]))
-    adapted = next(iter(adapter_layers(model).values()))
-    for tensor in ("down", "mixer", "up"):
-        adapted.tensors("default")[tensor].data = known[tensor]
-    torch.testing.assert_close(model(known["x"]), known["y"], rtol=1e-10, atol=1e-10)
-    delta = adapted.get_delta_weight("default").double()
-    torch.testing.assert_close(delta, known["delta_weight"], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("mixer", ["frozen", "identity"])
-def test_moslora_frozen_mixer_stays(mixer):
-    model = get_peft_model(nn.Sequential(nn.Linear(6, 4)), MosLoraConfig(r=3, mixer=mixer, target_modules=["0"]))
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert len(names) == 2
-    assert not any("mixer" in name for name in names)
-    layer = next(iter(adapter_layers(model).values()))
-    mixer_weight = layer.tensors("default")["mixer"]
-    torch.testing.assert_close(mixer_weight @ mixer_weight.T, torch.eye(3))
-    assert torch.equal(mixer_weight, torch.eye(3)) == (mixer == "identity")
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"r": 0}, "rank"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"alpha": -1.0}, "alpha"),
-        ({"mixer_init": "zero"}, "never trains"),
-    ],
-)
-def test_config_refuses(changes, words):
-    with pytest.raises(ValueError, match=words):
-        MosLoraConfig(target_modules=["0"], **changes)
-
-
-def test_unknown_adapter_names_the_nearest():
-    with pytest.raises(UserError, match="moslora"):
-        config("mosslora")
-    with pytest.raises(UserError, match="mixer"):
-        config("moslora", options={"mixr": "frozen"})
-
 
 def test_stock_peft_refuses_the_file(tmp_path):
     """Without rankfold, PEFT must say that it does not know the adapter, not load half of it."""
-    import subprocess
-    import sys
-
-    get_peft_model(Net(), config("moslora")).save_pretrained(tmp_path)
+    get_peft_model(two_linears(), config("moslora")).save_pretrained(tmp_path)
     code = (
         "from peft import PeftModel; from torch import nn;"
         f"PeftModel.from_pretrained(nn.Sequential(nn.Linear(2, 2)), {str(tmp_path)!r})"
@@ -231,3 +360,15 @@ def test_stock_peft_refuses_the_file(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode != 0
     assert "MOSLORA" in result.stderr
+
+
+@pytest.mark.parametrize("order", ["import rankfold; import peft", "import peft; import rankfold"])
+def test_importing_rankfold_makes_stock_peft_read_the_files(order, tmp_path):
+    for name in REGISTRY:
+        get_peft_model(two_linears(), config(name)).save_pretrained(tmp_path / name)
+    code = f"{order}; from torch import nn\n"
+    code += "net = lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5, bias=False))\n"
+    for name in REGISTRY:
+        code += f"peft.PeftModel.from_pretrained(net(), {str(tmp_path / name)!r})\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -22,7 +22,8 @@ from torch import nn
 from ..pipelines.generate import denoise
 from ..toolkit import losses
 from ..toolkit.adapters import files
-from ..toolkit.adapters.attach import attach, trainable
+from ..toolkit.adapters.attach import attach, calibrate, parameter_groups
+from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.adapters.registry import make_config
 from ..toolkit.data.cache import cached, file_hash, key_of
@@ -129,14 +130,15 @@ class DenoisingLoss(nn.Module):
         noise, timesteps = batch["noise"], batch["timesteps"]
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         goal = losses.target(self.scheduler, clean, noise, timesteps)
-        states = self.text_encoder(batch["ids"]).last_hidden_state if self.text_encoder else batch["states"]
         dtype = self.unet.dtype
-        guess = self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample
+        with auxiliary_losses() as auxiliary:
+            states = self.text_encoder(batch["ids"]).last_hidden_state if self.text_encoder else batch["states"]
+            guess = self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample
         loss = losses.per_sample_mse(guess, goal) * batch["weight"]
         if self.gamma is not None:
             snr = compute_snr(self.scheduler, timesteps)
             loss = loss * losses.min_snr_weight(self.scheduler.config.prediction_type, snr, self.gamma)
-        return loss
+        return loss + auxiliary.total()
 
 
 @dataclass
@@ -176,6 +178,10 @@ class SubjectTask:
         self.ids: Any = model.tokens(list(self.prompts)).to(self.device) if config.train_text_encoder else None
         model.release(text_encoder=not config.train_text_encoder)
         self.module = DenoisingLoss(model, text=config.train_text_encoder, min_snr_gamma=config.min_snr_gamma).train()
+        first = self.batch(0, list(range(config.batch_size)))  # the same on every process
+        for part in self.parts.values():
+            calibrate(part, lambda: self.module.eval()(first))
+        self.module.train()
 
     def attach_adapters(self) -> None:
         """Puts the adapter on the denoiser and, by choice, on the text encoder; the start depends on the seed alone."""
@@ -302,7 +308,7 @@ class SubjectTask:
         """The adapter's parameters, one group a part of the pipeline."""
         config = self.config
         rates = {"unet": config.learning_rate, "text_encoder": config.text_learning_rate or config.learning_rate}
-        return [{"params": trainable(part), "lr": rates[name]} for name, part in self.parts.items()]
+        return [group for name, part in self.parts.items() for group in parameter_groups(part, rates[name])]
 
     @torch.no_grad()
     def preview(self) -> list[Image.Image]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -10,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
 from ..errors import UserError
+from .base import AdapterLayer
 
 
 def matching_layers(model: nn.Module, config: PeftConfig) -> list[str]:
@@ -33,6 +36,40 @@ def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, fi
     model.add_adapter(config, adapter)  # type: ignore[operator]
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, run: Callable[[], Any], adapter: str = "default") -> None:
+    """Runs the model once and gives each layer that starts from it the mean of its base layer's output."""
+    hooks, layers = [], [m for m in model.modules() if isinstance(m, AdapterLayer) and m.has(adapter)]
+    layers = [layer for layer in layers if type(layer).calibrate is not AdapterLayer.calibrate]
+    for layer in layers:
+
+        def give(module: nn.Module, inputs: Any, output: torch.Tensor, layer: AdapterLayer = layer) -> None:
+            layer.calibrate(adapter, output.flatten(0, -2).float().mean(0))
+
+        hooks.append(layer.base_layer.register_forward_hook(give))
+    try:
+        if layers:
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def parameter_groups(model: nn.Module, rate: float, adapter: str = "default") -> list[dict[str, Any]]:
+    """The trainable parameters for an optimizer, one group for each learning rate that the variant asks for."""
+    factors: dict[int, float] = {}
+    for layer in adapter_layers(model).values():
+        if isinstance(layer, AdapterLayer) and layer.has(adapter):
+            tensors = layer.tensors(adapter)
+            for name, factor in layer.rates(layer.settings[adapter]).items():
+                if name in tensors:
+                    factors[id(tensors[name])] = factor
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in trainable(model):
+        groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": parameters, "lr": factor * rate} for factor, parameters in groups.items()]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -1,14 +1,15 @@
-"""The adapter contract, and how a variant becomes an ordinary PEFT method.
+"""The adapter contract, and what follows from it.
 
-A variant states its formula once, in `low_rank`: from its own tensors it gives the two factors of
+A variant states its formula once:
 
-    y = base(x) + scaling * up(down(dropout(x))),        down (r, in), up (out, r)
+- in `change` if it is linear in its input: from its own tensors, and the frozen weight and bias where it needs them, to a
+  Change;
+- in `effect` if not: from its tensors, the input and the base layer's output to what is added.
 
-Forward, merge, unmerge, strength, several adapters at once, convolutions, saving and the fold to plain LoRA are derived
-from that here. A convolution's down factor is (r, in/groups, kh, kw) seen as (r, in * kh * kw); its up factor is 1 x 1.
-
-Registration is by existing: `class MosLoraLayer(AdapterLayer, name="moslora", config=...)` is enough for
-`get_peft_model`, `unet.add_adapter`, `PeftModel.from_pretrained`, `save_pretrained` and the rest of stock PEFT.
+Forward, merge, unmerge, strength, several adapters at once, convolutions, quantised bases, saving and the fold to plain
+LoRA are derived from that here and in change.py. Registration is by existing:
+`class MosLoraLayer(AdapterLayer, name="moslora", config=MosLoraConfig)` is enough for `get_peft_model`,
+`unet.add_adapter`, `PeftModel.from_pretrained`, `save_pretrained` and the rest of stock PEFT (see plugin.py).
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
 from torch import nn
+
+from .change import Change, MaskedLinear, add_low_rank, per_channel, product
+from .plugin import register
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
 
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """Fields that every variant has. Sub-classes add their own and set `peft_type` through the registry."""
+    """Fields that every variant has. Sub-classes add their own."""
 
     r: int = field(default=8, metadata={"help": "Rank: width of the bottleneck, 1 or more."})
     alpha: float | None = field(
@@ -52,153 +53,154 @@ class AdapterConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Rank by layer name."})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Alpha by layer name."})
     bias: str = field(default="none", metadata={"help": "Only 'none': the base model's biases stay as they are."})
+    keep_unmerged: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the base weights of merged layers in main memory, so that unmerging is exact to the bit; "
+            "without it the change is subtracted again, which rounds."
+        },
+    )
 
-    name: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = type(self).name.upper()  # type: ignore[assignment]
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"r is the rank and must be a whole number of at least 1, not {self.r!r}.")
+        self.peft_type = type(self).kind  # type: ignore[assignment]
+        for name, r in {"r": self.r, **{f"rank_pattern['{k}']": v for k, v in self.rank_pattern.items()}}.items():
+            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+                raise ValueError(f"{name} is the rank and must be a whole number of at least 1, not {r!r}.")
+        for name, a in {"alpha": self.alpha, **{f"alpha_pattern['{k}']": v for k, v in self.alpha_pattern.items()}}.items():
+            if a is not None and not a > 0:
+                raise ValueError(f"{name} must be above 0, not {a!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie between 0 and below 1, not {self.dropout!r}.")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, not {self.alpha!r}.")
         if self.bias != "none":
             raise ValueError("bias must be 'none': this adapter does not train the base model's biases.")
 
+    def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        """Raises ValueError when the field is none of the choices."""
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+
+    def check_least(self, name: str, least: float) -> None:
+        """Raises ValueError when the field is below its least value."""
+        value = getattr(self, name)
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, not {value!r}.")
+
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """A Linear or Conv2d with any number of adapters of one variant on it."""
+    """A layer with any number of adapters of one variant on it."""
 
     name: ClassVar[str]
     config_class: ClassVar[type[AdapterConfig]]
-    trained: ClassVar[tuple[str, ...]]  # names of the variant's tensors, without the prefix
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
+    """Base layers that the variant can be put on."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of tensors that only training needs: they are not saved."""
 
-    other_param_names = ("r", "alpha", "scaling", "adapter_dropout")
+    other_param_names = ("r", "alpha", "scaling", "settings", "adapter_dropout")
 
-    def __init_subclass__(cls, *, name: str, config: type[AdapterConfig], **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, *, name: str = "", config: type[AdapterConfig] | None = None, kind: str = "", **kwargs: Any
+    ) -> None:
+        """name: the variant's, and the prefix of its tensors; kind: its type in PEFT, by default the name in capitals."""
         super().__init_subclass__(**kwargs)
-        cls.name, cls.config_class, config.name = name, config, name
-        cls.adapter_layer_names = tuple(f"{name}_{tensor}" for tensor in cls.trained)
-        REGISTRY[name] = cls
-        register(cls)
+        if config is not None:
+            cls.name, cls.config_class, config.kind = name, config, kind or name.upper()
+            REGISTRY[name] = cls
+            register(config.kind, name, config, cls)
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, layer_name: str = "") -> None:
         super().__init__()
-        self.base_layer = base_layer
+        self.base_layer, self.layer_name = base_layer, layer_name
+        self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
+        self.fan_in, self.fan_out = fans(self.get_base_layer(), self.kinds, self.name)
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
+        self.settings: dict[str, Any] = {}
         self.adapter_dropout = nn.ModuleDict()
-        for attribute in self.adapter_layer_names:
-            setattr(self, attribute, nn.ParameterDict())
+        self.adapter_layer_names: tuple[str, ...] = ()
         self.frozen_peft_weight_names = {}
         self.unmerged_weight: torch.Tensor | None = None
+        self.unmerged_bias: torch.Tensor | None = None
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters = []
 
     # -------------------------------------------------------------------------- what a variant says
 
-    def create(self, config: AdapterConfig, r: int, fan_in: int, fan_out: int) -> dict[str, torch.Tensor]:
-        """The variant's tensors at the start of training, in the order of `trained`."""
+    def create(self, config: Any, r: int) -> dict[str, torch.Tensor]:
+        """The variant's tensors at the start of training; shapes follow from r, self.fan_in and self.fan_out."""
         raise NotImplementedError
 
-    def frozen(self, config: AdapterConfig) -> tuple[str, ...]:
+    def frozen(self, config: Any) -> tuple[str, ...]:
         """Names of tensors that are not trained under this config."""
         return ()
 
-    def low_rank(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The formula: the variant's tensors -> down (r, in), up (out, r), before the scaling."""
+    def rates(self, config: Any) -> dict[str, float]:
+        """Factors on the learning rate of single tensors."""
+        return {}
+
+    def is_linear(self, adapter: str) -> bool:
+        """Whether `change` is the formula just now; otherwise it is `effect`."""
+        return True
+
+    def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
+        """The formula of a linear variant, before the scaling.
+
+        Raises:
+            ValueError: when the variant is not linear under its config; the sentence says why and what to do.
+        """
         raise NotImplementedError
 
-    # -------------------------------------------------------------------------- what follows from it
+    def effect(self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The formula of any other: what is added, before the scaling, to the base layer's output y (..., out) for x (..., in)."""
+        raise NotImplementedError
+
+    def calibrate(self, adapter: str, mean: torch.Tensor) -> None:
+        """Takes the base layer's mean output (out,) over a batch, for variants that start from it."""
+
+    # -------------------------------------------------------------------------- adapters come and go
 
     def update_layer(self, adapter: str, config: AdapterConfig, r: int, alpha: float) -> None:
         """Adds an adapter of this name."""
-        base = self.get_base_layer()
-        fan_in, fan_out = fans(base)
-        self.r[adapter], self.alpha[adapter], self.scaling[adapter] = r, alpha, alpha / r
+        self.r[adapter], self.alpha[adapter], self.settings[adapter] = r, alpha, config
+        self.scaling[adapter] = self.initial_scaling(adapter)
         self.adapter_dropout[adapter] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
-        for tensor, value in self.create(config, r, fan_in, fan_out).items():
-            getattr(self, f"{self.name}_{tensor}")[adapter] = nn.Parameter(value)
+        for tensor, value in self.create(config, r).items():
+            attribute = f"{self.name}_{tensor}"
+            if attribute not in self.adapter_layer_names:
+                setattr(self, attribute, nn.ParameterDict())
+                self.adapter_layer_names = (*self.adapter_layer_names, attribute)
+            getattr(self, attribute)[adapter] = nn.Parameter(value)
         self.frozen_peft_weight_names[adapter] = tuple(f"{self.name}_{tensor}" for tensor in self.frozen(config))
         self._move_adapter_to_device_of_base_layer(adapter)
         self.set_adapter(self.active_adapters or [adapter], inference_mode=config.inference_mode)
 
+    def initial_scaling(self, adapter: str) -> float:
+        """The scaling at strength 1."""
+        return self.alpha[adapter] / self.r[adapter]
+
     def tensors(self, adapter: str) -> dict[str, torch.Tensor]:
         """The variant's own tensors of one adapter."""
-        return {tensor: getattr(self, f"{self.name}_{tensor}")[adapter] for tensor in self.trained}
+        start = len(self.name) + 1
+        return {
+            attribute[start:]: values[adapter]
+            for attribute in self.adapter_layer_names
+            if adapter in (values := getattr(self, attribute))
+        }
 
     def has(self, adapter: str) -> bool:
         """Whether this layer carries the adapter."""
         return adapter in self.scaling
 
-    def fold(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Plain LoRA factors in fp32, scaling baked into up: delta weight = up @ down."""
-        down, up = self.low_rank({key: value.detach().float() for key, value in self.tensors(adapter).items()})
-        return down, up * self.scaling[adapter]
-
-    def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """The change of the base weight, in its shape, fp32."""
-        down, up = self.fold(adapter)
-        return (up @ down).view(self.get_base_layer().weight.shape)
-
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x (..., in), or (B, in, H, W) for a convolution."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
-        for adapter in self.active_adapters:
-            if self.has(adapter):
-                result = result + self.contribution(adapter, x).to(result.dtype)
-        return result
-
-    def contribution(self, adapter: str, x: torch.Tensor) -> torch.Tensor:
-        """What one adapter adds to the output."""
-        down, up = self.low_rank(self.tensors(adapter))
-        x = self.adapter_dropout[adapter](self._cast_input_dtype(x, down.dtype))
-        # Scaling the small factor instead of the output saves a full-size tensor.
-        up = up if self.scaling[adapter] == 1 else up * self.scaling[adapter]
-        base: Any = self.get_base_layer()
-        if isinstance(base, nn.Linear):
-            return F.linear(F.linear(x, down), up)
-        kernel = down.view(-1, *base.weight.shape[1:])
-        hidden = F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
-        return F.conv2d(hidden, up[:, :, None, None])
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Adds the adapters to the base weight. The original is kept, so `unmerge` is exact to the bit.
-
-        Raises:
-            ValueError: with `safe_merge`, if the merged weight is not finite.
-        """
-        for adapter in check_adapters_to_merge(self, adapter_names):
-            if not self.has(adapter):
-                continue
-            weight = self.get_base_layer().weight
-            merged = (weight.data.float() + self.get_delta_weight(adapter).to(weight.device)).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"Adapter '{adapter}' has values that are not finite; it was not merged.")
-            if self.unmerged_weight is None:
-                self.unmerged_weight = weight.data
-            weight.data = merged
-            self.merged_adapters.append(adapter)
-
-    def unmerge(self) -> None:
-        """Puts the original base weight back."""
-        if self.unmerged_weight is not None:
-            self.get_base_layer().weight.data = self.unmerged_weight
-            self.unmerged_weight = None
-        self.merged_adapters.clear()
-
     def set_scale(self, adapter: str, scale: float) -> None:
         """Sets the strength: 1 is as trained, 0 is off."""
         if self.has(adapter):
-            self.scaling[adapter] = scale * self.alpha[adapter] / self.r[adapter]
+            self.scaling[adapter] = scale * self.initial_scaling(adapter)
 
     def scale_layer(self, scale: float) -> None:
         """Multiplies the strength of the active adapters."""
@@ -215,59 +217,183 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 else:
                     self.scaling[adapter] /= scale
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return True
+    # -------------------------------------------------------------------------- the frozen layer
 
+    def base_weight(self) -> torch.Tensor:
+        """The frozen weight (out, in) as it was before any merge, dequantised."""
+        if self.unmerged_weight is not None and self.quantization_backend is None:
+            return self.unmerged_weight.to(self.get_base_layer().weight.device).flatten(1)
+        return self.get_base_weight().flatten(1)
 
-def fans(base: nn.Module) -> tuple[int, int]:
-    """Inputs of one output, and outputs, of a Linear or Conv2d."""
-    if isinstance(base, nn.Linear):
-        return base.in_features, base.out_features
-    if isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
-        return base.in_channels * math.prod(base.kernel_size), base.out_channels
-    raise ValueError(
-        f"Cannot adapt a {type(base).__name__} layer: choose target_modules that name Linear or Conv2d layers."
-    )
+    def base_bias(self) -> torch.Tensor | None:
+        """The frozen bias (out,) as it was before any merge."""
+        return self.unmerged_bias if self.merged_adapters else self.get_base_layer().bias
 
+    # -------------------------------------------------------------------------- forward
 
-class AdapterTuner(BaseTuner):
-    """The PEFT tuner of a variant; one sub-class a variant is made by `register`."""
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """x (..., in), or (B, in, H, W) for a convolution.
 
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        Raises:
+            ValueError: for `adapter_names` (another adapter for each row), which these variants do not offer.
+        """
+        if "adapter_names" in kwargs:
+            raise ValueError(f"{self.name} cannot use another adapter for each row; set one with set_adapter.")
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        return self.adapted([a for a in self.active_adapters if self.has(a)], x, *args, **kwargs)
 
-    def _create_and_replace(
-        self,
-        peft_config: AdapterConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **kwargs: Any,
-    ) -> None:
-        r = by_pattern(peft_config.rank_pattern, current_key, peft_config.r)
-        alpha = by_pattern(peft_config.alpha_pattern, current_key, peft_config.alpha or r)
-        if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, peft_config, r, alpha)
+    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The output with these adapters: the linear ones' changes as one, then the effects of the others."""
+        linear = [adapter for adapter in adapters if self.is_linear(adapter)]
+        dropped = [adapter for adapter in linear if self.training and self.settings[adapter].dropout]
+        total = Change()
+        for adapter in linear:
+            if adapter not in dropped:
+                total = total + self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
+        if total.mask_up is not None and type(self.base_layer) is nn.Linear:
+            base, total = self.base_layer, total.rows_in_mask()
+            y = plain = MaskedLinear.apply(x, base.weight, base.bias, total.mask_up, total.mask_down)
+        else:
+            y = plain = self.base_layer(x, *args, **kwargs)
+            if self.quantization_backend is not None:
+                y = plain = self.quantization_backend.maybe_clone_base_result(y)
+        y = self.changed(total, x, y)
+        for adapter in dropped:
+            change = self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
+            y = self.changed(change, self.adapter_dropout[adapter](x), y)
+        for adapter in adapters:
+            if adapter not in linear:
+                seen = self.adapter_dropout[adapter](x)
+                effect = self.effect(adapter, self.tensors(adapter), seen, plain)
+                y = y + self.scaling[adapter] * effect.to(y.dtype)
+        return y
+
+    def changed(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The base layer's output y -> the changed layer's, but for a mask on nn.Linear, which is in y already."""
+        base = self.get_base_layer()
+        if change.rows is not None:
+            unbiased = y if base.bias is None else y - per_channel(base, base.bias, y)
+            y = y + per_channel(base, change.rows, y) * unbiased
+        if change.mask_up is not None and change.mask_down is not None and type(self.base_layer) is not nn.Linear:
+            mask = change.mask_up @ change.mask_down
+            y = y + product(base, x, (mask * self.base_weight().to(mask.dtype)).to(x.dtype))
+        if change.down is not None and change.up is not None:
+            y = add_low_rank(base, x, y, change.down, change.up)
+        if change.bias is not None:
+            y = y + per_channel(base, change.bias, y)
+        return y
+
+    # -------------------------------------------------------------------------- merge and fold
+
+    def fold(self, adapter: str) -> Change:
+        """The adapter's change as trained (strength 1), at least in fp32, scaling baked in.
+
+        Raises:
+            ValueError: when the variant is not linear.
+        """
+        return self.exact_change(adapter).scaled(self.initial_scaling(adapter))
+
+    @torch.no_grad()
+    def exact_change(self, adapter: str) -> Change:
+        """The change before the scaling, at least in fp32."""
+        return self.change(adapter, {key: finer(value) for key, value in self.tensors(adapter).items()})
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """The change of the base weight at the present strength, in its shape, at least fp32."""
+        delta = self.exact_change(adapter).scaled(self.scaling[adapter]).delta_weight(finer(self.base_weight()))
+        return delta.view(self.weight_shape())
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the base weight, unpacked."""
+        base = self.get_base_layer()
+        return tuple(base.weight.shape) if isinstance(base, nn.Conv2d) else (self.fan_out, self.fan_in)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Puts the adapters' change into the base weight (and bias).
+
+        The weight before the first merge is kept in main memory, so that `unmerge` is exact to the bit, unless a config
+        says keep_unmerged=False. All changes are taken from that weight, however many merges there are.
+
+        Raises:
+            ValueError: for a variant that is not linear; with `safe_merge`, if the merged weight is not finite.
+        """
+        names = [adapter for adapter in check_adapters_to_merge(self, adapter_names) or [] if self.has(adapter)]
+        if not names:
             return
-        layer = self.tuner_layer_cls(target)
-        layer.update_layer(adapter_name, peft_config, r, alpha)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        keep = all(self.settings[adapter].keep_unmerged for adapter in (*self.merged_adapters, *names))
+        wanted = [*self.merged_adapters, *names] if keep else names
+        old_weight, old_bias = self.base_weight(), self.base_bias()
+        total = Change()
+        for adapter in wanted:
+            total = total + self.exact_change(adapter).scaled(self.scaling[adapter])
+        weight = finer(old_weight) + total.delta_weight(finer(old_weight))
+        bias = self.get_base_layer().bias if not keep else old_bias
+        if total.bias is not None:
+            bias = total.bias if bias is None else finer(bias) + total.bias
+        if safe_merge and not (torch.isfinite(weight).all() and (bias is None or torch.isfinite(bias).all())):
+            raise ValueError(f"Adapters {', '.join(wanted)} have values that are not finite; nothing was merged.")
+        if not self.merged_adapters:
+            self.unmerged_bias = old_bias
+            if keep:
+                kept = self.get_base_layer().weight
+                self.unmerged_weight = kept.data.cpu() if self.quantization_backend is None else kept
+        self.put_base(weight.to(old_weight.dtype), bias)
+        self.merged_adapters.extend(names)
+
+    def put_base(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Sets weight (out, in) and bias of the base layer."""
+        base = self.get_base_layer()
+        if self.quantization_backend is not None:
+            self.set_base_weight(weight.view(self.weight_shape()))
+        else:
+            base.weight.data = weight.view(self.weight_shape()).to(base.weight.device)
+        if bias is not base.bias:
+            base.bias = None if bias is None else nn.Parameter(bias.to(weight.device, weight.dtype), requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Puts the base weight (and bias) back."""
+        if not self.merged_adapters:
+            return
+        base, weight, bias = self.get_base_layer(), self.unmerged_weight, self.unmerged_bias
+        if weight is None:
+            weight = self.base_weight()
+            for adapter in self.merged_adapters:
+                weight = finer(weight) - self.get_delta_weight(adapter).flatten(1)
+            self.put_base(weight.to(base.weight.dtype), bias)
+        elif self.quantization_backend is None:
+            base.weight.data = weight.to(base.weight.device)
+        else:
+            base.weight = weight
+        if bias is not base.bias:
+            base.bias = bias
+        self.unmerged_weight = self.unmerged_bias = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT may turn the adapter into plain LoRA."""
+        try:
+            return self.exact_change(adapter_name).is_low_rank
+        except ValueError:
+            return False
 
 
-def by_pattern(pattern: dict[str, Any], key: str, default: Any) -> Any:
-    """The value of the pattern that matches the layer's name, or the default."""
-    return pattern.get(get_pattern_key(pattern.keys(), key), default)
+def finer(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in fp32, or as it is when it is finer."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def register(layer: type[AdapterLayer]) -> None:
-    """Makes the variant known to PEFT under its upper-case name."""
-    tuner = type(
-        f"{layer.name.capitalize()}Model", (AdapterTuner,), {"prefix": f"{layer.name}_", "tuner_layer_cls": layer}
-    )
-    kind = layer.name.upper()
-    PEFT_TYPE_TO_CONFIG_MAPPING[kind] = layer.config_class  # type: ignore[index]
-    PEFT_TYPE_TO_TUNER_MAPPING[kind] = tuner  # type: ignore[index]
-    PEFT_TYPE_TO_PREFIX_MAPPING[kind] = f"{layer.name}_"  # type: ignore[index]
+def fans(base: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> tuple[int, int]:
+    """Inputs of one output, and outputs, of a base layer.
+
+    Raises:
+        ValueError: for a layer that the variant cannot adapt.
+    """
+    if nn.Linear in kinds and hasattr(base, "in_features") and hasattr(base, "out_features"):
+        return base.in_features, base.out_features  # type: ignore[return-value]
+    if nn.Conv2d in kinds and isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
+        return base.in_channels * math.prod(base.kernel_size), base.out_channels
+    able = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"{name} cannot adapt a {type(base).__name__} layer: choose target_modules that name {able} layers.")

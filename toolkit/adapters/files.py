@@ -20,9 +20,10 @@ from ..errors import UserError
 from ..runs import write_atomic, write_text
 from . import registry  # noqa: F401  (makes our variants known to PEFT before a config is read)
 from .attach import adapter_state, load_adapter_state
-from .fold import Factors, fold, shaped
+from .fold import fold, lora_factors
 
 PARTS = ("unet", "text_encoder")
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer name -> down, up in the shapes of LoRA files
 WEIGHTS = "adapter_model.safetensors"
 FORMATS = ("diffusers", "kohya", "peft")
 
@@ -108,7 +109,7 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
 def fold_pipeline(pipe: Any, adapter: str) -> dict[str, Factors]:
     """Plain LoRA factors of every part that carries the adapter, as trained (strength 1)."""
     return {
-        part: shaped(getattr(pipe, part), fold(getattr(pipe, part), adapter))
+        part: lora_factors(getattr(pipe, part), fold(getattr(pipe, part), adapter))
         for part in PARTS
         if adapter in getattr(getattr(pipe, part), "peft_config", {})
     }

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .base import AdapterConfig, AdapterLayer
+from .change import Change
 
 MIXERS = ("learned", "frozen", "identity")
 INITS = ("orthogonal", "kaiming", "gaussian")
@@ -40,8 +41,7 @@ class MosLoraConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixer not in MIXERS:
-            raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'.")
+        self.check_choice("mixer", MIXERS)
         if self.mixer_init not in INITS:
             raise ValueError(
                 f"mixer_init must be one of {', '.join(INITS)}, not '{self.mixer_init}' (a zero mixer never trains)."
@@ -51,21 +51,19 @@ class MosLoraConfig(AdapterConfig):
 class MosLoraLayer(AdapterLayer, name="moslora", config=MosLoraConfig):
     """Linear or Conv2d with MoSLoRA."""
 
-    trained = ("down", "mixer", "up")
-
-    def create(self, config: MosLoraConfig, r: int, fan_in: int, fan_out: int) -> dict[str, torch.Tensor]:
-        down = torch.empty(r, fan_in)
+    def create(self, config: MosLoraConfig, r: int) -> dict[str, torch.Tensor]:
+        down = torch.empty(r, self.fan_in)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         mixer = torch.eye(r)
         if config.mixer != "identity":
             {"orthogonal": nn.init.orthogonal_, "kaiming": kaiming, "gaussian": gaussian}[config.mixer_init](mixer)
-        return {"down": down, "mixer": mixer, "up": torch.zeros(fan_out, r)}
+        return {"down": down, "mixer": mixer, "up": torch.zeros(self.fan_out, r)}
 
     def frozen(self, config: MosLoraConfig) -> tuple[str, ...]:
         return () if config.mixer == "learned" else ("mixer",)
 
-    def low_rank(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return tensors["mixer"] @ tensors["down"], tensors["up"]
+    def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
+        return Change(down=tensors["mixer"] @ tensors["down"], up=tensors["up"])
 
 
 def kaiming(mixer: torch.Tensor) -> None:

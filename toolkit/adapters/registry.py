@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from peft import LoraConfig, PeftConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError, nearest
 from .base import REGISTRY, AdapterConfig
 
-BASELINES: dict[str, type[PeftConfig]] = {"lora": LoraConfig}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One of PEFT's own methods: its config, what it calls our common settings, and what makes it that method."""
+
+    config: type[PeftConfig]
+    names: dict[str, str]
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+BASELINES = {
+    "lora": Baseline(LoraConfig, LORA),
+    "dora": Baseline(LoraConfig, LORA, {"use_dora": True}),
+    "loha": Baseline(LoHaConfig, {"rank": "r", "alpha": "alpha", "dropout": "rank_dropout"}),
+    "lokr": Baseline(LoKrConfig, {"rank": "r", "alpha": "alpha", "dropout": "rank_dropout"}),
+    # OFT rotates: its size is that of a block, and there is no alpha.
+    "oft": Baseline(OFTConfig, {"rank": "oft_block_size", "dropout": "module_dropout"}, {"r": 0}),
+}
 SHARED = {field.name for field in fields(AdapterConfig)}
-SUPPORT = ("base", "registry", "fold", "files", "attach")
+SUPPORT = ("attach", "auxiliary", "base", "change", "files", "fold", "fvae_objective", "plugin", "registry")
 
 for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
     if module.name not in SUPPORT:
@@ -29,9 +48,11 @@ def adapter_names() -> list[str]:
 
 
 def options_of(name: str) -> dict[str, str]:
-    """The fields of a variant that others do not have, with their help."""
+    """The fields of an adapter that others do not have, with their help."""
     if name in BASELINES:
-        return {}
+        baseline, general = BASELINES[name], {f.name for f in fields(PeftConfig)} | {"target_modules"}
+        taken = {*baseline.names.values(), *baseline.fixed, *general}
+        return {f.name: f.metadata.get("help", "") for f in fields(baseline.config) if f.name not in taken}
     config = REGISTRY[name].config_class
     return {f.name: f.metadata.get("help", "") for f in fields(config) if f.name not in SHARED}
 
@@ -52,25 +73,30 @@ def make_config(
     """
     if name not in adapter_names():
         raise UserError(f"--adapter {name}: there is no such adapter.{nearest(name, adapter_names())}")
-    if name in BASELINES:
-        if options:
-            raise UserError(f"--adapter-options: {name} has no options of its own.")
-        return LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=list(target_modules),  # type: ignore[arg-type]
-        )
-    config = REGISTRY[name].config_class
-    values: dict[str, Any] = {}
+    baseline = BASELINES.get(name)
+    config = baseline.config if baseline else REGISTRY[name].config_class
+    values: dict[str, Any] = {"target_modules": list(target_modules)}
     for key, text in (options or {}).items():
         if key not in options_of(name):
             raise UserError(f"--adapter-options: {name} has no option '{key}'.{nearest(key, options_of(name))}")
-        try:
-            values[key] = TypeAdapter(get_type_hints(config)[key]).validate_python(text)
-        except ValidationError as error:
-            raise UserError(f"--adapter-options {key}: {error.errors()[0]['msg']}.") from error
+        values[key] = parsed(config, key, text)
+    common = {"rank": rank, "alpha": alpha, "dropout": dropout}
+    names = baseline.names if baseline else {"rank": "r", "alpha": "alpha", "dropout": "dropout"}
+    values |= {theirs: common[ours] for ours, theirs in names.items()} | (baseline.fixed if baseline else {})
     try:
-        return config(r=rank, alpha=alpha, dropout=dropout, target_modules=list(target_modules), **values)
-    except ValueError as error:
+        return config(**values)
+    except (ValueError, TypeError) as error:
         raise UserError(f"--adapter {name}: {error}") from error
+
+
+def parsed(config: type[PeftConfig], key: str, text: str) -> Any:
+    """A value given as text, in the type of the config's field; mappings and lists are JSON.
+
+    Raises:
+        UserError: when the text does not fit the type.
+    """
+    adapter = TypeAdapter(get_type_hints(config)[key])
+    try:
+        return adapter.validate_json(text) if text[:1] in "[{" else adapter.validate_python(text)
+    except ValidationError as error:
+        raise UserError(f"--adapter-options {key}: {error.errors()[0]['msg']}.") from error

@@ -1,0 +1,163 @@
+"""What a linear adapter does to a layer, and the one place where it is carried out.
+
+    weight' = weight + up @ down + rows[:, None] * weight + (mask_up @ mask_down) * weight
+    bias'   = bias + bias_change
+
+A variant gives its Change; forward, merge and fold are derived from it. A convolution's weight is seen as
+(out, in * kh * kw): `down` is then a kernel, and `up` a 1 x 1 kernel behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Change:
+    """A linear change of a layer. Fields that are None change nothing."""
+
+    down: torch.Tensor | None = None
+    """(r, in)"""
+    up: torch.Tensor | None = None
+    """(out, r)"""
+    rows: torch.Tensor | None = None
+    """(out,): scales the rows of the base weight."""
+    mask_up: torch.Tensor | None = None
+    """(out, k)"""
+    mask_down: torch.Tensor | None = None
+    """(k, in)"""
+    bias: torch.Tensor | None = None
+    """(out,)"""
+
+    def scaled(self, scale: float | torch.Tensor) -> Change:
+        """The change at another strength; only small tensors are touched."""
+        if isinstance(scale, float | int) and scale == 1:
+            return self
+
+        def times(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor * scale
+
+        return Change(self.down, times(self.up), times(self.rows), times(self.mask_up), self.mask_down, times(self.bias))
+
+    def __add__(self, other: Change) -> Change:
+        """Both changes as one. Factors are concatenated, so that several adapters cost one product."""
+        return Change(
+            cat(self.down, other.down, 0),
+            cat(self.up, other.up, 1),
+            add(self.rows, other.rows),
+            cat(self.mask_up, other.mask_up, 1),
+            cat(self.mask_down, other.mask_down, 0),
+            add(self.bias, other.bias),
+        )
+
+    def rows_in_mask(self) -> Change:
+        """The same change with the rows' factors as one more column of the mask."""
+        if self.rows is None or self.mask_down is None:
+            return self
+        ones = self.mask_down.new_ones(1, self.mask_down.shape[1])
+        rows = Change(mask_up=self.rows[:, None], mask_down=ones)
+        return replace(self, rows=None) + rows
+
+    @property
+    def is_low_rank(self) -> bool:
+        """True when LoRA factors (and a bias) say all of it."""
+        return self.rows is None and self.mask_up is None
+
+    @property
+    def is_nothing(self) -> bool:
+        """True when it changes nothing."""
+        pairs = ((self.up, self.down), (self.mask_up, self.mask_down))
+        factors = any(up is not None and down is not None and (up @ down).any() for up, down in pairs)
+        return not factors and not any(part is not None and part.any() for part in (self.rows, self.bias))
+
+    def delta_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """The dense change (out, in) of a base weight (out, in)."""
+        total = torch.zeros_like(weight)
+        if self.down is not None and self.up is not None:
+            total += self.up @ self.down
+        if self.mask_up is not None and self.mask_down is not None:
+            total += (self.mask_up @ self.mask_down) * weight
+        if self.rows is not None:
+            total += self.rows[:, None] * weight
+        return total
+
+
+def cat(a: torch.Tensor | None, b: torch.Tensor | None, dim: int) -> torch.Tensor | None:
+    """Concatenation in which None is empty."""
+    return b if a is None else a if b is None else torch.cat((a, b), dim)
+
+
+def add(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    """Sum in which None is zero."""
+    return b if a is None else a if b is None else a + b
+
+
+# ---------------------------------------------------------------------------------------------- forward
+
+
+def product(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x through a weight (out, in) in the place of the base layer's, without bias."""
+    if isinstance(base, nn.Conv2d):
+        kernel = weight.view(-1, *base.weight.shape[1:])
+        return F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
+    return F.linear(x, weight)
+
+
+def add_low_rank(
+    base: nn.Module, x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> torch.Tensor:
+    """y + up(down(x)). Computes in the number format of x; the factors keep theirs."""
+    down, up = down.to(x.dtype), up.to(x.dtype)
+    hidden = product(base, x, down)
+    if isinstance(base, nn.Conv2d):
+        return y + F.conv2d(hidden, up[:, :, None, None]).to(y.dtype)
+    if y.dtype != hidden.dtype:
+        return y + F.linear(hidden, up).to(y.dtype)
+    # One product that adds as it goes: no second tensor of the size of y.
+    return torch.addmm(y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.t()).view(y.shape)
+
+
+def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """(out,) in the shape and number format that meets y (..., out), or (B, out, H, W) of a convolution."""
+    channel = channel.to(y.dtype)
+    return channel[:, None, None] if isinstance(base, nn.Conv2d) else channel
+
+
+class MaskedLinear(torch.autograd.Function):
+    """x @ (weight * (1 + up @ down)).T + bias for a frozen weight and bias.
+
+    The product with the weight is built again in the backward pass instead of being kept, so training holds no tensor of
+    the weight's size between the passes. x (..., in), weight (out, in), bias (out,), up (out, k), down (k, in).
+    """
+
+    @staticmethod
+    def forward(x, weight, bias, up, down):
+        return F.linear(x, masked(weight, up, down).to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, up, down = inputs
+        ctx.save_for_backward(x, weight, up, down)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, up, down = ctx.saved_tensors
+        dx = dup = ddown = None
+        dy = dy.to(x.dtype)
+        if ctx.needs_input_grad[0]:
+            dx = dy @ masked(weight, up, down).to(x.dtype)
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
+            full = dy.flatten(0, -2).t() @ x.flatten(0, -2)
+            full = full.mul_(weight) if full.dtype == weight.dtype else full * weight
+            full = full.to(up.dtype)
+            dup, ddown = full @ down.t(), up.t() @ full
+        return dx, None, None, dup, ddown
+
+
+def masked(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """weight * (1 + up @ down), (out, in), in the finer of the two number formats."""
+    return (up @ down).add_(1).mul_(weight) if up.dtype == weight.dtype else (up @ down + 1) * weight
