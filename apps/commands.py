@@ -7,6 +7,7 @@ HELP = {
     "stop": "Ask a run to write a checkpoint and stop.",
     "sample": "Make pictures with a trained adapter.",
     "export": "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.",
+    "inspect": "Say what a LoRA file is, whether it is sound, and who can load it.",
     "adapters": "List the adapter variants and their options.",
     "doctor": "Show versions, devices, memory and caches, and what is missing.",
     "build-tiny": "Build the embedded models from scratch.",

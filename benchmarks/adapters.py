@@ -69,7 +69,9 @@ def step_of(case: str, d: int, n: int, device: str, dtype: torch.dtype) -> Calla
     if case == "lora":
         config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["0"])
     elif case == "peft glora":
-        config = peft.GloraConfig(r=RANK, config_A_B="lora", config_C="vector", config_D_E="vector", target_modules=["0"])
+        config = peft.GloraConfig(
+            r=RANK, config_A_B="lora", config_C="vector", config_D_E="vector", target_modules=["0"]
+        )
     else:
         name, options = CASES[case]
         options = {"target_modules": ("0",), "rank": RANK, "alpha": RANK, "dropout": 0.0, "options": options}

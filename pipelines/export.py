@@ -1,10 +1,14 @@
-"""Export, proven: an adapter leaves as plain LoRA, is loaded back by the stock loader, and is compared."""
+"""Export, proven: an adapter leaves in a format of other tools, is loaded back, and is compared.
+
+What the format can say exactly is exact. The rest is approximated when asked for, and its errors are measured, printed and
+written into the file's header.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,18 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from ..toolkit.adapters import files
-from ..toolkit.adapters.files import Factors
-from ..toolkit.adapters.fold import delta_weights
+from ..toolkit.adapters.approximate import linearise, low_rank_all
+from ..toolkit.adapters.change import Change
+from ..toolkit.adapters.fold import Folded, fold
+from ..toolkit.errors import UserError
+from ..toolkit.formats import native
+from ..toolkit.formats.read import put_into, read_lora
+from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable, without_biases, write_lora
 from .generate import Recipe, denoise, load_pipeline
 
 ADAPTER = "adapter_0"
+STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
+GUIDANCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -25,63 +35,181 @@ class Proof:
     """What the reloaded file differs in from the adapter it was made of."""
 
     path: Path
+    reader: str
+    """Whose loader read it back."""
+    exact: bool
+    """Whether the file says the adapter exactly."""
+    approximation: float
+    """Largest relative error of a layer's approximation; 0 when exact."""
     weight_error: float
-    """Largest difference of a weight change, over all layers."""
+    """Largest difference of a weight or bias change between what was written and what was read back, over all layers."""
     picture_difference: float
-    """Largest difference of a pixel, 0..1, between pictures made from the same noise."""
+    """Largest difference of a pixel, 0..1, between pictures made with the adapter and with the file from the same noise."""
+    picture_error: float
+    """Root mean square of that difference over the root mean square of what the adapter changes."""
     effect: float
     """Largest difference of a pixel that the adapter makes to the base model, for scale."""
     layers: int
+    ranks: tuple[int, int] | None
+    """Least and greatest rank in the file."""
 
 
-def export_adapter(folder: Path, base: str, format: str, out: Path, *, prompt: str = "a sks creature") -> Proof:
-    """Writes the adapter of `folder` as plain LoRA in `format` and proves the file through the reader's own loader.
+def export_adapter(
+    folder: Path,
+    base: str,
+    format: str,
+    out: Path,
+    *,
+    prompt: str = "a sks creature",
+    max_error: float | None = None,
+    drop_bias: bool = False,
+) -> Proof:
+    """Writes the adapter of `folder` in `format` and proves the file through the reader's own loader.
+
+    max_error: approximate what the format cannot say exactly, each layer to this relative error where that can be chosen;
+    None refuses instead. drop_bias: leave changes of biases out.
 
     Raises:
-        UserError: for an unknown format, a missing adapter, or an adapter that no plain LoRA equals.
+        UserError: for an unknown format, a missing adapter, or an adapter that the format cannot say exactly.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    check_format(format)
     facts = json.loads((folder / "rankfold.json").read_text()) if (folder / "rankfold.json").is_file() else {}
     live = load_pipeline(Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,)))
-    parts = files.fold_pipeline(live, ADAPTER)
-    path = files.export(parts, format, out, facts)
+    parts, errors = changes_for(live, format, prompt, max_error, drop_bias=drop_bias)
+    tuned = picture(live, prompt)
+    exact = not errors and not drop_bias
+    proof = Proof(folder, "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, ranks_of(parts))
+    path = write_lora(parts, format, out, facts)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base))
-    plain, tuned = picture(fresh, prompt), picture(live, prompt)
-    name = reload(fresh, path, format)
-    error, layers = weight_error(fresh, parts, name)
-    difference = float(np.abs(tuned - picture(fresh, prompt)).max())
-    return Proof(path, error, difference, float(np.abs(tuned - plain).max()), layers)
+    plain = picture(fresh, prompt)
+    weights = {part: frozen_weights(getattr(fresh, part), parts[part].folded) for part in parts}
+    reader, loaded = reload(fresh, path, format)
+    error, layers = weight_error(parts, loaded, weights)
+    again = picture(fresh, prompt)
+    effect = float(np.square(tuned - plain).mean() ** 0.5)
+    proof = replace(
+        proof,
+        path=path,
+        reader=reader,
+        weight_error=error,
+        layers=layers,
+        picture_difference=float(np.abs(tuned - again).max()),
+        picture_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
+        effect=float(np.abs(tuned - plain).max()),
+    )
+    write_lora(parts, format, out, facts | {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name})})
+    return proof
 
 
-def reload(pipe: Any, path: Path, format: str) -> str:
-    """Loads an exported file as its readers would; returns the adapter's name there."""
+# ---------------------------------------------------------------------------------------------- what is written
+
+
+def changes_for(
+    pipe: Any, format: str, prompt: str, max_error: float | None, *, drop_bias: bool
+) -> tuple[dict[str, Part], dict[str, float]]:
+    """Every adapted part's changes as the format can say them, and the relative errors of those that are approximated."""
+    parts: dict[str, Part] = {}
+    errors: dict[str, float] = {}
+    for name in native.PARTS:
+        model = getattr(pipe, name)
+        if ADAPTER not in getattr(model, "peft_config", {}):
+            continue
+        folded, missed = folded_or_fitted(pipe, model, format, prompt, max_error)
+        if drop_bias:
+            folded = without_biases(folded)
+        if format in LOW_RANK and max_error is not None and not all(c.is_low_rank for c in folded.values()):
+            folded, cut = low_rank_all(model, folded, max_error)
+            missed = {layer: max(missed.get(layer, 0.0), cut[layer]) for layer in folded}
+        parts[name] = Part(model, folded, ADAPTER)
+        check_sayable(parts[name], format)
+        errors |= {f"{name}.{layer}": error for layer, error in missed.items()}
+    return parts, errors
+
+
+def folded_or_fitted(
+    pipe: Any, model: torch.nn.Module, format: str, prompt: str, max_error: float | None
+) -> tuple[Folded, dict[str, float]]:
+    """The exact fold, or for an adapter that has none, when asked for, its linearisation while pictures are made.
+
+    Raises:
+        UserError: when there is no exact fold and none was asked for.
+    """
+    try:
+        return fold(model, ADAPTER), {}
+    except UserError as error:
+        if max_error is None:
+            raise UserError(f"{error} (--approximate exports the nearest linear one.)") from error
+    return linearise(model, lambda: picture(pipe, prompt), ADAPTER, bias=not format.startswith("kohya"))
+
+
+def ranks_of(parts: dict[str, Part]) -> tuple[int, int] | None:
+    """Least and greatest rank of the factors."""
+    ranks = [len(change.down) for part in parts.values() for change in part.folded.values() if change.down is not None]
+    return (min(ranks), max(ranks)) if ranks else None
+
+
+# ---------------------------------------------------------------------------------------------- what is read back
+
+
+def frozen_weights(model: torch.nn.Module, folded: Folded) -> dict[str, torch.Tensor]:
+    """Copies of the weights (out, in * kernel) that will be changed."""
+    return {name: model.get_submodule(name).weight.detach().float().flatten(1).clone() for name in folded}  # type: ignore[operator]
+
+
+def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
+    """Loads an exported file as its readers would; returns the reader's name and the changes it found, by part.
+
+    diffusers reads kohya's files only while they hold no diff_b; what it does not read is put into the weights by lora_read.
+    """
     if format == "peft":
-        for part in files.check_adapter_folder(path):
+        found = {}
+        for part in native.check_adapter_folder(path):
             wrapped = PeftModel.from_pretrained(getattr(pipe, part), str(path / part))
             setattr(pipe, part, wrapped.base_model.model)
-        return "default"
+            found[part] = fold(getattr(pipe, part), "default")
+        return "PEFT", found
+    file = read_lora(path)
+    by_diffusers = format == "diffusers" or (
+        format == "kohya" and not any("bias" in roles for roles in file.layers.values())
+    )
+    if not by_diffusers:
+        return "rankfold", put_into(file, pipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="loaded")
-    return "loaded"
+    carrying = [part for part in native.PARTS if "loaded" in getattr(getattr(pipe, part), "peft_config", {})]
+    return "diffusers", {part: fold(getattr(pipe, part), "loaded") for part in carrying}
 
 
-def weight_error(pipe: Any, parts: dict[str, Factors], adapter: str) -> tuple[float, int]:
-    """Largest difference between the weight changes of the reloaded adapter and the folded ones, and the layer count."""
+def weight_error(
+    parts: dict[str, Part], loaded: dict[str, Folded], weights: dict[str, dict[str, torch.Tensor]]
+) -> tuple[float, int]:
+    """Largest difference of a weight or bias change between written and read, and the number of layers.
+
+    A layer that was not read back counts as infinite.
+    """
     worst, layers = 0.0, 0
-    for part, factors in parts.items():
-        loaded = delta_weights(getattr(pipe, part), adapter)
-        for name, (down, up) in factors.items():
-            if name not in loaded:
+    for part, written in parts.items():
+        for name, change in written.folded.items():
+            read, weight = loaded.get(part, {}).get(name), weights[part][name]
+            if read is None:
                 return float("inf"), layers
-            change = up.flatten(1) @ down.flatten(1)
-            worst = max(worst, float((change - loaded[name]).abs().max()))
+            worst = max(worst, float((change.delta_weight(weight) - read.delta_weight(weight)).abs().max()))
+            worst = max(worst, bias_difference(change, read))
             layers += 1
     return worst, layers
+
+
+def bias_difference(a: Change, b: Change) -> float:
+    """Largest difference of two bias changes."""
+    biases = [change.bias for change in (a, b) if change.bias is not None]
+    if len(biases) == 2:
+        return float((biases[0] - biases[1]).abs().max())
+    return float(biases[0].abs().max()) if biases else 0.0
 
 
 @torch.no_grad()
 def picture(pipe: Any, prompt: str) -> np.ndarray:
     """One picture, (1, H, W, 3) in 0..1, without rounding to bytes."""
     side = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return denoise(pipe, [prompt], seeds=[0], steps=8, guidance_scale=4.0, side=side, output_type="np")
+    return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, side=side, output_type="np")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
-from ..toolkit.adapters import files
 from ..toolkit.errors import UserError
+from ..toolkit.formats import native
 from ..toolkit.models.diffusion import DTYPES, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
@@ -90,8 +90,8 @@ def load_pipeline(recipe: Recipe) -> Any:
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
     for name, path in zip(names, recipe.adapters, strict=True):
-        files.load_into_pipeline(pipe, Path(path), name)
-    files.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
+        native.load_into_pipeline(pipe, Path(path), name)
+    native.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
     return pipe
 
 
@@ -106,7 +106,7 @@ def check_recipe(recipe: Recipe) -> None:
     if not hasattr(diffusers, recipe.scheduler):
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
-        files.check_adapter_folder(Path(path))
+        native.check_adapter_folder(Path(path))
 
 
 def generate(recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8) -> list[tuple[Image.Image, Recipe]]:
@@ -127,7 +127,7 @@ def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
 def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tuple[Image.Image, Recipe]]:
     """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
     side = recipe.side or pipe.unet.config.sample_size * pipe.vae_scale_factor
-    hashes = tuple(files.adapter_hash(Path(path)) for path in recipe.adapters)
+    hashes = tuple(native.adapter_hash(Path(path)) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
     pictures = denoise(
         pipe,
@@ -167,8 +167,8 @@ def read_recipe(path: Path) -> Recipe:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
     recipe = Recipe(**values)
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
-        files.check_adapter_folder(Path(folder))
-        if files.adapter_hash(Path(folder)) != expected:
+        native.check_adapter_folder(Path(folder))
+        if native.adapter_hash(Path(folder)) != expected:
             raise UserError(
                 f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated."
             )

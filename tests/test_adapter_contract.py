@@ -72,7 +72,9 @@ def weights_of(model):
 
 
 def equal(left, right):
-    return all(torch.equal(a[0], b[0]) and (a[1] is b[1] or torch.equal(a[1], b[1])) for a, b in zip(left, right, strict=True))
+    return all(
+        torch.equal(a[0], b[0]) and (a[1] is b[1] or torch.equal(a[1], b[1])) for a, b in zip(left, right, strict=True)
+    )
 
 
 @pytest.mark.parametrize("label", VARIANTS)
@@ -163,7 +165,7 @@ class TestEveryVariant:
         model = get_peft_model(two_linears(), changed)
         first, second = adapter_layers(model).values()
         assert (first.r["default"], second.r["default"]) == (4, 5)
-        assert first.alpha["default"] == 6.0 and second.alpha["default"] == 20.0
+        assert (first.alpha["default"], second.alpha["default"]) == (6.0, 20.0)
         only = get_peft_model(two_linears(), config(label, target_modules=(r"2",)))
         assert [name.split(".")[-1] for name in adapter_layers(only)] == ["2"]
 

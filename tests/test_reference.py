@@ -117,7 +117,9 @@ class TestFvae:
         for name, value in terms.items():
             close(value, known[name])
 
-    @pytest.mark.parametrize(("name", "weights"), [("default", {}), ("rec01_kl10", {"reconstruction": 0.1, "kl": 10.0})])
+    @pytest.mark.parametrize(
+        ("name", "weights"), [("default", {}), ("rec01_kl10", {"reconstruction": 0.1, "kl": 10.0})]
+    )
     def test_weighted_sum_and_its_gradients(self, fusion, name, weights, monkeypatch):
         known, model, layer = self.layer(fusion)
         draws = iter([known["eps1"], known["eps2"]])

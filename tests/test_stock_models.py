@@ -218,7 +218,9 @@ def test_a_stock_trainer_gets_the_auxiliary_loss():
 def test_padding_does_not_count():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5))
-    model = get_peft_model(net, config("fvae", target_modules=("0",), options={"encoder_dropout": "0", "decoder_dropout": "0"}))
+    model = get_peft_model(
+        net, config("fvae", target_modules=("0",), options={"encoder_dropout": "0", "decoder_dropout": "0"})
+    )
     x = noise(2, 4, 6)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     spoilt = torch.where(mask[..., None] == 1, x, torch.full_like(x, 100.0))

@@ -21,13 +21,13 @@ from torch import nn
 
 from ..pipelines.generate import denoise
 from ..toolkit import losses
-from ..toolkit.adapters import files
 from ..toolkit.adapters.attach import attach, calibrate, parameter_groups
 from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.adapters.registry import make_config
 from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, find_samples, load_picture
+from ..toolkit.formats import native
 from ..toolkit.models.diffusion import DTYPES, DiffusionModel, cache_folder, resolve_base
 from ..toolkit.randomness import generator, order
 from ..toolkit.runs import Run, write_text
@@ -343,6 +343,6 @@ class SubjectTask:
         for name, part in self.parts.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                files.save_native(part, folder / name)
+                native.save_native(part, folder / name)
         facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
         write_text(folder / "rankfold.json", json.dumps(facts | {"adapter": self.config.adapter}, indent=1))

@@ -69,7 +69,10 @@ class AdapterConfig(PeftConfig):
         for name, r in {"r": self.r, **{f"rank_pattern['{k}']": v for k, v in self.rank_pattern.items()}}.items():
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise ValueError(f"{name} is the rank and must be a whole number of at least 1, not {r!r}.")
-        for name, a in {"alpha": self.alpha, **{f"alpha_pattern['{k}']": v for k, v in self.alpha_pattern.items()}}.items():
+        for name, a in {
+            "alpha": self.alpha,
+            **{f"alpha_pattern['{k}']": v for k, v in self.alpha_pattern.items()},
+        }.items():
             if a is not None and not a > 0:
                 raise ValueError(f"{name} must be above 0, not {a!r}.")
         if not 0 <= self.dropout < 1:
@@ -282,6 +285,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             y = y + product(base, x, (mask * self.base_weight().to(mask.dtype)).to(x.dtype))
         if change.down is not None and change.up is not None:
             y = add_low_rank(base, x, y, change.down, change.up)
+        if change.dense is not None:
+            y = y + product(base, x, change.dense.to(x.dtype))
         if change.bias is not None:
             y = y + per_channel(base, change.bias, y)
         return y
@@ -351,7 +356,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         else:
             base.weight.data = weight.view(self.weight_shape()).to(base.weight.device)
         if bias is not base.bias:
-            base.bias = None if bias is None else nn.Parameter(bias.to(weight.device, weight.dtype), requires_grad=False)
+            base.bias = (
+                None if bias is None else nn.Parameter(bias.to(weight.device, weight.dtype), requires_grad=False)
+            )
 
     def unmerge(self) -> None:
         """Puts the base weight (and bias) back."""
@@ -396,4 +403,6 @@ def fans(base: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> tupl
     if nn.Conv2d in kinds and isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
         return base.in_channels * math.prod(base.kernel_size), base.out_channels
     able = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"{name} cannot adapt a {type(base).__name__} layer: choose target_modules that name {able} layers.")
+    raise ValueError(
+        f"{name} cannot adapt a {type(base).__name__} layer: choose target_modules that name {able} layers."
+    )

@@ -1,6 +1,6 @@
 """What a linear adapter does to a layer, and the one place where it is carried out.
 
-    weight' = weight + up @ down + rows[:, None] * weight + (mask_up @ mask_down) * weight
+    weight' = weight + up @ down + rows[:, None] * weight + (mask_up @ mask_down) * weight + dense
     bias'   = bias + bias_change
 
 A variant gives its Change; forward, merge and fold are derived from it. A convolution's weight is seen as
@@ -32,6 +32,8 @@ class Change:
     """(k, in)"""
     bias: torch.Tensor | None = None
     """(out,)"""
+    dense: torch.Tensor | None = None
+    """(out, in): only for methods that have no smaller form."""
 
     def scaled(self, scale: float | torch.Tensor) -> Change:
         """The change at another strength; only small tensors are touched."""
@@ -41,7 +43,8 @@ class Change:
         def times(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor * scale
 
-        return Change(self.down, times(self.up), times(self.rows), times(self.mask_up), self.mask_down, times(self.bias))
+        small = {name: times(getattr(self, name)) for name in ("up", "rows", "mask_up", "bias", "dense")}
+        return replace(self, **small)
 
     def __add__(self, other: Change) -> Change:
         """Both changes as one. Factors are concatenated, so that several adapters cost one product."""
@@ -52,6 +55,7 @@ class Change:
             cat(self.mask_up, other.mask_up, 1),
             cat(self.mask_down, other.mask_down, 0),
             add(self.bias, other.bias),
+            add(self.dense, other.dense),
         )
 
     def rows_in_mask(self) -> Change:
@@ -65,14 +69,14 @@ class Change:
     @property
     def is_low_rank(self) -> bool:
         """True when LoRA factors (and a bias) say all of it."""
-        return self.rows is None and self.mask_up is None
+        return self.rows is None and self.mask_up is None and self.dense is None
 
     @property
     def is_nothing(self) -> bool:
         """True when it changes nothing."""
         pairs = ((self.up, self.down), (self.mask_up, self.mask_down))
         factors = any(up is not None and down is not None and (up @ down).any() for up, down in pairs)
-        return not factors and not any(part is not None and part.any() for part in (self.rows, self.bias))
+        return not factors and not any(part is not None and part.any() for part in (self.rows, self.bias, self.dense))
 
     def delta_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """The dense change (out, in) of a base weight (out, in)."""
@@ -83,7 +87,7 @@ class Change:
             total += (self.mask_up @ self.mask_down) * weight
         if self.rows is not None:
             total += self.rows[:, None] * weight
-        return total
+        return total if self.dense is None else total + self.dense
 
 
 def cat(a: torch.Tensor | None, b: torch.Tensor | None, dim: int) -> torch.Tensor | None:

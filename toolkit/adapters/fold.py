@@ -20,6 +20,13 @@ from .change import Change
 Folded = dict[str, Change]  # layer name -> its change, fp32 on the CPU
 
 
+def carries(layer: BaseTunerLayer, adapter: str) -> bool:
+    """Whether the layer has this adapter."""
+    if isinstance(layer, AdapterLayer):
+        return layer.has(adapter)
+    return any(adapter in getattr(layer, name, ()) for name in layer.adapter_layer_names)
+
+
 def fold(model: nn.Module, adapter: str = "default") -> Folded:
     """The change of every adapted layer.
 
@@ -28,22 +35,22 @@ def fold(model: nn.Module, adapter: str = "default") -> Folded:
     """
     folded: Folded = {}
     for name, layer in adapter_layers(model).items():
-        if isinstance(layer, AdapterLayer) and layer.has(adapter):
+        if not carries(layer, adapter):
+            continue
+        if isinstance(layer, AdapterLayer):
             try:
                 folded[name] = on_cpu(layer.fold(adapter))
             except ValueError as error:
                 raise UserError(str(error)) from error
-        elif isinstance(layer, LoraLayer) and adapter in layer.lora_A:
+        elif isinstance(layer, LoraLayer) and not layer.use_dora.get(adapter):
             folded[name] = on_cpu(fold_lora(layer, adapter))
-        elif not isinstance(layer, AdapterLayer | LoraLayer):
-            raise UserError(f"{type(layer).__name__} is folded by PEFT alone; use merge_and_unload or PEFT's own file.")
+        else:
+            folded[name] = on_cpu(Change(dense=merged_difference(layer, adapter)))
     return folded
 
 
 def fold_lora(layer: LoraLayer, adapter: str) -> Change:
     """PEFT's plain LoRA."""
-    if layer.use_dora.get(adapter):
-        raise UserError("DoRA is not linear in its factors and has no exact plain LoRA; export it with PEFT.")
     up, scaling = layer.lora_B[adapter], layer.scaling[adapter]
     bias = getattr(up, "bias", None)
     return Change(
@@ -53,44 +60,26 @@ def fold_lora(layer: LoraLayer, adapter: str) -> Change:
     )
 
 
+@torch.no_grad()
+def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
+    """What merging one of PEFT's own methods (DoRA, LoHa, LoKr, OFT, ...) adds to the weight, (out, in * kernel), fp32."""
+    base = layer.get_base_layer()
+    before, number_format = base.weight.data, base.weight.dtype
+    base.weight.data = before.float().clone()
+    try:
+        layer.merge(adapter_names=[adapter])
+        difference = base.weight.data - before.float()
+    finally:
+        layer.merged_adapters.clear()
+        base.weight.data = before
+    assert base.weight.dtype == number_format
+    return difference.flatten(1)
+
+
 def on_cpu(change: Change) -> Change:
     """The change in fp32 (or finer) in main memory."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in vars(change).items() if value is not None}
     return replace(change, **tensors)
-
-
-def shape_of(layer: nn.Module) -> tuple[int, ...]:
-    """Shape of the layer's base weight."""
-    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer  # type: ignore[operator]
-    return tuple(base.weight.shape)
-
-
-def lora_factors(model: nn.Module, folded: Folded) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(down, up) in the shapes that LoRA files store: 4-d kernels for convolutions, as they are for linear layers.
-
-    Raises:
-        UserError: naming the first layer whose change no LoRA factors say.
-    """
-    modules, out = dict(model.named_modules()), {}
-    for name, change in folded.items():
-        if not change.is_low_rank:
-            raise UserError(f"The change of {name} is of full rank and has no exact plain LoRA.")
-        shape = shape_of(modules[name])
-        down, up = change.down, change.up
-        if down is None or up is None:
-            down, up = torch.zeros(1, int(torch.tensor(shape[1:]).prod())), torch.zeros(shape[0], 1)
-        if len(shape) == 4:
-            down, up = down.view(-1, *shape[1:]), up[:, :, None, None]
-        out[name] = down.contiguous(), up.contiguous()
-    return out
-
-
-def delta_weights(model: nn.Module, adapter: str = "default") -> dict[str, torch.Tensor]:
-    """The change of every adapted weight, (out, in * kernel), fp32."""
-    layers = adapter_layers(model)
-    return {
-        name: change.delta_weight(base_weight(layers[name]).float().cpu()) for name, change in fold(model, adapter).items()
-    }
 
 
 def base_weight(layer: BaseTunerLayer) -> torch.Tensor:

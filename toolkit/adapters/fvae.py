@@ -21,6 +21,7 @@ exactly into LoRA of rank r and a bias. Decoder, second encoder and the variance
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,9 @@ class FvaeLoraConfig(AdapterConfig):
     )
     detach: bool = field(
         default=True,
-        metadata={"help": "Keep the reconstruction's gradient from the layers below (the released code lets it through)."},
+        metadata={
+            "help": "Keep the reconstruction's gradient from the layers below (the released code lets it through)."
+        },
     )
     up_init: str = field(
         default="normal",
@@ -108,7 +111,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
             for head in ("mean", "logvar"):
                 tensors |= {f"{head}{k}_weight": torch.zeros(r, width), f"{head}{k}_bias": torch.zeros(r)}
         widths = [r if config.fusion == "average" else 2 * r, *[config.decoder_width] * config.decoder_layers]
-        for number, (here, there) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (here, there) in enumerate(pairwise(widths)):
             tensors |= linear(f"decoder{number}", here, there)
         tensors |= linear("decoder_out", config.decoder_width, self.fan_in)
         tensors["decoder_std"] = torch.ones(self.fan_in)
@@ -197,9 +200,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         hidden = torch.cat((z1, z2), -1) if config.fusion == "concat" else (z1 + z2) / 2
         for number in range(config.decoder_layers):
             hidden = F.dropout(F.relu(affine(t, f"decoder{number}", hidden)), config.decoder_dropout, self.training)
-        nll = reconstruction_nll(
-            hidden, t["decoder_out_weight"], t["decoder_out_bias"], t["decoder_std"], x, weights
-        )
+        nll = reconstruction_nll(hidden, t["decoder_out_weight"], t["decoder_out_bias"], t["decoder_std"], x, weights)
         return {
             "reconstruction": nll,
             "kl_z1": gaussian_kl(mean1, logvar1, weights),

@@ -64,7 +64,9 @@ class GloraConfig(AdapterConfig):
         super().__post_init__()
         self.check_choice("form", FORMS)
         if self.dropout:
-            raise ValueError("dropout must be 0: GLoRA scales the weight itself, so there is no input of its own to drop.")
+            raise ValueError(
+                "dropout must be 0: GLoRA scales the weight itself, so there is no input of its own to drop."
+            )
         if not self.a_rate > 0:
             raise ValueError(f"a_rate must be above 0, not {self.a_rate!r}.")
         if not self.keep_unmerged:

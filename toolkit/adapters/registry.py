@@ -1,11 +1,8 @@
-"""Adapters by name: our variants, read from the files beside this one, and plain LoRA from PEFT."""
+"""Adapters by name: our variants, which register by being imported in __init__.py, and PEFT's own."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
@@ -13,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError, nearest
 from .base import REGISTRY, AdapterConfig
-
 
 
 @dataclass(frozen=True)
@@ -35,11 +31,6 @@ BASELINES = {
     "oft": Baseline(OFTConfig, {"rank": "oft_block_size", "dropout": "module_dropout"}, {"r": 0}),
 }
 SHARED = {field.name for field in fields(AdapterConfig)}
-SUPPORT = ("attach", "auxiliary", "base", "change", "files", "fold", "fvae_objective", "plugin", "registry")
-
-for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-    if module.name not in SUPPORT:
-        importlib.import_module(f"{__package__}.{module.name}")
 
 
 def adapter_names() -> list[str]:

@@ -1,0 +1,309 @@
+"""Every format of every adapter: written, read back by the reader's own loader, and compared."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from rankfold.apps.cli import main
+from rankfold.pipelines.export import export_adapter
+from rankfold.pipelines.generate import Recipe, load_pipeline
+from rankfold.toolkit.adapters.attach import adapter_layers, attach
+from rankfold.toolkit.adapters.change import Change
+from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.formats import write as lora_write
+from rankfold.toolkit.formats.native import save_native
+from rankfold.toolkit.formats.read import put_into, read_lora
+from rankfold.toolkit.formats.report import inspect_lora
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ADAPTERS = {
+    "lora": ("lora", {}),
+    "moslora": ("moslora", {}),
+    "glora": ("glora", {}),
+    "glora-ab": ("glora", {"c": "none", "d": "none", "e": "none"}),
+    "glora-elementwise": ("glora", {"form": "elementwise", "c": "none", "d": "none", "e": "none"}),
+    "fvae": ("fvae", {}),
+    "fvae-identity": ("fvae", {"encoder_activation": "identity"}),
+    "loratrf": ("loratrf", {}),
+    "loratrf-subspace": ("loratrf", {"filter": "subspace"}),
+    "dora": ("dora", {}),
+    "loha": ("loha", {}),
+    "lokr": ("lokr", {}),
+}
+EXACT = [(label, format) for label in ("lora", "moslora", "glora-ab") for format in ("diffusers", "peft", "kohya")] + [
+    ("glora", "diffusers"),
+    ("glora", "peft"),
+    ("glora-ab", "kohya-glora"),
+    ("glora-elementwise", "kohya-full"),
+    ("fvae-identity", "diffusers"),
+    ("loratrf-subspace", "peft"),
+    ("dora", "kohya-full"),
+    ("loha", "kohya-full"),
+    ("lokr", "kohya-full"),
+]
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory):
+    """A folder for each adapter on denoiser and text encoder, with tensors that no start of training has."""
+    made = {}
+
+    def folder(label):
+        if label not in made:
+            name, options = ADAPTERS[label]
+            pipe = load_pipeline(Recipe(prompt="", base=str(base)))
+            out = made[label] = tmp_path_factory.mktemp("adapters") / label
+            for part, targets in (("unet", ATTENTION), ("text_encoder", ("q_proj", "k_proj", "v_proj", "out_proj"))):
+                torch.manual_seed(1)
+                settings = {"rank": 4, "alpha": 6.0, "dropout": 0.0, "options": options}
+                attach(getattr(pipe, part), make_config(name, target_modules=targets, **settings))
+                for parameter in getattr(pipe, part).parameters():
+                    if parameter.requires_grad:
+                        parameter.data += 0.05 * torch.randn_like(parameter)
+                save_native(getattr(pipe, part), out / part)
+            (out / "rankfold.json").write_text(json.dumps({"token": "sks", "base": "tiny"}))
+        return made[label]
+
+    return folder
+
+
+@pytest.mark.parametrize(("label", "format"), EXACT)
+def test_export_is_exact(adapters, base, tmp_path, label, format):
+    proof = export_adapter(adapters(label), str(base), format, tmp_path)
+    assert proof.exact
+    assert proof.weight_error < 1e-5
+    assert proof.picture_difference < 1e-5
+    assert proof.effect > 0.01
+    assert proof.layers == 56 + 8
+    assert proof.reader == {"diffusers": "diffusers", "peft": "PEFT", "kohya": "diffusers"}.get(format, "rankfold")
+
+
+def test_ranks_are_what_they_must_be(adapters, base, tmp_path):
+    """Mixer folded away; GLoRA's A and B side by side; FVAE's trunk and mean multiplied out."""
+    for label, rank in (("moslora", 4), ("glora-ab", 8), ("fvae-identity", 4)):
+        assert export_adapter(adapters(label), str(base), "diffusers", tmp_path / label).ranks == (rank, rank)
+
+
+@pytest.mark.parametrize(
+    ("label", "format", "words"),
+    [
+        ("glora", "kohya", "--drop-bias"),
+        ("glora-elementwise", "diffusers", "kohya-full"),
+        ("dora", "diffusers", "--approximate"),
+        ("fvae", "diffusers", "--approximate"),
+        ("loratrf", "kohya-full", "--approximate"),
+        ("lora", "kohya-glora", "matmul"),
+        ("lora", "lycoris", "Known"),
+    ],
+)
+def test_what_a_format_cannot_say_is_refused(adapters, base, tmp_path, label, format, words):
+    with pytest.raises(UserError, match=words):
+        export_adapter(adapters(label), str(base), format, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("label", ["fvae", "loratrf", "glora-elementwise", "dora", "loha"])
+def test_approximations_say_their_error(adapters, base, tmp_path, label):
+    proof = export_adapter(adapters(label), str(base), "diffusers", tmp_path, max_error=0.05)
+    assert not proof.exact
+    assert proof.weight_error < 1e-5  # the file itself is faithful to the approximation
+    linear = label not in ("fvae", "loratrf")
+    assert 0 < proof.approximation <= (0.05 if linear else 1.0)
+    assert 0 < proof.picture_error < 1  # nearer than no adapter
+    with safe_open(proof.path, "pt") as file:
+        said = json.loads(file.metadata()["rankfold_proof"])
+    assert said["picture_error"] == pytest.approx(proof.picture_error)
+    assert said["approximation"] == pytest.approx(proof.approximation)
+
+
+def test_a_tighter_bound_needs_more_rank_and_misses_less(adapters, base, tmp_path):
+    loose, tight = (
+        export_adapter(adapters("dora"), str(base), "diffusers", tmp_path / str(bound), max_error=bound)
+        for bound in (0.3, 0.01)
+    )
+    assert tight.ranks[1] > loose.ranks[1]
+    assert tight.picture_error < loose.picture_error
+
+
+def test_dropped_biases_are_dropped_and_said(adapters, base, tmp_path):
+    proof = export_adapter(adapters("glora"), str(base), "kohya", tmp_path, drop_bias=True)
+    assert not proof.exact
+    assert proof.picture_error > 0
+    assert not any(key.endswith("diff_b") for key in load_file(proof.path))
+
+
+def test_the_proof_can_fail(adapters, base, tmp_path, monkeypatch):
+    """A file at the wrong scale is found out."""
+    original = lora_write.lora_factors
+    monkeypatch.setattr(lora_write, "lora_factors", lambda c, m: (2 * original(c, m)[0], original(c, m)[1]))
+    proof = export_adapter(adapters("lora"), str(base), "diffusers", tmp_path)
+    assert proof.weight_error > 1e-4
+    assert proof.picture_difference > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("label", "format"), [("lora", "kohya"), ("glora-ab", "kohya-glora"), ("glora-elementwise", "kohya-full")]
+)
+def test_lycoris_reads_the_same_weights(adapters, base, tmp_path, label, format):
+    """The library behind kohya's and A1111's non-LoRA support merges our file into the weights we mean."""
+    lycoris = pytest.importorskip("lycoris", reason="pip install lycoris_lora")
+    path = export_adapter(adapters(label), str(base), format, tmp_path).path
+    ours, theirs = (load_pipeline(Recipe(prompt="", base=str(base))).unet for _ in range(2))
+    pipe = load_pipeline(Recipe(prompt="", base=str(base)))
+    put_into(read_lora(path), pipe)
+    ours = pipe.unet
+    renamed = {k.replace("lora_unet_", "lycoris_"): v for k, v in load_file(path).items() if k.startswith("lora_unet_")}
+    network, _ = lycoris.create_lycoris_from_weights(1.0, str(path), theirs, weights_sd=renamed)
+    assert len(network.loras) == 56
+    network.merge_to(1.0)
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), name
+
+
+def test_convolutions_leave_as_kernels(base, tmp_path):
+    pipe = load_pipeline(Recipe(prompt="", base=str(base)))
+    attach(pipe.unet, make_config("moslora", rank=3, alpha=3.0, dropout=0.0, target_modules=("conv1", "conv_shortcut")))
+    for parameter in pipe.unet.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    save_native(pipe.unet, tmp_path / "adapter" / "unet")
+    for format in ("diffusers", "kohya", "kohya-full"):
+        proof = export_adapter(tmp_path / "adapter", str(base), format, tmp_path)
+        assert proof.weight_error < 1e-5, format
+        assert proof.picture_difference < 1e-5, format
+        assert proof.effect > 0.01
+
+
+def test_text_encoders_without_an_output_projection_load_too(base, tmp_path):
+    """diffusers tells kohya's text-encoder tensors by that layer."""
+    pipe = load_pipeline(Recipe(prompt="", base=str(base)))
+    for part, targets in (("unet", ATTENTION), ("text_encoder", ("q_proj",))):
+        attach(getattr(pipe, part), make_config("lora", rank=2, alpha=2.0, dropout=0.0, target_modules=targets))
+        for parameter in getattr(pipe, part).parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        save_native(getattr(pipe, part), tmp_path / "adapter" / part)
+    proof = export_adapter(tmp_path / "adapter", str(base), "kohya", tmp_path)
+    assert (proof.reader, proof.exact) == ("diffusers", True)
+    assert proof.weight_error < 1e-5
+    assert proof.picture_difference < 1e-5
+
+
+# ---------------------------------------------------------------------------------------------- reading files of others
+
+
+def test_inspect_says_what_it_is(adapters, base, tmp_path, capsys):
+    path = export_adapter(adapters("moslora"), str(base), "kohya", tmp_path).path
+    report = inspect_lora(path, load_pipeline(Recipe(prompt="", base=str(base))))
+    assert (report.format, report.is_sound, len(report.layers)) == ("kohya", True, 64)
+    assert {layer.rank for layer in report.layers} == {4}
+    assert all(0 < layer.relative < 100 for layer in report.layers)
+    assert report.loaders["diffusers load_lora_weights"] == "yes"
+    assert main(["inspect", str(path)]) == 0
+    assert "kohya" in capsys.readouterr().out
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == 64
+
+
+def test_inspect_finds_what_is_wrong(adapters, base, tmp_path):
+    path = export_adapter(adapters("lora"), str(base), "diffusers", tmp_path).path
+    state = load_file(path)
+    names = [name for name in state if name.endswith("lora_B.weight")]
+    state[names[0]] *= float("nan")
+    state[names[1]] *= 0
+    save_file(state, tmp_path / "broken.safetensors")
+    report = inspect_lora(tmp_path / "broken.safetensors")
+    assert sorted(layer.fault for layer in report.layers if layer.fault) == ["not finite", "nothing"]
+    assert any("NaN" in line for line in report.advice)
+    assert any("alpha" in line for line in report.advice)
+    state = {name: tensor * (0 if "lora_B" in name else 1) for name, tensor in load_file(path).items()}
+    save_file(state, tmp_path / "dead.safetensors")
+    assert any("never learned" in line for line in inspect_lora(tmp_path / "dead.safetensors").advice)
+
+
+@pytest.mark.parametrize("label", ["dora", "loha", "lokr"])
+def test_files_of_lycoris_are_understood(base, label):
+    """LyCORIS writes, we read: the change is the one LyCORIS makes."""
+    lycoris = pytest.importorskip("lycoris", reason="pip install lycoris_lora")
+    torch.manual_seed(0)
+    options = {
+        "dora": {"algo": "lora", "dora_wd": True},
+        "loha": {"algo": "loha"},
+        "lokr": {"algo": "lokr", "factor": 4},
+    }
+    net = torch.nn.Sequential(torch.nn.Linear(24, 32))
+    before = net[0].weight.detach().clone()
+    network = lycoris.create_lycoris(net, 1.0, linear_dim=4, linear_alpha=2.0, **options[label])
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    network.apply_to()
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    network.restore()
+    network.merge_to(1.0)
+    wanted = net[0].weight.detach() - before
+    from rankfold.toolkit.formats.read import ENDINGS, LoraFile, change_of
+
+    layers = {}
+    for name, tensor in state.items():
+        ending = next(ending for ending in ENDINGS if name.endswith(ending))
+        layers.setdefault(name.removesuffix(ending), {})[ENDINGS[ending]] = tensor
+    file = LoraFile(path=None, format="lycoris", header={}, layers=layers)  # type: ignore[arg-type]
+    (layer,) = layers
+    assert file.method(layer) == label
+    assert torch.allclose(change_of(file, layer, before).delta_weight(before), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda state: {k: v for k, v in state.items() if "lora_down" not in k}, "lacks down"),
+        (lambda state: {k.replace("attn1", "attn9").replace("attn2", "attn9"): v for k, v in state.items() if "te_" not in k},
+         "another base"),
+        (lambda state: {k: torch.cat((v, v)) if k.endswith("up.weight") else v for k, v in state.items()}, "another base"),
+        (lambda state: {"something": torch.zeros(2)}, "no LoRA file"),
+    ],
+)  # fmt: skip
+def test_bad_files_get_one_sentence(adapters, base, tmp_path, spoil, words):
+    path = export_adapter(adapters("lora"), str(base), "kohya", tmp_path).path
+    save_file({k: v.contiguous() for k, v in spoil(load_file(path)).items()}, tmp_path / "spoilt.safetensors")
+    with pytest.raises(UserError, match=words):
+        put_into(read_lora(tmp_path / "spoilt.safetensors"), load_pipeline(Recipe(prompt="", base=str(base))))
+
+
+def test_a_cut_file_is_no_file(adapters, base, tmp_path):
+    path = export_adapter(adapters("lora"), str(base), "kohya", tmp_path).path
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:5000])
+    for name in ("cut", "missing"):
+        with pytest.raises(SystemExit) as end:
+            main(["inspect", str(tmp_path / f"{name}.safetensors")])
+        assert end.value.code == 2
+
+
+def test_a_change_is_its_parts():
+    """Dense change, factors, masks, rows and biases add up, in any order, at any strength."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 5), torch.randn(5)
+    change = Change(
+        down=torch.randn(2, 5), up=torch.randn(6, 2), rows=torch.randn(6), mask_up=torch.randn(6, 1),
+        mask_down=torch.randn(1, 5), bias=torch.randn(6), dense=torch.randn(6, 5),
+    )  # fmt: skip
+    by_hand = (
+        change.up @ change.down
+        + change.rows[:, None] * weight
+        + (change.mask_up @ change.mask_down) * weight
+        + change.dense
+    )
+    assert torch.allclose(change.delta_weight(weight), by_hand)
+    assert torch.allclose(change.scaled(0.3).delta_weight(weight) @ x, 0.3 * by_hand @ x, atol=1e-5)
+    both = change + replace(change, dense=None).scaled(2.0)
+    assert torch.allclose(both.delta_weight(weight), 3 * by_hand - 2 * change.dense, atol=1e-4)
+
+
+def test_every_adapted_layer_is_exported(adapters, base):
+    pipe = load_pipeline(Recipe(prompt="", base=str(base), adapters=(str(adapters("moslora")),), strengths=(1.0,)))
+    assert len(adapter_layers(pipe.unet)) == 56

@@ -1,0 +1,103 @@
+"""Approximations, for adapters that no plain LoRA equals. Each says its error; nothing here is called exact.
+
+- An adapter whose output is not linear in its input is linearised: least squares on the inputs that the layer really sees.
+- A change of full rank is cut by a singular value decomposition to the smallest rank within an error bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .attach import adapter_layers
+from .change import Change
+from .fold import Folded, base_weight, carries
+
+RIDGE = 1e-6  # share of the mean square that is added to the inputs' second moments before they are inverted
+
+
+class Moments:
+    """Sums over the tokens a layer has seen: products of its inputs, with a 1 at their end, and of the effects, in float64."""
+
+    def __init__(self) -> None:
+        self.sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, x: torch.Tensor, e: torch.Tensor) -> None:
+        """Takes inputs (N, in) and effects (N, out)."""
+        x, e = torch.cat((x, x.new_ones(len(x), 1)), 1).double(), e.double()
+        new = (x.t() @ x, e.t() @ x, e.square().sum())
+        self.sums = new if self.sums is None else tuple(a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
+
+    def fit(self, *, bias: bool) -> tuple[Change, float]:
+        """The affine (or linear) map nearest to the effects, and the norm of what it misses over theirs, 0..1."""
+        assert self.sums is not None
+        xx, ex, ee = self.sums
+        if not bias:
+            xx, ex = xx[:-1, :-1], ex[:, :-1]
+        ridge = torch.full((len(xx),), RIDGE * float(xx.diagonal().mean()), dtype=xx.dtype, device=xx.device)
+        fitted = torch.linalg.solve(xx + ridge.diag(), ex.t()).t()
+        missed = float(ee - 2 * (fitted * ex).sum() + ((fitted @ xx) * fitted).sum())
+        weight = fitted[:, :-1] if bias else fitted
+        change = Change(dense=weight.float().cpu().contiguous(), bias=fitted[:, -1].float().cpu() if bias else None)
+        return change, (max(missed, 0.0) / float(ee)) ** 0.5 if ee else 0.0
+
+
+@torch.no_grad()
+def linearise(
+    model: nn.Module, run: Callable[[], Any], adapter: str = "default", *, bias: bool = True
+) -> tuple[Folded, dict[str, float]]:
+    """A linear change for each layer with the adapter, fitted to what it does while `run()` runs the model.
+
+    Returns the changes, and for each layer the norm of what they miss over the norm of the effect. The model must be in
+    eval mode, with this adapter alone active at strength 1; linear layers only.
+    """
+    layers = {name: layer for name, layer in adapter_layers(model).items() if carries(layer, adapter)}
+    moments = {name: Moments() for name in layers}
+    hooks = []
+    for name, layer in layers.items():
+
+        def see(module: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
+            x = inputs[0]
+            effect = output - module.get_base_layer()(x)
+            moments[name].add(x.flatten(0, -2), effect.flatten(0, -2))
+
+        hooks.append(layer.register_forward_hook(see))  # type: ignore[attr-defined]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    fits = {name: seen.fit(bias=bias) for name, seen in moments.items() if seen.sums is not None}
+    return {name: change for name, (change, _) in fits.items()}, {name: error for name, (_, error) in fits.items()}
+
+
+def low_rank(change: Change, weight: torch.Tensor, max_error: float) -> tuple[Change, float]:
+    """LoRA factors of the least rank that keep within max_error of the change, and the error: both in Frobenius norm, relative.
+
+    weight: the frozen weight (out, in) that the change belongs to.
+    """
+    if change.is_low_rank:
+        return change, 0.0
+    dense = change.delta_weight(weight.float())
+    left, values, right = torch.linalg.svd(dense, full_matrices=False)
+    squares = values.double().square()
+    whole = squares.sum()
+    if not whole:
+        return Change(bias=change.bias), 0.0
+    missed = ((whole - squares.cumsum(0)).clamp(min=0) / whole).sqrt()  # missed[k]: error with k + 1 values
+    within = (missed <= max(max_error, 1e-5)).nonzero()
+    rank = int(within[0]) + 1 if len(within) else len(values)
+    root = values[:rank].sqrt()
+    factors = Change(down=root[:, None] * right[:rank], up=left[:, :rank] * root, bias=change.bias)
+    return factors, float(missed[rank - 1])
+
+
+def low_rank_all(model: nn.Module, folded: Folded, max_error: float) -> tuple[Folded, dict[str, float]]:
+    """`low_rank` for every layer; returns the changes and the errors."""
+    layers: dict[str, BaseTunerLayer] = adapter_layers(model)
+    cut = {n: low_rank(change, base_weight(layers[n]).float().cpu(), max_error) for n, change in folded.items()}
+    return {name: change for name, (change, _) in cut.items()}, {name: error for name, (_, error) in cut.items()}

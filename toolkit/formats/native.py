@@ -1,0 +1,92 @@
+"""The native form of an adapter, as a run keeps it: a PEFT folder for each part of the pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ..adapters.attach import adapter_state, load_adapter_state
+from ..errors import UserError
+from ..runs import write_atomic, write_text
+
+PARTS = ("unet", "text_encoder")
+WEIGHTS = "adapter_model.safetensors"
+
+
+def save_native(model: nn.Module, folder: Path, adapter: str = "default") -> None:
+    """Writes a PEFT folder: adapter_config.json and adapter_model.safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state(folder, adapter_state(model, adapter), model.peft_config[adapter])  # type: ignore[index, union-attr]
+
+
+def write_state(folder: Path, state: dict[str, torch.Tensor], config: PeftConfig) -> None:
+    """Writes tensors and config as PEFT lays them out."""
+    state = {f"base_model.model.{key}": value.contiguous() for key, value in state.items()}
+    write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+    values = config.to_dict() | {"inference_mode": True}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+    write_text(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str))
+
+
+def check_adapter_folder(folder: Path) -> list[str]:
+    """The parts an adapter folder holds.
+
+    Raises:
+        UserError: when it holds none.
+    """
+    parts = [part for part in PARTS if (folder / part / WEIGHTS).is_file()]
+    if not parts:
+        raise UserError(f"{folder} holds no adapter: expected {folder / 'unet' / WEIGHTS}. Has the run finished?")
+    return parts
+
+
+def adapter_hash(folder: Path) -> str:
+    """Hash of an adapter folder's weights and configs."""
+    digest = hashlib.sha256()
+    for part in check_adapter_folder(folder):
+        for name in ("adapter_config.json", WEIGHTS):
+            digest.update((folder / part / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
+    """Puts a native adapter on a stock pipeline.
+
+    Raises:
+        UserError: when it was made for another base.
+    """
+    for part in check_adapter_folder(folder):
+        model = getattr(pipe, part)
+        config = PeftConfig.from_pretrained(str(folder / part))
+        state = load_file(folder / part / WEIGHTS)
+        try:
+            model.add_adapter(config, adapter)
+        except ValueError as error:
+            raise UserError(f"The adapter {folder} does not fit this base model: {error}") from error
+        load_adapter_state(model, state, adapter)
+        model.requires_grad_(False).eval()
+
+
+def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
+    """Activates the named adapters at their strengths, on every part that carries them."""
+    if not strengths:
+        return
+    for part in PARTS:
+        model = getattr(pipe, part, None)
+        here = [name for name in strengths if name in getattr(model, "peft_config", {})]
+        if not here:
+            continue
+        model.set_adapter(here)
+        for module in model.modules():
+            if hasattr(module, "set_scale"):
+                for name in here:
+                    module.set_scale(name, strengths[name])
+    for part in PARTS:
+        getattr(pipe, part).requires_grad_(False)

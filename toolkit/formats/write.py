@@ -1,0 +1,240 @@
+"""Plain LoRA files for other tools, written from folded changes.
+
+    diffusers     one file for `pipe.load_lora_weights`; bias changes as lora_B.bias
+    peft          a folder for each part, for `PeftModel.from_pretrained`
+    kohya         one file as kohya's tools, A1111 and ComfyUI name layers; bias changes as diff_b
+    kohya-full    the same names with the whole weight change (diff): large, exact for any linear adapter
+    kohya-glora   the same names with GLoRA's own factors a1, a2, b1, b2: follows the base it is loaded on
+
+alpha is baked into the up factor and written as alpha = rank, so that each reader's own convention gives scale 1.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save
+from torch import nn
+
+from ..adapters.change import Change
+from ..adapters.fold import Folded
+from ..adapters.glora import GloraLayer
+from ..errors import UserError, nearest
+from ..runs import write_atomic
+from .native import write_state
+
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+FORMATS = {
+    "diffusers": "pytorch_lora_weights.safetensors",
+    "peft": "peft",
+    "kohya": "kohya.safetensors",
+    "kohya-full": "kohya_full.safetensors",
+    "kohya-glora": "kohya_glora.safetensors",
+}
+LOW_RANK = ("diffusers", "peft", "kohya")  # formats that hold nothing but LoRA factors and biases
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a pipeline, its changes, and the layers they belong to."""
+
+    model: nn.Module
+    folded: Folded
+    adapter: str
+
+    def layer(self, name: str) -> nn.Module:
+        """The frozen layer of this name."""
+        module: Any = self.model.get_submodule(name)
+        return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
+
+def check_format(format: str) -> None:
+    """Raises UserError for a format that nobody knows."""
+    if format not in FORMATS:
+        raise UserError(f"--format {format} is unknown; choose one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
+
+
+def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, str]) -> Path:
+    """Writes the parts in one of FORMATS; returns the file, or the folder for peft. `facts` go into the header.
+
+    Raises:
+        UserError: when the format cannot say the changes; the sentence names a layer and a format that can.
+    """
+    check_format(format)
+    for part in parts.values():
+        check_sayable(part, format)
+    out.mkdir(parents=True, exist_ok=True)
+    if format == "peft":
+        for name, part in parts.items():
+            (out / "peft" / name).mkdir(parents=True, exist_ok=True)
+            state, config = peft_state(part)
+            write_state(out / "peft" / name, state, config)
+            write_atomic(out / "peft" / "rankfold.json", json.dumps(facts, indent=1).encode())
+        return out / "peft"
+    state, header = diffusers_state(parts) if format == "diffusers" else kohya_state(parts, format, facts)
+    path = out / FORMATS[format]
+    write_atomic(path, save(state, metadata={"format": "pt"} | header | facts))
+    return path
+
+
+def check_sayable(part: Part, format: str) -> None:
+    """Raises UserError when the format cannot say the part's changes."""
+    for name, change in part.folded.items():
+        if format in LOW_RANK and not change.is_low_rank:
+            raise UserError(
+                f"The change of {name} is of full rank and has no exact plain LoRA: use --format kohya-full, or --approximate."
+            )
+        bias = change.bias is not None and bool(change.bias.any())
+        if bias and format.startswith("kohya") and part.layer(name).bias is None:
+            raise UserError(
+                f"The adapter gives {name} a bias that the base model's layer does not have, and kohya's files cannot say "
+                "so: use --format diffusers, or leave the bias changes out with --drop-bias."
+            )
+
+
+def without_biases(folded: Folded) -> Folded:
+    """The changes without those of biases."""
+    return {name: Change(**(vars(change) | {"bias": None})) for name, change in folded.items()}
+
+
+def lora_factors(change: Change, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down, up) in the shapes that LoRA files store: 4-d kernels for convolutions; zeros of rank 1 when there are none."""
+    down, up, shape = change.down, change.up, layer.weight.shape
+    if down is None or up is None:
+        down, up = torch.zeros(1, shape[1:].numel()), torch.zeros(shape[0], 1)
+    if len(shape) == 4:
+        down, up = down.view(-1, *shape[1:]), up[:, :, None, None]
+    return down.contiguous(), up.contiguous()
+
+
+# ---------------------------------------------------------------------------------------------- diffusers, PEFT
+
+
+def peft_state(part: Part) -> tuple[Tensors, LoraConfig]:
+    """Tensors named as PEFT names them, and the config they belong to: alpha = rank, layers by their full names."""
+    state: Tensors = {}
+    biased = any(change.bias is not None for change in part.folded.values())
+    ranks = {}
+    for name, change in part.folded.items():
+        down, up = lora_factors(change, part.layer(name))
+        state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = down, up
+        ranks[name] = len(down)
+        if biased:  # one switch for all layers, so the others get a zero
+            state[f"{name}.lora_B.bias"] = torch.zeros(len(up)) if change.bias is None else change.bias
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    other = {name: rank for name, rank in ranks.items() if rank != common}
+    return state, LoraConfig(
+        r=common,
+        lora_alpha=common,
+        target_modules=list(ranks),
+        rank_pattern=other,
+        alpha_pattern=dict(other),
+        lora_bias=biased,
+    )
+
+
+def diffusers_state(parts: dict[str, Part]) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and header for diffusers, with the adapter metadata of every part."""
+    state: Tensors = {}
+    metadata: dict[str, Any] = {}
+    for name, part in parts.items():
+        tensors, config = peft_state(part)
+        state |= {f"{name}.{key}": value for key, value in tensors.items()}
+        plain = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+        metadata |= {f"{name}.{key}": value for key, value in plain.items()}
+    return state, {"lora_adapter_metadata": json.dumps(metadata, sort_keys=True, default=str)}
+
+
+# ---------------------------------------------------------------------------------------------- kohya
+
+
+def kohya_name(part: str, layer: str) -> str:
+    """A layer's name in kohya's files."""
+    if part == "text_encoder" and not layer.startswith("text_model."):
+        layer = f"text_model.{layer}"
+    return f"{KOHYA[part]}_{layer.replace('.', '_')}"
+
+
+def kohya_state(parts: dict[str, Part], format: str, facts: dict[str, str]) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and header for kohya's names."""
+    state: Tensors = {}
+    ranks = {1}
+    for part_name, part in parts.items():
+        for name, change in part.folded.items():
+            layer = part.layer(name)
+            key = kohya_name(part_name, name)
+            if format == "kohya-full":
+                weight = layer.weight.detach().float().cpu()
+                state[f"{key}.diff"] = change.delta_weight(weight.flatten(1)).view(weight.shape).contiguous()
+            elif format == "kohya-glora":
+                state |= {
+                    f"{key}.{k}": v
+                    for k, v in glora_tensors(part.model.get_submodule(name), part.adapter, name).items()
+                }
+                ranks.add(state[f"{key}.a2.weight"].shape[0])
+            else:
+                down, up = lora_factors(change, layer)
+                state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = down, up
+                state[f"{key}.alpha"] = torch.tensor(float(len(down)))
+                ranks.add(len(down))
+            if change.bias is not None and layer.bias is not None:
+                state[f"{key}.diff_b"] = change.bias
+    if format == "kohya" and "text_encoder" in parts:
+        state |= text_marker(parts["text_encoder"], state)
+    header = {
+        "ss_network_module": "networks.lora" if format == "kohya" else "lycoris.kohya",
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_alpha": str(max(ranks)),
+        "ss_training_comment": "made with rankfold",
+        "modelspec.trigger_phrase": facts.get("token", ""),
+    }
+    if format != "kohya":
+        header["ss_network_args"] = json.dumps({"algo": "full" if format == "kohya-full" else "glora"})
+    return state, header
+
+
+def text_marker(part: Part, state: Tensors) -> Tensors:
+    """Factors of zero for one output projection of the text encoder, where no layer of that kind is in the file.
+
+    diffusers knows kohya's text-encoder tensors by such a layer, and without one refuses the whole file.
+    """
+    if any(key.startswith(KOHYA["text_encoder"]) and "out_proj" in key for key in state):
+        return {}
+    name, layer = next((n, m) for n, m in part.model.named_modules() if n.endswith("self_attn.out_proj"))
+    down, up = lora_factors(Change(), layer)
+    key = kohya_name("text_encoder", name)
+    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+
+
+def glora_tensors(layer: nn.Module, adapter: str, name: str) -> Tensors:
+    """GLoRA's own factors of one layer, as LyCORIS and ComfyUI name them.
+
+    Raises:
+        UserError: when the layer's structure has no such form.
+    """
+    fits = (
+        isinstance(layer, GloraLayer)
+        and layer.settings[adapter].form == "matmul"
+        and isinstance(layer.get_base_layer(), nn.Linear)
+    )
+    tensors = {k: v.detach().float().cpu() for k, v in layer.tensors(adapter).items()} if fits else {}  # type: ignore[operator]
+    if not fits or any(f"{p}_up" in tensors and f"{p}_down" not in tensors for p in "ab"):
+        raise UserError(
+            f"--format kohya-glora holds GLoRA in matmul form with A and B lora or none on linear layers; {name} is none. "
+            "Use --format diffusers or kohya-full."
+        )
+    r, fan_in, fan_out = layer.r[adapter], layer.fan_in, layer.fan_out  # type: ignore[index]
+    scale = layer.initial_scaling(adapter)  # type: ignore[operator]
+    return {
+        "a1.weight": tensors.get("a_up", torch.zeros(fan_in, r)) * scale,
+        "a2.weight": tensors.get("a_down", torch.zeros(r, fan_in)),
+        "b1.weight": tensors.get("b_up", torch.zeros(fan_out, r)) * scale,
+        "b2.weight": tensors.get("b_down", torch.zeros(r, fan_in)),
+        "alpha": torch.tensor(float(r)),
+    }
