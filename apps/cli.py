@@ -344,6 +344,17 @@ def print_report(found: Any, *, every_layer: bool) -> None:
 
 
 def adapters(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        markdown: bool = False
+        """Print docs/adapters.md."""
+
+    options = parse(Options, words, "adapters")
+    if options.markdown:
+        from ..toolkit.adapters.describe import markdown
+
+        print(markdown(), end="")
+        return
     from ..toolkit.adapters.registry import adapter_names, options_of
 
     for name in adapter_names():

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from test_adapter_contract import NOT_LINEAR, config, noise, randomised
 from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.base import REGISTRY
-
-from .test_adapter_contract import NOT_LINEAR, config, noise, randomised
 
 VARIANTS = [*REGISTRY, "glora-elementwise", "fvae-identity"]
 
@@ -306,3 +305,64 @@ def test_quantised_base(label, bits):
         assert (model(x) - changed).abs().mean() < 0.2 * (changed - expected).abs().mean() + 0.2 * changed.abs().mean()
         model.unmerge_adapter()
         torch.testing.assert_close(model(x), changed)
+
+
+@pytest.mark.parametrize("label", VARIANTS)
+def test_trl_trains_and_saves(label, tmp_path):
+    """TRL's SFTTrainer takes our configs as they are: the loss falls, and the saved adapter is the trained one."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "dog", "run"],
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=16
+    )
+    case = language_model()
+    rows = datasets.Dataset.from_dict({"text": ["the cat sat on a mat", "one red dog run and saw a cat"] * 8})
+    settings = trl.SFTConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=12,
+        per_device_train_batch_size=4,
+        learning_rate=0.05,
+        logging_steps=4,
+        max_length=16,
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=label == "fvae",
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    trainer = trl.SFTTrainer(
+        model=case.model,
+        args=settings,
+        train_dataset=rows,
+        processing_class=fast,
+        peft_config=config(label, target_modules=case.targets),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    trainer.save_model(str(tmp_path / "adapter"))
+    model = trainer.model.eval()
+    expected = out(case, model)
+    fresh = PeftModel.from_pretrained(language_model_like(case.model), tmp_path / "adapter").eval()
+    torch.testing.assert_close(out(case, fresh), expected)
+
+
+def language_model_like(adapted):
+    """The same base weights without an adapter."""
+    base = language_model().model.eval()
+    plain = {name.replace(".base_layer", ""): value for name, value in adapted.state_dict().items()}
+    base.load_state_dict({name: plain[name] for name in base.state_dict()})
+    return base

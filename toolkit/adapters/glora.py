@@ -14,6 +14,11 @@ Each of the five has its own choice for each layer; what is chosen "none" has no
 Everything folds into weight and bias, so inference costs nothing. There is no alpha / r unless alpha is set. The matmul form
 with A and B lora or none is plain LoRA of rank 2 r (and a bias), so it is the default; elementwise A is of full rank. On a
 layer without a bias, D does nothing, and C and E give it one.
+
+Use it with a structure found by search, or where biases matter. Deviations from the released code: the five choices are
+independent and fixed by the config, W C always uses the weight before any merge, layers without a bias keep their C and E,
+nothing of the weight's size is kept for the backward pass, and A may have a learning rate of its own (a_rate), since a step
+of it moves the weight by that step times W.
 """
 
 from __future__ import annotations

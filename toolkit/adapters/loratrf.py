@@ -15,6 +15,9 @@ The gate depends on the token, so "cosine" and "code" cannot be merged. Three ot
     code       up @ (sigmoid(E d) * d), d = down @ x: the gate on the low-rank code; no representation is edited
     edit       h * (1 + scale) + shift, as RED (arXiv 2402.15179); linear, so it merges
     subspace   h + R' (A h + c - R h), as LoReFT (arXiv 2404.03592) without its orthogonality; linear, so it merges
+
+Use it, with a smaller rank, where few numbers must do; the paper claims two thirds of LoRA's. The gate is computed in fp32 under
+any precision.
 """
 
 from __future__ import annotations
