@@ -15,7 +15,7 @@ from torch import nn
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.base import REGISTRY
-from rankfold.toolkit.adapters.fold import delta_weights, is_dead
+from rankfold.toolkit.adapters.fold import base_weight, fold, is_dead
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
 from rankfold.toolkit.errors import UserError
 
@@ -64,6 +64,11 @@ def two_convolutions():
 
 def noise(*shape, seed=3):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def delta_weights(model):
+    layers = adapter_layers(model)
+    return {name: change.delta_weight(base_weight(layers[name]).float()) for name, change in fold(model).items()}
 
 
 def weights_of(model):

@@ -24,7 +24,7 @@ def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, fi
     """Adds an adapter in fp32 on a frozen model.
 
     Raises:
-        UserError: when the targets select no layer.
+        UserError: when the targets select no layer, or one that the adapter cannot be put on.
     """
     if not matching_layers(model, config):
         kinds = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -33,7 +33,10 @@ def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, fi
             f"Its linear layers end in: {', '.join(kinds)}."
         )
     model.requires_grad_(False)
-    model.add_adapter(config, adapter)  # type: ignore[operator]
+    try:
+        model.add_adapter(config, adapter)  # type: ignore[operator]
+    except ValueError as error:
+        raise UserError(f"{field}: {error}") from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
 
@@ -96,9 +99,12 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter
     Raises:
         UserError: when the tensors do not fit the adapter.
     """
+    expected = set(adapter_state(model, adapter))
+    if strange := sorted(set(state) - expected):
+        raise UserError(f"The adapter does not fit this base model: it has no place for {strange[0]}.")
+    if lacking := sorted(expected - set(state)):
+        raise UserError(f"The adapter's file lacks {len(lacking)} tensors, such as {lacking[0]}: it is not whole.")
     try:
-        result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+        set_peft_model_state_dict(model, state, adapter_name=adapter)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"The adapter does not fit this base model: {str(error).splitlines()[-1].strip()}") from error
-    if result.unexpected_keys:
-        raise UserError(f"The adapter does not fit this base model: it has no layer for {result.unexpected_keys[0]}.")

@@ -169,7 +169,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # -------------------------------------------------------------------------- adapters come and go
 
     def update_layer(self, adapter: str, config: AdapterConfig, r: int, alpha: float) -> None:
-        """Adds an adapter of this name."""
+        """Adds an adapter of this name.
+
+        Raises:
+            ValueError: when the rank is larger than the layer.
+        """
+        if r > min(self.fan_in, self.fan_out):
+            raise ValueError(
+                f"rank {r} is larger than the layer {self.layer_name or ''} ({self.fan_in} to {self.fan_out}): "
+                f"choose r of at most {min(self.fan_in, self.fan_out)}, or leave the layer out with rank_pattern or exclude_modules."
+            )
         self.r[adapter], self.alpha[adapter], self.settings[adapter] = r, alpha, config
         self.scaling[adapter] = self.initial_scaling(adapter)
         self.adapter_dropout[adapter] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
