@@ -16,8 +16,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
+from torch import nn
 
 
 class AuxiliaryLosses:
@@ -55,6 +57,35 @@ def auxiliary_losses(mask: torch.Tensor | None = None) -> Iterator[AuxiliaryLoss
         yield collected
     finally:
         _open.remove(collected)
+
+
+def put_loss_into_output(model: nn.Module) -> None:
+    """Adds auxiliary losses that nobody else collects to the loss in the model's output, so that stock trainers have them.
+
+    By hooks on the model itself, since PeftModel, DDP and trainers call it in different ways.
+    """
+    if open_before not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(open_before, with_kwargs=True)
+        model.register_forward_hook(close_after, always_call=True)
+
+
+def open_before(model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+    """Opens a collector for one forward pass of the model in training, unless one is open."""
+    if model.training and collector() is None:
+        context = auxiliary_losses(named.get("attention_mask"))
+        model._own_auxiliary = context, context.__enter__()  # type: ignore[assignment]
+
+
+def close_after(model: nn.Module, inputs: Any, output: Any) -> None:
+    """Closes it, and adds what it has to output.loss."""
+    context, collected = model.__dict__.pop("_own_auxiliary", (None, None))
+    if context is None or collected is None:
+        return
+    context.__exit__(None, None, None)
+    if collected and getattr(output, "loss", None) is not None:
+        output.loss = output.loss + collected.total()
+    elif collected:
+        warn_once()
 
 
 def collector() -> AuxiliaryLosses | None:

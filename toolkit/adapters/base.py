@@ -26,6 +26,7 @@ from torch import nn
 
 from .change import Change, MaskedLinear, add_low_rank, per_channel, product
 from .plugin import register
+from .quantised import Kept, make_readable
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
 
@@ -127,7 +128,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.adapter_dropout = nn.ModuleDict()
         self.adapter_layer_names: tuple[str, ...] = ()
         self.frozen_peft_weight_names = {}
-        self.unmerged_weight: torch.Tensor | None = None
+        self.unmerged_weight: torch.Tensor | Kept | None = None
         self.unmerged_bias: torch.Tensor | None = None
         self._disable_adapters = False
         self._active_adapter: list[str] = []
@@ -182,6 +183,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.r[adapter], self.alpha[adapter], self.settings[adapter] = r, alpha, config
         self.scaling[adapter] = self.initial_scaling(adapter)
         self.adapter_dropout[adapter] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.adapter_dropout[adapter].train(self.training)
         for tensor, value in self.create(config, r).items():
             attribute = f"{self.name}_{tensor}"
             if attribute not in self.adapter_layer_names:
@@ -233,8 +235,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def base_weight(self) -> torch.Tensor:
         """The frozen weight (out, in) as it was before any merge, dequantised."""
-        if self.unmerged_weight is not None and self.quantization_backend is None:
+        if isinstance(self.unmerged_weight, torch.Tensor):
             return self.unmerged_weight.to(self.get_base_layer().weight.device).flatten(1)
+        base = self.get_base_layer()
+        make_readable(base)
+        if isinstance(self.unmerged_weight, Kept):
+            with self.unmerged_weight.in_place(base):
+                return self.get_base_weight().flatten(1)
         return self.get_base_weight().flatten(1)
 
     def base_bias(self) -> torch.Tensor | None:
@@ -352,8 +359,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if not self.merged_adapters:
             self.unmerged_bias = old_bias
             if keep:
-                kept = self.get_base_layer().weight
-                self.unmerged_weight = kept.data.cpu() if self.quantization_backend is None else kept
+                base = self.get_base_layer()
+                self.unmerged_weight = base.weight.data.cpu() if self.quantization_backend is None else Kept.of(base)
         self.put_base(weight.to(old_weight.dtype), bias)
         self.merged_adapters.extend(names)
 
@@ -374,15 +381,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if not self.merged_adapters:
             return
         base, weight, bias = self.get_base_layer(), self.unmerged_weight, self.unmerged_bias
-        if weight is None:
+        if isinstance(weight, Kept):
+            weight.put_back(base)
+        elif weight is None:
             weight = self.base_weight()
             for adapter in self.merged_adapters:
                 weight = finer(weight) - self.get_delta_weight(adapter).flatten(1)
             self.put_base(weight.to(base.weight.dtype), bias)
-        elif self.quantization_backend is None:
-            base.weight.data = weight.to(base.weight.device)
         else:
-            base.weight = weight
+            base.weight.data = weight.to(base.weight.device)
         if bias is not base.bias:
             base.bias = bias
         self.unmerged_weight = self.unmerged_bias = None

@@ -10,7 +10,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .auxiliary import auxiliary_losses, collector
+from .auxiliary import put_loss_into_output
 
 
 class AdapterTuner(BaseTuner):
@@ -35,19 +35,15 @@ class AdapterTuner(BaseTuner):
             return
         layer = self.tuner_layer_cls(target, current_key)
         layer.update_layer(adapter_name, peft_config, r, alpha)
+        layer.train(target.training)  # a model in eval mode stays in it
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward; an auxiliary loss that nobody else collects is added to the output's loss."""
-        if collector() is not None or not self.training:
-            return self.model.forward(*args, **kwargs)
-        with auxiliary_losses(kwargs.get("attention_mask")) as auxiliary:
-            output = self.model.forward(*args, **kwargs)
-        if auxiliary and getattr(output, "loss", None) is not None:
-            output.loss = output.loss + auxiliary.total()
-        return output
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        if self.tuner_layer_cls.training_only:
+            put_loss_into_output(self.model)
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
