@@ -27,7 +27,7 @@ from ..toolkit.models import tiny
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTinyConfig:
-    """Builds the embedded models from drawn pictures (about two hours on two cores)."""
+    """Builds the embedded models from drawn pictures (about two and a half hours on two cores)."""
 
     out: Path = Path("assets/tiny")
     """Folder of the finished models."""
@@ -307,7 +307,7 @@ def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, tor
 
 def train_draft(config: BuildTinyConfig) -> None:
     """The denoiser's first round, from scratch, all timesteps alike."""
-    train_round(config, tiny.make_unet(), config.work / "sd-draft", seed=config.seed, lr=1.2e-3, middle=0.0)
+    train_round("draft", config, tiny.make_unet(), config.work / "sd-draft", seed=config.seed, lr=1.2e-3, middle=0.0)
 
 
 def train_unet(config: BuildTinyConfig) -> None:
@@ -315,7 +315,7 @@ def train_unet(config: BuildTinyConfig) -> None:
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(config.work / "sd-draft" / "unet", dtype=torch.float32)
-    train_round(config, unet, config.out / "sd", seed=config.seed + 1, lr=8e-4, middle=0.5)
+    train_round("unet", config, unet, config.out / "sd", seed=config.seed + 1, lr=8e-4, middle=0.5)
 
 
 def draw_timesteps(n: int, middle: float, generator: torch.Generator) -> torch.Tensor:
@@ -326,7 +326,9 @@ def draw_timesteps(n: int, middle: float, generator: torch.Generator) -> torch.T
     return (chosen * 1000).long().clamp(max=999)
 
 
-def train_round(config: BuildTinyConfig, unet: nn.Module, out: Path, *, seed: int, lr: float, middle: float) -> None:
+def train_round(
+    stage: str, config: BuildTinyConfig, unet: nn.Module, out: Path, *, seed: int, lr: float, middle: float
+) -> None:
     """Trains the denoiser on cached latents with the text encoder frozen; writes its exponential average as a pipeline."""
     from diffusers.training_utils import EMAModel
 
@@ -350,11 +352,11 @@ def train_round(config: BuildTinyConfig, unet: nn.Module, out: Path, *, seed: in
     def after(step: int) -> None:
         average.step(unet.parameters())
         if step % 1500 == 0 and step < steps:
-            save_pipeline(config, unet, average, config.work / f"{out.name}-{step:05d}")
+            save_pipeline(config, unet, average, config.work / f"{stage}-{step:05d}")
 
     steps = config.unet_steps
     batches = shuffled(len(latents), 64, steps, seed)
-    fit(config, out.name, list(unet.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=False, after=after)
+    fit(config, stage, list(unet.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=False, after=after)
     save_pipeline(config, unet, average, out)
 
 
