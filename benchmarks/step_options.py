@@ -29,7 +29,7 @@ def make_task(folder: Path, base: str, adapter: str, **settings):
     from accelerate import Accelerator
 
     from rankfold.training.config import SubjectConfig
-    from rankfold.training.loop import make_optimizer
+    from rankfold.training.optimizer import make_optimizer
     from rankfold.training.subject import SubjectTask, preflight
 
     images = ROOT / "assets" / "demo" / "creature"

@@ -43,7 +43,7 @@ class Clock:
     """Adds up the time spent in the calls it wraps."""
 
     def __init__(self) -> None:
-        self.seconds, self.began = 0.0, 0.0
+        self.seconds = 0.0
 
     def timed(self, call):
         def wrapped(*arguments, **named):
@@ -54,13 +54,6 @@ class Clock:
                 self.seconds += time.perf_counter() - begin
 
         return wrapped
-
-    def around(self, module) -> None:
-        """Times the module's forward pass."""
-        module.register_forward_pre_hook(lambda *_: setattr(self, "began", time.perf_counter()))
-        module.register_forward_hook(
-            lambda *_: setattr(self, "seconds", self.seconds + time.perf_counter() - self.began)
-        )
 
 
 def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
@@ -73,8 +66,7 @@ def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
 
     def begin(self, *arguments):
         begin_loop(self, *arguments)
-        clock.around(self.module)
-        self.accelerator.backward = clock.timed(self.accelerator.backward)
+        self.backward = clock.timed(self.backward)
         self.optimizer.step = clock.timed(self.optimizer.step)
 
     def step(self):

@@ -264,7 +264,7 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
 
 def test_encoders_leave_memory(config):
     from rankfold.toolkit.data.subjects import find_samples
-    from rankfold.training.loop import make_accelerator
+    from rankfold.training.processes import make_accelerator
     from rankfold.training.subject import SubjectTask
 
     task = SubjectTask(config, find_samples(config.images), config.base, make_accelerator(config))
