@@ -66,7 +66,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     print("\nexport")
     print_proof(export_adapter(run.adapter, settings.base, "diffusers", run.folder / "export", prompt=settings.prompt))
     print(f"\ntrained in {trained - start:.0f} s, everything in {time.time() - start:.0f} s")
-    print(f'Next: rankfold sample --run {run.folder} --prompt "a sks creature at night" --n 8 --grid')
+    print(f'Next: rankfold sample --run {run.folder} --prompt "a large sks creature in the snow" --n 8 --grid')
     print(
         "      rankfold train subject --images YOUR_FOLDER --base stable-diffusion-v1-5/stable-diffusion-v1-5 --class-noun dog"
     )
