@@ -164,8 +164,8 @@ class SampleOptions:
     """Seed of the first picture."""
     steps: int = 25
     """Denoising steps."""
-    guidance_scale: float = 4.0
-    """How closely to follow the prompt; 1 is not at all."""
+    guidance_scale: float | None = None
+    """How closely to follow the prompt; 1 is not at all; unset means the run's, or 4."""
     scheduler: str = "DDIMScheduler"
     """A scheduler class of diffusers."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -205,11 +205,13 @@ def recipe_of(options: SampleOptions) -> Any:
     from ..training.config import from_yaml
 
     adapters, base, prompt = [str(path) for path in options.adapters], options.base, options.prompt
+    guidance_scale = options.guidance_scale
     if options.run is not None:
         run = Run.open(options.run)
         config = from_yaml(run.config_file)
         adapters.insert(0, str(run.adapter))
         base, prompt = base or config.base, prompt or config.prompt
+        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
     if prompt is None:
         raise UserError("--prompt is missing: say what the picture should show.")
     strengths = options.strength or (1.0,)
@@ -222,7 +224,7 @@ def recipe_of(options: SampleOptions) -> Any:
         adapters=tuple(adapters),
         strengths=tuple(strengths),
         steps=options.steps,
-        guidance_scale=options.guidance_scale,
+        guidance_scale=4.0 if guidance_scale is None else guidance_scale,
         scheduler=options.scheduler,
         precision=options.precision,
         seed=options.seed,

@@ -39,43 +39,59 @@ def config_for(folder: Path, images: Path, base: str, steps: int, threads: int):
     )
 
 
-def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
-    """One whole run with an empty cache: seconds, seconds of a median step, of its parts, and peak memory."""
-    import torch
+class Clock:
+    """Adds up the time spent in the calls it wraps."""
 
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, call):
+        def wrapped(*arguments, **named):
+            begin = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.seconds += time.perf_counter() - begin
+
+        return wrapped
+
+
+def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
+    """One whole run with an empty cache: seconds, those of a median step, its share outside forward, backward and optimizer."""
     from rankfold.training import loop, subject
     from rankfold.training.progress import peak_memory_gib
 
-    stamps: list[float] = []
-    work: list[float] = []
+    clock, marks = Clock(), []
+    begin_loop, one_step = loop.Loop.__init__, loop.Loop.one_step
+
+    def begin(self, *arguments):
+        begin_loop(self, *arguments)
+        self.backward = clock.timed(self.backward)
+        self.optimizer.step = clock.timed(self.optimizer.step)
+
+    def step(self):
+        marks.append((time.perf_counter(), clock.seconds))
+        one_step(self)
+
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RANKFOLD_CACHE"] = f"{folder}/cache"
         config = config_for(Path(folder) / "run", images, base, steps, threads)
-        original_step, original_batch = loop.Loop.one_step, subject.SubjectTask.batch
-
-        def one_step(self):
-            begin = time.perf_counter()
-            original_step(self)
-            stamps.append(begin)
-            work.append(time.perf_counter() - begin - drawing.pop())
-
-        drawing: list[float] = []
-
-        def batch(self, *arguments):
-            begin = time.perf_counter()
-            rows = original_batch(self, *arguments)
-            drawing.append(time.perf_counter() - begin)
-            return rows
-
-        loop.Loop.one_step, subject.SubjectTask.batch = one_step, batch
+        loop.Loop.__init__, loop.Loop.one_step = begin, step
         start = time.perf_counter()
-        subject.train_subject(config)
+        try:
+            subject.train_subject(config)
+        finally:
+            loop.Loop.__init__, loop.Loop.one_step = begin_loop, one_step
         total = time.perf_counter() - start
-        loop.Loop.one_step, subject.SubjectTask.batch = original_step, original_batch
-    gaps = [b - a for a, b in itertools.pairwise(stamps)]
-    assert torch.get_num_threads() == (threads or torch.get_num_threads())
-    outside = statistics.median(1 - w / g for w, g in zip(work, gaps, strict=False))
-    return {"run": total, "step": statistics.median(gaps), "outside": outside, "peak": peak_memory_gib()}
+    pairs = list(itertools.pairwise(marks))
+    gaps = [after[0] - before[0] for before, after in pairs]
+    outside = [1 - (after[1] - before[1]) / gap for (before, after), gap in zip(pairs, gaps, strict=True)]
+    return {
+        "run": total,
+        "step": statistics.median(gaps),
+        "outside": statistics.median(outside),
+        "peak": peak_memory_gib(),
+    }
 
 
 def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:

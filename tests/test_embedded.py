@@ -10,7 +10,6 @@ from rankfold.toolkit.models.judge import pictures_to_pixels
 from rankfold.toolkit.models.tiny import assets
 
 TINY = assets() / "tiny"
-pytestmark = pytest.mark.skipif(not (TINY / "sd" / "model_index.json").exists(), reason="not built yet")
 
 
 @pytest.fixture(scope="module")

@@ -81,18 +81,18 @@ def train_subject_until(config, step):
     """Trains and asks for a stop through the run folder once `step` is done."""
     from rankfold.training import loop
 
-    original = loop.Loop.one_step
+    original, pause = loop.Loop.one_step, loop.LOOK
 
     def one_step(self):
         original(self)
         if self.step == step:
             (self.run.requests / "stop").touch()
 
-    loop.Loop.one_step = one_step
+    loop.Loop.one_step, loop.LOOK = one_step, 0.0
     try:
         return train_subject(config)
     finally:
-        loop.Loop.one_step = original
+        loop.Loop.one_step, loop.LOOK = original, pause
 
 
 def test_kill_at_any_moment(config, tmp_path, cache):
@@ -264,7 +264,7 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
 
 def test_encoders_leave_memory(config):
     from rankfold.toolkit.data.subjects import find_samples
-    from rankfold.training.loop import make_accelerator
+    from rankfold.training.processes import make_accelerator
     from rankfold.training.subject import SubjectTask
 
     task = SubjectTask(config, find_samples(config.images), config.base, make_accelerator(config))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import lru_cache
+
 import torch
+
+WORD = 2**64 - 1
 
 
 def mixed(*key: int) -> int:
-    """A 63-bit seed from a tuple of whole numbers."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    """A 63-bit seed from whole numbers: the mixing function of SplitMix64 (Steele et al. 2014), one round a number."""
+    state = 0
+    for number in key:
+        state = (state + number + 0x9E3779B97F4A7C15) & WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & WORD
+        state ^= state >> 31
+    return state >> 1
 
 
 def generator(*key: int) -> torch.Generator:
@@ -18,11 +27,10 @@ def generator(*key: int) -> torch.Generator:
 
 def order(seed: int, count: int, start: int, batch: int) -> list[int]:
     """Rows number start .. start + batch of the endless shuffled passes over `count` rows."""
-    rows: list[int] = []
-    permutations: dict[int, list[int]] = {}
-    for position in range(start, start + batch):
-        epoch, place = divmod(position, count)
-        if epoch not in permutations:
-            permutations[epoch] = torch.randperm(count, generator=generator(seed, 11, epoch)).tolist()
-        rows.append(permutations[epoch][place])
-    return rows
+    return [permutation(seed, count, position // count)[position % count] for position in range(start, start + batch)]
+
+
+@lru_cache(maxsize=64)
+def permutation(seed: int, count: int, epoch: int) -> tuple[int, ...]:
+    """The order of the rows in one pass over them."""
+    return tuple(torch.randperm(count, generator=generator(seed, 11, epoch)).tolist())

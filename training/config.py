@@ -116,7 +116,7 @@ class SubjectConfig(LoopConfig, AdapterChoice):
     preview_steps: int = 20
     """Denoising steps of a preview."""
     guidance_scale: float = 4.0
-    """Guidance of previews and class pictures."""
+    """Guidance of previews and class pictures, and of `rankfold sample --run`."""
 
     @property
     def prompt(self) -> str:

@@ -40,7 +40,7 @@ def before_and_after(run: Run, creature: int, *, seed: int = 0, each: int = 4) -
     among = references @ references.T
     real = (among.sum(1) - 1) / (REFERENCES - 1)
     subject = f"{config.token} {config.class_noun}"
-    base = Recipe(prompt="", base=config.base, seed=seed + 1000)
+    base = Recipe(prompt="", base=config.base, seed=seed + 1000, guidance_scale=config.guidance_scale)
     tuned = replace(base, adapters=(str(run.adapter),), strengths=(1.0,))
     figures: dict[str, float] = {"clip_i_real": float(real.mean())}
     rows = []

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,19 +20,21 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 
-from ..toolkit.errors import UserError, nearest
+from ..toolkit.errors import UserError
 from ..toolkit.randomness import mixed
 from ..toolkit.runs import Run, write_atomic, write_png
 from .config import LoopConfig
+from .optimizer import make_optimizer
+from .processes import StopSignal
 from .progress import Progress
 
 BEAT = 5.0  # seconds between signs of life in status.json
+LOOK = 0.2  # seconds between looks for requests
 NOT_IN_STATE = (
     "out",
     "steps",
@@ -74,81 +74,6 @@ class Task(Protocol):
         ...
 
 
-def make_accelerator(config: LoopConfig) -> Accelerator:
-    """The accelerator of a run.
-
-    Raises:
-        UserError: when the precision or the batch does not suit the devices.
-    """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=config.out,
-    )
-    if config.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared evenly by {accelerator.num_processes} processes; "
-            "it counts the pictures of all processes together."
-        )
-    return accelerator
-
-
-def make_optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer by its name in torch.optim; fused where torch has it.
-
-    Raises:
-        UserError: for a name that torch.optim does not have or settings that the optimizer refuses.
-    """
-    check_optimizer(config)
-    kind = getattr(torch.optim, config.optimizer)
-    settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer in ("AdamW", "Adam", "SGD", "Adagrad"):
-        settings["fused"] = True
-    try:
-        return kind(groups, **settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--optimizer {config.optimizer} refuses its settings: {error}.") from error
-
-
-def check_optimizer(config: LoopConfig) -> None:
-    """Raises UserError when torch.optim has no such optimizer or diffusers no such scheduler."""
-    from diffusers.optimization import SchedulerType
-
-    known = [name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer"]
-    if config.optimizer not in known:
-        raise UserError(f"--optimizer {config.optimizer} is not in torch.optim.{nearest(config.optimizer, known)}")
-    schedules = [kind.value for kind in SchedulerType]
-    if config.lr_scheduler not in schedules:
-        raise UserError(f"--lr-scheduler {config.lr_scheduler} is unknown.{nearest(config.lr_scheduler, schedules)}")
-
-
-class StopSignal:
-    """Set by SIGTERM or Ctrl-C; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-        signal.signal(number, self._old[number])
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
 class Loop:
     """One run of one task."""
 
@@ -176,13 +101,15 @@ class Loop:
         if self.config.tracker != "none":
             self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
         self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
-        self.beat, self.logged_at = 0.0, time.perf_counter()
+        self.beat, self.looked, self.logged_at = 0.0, 0.0, time.perf_counter()
+        self.stop_wanted = False
         self.logged_step = self.step
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:
                 self.one_step()
-                wanted = self.run.take_requests() if self.accelerator.is_main_process else set()
-                stopping = self.agreed(stop.asked or "stop" in wanted)
+                wanted = self.requests()
+                self.stop_wanted = self.stop_wanted or stop.asked or "stop" in wanted
+                stopping = self.agreed(self.stop_wanted)
                 self.housekeep(wanted, stopping)
                 if after_step:
                     after_step(self.step)
@@ -194,7 +121,7 @@ class Loop:
     def one_step(self) -> None:
         """One optimizer step over the global batch, this process doing its share of the rows."""
         config, accelerator = self.config, self.accelerator
-        torch.manual_seed(mixed(config.seed, 5, self.step, accelerator.process_index))  # for dropout
+        self.seed_dropout()
         share = config.batch_size // accelerator.num_processes
         slots = list(range(accelerator.process_index * share, (accelerator.process_index + 1) * share))
         for part in range(config.gradient_accumulation):
@@ -202,24 +129,56 @@ class Loop:
             position = (self.step * config.gradient_accumulation + part) * config.batch_size
             batch = self.task.batch(position, slots)
             with nullcontext() if last else accelerator.no_sync(self.module):
-                with accelerator.autocast():
-                    loss = self.module(batch).mean() / config.gradient_accumulation
-                accelerator.backward(loss)
-            self.window += loss.detach()
+                self.window += self.backward(batch)
         if config.max_grad_norm:
-            accelerator.clip_grad_norm_(self.parameters, config.max_grad_norm)
+            self.clip()
         self.optimizer.step()
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         if self.average:
             self.average.step(self.parameters)
         self.step += 1
         self.window_steps += 1
 
+    def backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Adds the gradients of one forward pass to the parameters' own; returns its loss."""
+        with self.accelerator.autocast():
+            loss = self.module(batch).mean() / self.config.gradient_accumulation
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def seed_dropout(self) -> None:
+        """Makes what the forward pass draws a function of (seed, step, process)."""
+        seed = mixed(self.config.seed, 5, self.step, self.accelerator.process_index)
+        torch.default_generator.manual_seed(seed)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def clip(self) -> None:
+        """Scales the gradients down to max_grad_norm. One norm over all of them: adapters are many small tensors."""
+        if self.accelerator.scaler:
+            self.accelerator.unscale_gradients(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        torch._foreach_mul_(gradients, (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+
+    def requests(self) -> set[str]:
+        """What has been asked of the run since the last look."""
+        if not self.accelerator.is_main_process or time.perf_counter() - self.looked < LOOK:
+            return set()
+        self.looked = time.perf_counter()
+        return self.run.take_requests()
+
     def agreed(self, wish: bool) -> bool:
-        """True when any process wishes it; all processes get the same answer."""
+        """True when any process wishes it; all processes get the same answer.
+
+        Several processes ask each other only when they log, since the answer makes the host wait for the device.
+        """
         if self.accelerator.num_processes == 1:
             return wish
+        if self.step % self.config.log_every:
+            return False
         flag = torch.tensor(float(wish), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)
 

@@ -32,7 +32,9 @@ from ..toolkit.models.diffusion import DTYPES, DiffusionModel, cache_folder, res
 from ..toolkit.randomness import generator, order
 from ..toolkit.runs import Run, write_text
 from .config import SubjectConfig, check_numbers, from_yaml, to_yaml
-from .loop import Loop, check_optimizer, make_accelerator
+from .loop import Loop
+from .optimizer import check_optimizer
+from .processes import make_accelerator
 
 
 def train_subject(config: SubjectConfig) -> Run:
@@ -284,20 +286,20 @@ class SubjectTask:
         config, shape = self.config, rows.mean.shape[1:]
         chosen = order(config.seed + stream, len(rows), position, config.batch_size)
         picked = torch.tensor([chosen[slot] for slot in slots])
-        spread, noise, timesteps = [], [], []
+        drawn, timesteps = [], []
         for slot in slots:
             random = generator(config.seed, stream, position + slot)
-            spread.append(torch.randn(shape, generator=random))
-            noise.append(torch.randn(shape, generator=random))
+            drawn.append(torch.randn((2, *shape), generator=random))
             timesteps.append(torch.randint(self.timesteps, (1,), generator=random))
+        spread, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
         where = picked.to(self.device, non_blocking=True)
         number = rows.prompt[picked].to(self.device, non_blocking=True)
         words = {"states": self.states[number]} if self.states is not None else {"ids": self.ids[number]}
         return words | {
             "mean": rows.mean[where],
             "std": rows.std[where],
-            "spread": torch.stack(spread).to(self.device, non_blocking=True),
-            "noise": torch.stack(noise).to(self.device, non_blocking=True),
+            "spread": spread,
+            "noise": noise,
             "timesteps": torch.cat(timesteps).to(self.device, non_blocking=True),
             "weight": torch.full((len(slots),), weight, device=self.device),
         }

@@ -1,6 +1,6 @@
 """Builds the embedded models from scratch: `rankfold build-tiny`.
 
-Stages: pictures -> judge -> vae -> clip -> unet. A finished stage leaves its file, so a stopped build goes on where it was.
+Stages: pictures -> judge -> vae -> clip -> draft -> unet. A finished stage leaves its file, so a stopped build goes on where it was.
 Every stage appends its curve to curves.jsonl. Nothing is downloaded; the pictures are drawn by toolkit/data/world.py.
 """
 
@@ -27,7 +27,7 @@ from ..toolkit.models import tiny
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTinyConfig:
-    """Builds the embedded models from drawn pictures (about an hour and a half on two cores)."""
+    """Builds the embedded models from drawn pictures (about two and a half hours on two cores)."""
 
     out: Path = Path("assets/tiny")
     """Folder of the finished models."""
@@ -40,8 +40,9 @@ class BuildTinyConfig:
     vae_steps: int = 10_000
     clip_steps: int = 1_200
     unet_steps: int = 9_000
+    """Steps of each of the denoiser's two rounds."""
     seed: int = 0
-    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "unet")
+    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet")
     """Stages to run; each needs the ones before it (clip needs only the pictures)."""
     threads: int = 2
     """Torch threads."""
@@ -57,6 +58,7 @@ def build_tiny(config: BuildTinyConfig) -> None:
         "judge": (config.out / "judge.safetensors", train_judge),
         "vae": (config.out / "sd" / "vae" / "config.json", train_vae),
         "clip": (config.out / "clip" / "open_clip_config.json", train_clip),
+        "draft": (config.work / "sd-draft" / "model_index.json", train_draft),
         "unet": (config.out / "sd" / "model_index.json", train_unet),
     }
     for name in config.stages:
@@ -268,6 +270,7 @@ def save_clip(model: nn.Module, settings: dict, tokenizer, out: Path) -> None:
     encoder = tiny.make_text_encoder(tokenizer)
     tiny.copy_text_tower(model, encoder)
     encoder.half().save_pretrained(out / "sd" / "text_encoder")
+    load_as_fp32(out / "sd" / "text_encoder")
     (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2))
 
 
@@ -302,22 +305,45 @@ def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, tor
     return made
 
 
+def train_draft(config: BuildTinyConfig) -> None:
+    """The denoiser's first round, from scratch, all timesteps alike."""
+    train_round("draft", config, tiny.make_unet(), config.work / "sd-draft", seed=config.seed, lr=1.2e-3, middle=0.0)
+
+
 def train_unet(config: BuildTinyConfig) -> None:
-    """Trains the denoiser on cached latents with the text encoder frozen; keeps an exponential average."""
+    """The second round goes on from the first, half of it on the middle timesteps, where shapes are decided."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(config.work / "sd-draft" / "unet", dtype=torch.float32)
+    train_round("unet", config, unet, config.out / "sd", seed=config.seed + 1, lr=8e-4, middle=0.5)
+
+
+def draw_timesteps(n: int, middle: float, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (n,) in 0..999: uniform, but for the share `middle`, which is logit-normal (0, 0.7)."""
+    uniform = torch.rand(n, generator=generator)
+    centred = (0.7 * torch.randn(n, generator=generator)).sigmoid()
+    chosen = torch.where(torch.rand(n, generator=generator) < middle, centred, uniform)
+    return (chosen * 1000).long().clamp(max=999)
+
+
+def train_round(
+    stage: str, config: BuildTinyConfig, unet: nn.Module, out: Path, *, seed: int, lr: float, middle: float
+) -> None:
+    """Trains the denoiser on cached latents with the text encoder frozen; writes its exponential average as a pipeline."""
     from diffusers.training_utils import EMAModel
 
     latents, states, which = encode_all(config)
-    unet = tiny.make_unet()
+    unet.train()
     scheduler = tiny.make_scheduler()
     average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         clean = latents[rows].float()
         words = which[rows].clone()
         words[torch.rand(len(rows), generator=generator) < 0.1] = 0  # the empty prompt, for guidance
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(0, 1000, (len(rows),), generator=generator)
+        timesteps = draw_timesteps(len(rows), middle, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)
         target = scheduler.get_velocity(clean, noise, timesteps)
         guess = unet(noisy, timesteps, encoder_hidden_states=states[words].float()).sample
@@ -325,13 +351,13 @@ def train_unet(config: BuildTinyConfig) -> None:
 
     def after(step: int) -> None:
         average.step(unet.parameters())
-        if step % 1500 == 0 and step < config.unet_steps:
-            save_pipeline(config, unet, average, config.work / f"sd-{step:05d}")
+        if step % 1500 == 0 and step < steps:
+            save_pipeline(config, unet, average, config.work / f"{stage}-{step:05d}")
 
     steps = config.unet_steps
-    batches = shuffled(len(latents), 64, steps, config.seed)
-    fit(config, "unet", list(unet.parameters()), batches, loss_of, steps=steps, lr=1.2e-3, bf16=False, after=after)
-    save_pipeline(config, unet, average, config.out / "sd")
+    batches = shuffled(len(latents), 64, steps, seed)
+    fit(config, stage, list(unet.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=False, after=after)
+    save_pipeline(config, unet, average, out)
 
 
 def save_pipeline(config: BuildTinyConfig, unet: nn.Module, average, folder: Path) -> None:
@@ -355,3 +381,12 @@ def save_pipeline(config: BuildTinyConfig, unet: nn.Module, average, folder: Pat
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    load_as_fp32(folder / "text_encoder")
+
+
+def load_as_fp32(folder: Path) -> None:
+    """Notes fp32 in the config beside fp16 weights: transformers loads what the config says, diffusers always fp32, and the
+    two halves of a pipeline must agree when nobody names a dtype.
+    """
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2))

@@ -1,0 +1,60 @@
+"""The processes of a run: what they run on, and how they are told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ..toolkit.errors import UserError
+from .config import LoopConfig
+
+
+def make_accelerator(config: LoopConfig) -> Accelerator:
+    """The accelerator of a run.
+
+    Raises:
+        UserError: when the precision or the batch does not suit the devices.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=config.out,
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared evenly by {accelerator.num_processes} processes; "
+            "it counts the pictures of all processes together."
+        )
+    return accelerator
+
+
+class StopSignal:
+    """Set by SIGTERM or Ctrl-C; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(number, self._old[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
