@@ -99,12 +99,14 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter
     Raises:
         UserError: when the tensors do not fit the adapter.
     """
-    expected = set(adapter_state(model, adapter))
-    if strange := sorted(set(state) - expected):
+    # A PeftModel's names begin with this, those of a model with injected layers do not, and files always do.
+    own = {name.removeprefix("base_model.model."): name for name in adapter_state(model, adapter)}
+    given = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    if strange := sorted(set(given) - set(own)):
         raise UserError(f"The adapter does not fit this base model: it has no place for {strange[0]}.")
-    if lacking := sorted(expected - set(state)):
+    if lacking := sorted(set(own) - set(given)):
         raise UserError(f"The adapter's file lacks {len(lacking)} tensors, such as {lacking[0]}: it is not whole.")
     try:
-        set_peft_model_state_dict(model, state, adapter_name=adapter)
+        set_peft_model_state_dict(model, {own[name]: tensor for name, tensor in given.items()}, adapter_name=adapter)
     except (RuntimeError, KeyError) as error:
         raise UserError(f"The adapter does not fit this base model: {str(error).splitlines()[-1].strip()}") from error

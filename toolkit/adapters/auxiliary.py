@@ -109,9 +109,14 @@ def wanted() -> bool:
     return bool(_masks)
 
 
-@cache
 def warn_once() -> None:
-    """Says that nobody collects."""
+    """Says once that nobody collects; not from inside a compiled graph, which a warning would break."""
+    if not torch.compiler.is_compiling():
+        warn()
+
+
+@cache
+def warn() -> None:
     warnings.warn(
         "The adapter trains without its auxiliary loss. Wrap the forward pass in rankfold.auxiliary_losses() and add its "
         "total() to the loss; a PeftModel whose output has a loss does so by itself.",
