@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import nn
 
-from .change import Change, MaskedLinear, add_low_rank, per_channel, product
+from .change import Change, MaskedLinear, add_low_rank, add_product, per_channel, product
 from .plugin import register
 from .quantised import Kept, make_readable
 
@@ -160,8 +160,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         raise NotImplementedError
 
-    def effect(self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The formula of any other: what is added, before the scaling, to the base layer's output y (..., out) for x (..., in)."""
+    def effect(
+        self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The formula of any other, for the input x (..., in) and the base layer's output y (..., out).
+
+        Returns a code (..., k) and the matrix (out, k) that takes it to what is added to y, before the scaling.
+        """
         raise NotImplementedError
 
     def calibrate(self, adapter: str, mean: torch.Tensor) -> None:
@@ -286,8 +291,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         for adapter in adapters:
             if adapter not in linear:
                 seen = self.adapter_dropout[adapter](x)
-                effect = self.effect(adapter, self.tensors(adapter), seen, plain)
-                y = y + self.scaling[adapter] * effect.to(y.dtype)
+                code, up = self.effect(adapter, self.tensors(adapter), seen, plain)
+                y = add_product(y, code, self.scaling[adapter] * up)
         return y
 
     def changed(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

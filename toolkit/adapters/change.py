@@ -119,10 +119,14 @@ def add_low_rank(
     hidden = product(base, x, down)
     if isinstance(base, nn.Conv2d):
         return y + F.conv2d(hidden, up[:, :, None, None]).to(y.dtype)
-    if y.dtype != hidden.dtype:
-        return y + F.linear(hidden, up).to(y.dtype)
-    # One product that adds as it goes: no second tensor of the size of y.
-    return torch.addmm(y.reshape(-1, y.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), up.t()).view(y.shape)
+    return add_product(y, hidden, up)
+
+
+def add_product(y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """y (..., out) + up @ code (..., k), as one product that adds as it goes: no second tensor of the size of y."""
+    if y.dtype != code.dtype:
+        return y + F.linear(code, up).to(y.dtype)
+    return torch.addmm(y.reshape(-1, y.shape[-1]), code.reshape(-1, code.shape[-1]), up.t()).view(y.shape)
 
 
 def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

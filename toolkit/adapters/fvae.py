@@ -35,7 +35,7 @@ from torch import nn
 from . import auxiliary
 from .base import AdapterConfig, AdapterLayer
 from .change import Change
-from .fvae_objective import gaussian_kl, reconstruction_nll, token_mean
+from .fvae_objective import dropout, gaussian_kl, reconstruction_nll, token_mean
 
 FUSIONS = ("concat", "average")
 ACTIVATIONS = ("relu", "identity")
@@ -144,26 +144,28 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
             bias=t["up"] @ (t["mean1_weight"] @ t["trunk1_bias"] + t["mean1_bias"]),
         )
 
-    def effect(self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def effect(
+        self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
         hidden1 = self.trunk(adapter, t, x, "1")
         mean1 = affine(t, "mean1", hidden1)
         if not self.training:
-            return F.linear(mean1, t["up"])
+            return mean1, t["up"]
         logvar1 = affine(t, "logvar1", hidden1).clamp(-20, 20)
         z1 = sample(mean1, logvar1, torch.randn_like(mean1))
         if self.settings[adapter].loss_weight and auxiliary.wanted():
             loss = self.auxiliary_loss(adapter, t, x, mean1, logvar1, z1)
             if (collected := auxiliary.collector()) is not None:
                 collected.add(adapter, loss)
-        return F.linear(z1, t["up"])
+        return z1, t["up"]
 
     def trunk(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, k: str) -> torch.Tensor:
         """Hidden layer of encoder k, (..., encoder_width)."""
         config = self.settings[adapter]
         hidden = affine(t, f"trunk{k}", x)
         hidden = F.relu(hidden) if config.encoder_activation == "relu" else hidden
-        return F.dropout(hidden, config.encoder_dropout, self.training)
+        return dropout(hidden, config.encoder_dropout) if self.training else hidden
 
     def auxiliary_loss(
         self,
@@ -204,7 +206,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         config = self.settings[adapter]
         hidden = torch.cat((z1, z2), -1) if config.fusion == "concat" else (z1 + z2) / 2
         for number in range(config.decoder_layers):
-            hidden = F.dropout(F.relu(affine(t, f"decoder{number}", hidden)), config.decoder_dropout, self.training)
+            hidden = dropout(F.relu(affine(t, f"decoder{number}", hidden)), config.decoder_dropout)
         nll = reconstruction_nll(hidden, t["decoder_out_weight"], t["decoder_out_bias"], t["decoder_std"], x, weights)
         return {
             "reconstruction": nll,
