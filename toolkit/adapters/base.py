@@ -251,7 +251,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def base_bias(self) -> torch.Tensor | None:
         """The frozen bias (out,) as it was before any merge."""
-        return self.unmerged_bias if self.merged_adapters else self.get_base_layer().bias
+        return self.unmerged_bias if self.merged_adapters else self.get_base_layer().bias  # type: ignore[return-value]
 
     # -------------------------------------------------------------------------- forward
 

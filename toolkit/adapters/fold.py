@@ -6,6 +6,7 @@ The strength at which it was trained is baked in, so that alpha = rank in every 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -63,7 +64,7 @@ def fold_lora(layer: LoraLayer, adapter: str) -> Change:
 @torch.no_grad()
 def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
     """What merging one of PEFT's own methods (DoRA, LoHa, LoKr, OFT, ...) adds to the weight, (out, in * kernel), fp32."""
-    base = layer.get_base_layer()
+    base: Any = layer.get_base_layer()
     before, number_format = base.weight.data, base.weight.dtype
     base.weight.data = before.float().clone()
     try:
@@ -100,7 +101,7 @@ def ignores_input(layer: BaseTunerLayer) -> bool:
     """Whether the adapted layer gives what its base layer gives, tried on noise in eval mode."""
     training = layer.training  # type: ignore[attr-defined]
     layer.eval()  # type: ignore[attr-defined]
-    base = layer.get_base_layer()
+    base: Any = layer.get_base_layer()
     shape = (4, base.in_features) if hasattr(base, "in_features") else (4, base.in_channels, *base.kernel_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = noise.to(next(layer.parameters()).device, next(layer.parameters()).dtype)  # type: ignore[attr-defined]

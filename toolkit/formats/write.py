@@ -103,7 +103,7 @@ def without_biases(folded: Folded) -> Folded:
     return {name: Change(**(vars(change) | {"bias": None})) for name, change in folded.items()}
 
 
-def lora_factors(change: Change, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+def lora_factors(change: Change, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(down, up) in the shapes that LoRA files store: 4-d kernels for convolutions; zeros of rank 1 when there are none."""
     down, up, shape = change.down, change.up, layer.weight.shape
     if down is None or up is None:
