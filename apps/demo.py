@@ -64,7 +64,8 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     print(f"scene as asked  before {figures['scene_before']:.0%}  after {figures['scene_after']:.0%}")
     print(f"place as asked  before {figures['place_before']:.0%}  after {figures['place_after']:.0%}")
     print("\nexport")
-    print_proof(export_adapter(run.adapter, settings.base, "diffusers", run.folder / "export", prompt=settings.prompt))
+    out = run.folder / "export"
+    print_proof(export_adapter(run.adapter, settings.base, "diffusers", out, prompt=settings.prompt, max_error=0.05))
     print(f"\ntrained in {trained - start:.0f} s, everything in {time.time() - start:.0f} s")
     print(f'Next: rankfold sample --run {run.folder} --prompt "a large sks creature in the snow" --n 8 --grid')
     print(
@@ -73,8 +74,8 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     return figures
 
 
-# Five pictures are soon learned by heart, so the adapter may reach every linear layer and the text encoder, and easy
-# timesteps count less. Guidance above 2 burns the colours of this small model.
+# The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
+# count less. Guidance above 2 burns the colours of this small model.
 DEMO_TRAINING = {
     "batch_size": 4,
     "rank": 8,
@@ -82,7 +83,7 @@ DEMO_TRAINING = {
     "learning_rate": 1e-3,
     "min_snr_gamma": 5.0,
     "train_text_encoder": True,
-    "target_modules": (*UNET_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"),
+    "target_modules": (*UNET_ATTENTION, "ff.net.0.proj", "ff.net.2"),
     "preview_every": 200,
     "guidance_scale": 2.0,
 }
