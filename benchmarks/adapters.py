@@ -6,7 +6,8 @@ One adapted Linear(width, width) on a batch of tokens that needs a gradient, as 
 rounds' ratios, with their spread. Memory: the highest sum of live allocations of one step above what was there before it
 (CPU: from the profiler's allocation events; GPU: torch.cuda's peak).
 
-floor: time that the method's matrix products need, counted in operations, over what LoRA's need.
+floor: time that the method's matrix products need, counted in operations, over what the other's need; for memory the bytes of
+the output and of the gradient in the input, which any layer has, over what the other took.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def flops(case: str, d: int, n: int) -> float:
         "peft glora": low + 2 * n * d * d + n * d * d,
         "moslora": low + 3 * r * r * d,
         "loratrf": low + 6 * n * d * 8 + 3 * n * d,
-        "fvae training": low + 3 * n * d * r + 3 * n * 128 * (d + 2 * 128 + 2 * r),
+        "fvae training": low + 2 * n * d * r + 3 * n * 128 * (2 * 128 + 2 * r) + 2 * n * 128 * (d + 128),
         "fvae eval": low,
         "glora matmul": 2 * low + 2 * d * d * r,
         "glora elementwise": low + n * d * d + 3 * d * d * r,
@@ -142,8 +143,9 @@ def compare(case: str, other: str, d: int, n: int, rounds: int, device: str, dty
         "time": statistics.median(ratios),
         "least": min(ratios),
         "most": max(ratios),
-        "memory": peak_bytes(ours, device) / peak_bytes(theirs, device),
+        "memory": peak_bytes(ours, device) / (other_bytes := peak_bytes(theirs, device)),
         "floor": flops(case, d, n) / flops(other, d, n),
+        "memory_floor": 2 * n * d * dtype.itemsize / other_bytes,
     }
 
 
@@ -169,7 +171,7 @@ def main() -> None:
                 rows.append(row)
                 print(
                     f"{case:18} / {other:10} width {d:5} tokens {n:5}  time {row['time']:.2f} ({row['least']:.2f} to "
-                    f"{row['most']:.2f})  floor {row['floor']:.2f}  memory {row['memory']:.2f}",
+                    f"{row['most']:.2f})  floor {row['floor']:.2f}  memory {row['memory']:.2f} floor {row['memory_floor']:.2f}",
                     flush=True,
                 )
     if options.out:

@@ -386,14 +386,14 @@ def test_importing_rankfold_makes_stock_peft_read_the_files(order, tmp_path):
 
 def test_dropout_drops_its_share():
     """Ours is drawn otherwise than torch's, so its share, its scale and its independence are looked at."""
-    from rankfold.toolkit.adapters.fvae_objective import dropout
+    from rankfold.toolkit.adapters.fvae_objective import dropout_
 
     torch.manual_seed(0)
     for p in (0.1, 0.5):
-        out = dropout(torch.ones(400, 501), p)
+        out = dropout_(torch.ones(400, 501), p)
         assert (out == 0).float().mean() == pytest.approx(p, abs=0.005)
         assert out.max() == pytest.approx(1 / (1 - p))
         dropped = (out == 0).float() - p
         for shift in (1, 2, 4, 501):
             assert abs((dropped.flatten()[shift:] * dropped.flatten()[:-shift]).mean()) < 0.005
-    assert not torch.equal(dropout(torch.ones(99), 0.5), dropout(torch.ones(99), 0.5))
+    assert not torch.equal(dropout_(torch.ones(99), 0.5), dropout_(torch.ones(99), 0.5))

@@ -16,7 +16,6 @@ from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses, token_weights
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.adapters.fvae import sample
 from rankfold.toolkit.adapters.loratrf import gate
 
 FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
@@ -102,19 +101,17 @@ class TestFvae:
         with auxiliary_losses():
             close(model.train()(known["x"]), known["y_train"])
 
-    def test_terms(self, fusion):
+    def test_terms(self, fusion, monkeypatch):
         known, _, layer = self.layer(fusion)
         layer.train()
         t, x = layer.tensors("default"), known["x"]
-        mean, logvar, z = {}, {}, {}
+        codes = {}
         for k in ("1", "2"):
-            hidden = layer.trunk("default", t, x, k)
-            mean[k] = hidden @ t[f"mean{k}_weight"].T + t[f"mean{k}_bias"]
-            logvar[k] = hidden @ t[f"logvar{k}_weight"].T + t[f"logvar{k}_bias"]
-            z[k] = sample(mean[k], logvar[k], known[f"eps{k}"])
-            close(mean[k], known[f"z{k}_mean"])
-            close(z[k], known[f"z{k}_sample"])
-        terms = layer.terms("default", t, x, mean["1"], logvar["1"], z["1"], z["2"], token_weights(x))
+            monkeypatch.setattr(torch, "randn_like", lambda like, k=k: known[f"eps{k}"])
+            codes[k] = layer.encode("default", t, x, k)
+            close(codes[k].mean, known[f"z{k}_mean"])
+            close(codes[k].z, known[f"z{k}_sample"])
+        terms = layer.terms("default", t, x, codes["1"], codes["2"], token_weights(x))
         for name, value in terms.items():
             close(value, known[name])
 

@@ -35,7 +35,7 @@ from torch import nn
 from . import auxiliary
 from .base import AdapterConfig, AdapterLayer
 from .change import Change
-from .fvae_objective import dropout, gaussian_kl, reconstruction_nll, token_mean
+from .fvae_objective import gaussian_kl, reconstruction_nll, token_mean
 
 FUSIONS = ("concat", "average")
 ACTIVATIONS = ("relu", "identity")
@@ -148,41 +148,33 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
-        hidden1 = self.trunk(adapter, t, x, "1")
-        mean1 = affine(t, "mean1", hidden1)
         if not self.training:
-            return mean1, t["up"]
-        logvar1 = affine(t, "logvar1", hidden1).clamp(-20, 20)
-        z1 = sample(mean1, logvar1, torch.randn_like(mean1))
+            return affine(t, "mean1", self.trunk(adapter, t, x, "1")), t["up"]
+        code = self.encode(adapter, t, x, "1")
         if self.settings[adapter].loss_weight and auxiliary.wanted():
-            loss = self.auxiliary_loss(adapter, t, x, mean1, logvar1, z1)
+            loss = self.auxiliary_loss(adapter, t, x, code)
             if (collected := auxiliary.collector()) is not None:
                 collected.add(adapter, loss)
-        return z1, t["up"]
+        return code.z, t["up"]
 
     def trunk(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, k: str) -> torch.Tensor:
         """Hidden layer of encoder k, (..., encoder_width)."""
         config = self.settings[adapter]
         hidden = affine(t, f"trunk{k}", x)
         hidden = F.relu(hidden) if config.encoder_activation == "relu" else hidden
-        return dropout(hidden, config.encoder_dropout) if self.training else hidden
+        return F.dropout(hidden, config.encoder_dropout, self.training)
 
-    def auxiliary_loss(
-        self,
-        adapter: str,
-        t: dict[str, torch.Tensor],
-        x: torch.Tensor,
-        mean1: torch.Tensor,
-        logvar1: torch.Tensor,
-        z1: torch.Tensor,
-    ) -> torch.Tensor:
+    def encode(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, k: str) -> Code:
+        """x (..., in) through encoder k."""
+        hidden = self.trunk(adapter, t, x, k)
+        mean, logvar = affine(t, f"mean{k}", hidden), affine(t, f"logvar{k}", hidden).clamp(-20, 20)
+        return Code(mean, logvar, mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+
+    def auxiliary_loss(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, code: Code) -> torch.Tensor:
         """loss_weight times the objective of this layer, a scalar."""
         config = self.settings[adapter]
         source = x.detach() if config.detach else x
-        hidden2 = self.trunk(adapter, t, source, "2")
-        mean2, logvar2 = affine(t, "mean2", hidden2), affine(t, "logvar2", hidden2).clamp(-20, 20)
-        z2 = sample(mean2, logvar2, torch.randn_like(mean2))
-        terms = self.terms(adapter, t, source, mean1, logvar1, z1, z2, auxiliary.token_weights(x))
+        terms = self.terms(adapter, t, source, code, self.encode(adapter, t, source, "2"), auxiliary.token_weights(x))
         total = (
             config.reconstruction * terms["reconstruction"]
             + config.kl * terms["kl_z1"]
@@ -192,33 +184,30 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         return config.loss_weight * total
 
     def terms(
-        self,
-        adapter: str,
-        t: dict[str, torch.Tensor],
-        x: torch.Tensor,
-        mean1: torch.Tensor,
-        logvar1: torch.Tensor,
-        z1: torch.Tensor,
-        z2: torch.Tensor,
-        weights: torch.Tensor,
+        self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, code1: Code, code2: Code, weights: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The terms of the objective, scalars; weights (...) of the tokens sum to 1."""
-        config = self.settings[adapter]
-        hidden = torch.cat((z1, z2), -1) if config.fusion == "concat" else (z1 + z2) / 2
-        for number in range(config.decoder_layers):
-            hidden = dropout(F.relu(affine(t, f"decoder{number}", hidden)), config.decoder_dropout)
-        nll = reconstruction_nll(hidden, t["decoder_out_weight"], t["decoder_out_bias"], t["decoder_std"], x, weights)
+        config, z1, z2 = self.settings[adapter], code1.z, code2.z
+        names = [*(f"decoder{number}" for number in range(config.decoder_layers)), "decoder_out"]
+        *hidden, out = [(t[f"{name}_weight"], t[f"{name}_bias"]) for name in names]
+        fused = torch.cat((z1, z2), -1) if config.fusion == "concat" else (z1 + z2) / 2
         return {
-            "reconstruction": nll,
-            "kl_z1": gaussian_kl(mean1, logvar1, weights),
+            "reconstruction": reconstruction_nll(
+                fused, hidden, out, t["decoder_std"], x, weights, config.decoder_dropout
+            ),
+            "kl_z1": gaussian_kl(code1.mean, code1.logvar, weights),
             "z1_l2": token_mean(z1.square().mean(-1), weights),
             "z2_l2": token_mean((z2 - config.z2_mean).square().mean(-1), weights),
         }
 
 
-def sample(mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """A draw from N(mean, exp(logvar))."""
-    return mean + (0.5 * logvar).exp() * noise
+@dataclass(frozen=True)
+class Code:
+    """What an encoder says of the tokens, each (..., r): a normal distribution, and a draw z from it."""
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    z: torch.Tensor
 
 
 def affine(t: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
