@@ -206,6 +206,34 @@ class TestEveryVariant:
         torch._dynamo.reset()
         torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
 
+    def test_a_hooked_base_layer_is_called_and_gives_the_same(self, label):
+        """Plain layers are computed jointly with the adapter, in their place; others are called, as hooks expect."""
+        results = []
+        for hooked in (False, True):
+            model, calls = randomised(get_peft_model(two_linears(), config(label))).eval(), []
+            if hooked:
+                for layer in adapter_layers(model).values():
+                    layer.get_base_layer().register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            x = noise(4, 6).requires_grad_(True)
+            out = model(x)
+            out.square().sum().backward()
+            assert len(calls) == 2 * hooked
+            results.append([out, x.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+        for joint, apart in zip(*results, strict=True):
+            torch.testing.assert_close(joint, apart, rtol=1e-4, atol=1e-5)
+
+    def test_autocast(self, label):
+        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        x = noise(4, 6).requires_grad_(True)
+        known = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = model(x)
+            assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out.float(), known, rtol=0.1, atol=0.1 * float(known.abs().max()))
+        out.float().square().sum().backward()
+        assert x.grad.dtype == torch.float32
+        assert torch.isfinite(x.grad).all()
+
     def test_another_adapter_for_each_row_is_refused(self, label):
         model = get_peft_model(two_linears(), config(label))
         layer = next(iter(adapter_layers(model).values()))

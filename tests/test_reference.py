@@ -108,7 +108,7 @@ class TestFvae:
         codes = {}
         for k in ("1", "2"):
             monkeypatch.setattr(torch, "randn_like", lambda like, k=k: known[f"eps{k}"])
-            codes[k] = layer.encode("default", t, x, k)
+            codes[k] = layer.encode("default", t, x @ t[f"trunk{k}_weight"].T, k)
             close(codes[k].mean, known[f"z{k}_mean"])
             close(codes[k].z, known[f"z{k}_sample"])
         terms = layer.terms("default", t, x, codes["1"], codes["2"], token_weights(x))

@@ -15,7 +15,7 @@ LoRA are derived from that here and in change.py. Registration is by existing:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import nn
 
-from .change import Change, MaskedLinear, add_low_rank, add_product, per_channel, product
+from .change import Change, add_product, is_plain, joint_products, per_channel, product
 from .plugin import register
 from .quantised import Kept, make_readable
 
@@ -160,12 +160,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         raise NotImplementedError
 
-    def effect(
-        self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The formula of any other, for the input x (..., in) and the base layer's output y (..., out).
+    def reader(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The matrix (k, in) through which `effect` reads the layer's input."""
+        raise NotImplementedError
 
-        Returns a code (..., k) and the matrix (out, k) that takes it to what is added to y, before the scaling.
+    def effect(
+        self, adapter: str, tensors: dict[str, torch.Tensor], read: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The formula of any other, for read = x @ reader.T (..., k), the input x (..., in) and the base's output y (..., out).
+
+        Returns a code (..., m) and the matrix (out, m) that takes it to what is added to y, before the scaling.
         """
         raise NotImplementedError
 
@@ -272,40 +276,58 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The output with these adapters: the linear ones' changes as one, then the effects of the others."""
         linear = [adapter for adapter in adapters if self.is_linear(adapter)]
-        dropped = [adapter for adapter in linear if self.training and self.settings[adapter].dropout]
+        effects = [adapter for adapter in adapters if adapter not in linear]
+        dropped = {adapter for adapter in adapters if self.training and self.settings[adapter].dropout}
         total = Change()
         for adapter in linear:
             if adapter not in dropped:
                 total = total + self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
-        if total.mask_up is not None and type(self.base_layer) is nn.Linear:
-            base, total = self.base_layer, total.rows_in_mask()
-            y = plain = MaskedLinear.apply(x, base.weight, base.bias, total.mask_up, total.mask_down)
-        else:
-            y = plain = self.base_layer(x, *args, **kwargs)
-            if self.quantization_backend is not None:
-                y = plain = self.quantization_backend.maybe_clone_base_result(y)
-        y = self.changed(total, x, y)
-        for adapter in dropped:
-            change = self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
-            y = self.changed(change, self.adapter_dropout[adapter](x), y)
-        for adapter in adapters:
-            if adapter not in linear:
-                seen = self.adapter_dropout[adapter](x)
-                code, up = self.effect(adapter, self.tensors(adapter), seen, plain)
-                y = add_product(y, code, self.scaling[adapter] * up)
+        readers = {a: self.reader(a, self.tensors(a)) for a in effects}
+        joint, rest = (Change(), total) if effects else (total, Change())  # effects look at the base layer's own output
+        kept = {a: matrix for a, matrix in readers.items() if a not in dropped}
+        plain, reads = self.base_and_reads(x, joint, kept, args, kwargs)
+        y, base = self.changed(rest, x, plain), self.get_base_layer()
+        for adapter in linear:
+            if adapter in dropped:
+                change = self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
+                y = self.changed(change, self.adapter_dropout[adapter](x), y)
+        for adapter in effects:
+            seen = self.adapter_dropout[adapter](x)
+            read = reads[adapter] if adapter in reads else product(base, seen, readers[adapter].to(x.dtype))
+            code, up = self.effect(adapter, self.tensors(adapter), read, seen, plain)
+            y = add_product(base, y, code, self.scaling[adapter] * up)
         return y
 
+    def base_and_reads(
+        self, x: torch.Tensor, change: Change, readers: dict[str, torch.Tensor], args: Any, kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The base layer's output under the change, and x through each reader (k, in)."""
+        if not is_plain(self.base_layer) or args or kwargs:
+            y = self.base_layer(x, *args, **kwargs)
+            if self.quantization_backend is not None:
+                y = self.quantization_backend.maybe_clone_base_result(y)
+            base = self.get_base_layer()
+            return self.changed(change, x, y), {a: product(base, x, m.to(x.dtype)) for a, m in readers.items()}
+        change, flat = change.rows_in_mask(), x.reshape(-1, self.fan_in)
+        low = [] if change.down is None else [change.down]
+        y, *codes = joint_products(self.base_layer, flat, change, [*low, *readers.values()])
+        y = self.changed(replace(change, down=None, mask_up=None), flat, y)
+        if low:
+            y.addmm_(codes.pop(0), change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
+        y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes))
+        return y, dict(zip(readers, codes, strict=True))
+
     def changed(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The base layer's output y -> the changed layer's, but for a mask on nn.Linear, which is in y already."""
+        """The base layer's output y -> the changed layer's."""
         base = self.get_base_layer()
         if change.rows is not None:
             unbiased = y if base.bias is None else y - per_channel(base, base.bias, y)
             y = y + per_channel(base, change.rows, y) * unbiased
-        if change.mask_up is not None and change.mask_down is not None and type(self.base_layer) is not nn.Linear:
+        if change.mask_up is not None and change.mask_down is not None:
             mask = change.mask_up @ change.mask_down
             y = y + product(base, x, (mask * self.base_weight().to(mask.dtype)).to(x.dtype))
         if change.down is not None and change.up is not None:
-            y = add_low_rank(base, x, y, change.down, change.up)
+            y = add_product(base, y, product(base, x, change.down.to(x.dtype)), change.up)
         if change.dense is not None:
             y = y + product(base, x, change.dense.to(x.dtype))
         if change.bias is not None:

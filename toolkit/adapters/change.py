@@ -111,21 +111,17 @@ def product(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Ten
     return F.linear(x, weight)
 
 
-def add_low_rank(
-    base: nn.Module, x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor
-) -> torch.Tensor:
-    """y + up(down(x)). Computes in the number format of x; the factors keep theirs."""
-    down, up = down.to(x.dtype), up.to(x.dtype)
-    hidden = product(base, x, down)
+def add_product(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """y (..., out) + up (out, k) @ code (..., k); for a convolution y (B, out, H, W) and code (B, k, H, W).
+
+    Computes in the number format of the code; the factor keeps its own.
+    """
+    up = up.to(code.dtype)
     if isinstance(base, nn.Conv2d):
-        return y + F.conv2d(hidden, up[:, :, None, None]).to(y.dtype)
-    return add_product(y, hidden, up)
-
-
-def add_product(y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """y (..., out) + up @ code (..., k), as one product that adds as it goes: no second tensor of the size of y."""
+        return y + F.conv2d(code, up[:, :, None, None]).to(y.dtype)
     if y.dtype != code.dtype:
         return y + F.linear(code, up).to(y.dtype)
+    # One product that adds as it goes: no second tensor of the size of y.
     return torch.addmm(y.reshape(-1, y.shape[-1]), code.reshape(-1, code.shape[-1]), up.t()).view(y.shape)
 
 
@@ -135,37 +131,62 @@ def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torc
     return channel[:, None, None] if isinstance(base, nn.Conv2d) else channel
 
 
-class MaskedLinear(torch.autograd.Function):
-    """x @ (weight * (1 + up @ down)).T + bias for a frozen weight and bias.
+def is_plain(base: nn.Module) -> bool:
+    """Whether the layer is a frozen nn.Linear that nobody hooks into, so that its product may be taken in its place."""
+    hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or hasattr(base, "_hf_hook")
+    return type(base) is nn.Linear and not base.weight.requires_grad and not hooked
 
-    The product with the weight is built again in the backward pass instead of being kept, so training holds no tensor of
-    the weight's size between the passes. x (..., in), weight (out, in), bias (out,), up (out, k), down (k, in).
+
+def joint_products(
+    base: nn.Module, x: torch.Tensor, change: Change, matrices: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """x (N, in) through a plain layer under the change's mask, (N, out), and through each matrix (k, in), (N, k)."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    matrices = [matrix.to(dtype) for matrix in matrices]
+    with torch.autocast(device, enabled=False):
+        return JointLinear.apply(x.to(dtype), base.weight, base.bias, change.mask_up, change.mask_down, *matrices)
+
+
+class JointLinear(torch.autograd.Function):
+    """x @ (weight * (1 + mask_up @ mask_down)).T + bias, with weight and bias frozen, and x @ matrix.T for each matrix.
+
+    Taken together since they share x: its gradient is summed as the products are made, in one tensor, where autograd would
+    make one for each and another for each sum. The product with the weight is built again in the backward pass instead of
+    being kept, so training holds no tensor of the weight's size between the passes. x (N, in), weight (out, in), bias (out,),
+    mask_up (out, k), mask_down (k, in), matrices (r, in).
     """
 
     @staticmethod
-    def forward(x, weight, bias, up, down):
-        return F.linear(x, masked(weight, up, down).to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def forward(x, weight, bias, mask_up, mask_down, *matrices):
+        bias = None if bias is None else bias.to(x.dtype)
+        return F.linear(x, masked(weight, mask_up, mask_down).to(x.dtype), bias), *(F.linear(x, m) for m in matrices)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, weight, _, up, down = inputs
-        ctx.save_for_backward(x, weight, up, down)
+        x, weight, _, mask_up, mask_down, *matrices = inputs
+        ctx.save_for_backward(x, weight, mask_up, mask_down, *matrices)
 
     @staticmethod
-    def backward(ctx, dy):
-        x, weight, up, down = ctx.saved_tensors
-        dx = dup = ddown = None
-        dy = dy.to(x.dtype)
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, *dcodes):
+        x, weight, mask_up, mask_down, *matrices = ctx.saved_tensors
+        dx = dmask_up = dmask_down = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ masked(weight, up, down).to(x.dtype)
-        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-            full = dy.flatten(0, -2).t() @ x.flatten(0, -2)
+            dx = dy @ masked(weight, mask_up, mask_down).to(x.dtype)
+            for dcode, matrix in zip(dcodes, matrices, strict=True):
+                dx.addmm_(dcode, matrix)
+        if mask_up is not None and any(ctx.needs_input_grad[3:5]):
+            full = dy.t() @ x
             full = full.mul_(weight) if full.dtype == weight.dtype else full * weight
-            full = full.to(up.dtype)
-            dup, ddown = full @ down.t(), up.t() @ full
-        return dx, None, None, dup, ddown
+            full = full.to(mask_up.dtype)
+            dmask_up, dmask_down = full @ mask_down.t(), mask_up.t() @ full
+        wanted = zip(dcodes, ctx.needs_input_grad[5:], strict=True)
+        return dx, None, None, dmask_up, dmask_down, *(dcode.t() @ x if needs else None for dcode, needs in wanted)
 
 
-def masked(weight: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """weight * (1 + up @ down), (out, in), in the finer of the two number formats."""
+def masked(weight: torch.Tensor, up: torch.Tensor | None, down: torch.Tensor | None) -> torch.Tensor:
+    """weight * (1 + up @ down), (out, in), in the finer of the two number formats; without a mask the weight itself."""
+    if up is None or down is None:
+        return weight
     return (up @ down).add_(1).mul_(weight) if up.dtype == weight.dtype else (up @ down + 1) * weight

@@ -35,7 +35,7 @@ from torch import nn
 from . import auxiliary
 from .base import AdapterConfig, AdapterLayer
 from .change import Change
-from .fvae_objective import gaussian_kl, reconstruction_nll, token_mean
+from .fvae_objective import dropout_, gaussian_kl, reconstruction_nll, token_mean
 
 FUSIONS = ("concat", "average")
 ACTIVATIONS = ("relu", "identity")
@@ -144,37 +144,42 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
             bias=t["up"] @ (t["mean1_weight"] @ t["trunk1_bias"] + t["mean1_bias"]),
         )
 
+    def reader(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return tensors["trunk1_weight"]
+
     def effect(
-        self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
+        self, adapter: str, tensors: dict[str, torch.Tensor], read: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
         if not self.training:
-            return affine(t, "mean1", self.trunk(adapter, t, x, "1")), t["up"]
-        code = self.encode(adapter, t, x, "1")
+            return affine(t, "mean1", self.trunk(adapter, t, read, "1")), t["up"]
+        code = self.encode(adapter, t, read, "1")
         if self.settings[adapter].loss_weight and auxiliary.wanted():
             loss = self.auxiliary_loss(adapter, t, x, code)
             if (collected := auxiliary.collector()) is not None:
                 collected.add(adapter, loss)
         return code.z, t["up"]
 
-    def trunk(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, k: str) -> torch.Tensor:
-        """Hidden layer of encoder k, (..., encoder_width)."""
+    def trunk(self, adapter: str, t: dict[str, torch.Tensor], read: torch.Tensor, k: str) -> torch.Tensor:
+        """Hidden layer of encoder k, (..., encoder_width), from what its weight reads of the input."""
         config = self.settings[adapter]
-        hidden = affine(t, f"trunk{k}", x)
-        hidden = F.relu(hidden) if config.encoder_activation == "relu" else hidden
-        return F.dropout(hidden, config.encoder_dropout, self.training)
+        hidden = read + t[f"trunk{k}_bias"]
+        if self.training:  # before the ReLU, which commutes with it, so that it may work in place
+            hidden = dropout_(hidden, config.encoder_dropout)
+        return F.relu(hidden) if config.encoder_activation == "relu" else hidden
 
-    def encode(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, k: str) -> Code:
-        """x (..., in) through encoder k."""
-        hidden = self.trunk(adapter, t, x, k)
-        mean, logvar = affine(t, f"mean{k}", hidden), affine(t, f"logvar{k}", hidden).clamp(-20, 20)
+    def encode(self, adapter: str, t: dict[str, torch.Tensor], read: torch.Tensor, k: str) -> Code:
+        """The code of encoder k, from what its trunk's weight reads of the input, (..., encoder_width)."""
+        hidden = self.trunk(adapter, t, read, k)
+        mean, logvar = affine(t, f"mean{k}", hidden), F.hardtanh(affine(t, f"logvar{k}", hidden), -20, 20)
         return Code(mean, logvar, mean + (0.5 * logvar).exp() * torch.randn_like(mean))
 
     def auxiliary_loss(self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, code: Code) -> torch.Tensor:
         """loss_weight times the objective of this layer, a scalar."""
         config = self.settings[adapter]
         source = x.detach() if config.detach else x
-        terms = self.terms(adapter, t, source, code, self.encode(adapter, t, source, "2"), auxiliary.token_weights(x))
+        code2 = self.encode(adapter, t, F.linear(source, t["trunk2_weight"]), "2")
+        terms = self.terms(adapter, t, source, code, code2, auxiliary.token_weights(x))
         total = (
             config.reconstruction * terms["reconstruction"]
             + config.kl * terms["kl_z1"]

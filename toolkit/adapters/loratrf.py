@@ -96,17 +96,19 @@ class LoraTrfLayer(AdapterLayer, name="loratrf", config=LoraTrfConfig):
     def is_linear(self, adapter: str) -> bool:
         return self.settings[adapter].filter in ("edit", "subspace")
 
+    def reader(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return tensors["down"]
+
     def effect(
-        self, adapter: str, tensors: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
+        self, adapter: str, tensors: dict[str, torch.Tensor], read: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.settings[adapter]
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
-        code = F.linear(x, t["down"])
         if config.filter == "code":
-            return torch.sigmoid(F.linear(code, t["gate"])) * code, t["up"]
+            return torch.sigmoid(F.linear(read, t["gate"])) * read, t["up"]
         passed = self.share(adapter) * gate(y, tensors["task"]).to(y.dtype) * F.linear(y, t["filter_down"])
         # One product for both parts.
-        return torch.cat((code, passed.to(code.dtype)), -1), torch.cat((t["up"], t["filter_up"]), 1)
+        return torch.cat((read, passed.to(read.dtype)), -1), torch.cat((t["up"], t["filter_up"]), 1)
 
     def share(self, adapter: str) -> float:
         """Factor of the filter's part, free of the alpha / r that the whole effect is multiplied by."""
