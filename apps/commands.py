@@ -1,14 +1,38 @@
-"""The commands and what each does, one line each."""
+"""The commands: what each does, in one line, and where it is."""
 
-HELP = {
-    "demo": "Teach the embedded model a new creature, offline, in minutes, and show before and after.",
-    "train subject": "Teach a diffusion model your subject from a folder of pictures.",
-    "resume": "Go on with a stopped or killed run, exactly where it was.",
-    "stop": "Ask a run to write a checkpoint and stop.",
-    "sample": "Make pictures with a trained adapter.",
-    "export": "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.",
-    "inspect": "Say what a LoRA file is, whether it is sound, and who can load it.",
-    "adapters": "List the adapter variants and their options.",
-    "doctor": "Show versions, devices, memory and caches, and what is missing.",
-    "build-tiny": "Build the embedded models from scratch.",
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Command:
+    """A function of the words behind the command's name, found only when it is called: help must answer at once."""
+
+    help: str
+    place: str
+
+    def __call__(self, words: list[str]) -> None:
+        module, function = self.place.split(":")
+        run: Callable[[list[str]], None] = getattr(import_module(f"{__package__}.{module}"), function)
+        run(words)
+
+
+COMMANDS = {
+    "demo": Command(
+        "Teach the embedded model a new creature, offline, in minutes, and show before and after.", "demo:demo"
+    ),
+    "train subject": Command("Teach a diffusion model your subject from a folder of pictures.", "train:train_subject"),
+    "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
+    "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),
+    "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
+    "export": Command(
+        "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "files:export"
+    ),
+    "inspect": Command("Say what a LoRA file is, whether it is sound, and who can load it.", "files:inspect"),
+    "adapters": Command("List the adapter variants and their options.", "adapters:adapters"),
+    "doctor": Command("Show versions, devices, memory and caches, and what is missing.", "doctor:doctor"),
+    "build-tiny": Command("Build the embedded models from scratch.", "build_tiny:build_tiny"),
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..training.config import UNET_ATTENTION
+from .files import print_proof
+from .options import parse, quiet_libraries
 
 DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has seen it
 
@@ -27,6 +29,12 @@ class DemoConfig:
     """Seed of training and pictures."""
 
 
+def demo(words: list[str]) -> None:
+    config = parse(DemoConfig, words, "demo")
+    quiet_libraries()
+    run_demo(config)
+
+
 def run_demo(config: DemoConfig) -> dict[str, float]:
     """Trains, measures, exports and prints; returns the figures."""
     import torch
@@ -37,7 +45,6 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     from ..training.config import SubjectConfig
     from ..training.demo import before_and_after
     from ..training.subject import train_subject
-    from .cli import print_proof
 
     start = time.time()
     images = assets() / "demo" / "creature"

@@ -27,6 +27,10 @@ OPTIONAL = {
 }
 
 
+def doctor(words: list[str]) -> None:
+    raise SystemExit(examine())
+
+
 def examine() -> int:
     """Prints the report; returns 0 when training can start, 1 when something needed is missing."""
     missing = []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from readme_commands import README, commands, setup
 
-from rankfold.apps.cli import COMMANDS, main
+from rankfold.apps.cli import main
+from rankfold.apps.commands import COMMANDS
 
 ROOT = README.parent
 SHOWN = [line for line in commands() if line.startswith("rankfold ")]

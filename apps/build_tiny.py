@@ -1,0 +1,13 @@
+"""`rankfold build-tiny`."""
+
+from __future__ import annotations
+
+from .options import parse, quiet_libraries
+
+
+def build_tiny(words: list[str]) -> None:
+    quiet_libraries()
+    from ..training.tiny import BuildTinyConfig
+    from ..training.tiny import build_tiny as build
+
+    build(parse(BuildTinyConfig, words, "build-tiny", BuildTinyConfig()))

@@ -1,0 +1,47 @@
+"""How commands read their options."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .commands import COMMANDS
+
+
+def parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
+    """Reads the options of a dataclass from the command line."""
+    import tyro
+
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+
+
+def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of an option and the words without it."""
+    for number, word in enumerate(words):
+        if word == name and number + 1 < len(words):
+            return words[number + 1], words[:number] + words[number + 2 :]
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1], words[:number] + words[number + 1 :]
+    return None, words
+
+
+def positional() -> Any:
+    """tyro's mark for an argument without a flag."""
+    import tyro
+
+    return tyro.conf.Positional
+
+
+def quiet_libraries() -> None:
+    """Keeps the progress bars and advice of the libraries out of our output."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,97 @@
+"""`rankfold sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..toolkit.errors import UserError
+from .options import parse, quiet_libraries
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    run: Path | None = None
+    """Run folder whose adapter is used."""
+    adapters: tuple[Path, ...] = ()
+    """More adapter folders."""
+    strength: tuple[float, ...] = ()
+    """One number for all adapters, or one for each; 1 is as trained."""
+    base: str | None = None
+    """Base model; unset means the run's, or 'tiny'."""
+    prompt: str | None = None
+    """What to show; unset means the run's own prompt."""
+    negative_prompt: str = ""
+    """What to steer away from."""
+    n: int = 1
+    """Number of pictures, from seeds seed, seed + 1, ..."""
+    seed: int = 0
+    """Seed of the first picture."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float | None = None
+    """How closely to follow the prompt; 1 is not at all; unset means the run's, or 4."""
+    scheduler: str = "DDIMScheduler"
+    """A scheduler class of diffusers."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format."""
+    out: Path = Path("samples")
+    """Folder for the pictures."""
+    grid: bool = False
+    """Also write all pictures on one sheet."""
+    again: Path | None = field(default=None)
+    """Repeat the picture of this PNG exactly (also spelled --from)."""
+
+
+def sample(words: list[str]) -> None:
+    words = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in words]
+    options = parse(SampleOptions, words, "sample")
+    quiet_libraries()
+    from ..pipelines.generate import generate, grid, read_recipe, repeat, save_picture
+
+    if options.n < 1:
+        raise UserError(f"--n must be at least 1, not {options.n}.")
+    made = [repeat(read_recipe(options.again))] if options.again else generate(recipe_of(options), options.n)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for picture, own in made:
+        path = options.out / f"{own.seed:06d}.png"
+        save_picture(path, picture, own)
+        print(path)
+    if options.grid:
+        sheet = grid([picture for picture, _ in made], columns=min(4, len(made)))
+        save_picture(options.out / "grid.png", sheet, made[0][1])
+        print(options.out / "grid.png")
+
+
+def recipe_of(options: SampleOptions) -> Any:
+    """The recipe that the options ask for."""
+    from ..pipelines.generate import Recipe
+    from ..toolkit.runs import Run
+    from ..training.config import from_yaml
+
+    adapters, base, prompt = [str(path) for path in options.adapters], options.base, options.prompt
+    guidance_scale = options.guidance_scale
+    if options.run is not None:
+        run = Run.open(options.run)
+        config = from_yaml(run.config_file)
+        adapters.insert(0, str(run.adapter))
+        base, prompt = base or config.base, prompt or config.prompt
+        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    if prompt is None:
+        raise UserError("--prompt is missing: say what the picture should show.")
+    strengths = options.strength or (1.0,)
+    if len(strengths) == 1:
+        strengths *= len(adapters)
+    return Recipe(
+        prompt=prompt,
+        base=base or "tiny",
+        negative_prompt=options.negative_prompt,
+        adapters=tuple(adapters),
+        strengths=tuple(strengths),
+        steps=options.steps,
+        guidance_scale=4.0 if guidance_scale is None else guidance_scale,
+        scheduler=options.scheduler,
+        precision=options.precision,
+        seed=options.seed,
+    )

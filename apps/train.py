@@ -1,0 +1,65 @@
+"""`rankfold train subject`, `resume` and `stop`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..toolkit.errors import UserError
+from .options import parse, positional, quiet_libraries, take_option
+
+
+def train_subject(words: list[str]) -> None:
+    """`--config FILE` gives the defaults; other options change them."""
+    from ..training.config import SubjectConfig, from_yaml
+
+    config_file, words = take_option(words, "--config")
+    default = from_yaml(Path(config_file)) if config_file else SubjectConfig()
+    config = parse(SubjectConfig, words, "train subject", default)
+    quiet_libraries()
+    from ..training.subject import train_subject as train
+
+    report(train(config).folder)
+
+
+def resume(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        run: Annotated[Path, positional()]
+        """Run folder."""
+
+    options = parse(Options, words, "resume")
+    quiet_libraries()
+    from ..training.subject import resume as go_on
+
+    report(go_on(options.run).folder)
+
+
+def stop(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        run: Annotated[Path, positional()]
+        """Run folder."""
+
+    from ..toolkit.runs import Run
+
+    run = Run.open(parse(Options, words, "stop").run)
+    if not run.is_live():
+        raise UserError(f"{run.folder} is not running.")
+    (run.requests / "stop").touch()
+    print(f"{run.folder} will write a checkpoint and stop after this step.")
+
+
+def report(folder: Path) -> None:
+    """Says how a run ended and what can be done with it."""
+    from ..toolkit.runs import Run
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    status = Run(folder).status()
+    if status["state"] == "stopped":
+        print(f"Stopped at step {status['step']}; a checkpoint is kept. Go on with: rankfold resume {folder}")
+    else:
+        print(f"Done: {folder / 'adapter'}\nNext: rankfold sample --run {folder} --n 4 --grid")
