@@ -28,6 +28,12 @@ COMMANDS = {
     "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
     "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),
     "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
+    "compose": Command(
+        "Make one adapter of several, with weights given, alike, or learned on a few pictures.", "compose:compose"
+    ),
+    "library add": Command("Put a trained adapter into the library.", "library:add"),
+    "library list": Command("List the adapters in the library.", "library:list_all"),
+    "library show": Command("Say what one of them is.", "library:show"),
     "export": Command(
         "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "files:export"
     ),

@@ -44,7 +44,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     from ..toolkit.models.tiny import assets
     from ..training.config import SubjectConfig
     from ..training.demo import before_and_after
-    from ..training.subject import train_subject
+    from ..training.start import train
 
     start = time.time()
     images = assets() / "demo" / "creature"
@@ -58,7 +58,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
         **DEMO_TRAINING,
     )
     print(f"Teaching the embedded model the creature in {images} (five pictures, {config.steps} steps)")
-    run = train_subject(settings)
+    run = train(settings)
     trained = time.time()
     figures = before_and_after(run, DEMO_CREATURE, seed=config.seed)
     print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five pictures, 2: before, 3: after)")

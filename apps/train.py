@@ -19,7 +19,7 @@ def train_subject(words: list[str]) -> None:
     default = from_yaml(Path(config_file)) if config_file else SubjectConfig()
     config = parse(SubjectConfig, words, "train subject", default)
     quiet_libraries()
-    from ..training.subject import train_subject as train
+    from ..training.start import train
 
     report(train(config).folder)
 
@@ -32,7 +32,7 @@ def resume(words: list[str]) -> None:
 
     options = parse(Options, words, "resume")
     quiet_libraries()
-    from ..training.subject import resume as go_on
+    from ..training.start import resume as go_on
 
     report(go_on(options.run).folder)
 

@@ -30,7 +30,8 @@ def make_task(folder: Path, base: str, adapter: str, **settings):
 
     from rankfold.training.config import SubjectConfig
     from rankfold.training.optimizer import make_optimizer
-    from rankfold.training.subject import SubjectTask, preflight
+    from rankfold.training.start import preflight
+    from rankfold.training.subject import SubjectTask
 
     images = ROOT / "assets" / "demo" / "creature"
     config = SubjectConfig(base=base, images=images, out=folder, batch_size=BATCH, adapter=adapter, **settings)

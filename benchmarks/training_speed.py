@@ -58,7 +58,7 @@ class Clock:
 
 def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
     """One whole run with an empty cache: seconds, those of a median step, its share outside forward, backward and optimizer."""
-    from rankfold.training import loop, subject
+    from rankfold.training import loop, start
     from rankfold.training.progress import peak_memory_gib
 
     clock, marks = Clock(), []
@@ -77,12 +77,12 @@ def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
         os.environ["RANKFOLD_CACHE"] = f"{folder}/cache"
         config = config_for(Path(folder) / "run", images, base, steps, threads)
         loop.Loop.__init__, loop.Loop.one_step = begin, step
-        start = time.perf_counter()
+        began = time.perf_counter()
         try:
-            subject.train_subject(config)
+            start.train(config)
         finally:
             loop.Loop.__init__, loop.Loop.one_step = begin_loop, one_step
-        total = time.perf_counter() - start
+        total = time.perf_counter() - began
     pairs = list(itertools.pairwise(marks))
     gaps = [after[0] - before[0] for before, after in pairs]
     outside = [1 - (after[1] - before[1]) / gap for (before, after), gap in zip(pairs, gaps, strict=True)]

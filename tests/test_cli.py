@@ -23,12 +23,12 @@ def fails(capsys, *words):
 @pytest.fixture
 def train(images, base, tmp_path, monkeypatch):
     """A train command; loading any model makes the test fail."""
-    from rankfold.training import subject
+    from rankfold.training import pictures
 
     def loaded(*arguments):
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr(subject, "DiffusionModel", loaded)
+    monkeypatch.setattr(pictures, "DiffusionModel", loaded)
     return ["train", "subject", "--images", images, "--base", base, "--out", tmp_path / "run"]
 
 
@@ -91,10 +91,10 @@ def test_bad_yaml(capsys, tmp_path, text, words):
 
 
 def test_command_line_overrides_yaml(tmp_path, images, base, monkeypatch, capsys):
-    from rankfold.training import subject
+    from rankfold.training import start
 
     seen = []
-    monkeypatch.setattr(subject, "preflight", lambda config: seen.append(config) or 1 / 0)
+    monkeypatch.setattr(start, "preflight", lambda config: seen.append(config) or 1 / 0)
     file = tmp_path / "run.yaml"
     file.write_text(f"images: {images}\nbase: {base}\nrank: 2\nsteps: 7\n")
     with pytest.raises(ZeroDivisionError):

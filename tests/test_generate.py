@@ -20,11 +20,11 @@ def trained(base, images, tmp_path_factory):
     import os
 
     from rankfold.training.config import SubjectConfig
-    from rankfold.training.subject import train_subject
+    from rankfold.training.start import train
 
     os.environ["RANKFOLD_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     out = tmp_path_factory.mktemp("trained") / "run"
-    return train_subject(
+    return train(
         SubjectConfig(
             base=str(base), images=images, out=out, steps=12, batch_size=2, rank=4, alpha=8.0, learning_rate=0.01,
             train_text_encoder=True, preview_every=0, threads=1,

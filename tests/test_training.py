@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.runs import Run
 from rankfold.training.config import to_yaml
-from rankfold.training.subject import resume, train_subject
+from rankfold.training.start import resume, train
 
 TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
 
@@ -35,7 +35,7 @@ def write_config(config, path):
 
 
 def test_run_folder(config):
-    run = train_subject(replace(config, preview_every=3, preview_steps=2))
+    run = train(replace(config, preview_every=3, preview_steps=2))
     assert run.status()["state"] == "done"
     assert [row["step"] for row in run.metrics()] == [2, 4, 6]
     assert len(list(run.samples.glob("*.png"))) == 4
@@ -46,10 +46,10 @@ def test_run_folder(config):
 def test_the_written_config_repeats_the_run(config, tmp_path):
     from rankfold.training.config import from_yaml
 
-    first = train_subject(config)
-    again = train_subject(replace(from_yaml(first.config_file), out=tmp_path / "again"))
+    first = train(config)
+    again = train(replace(from_yaml(first.config_file), out=tmp_path / "again"))
     assert same(adapter(first.folder), adapter(again.folder))
-    other = train_subject(replace(config, seed=1, out=tmp_path / "other"))
+    other = train(replace(config, seed=1, out=tmp_path / "other"))
     assert not same(adapter(first.folder), adapter(other.folder))
 
 
@@ -66,8 +66,8 @@ def test_the_written_config_repeats_the_run(config, tmp_path):
 def test_resume_is_exact(config, tmp_path, changes):
     """Stopping after step 3, between two checkpoints and two log lines, changes no bit of the outcome."""
     config = replace(config, **changes)
-    whole = train_subject(replace(config, out=tmp_path / "whole"))
-    part = train_subject_until(replace(config, out=tmp_path / "part"), 3)
+    whole = train(replace(config, out=tmp_path / "whole"))
+    part = train_until(replace(config, out=tmp_path / "part"), 3)
     assert part.status()["state"] == "stopped"
     assert part.status()["step"] == 3
     resume(part.folder)
@@ -77,7 +77,7 @@ def test_resume_is_exact(config, tmp_path, changes):
     assert all(losses[1][step] == pytest.approx(loss, rel=1e-6) for step, loss in losses[0].items() if step != 4)
 
 
-def train_subject_until(config, step):
+def train_until(config, step):
     """Trains and asks for a stop through the run folder once `step` is done."""
     from rankfold.training import loop
 
@@ -90,7 +90,7 @@ def train_subject_until(config, step):
 
     loop.Loop.one_step, loop.LOOK = one_step, 0.0
     try:
-        return train_subject(config)
+        return train(config)
     finally:
         loop.Loop.one_step, loop.LOOK = original, pause
 
@@ -98,7 +98,7 @@ def train_subject_until(config, step):
 def test_kill_at_any_moment(config, tmp_path, cache):
     """kill -9 at random moments, with a checkpoint written every step so that some kills hit one half written."""
     config = replace(config, steps=40, checkpoint_every=1, out=tmp_path / "whole")
-    whole = train_subject(config)
+    whole = train(config)
     run = Run(tmp_path / "killed")
     file = write_config(replace(config, out=run.folder), tmp_path / "run.yaml")
     draw, command, kills = random.Random(0), ["train", "subject", "--config", str(file)], 0
@@ -135,7 +135,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
     while process.poll() is None and not run.metrics():
         time.sleep(0.05)
     with pytest.raises(UserError, match="in use by a live run"):
-        train_subject(config)
+        train(config)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -146,7 +146,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
     config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
-    one = train_subject(replace(config, out=tmp_path / "one"))
+    one = train(replace(config, out=tmp_path / "one"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
     launch = [
         sys.executable,
@@ -193,14 +193,14 @@ def train_with_fault(config, step):
 
     loop.Loop.one_step = one_step
     try:
-        return train_subject(config)
+        return train(config)
     finally:
         loop.Loop.one_step = original
 
 
 def test_a_dead_adapter_stops_the_run(config):
     with pytest.raises(UserError, match="still changes nothing"):
-        train_subject(replace(config, steps=30, learning_rate=1e-60, weight_decay=0.0, checkpoint_every=10))
+        train(replace(config, steps=30, learning_rate=1e-60, weight_decay=0.0, checkpoint_every=10))
     assert [p.name for p in Run(config.out).checkpoint_files()] == ["000010.pt"]
 
 
@@ -232,7 +232,7 @@ main(["train", "subject", "--config", {str(file)!r}])
 
 
 def test_checkpoint_of_another_config_is_refused(config):
-    run = train_subject(config)
+    run = train(config)
     run.config_file.write_text(run.config_file.read_text().replace("rank: 4", "rank: 2"))
     with pytest.raises(UserError, match="rank was 4, now it is 2"):
         resume(run.folder)
@@ -246,19 +246,19 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
 
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
-    train_subject(replace(config, images=copy))
+    train(replace(config, images=copy))
     encoded = []
     original = DiffusionModel.encode_picture
     monkeypatch.setattr(
         DiffusionModel, "encode_picture", lambda self, picture: encoded.append(1) or original(self, picture)
     )
-    train_subject(replace(config, images=copy, out=tmp_path / "b"))
+    train(replace(config, images=copy, out=tmp_path / "b"))
     assert not encoded
     shutil.copy(copy / "1.png", copy / "0.png")
     from PIL import Image
 
     Image.open(copy / "1.png").rotate(90).save(copy / "1.png")
-    train_subject(replace(config, images=copy, out=tmp_path / "c"))
+    train(replace(config, images=copy, out=tmp_path / "c"))
     assert len(encoded) == 1
 
 
@@ -273,5 +273,5 @@ def test_encoders_leave_memory(config):
 
 
 def test_tensorboard(config):
-    train_subject(replace(config, tracker="tensorboard"))
+    train(replace(config, tracker="tensorboard"))
     assert list(config.out.rglob("events.out.tfevents*"))

@@ -86,8 +86,8 @@ class AdapterChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectConfig(LoopConfig, AdapterChoice):
-    """Teaches a diffusion model one subject from a few pictures (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
+class PictureConfig(LoopConfig):
+    """What every training on a folder of pictures has (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
 
     images: Path | None = None
     """Folder with the pictures of the subject."""
@@ -129,36 +129,68 @@ class SubjectConfig(LoopConfig, AdapterChoice):
         return f"a {self.class_noun}"
 
 
-def check_numbers(config: SubjectConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SubjectConfig(PictureConfig, AdapterChoice):
+    """Teaches a diffusion model one subject from a few pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig(PictureConfig):
+    """Makes one adapter of several; with pictures, learns how much of each to take in every layer (arXiv 2402.15414)."""
+
+    out: Path = Path("runs/composed")
+    """Run folder."""
+    adapters: tuple[str, ...] = ()
+    """Run folders, adapter folders, LoRA files, or names in the library."""
+    weights: tuple[float, ...] = ()
+    """Fixed weights, one for each adapter; unset means learned if there are pictures, and otherwise alike (1 / N)."""
+    tie: Literal["layer", "block", "global"] = "layer"
+    """Learned weights of their own for each layer, each block, or one set for the whole model."""
+    temperature: float = 1.0
+    """Learned weights are softmax(v / temperature)."""
+    free: bool = False
+    """Learned weights are v itself, neither positive nor summing to 1."""
+    max_rank: int = 0
+    """Cut the sum to this rank, layer by layer, and print the error; 0 keeps it exact, at the sum of the ranks."""
+    merge: str | None = None
+    """Merge by a method of PEFT instead: linear, svd, ties, dare_linear, dare_ties, magnitude_prune, ..."""
+    density: float = 0.5
+    """Share of the values that the pruning methods of --merge keep."""
+
+
+LEAST = {
+    "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
+    "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
+    "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0, "max_rank": 0,
+}  # fmt: skip
+ABOVE_ZERO = ("learning_rate", "text_learning_rate", "alpha", "min_snr_gamma", "temperature", "density")
+BELOW_ONE = ("dropout", "ema_decay")
+
+
+def check_numbers(config: PictureConfig) -> None:
     """Checks every field that can be checked without files or models.
 
     Raises:
         UserError: naming the first field that is out of range.
     """
-    least = {
-        "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
-        "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
-        "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0,
-    }  # fmt: skip
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {bound}, not {getattr(config, name)}.")
-    for name in ("learning_rate", "text_learning_rate", "alpha", "min_snr_gamma"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {value}.")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"--dropout must lie between 0 and below 1, not {config.dropout}.")
-    if not 0 <= config.ema_decay < 1:
-        raise UserError(f"--ema-decay must lie between 0 and below 1, not {config.ema_decay}.")
+    values = asdict(config)
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in LEAST and value < LEAST[name]:
+            raise UserError(f"{flag} must be at least {LEAST[name]}, not {value}.")
+        if name in ABOVE_ZERO and value is not None and not value > 0:
+            raise UserError(f"{flag} must be above 0, not {value}.")
+        if name in BELOW_ONE and not 0 <= value < 1:
+            raise UserError(f"{flag} must lie between 0 and below 1, not {value}.")
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
-    if config.images is None:
-        raise UserError("--images is missing: give the folder with the pictures of the subject.")
 
 
-def to_yaml(config: SubjectConfig) -> str:
-    """The complete config as YAML; `from_yaml` reads it back."""
+METHODS: dict[str, type[PictureConfig]] = {"subject": SubjectConfig, "compose": ComposeConfig}
+
+
+def to_yaml(config: PictureConfig) -> str:
+    """The complete config as YAML, its method first; `from_yaml` reads it back."""
     import yaml
 
     def plain(value: Any) -> Any:
@@ -166,11 +198,12 @@ def to_yaml(config: SubjectConfig) -> str:
             return str(value)
         return list(value) if isinstance(value, tuple) else value
 
-    return yaml.safe_dump({k: plain(v) for k, v in asdict(config).items()}, sort_keys=False)
+    method = next(name for name, kind in METHODS.items() if type(config) is kind)
+    return yaml.safe_dump({"method": method} | {k: plain(v) for k, v in asdict(config).items()}, sort_keys=False)
 
 
-def from_yaml(path: Path) -> SubjectConfig:
-    """Reads a config file; unset fields take their defaults.
+def from_yaml(path: Path) -> Any:
+    """Reads a config file, of the class that its `method` names (subject if it names none); unset fields take their defaults.
 
     Raises:
         UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
@@ -186,12 +219,15 @@ def from_yaml(path: Path) -> SubjectConfig:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines.")
-    known = [f.name for f in fields(SubjectConfig)]
+    method = values.pop("method", "subject")
+    if method not in METHODS:
+        raise UserError(f"{path}: unknown method '{method}'.{nearest(str(method), METHODS)}")
+    known = [f.name for f in fields(METHODS[method])]
     for key in values:
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}'.{nearest(str(key), known)}")
     try:
-        return TypeAdapter(SubjectConfig).validate_python(values)
+        return TypeAdapter(METHODS[method]).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

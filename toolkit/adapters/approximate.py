@@ -75,15 +75,17 @@ def linearise(
     return {name: change for name, (change, _) in fits.items()}, {name: error for name, (_, error) in fits.items()}
 
 
-def low_rank(change: Change, weight: torch.Tensor, max_error: float) -> tuple[Change, float]:
+def low_rank(
+    change: Change, weight: torch.Tensor, max_error: float = 0.0, *, max_rank: int | None = None
+) -> tuple[Change, float]:
     """LoRA factors of the least rank that keep within max_error of the change, and the error: both in Frobenius norm, relative.
 
-    weight: the frozen weight (out, in) that the change belongs to.
+    weight: the frozen weight (out, in) that the change belongs to. max_rank goes before max_error. Factors that are short
+    enough as they are stay as they are; longer ones are cut without a matrix of the weight's size.
     """
-    if change.is_low_rank:
+    if change.is_low_rank and (change.down is None or max_rank is None or len(change.down) <= max_rank):
         return change, 0.0
-    dense = change.delta_weight(weight.float())
-    left, values, right = torch.linalg.svd(dense, full_matrices=False)
+    left, values, right = factored_svd(change) if change.is_low_rank else dense_svd(change, weight)
     squares = values.double().square()
     whole = squares.sum()
     if not whole:
@@ -91,9 +93,25 @@ def low_rank(change: Change, weight: torch.Tensor, max_error: float) -> tuple[Ch
     missed = ((whole - squares.cumsum(0)).clamp(min=0) / whole).sqrt()  # missed[k]: error with k + 1 values
     within = (missed <= max(max_error, 1e-5)).nonzero()
     rank = int(within[0]) + 1 if len(within) else len(values)
+    rank = rank if max_rank is None else min(rank, max_rank)
     root = values[:rank].sqrt()
     factors = Change(down=root[:, None] * right[:rank], up=left[:, :rank] * root, bias=change.bias)
     return factors, float(missed[rank - 1])
+
+
+def dense_svd(change: Change, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Singular vectors (out, k) and (k, in) and values (k,) of a change of any kind."""
+    return torch.linalg.svd(change.delta_weight(weight.float()), full_matrices=False)
+
+
+def factored_svd(change: Change) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same of a plain low-rank change, by way of a matrix of its rank."""
+    assert change.up is not None
+    assert change.down is not None
+    up, core_up = torch.linalg.qr(change.up.double())
+    down, core_down = torch.linalg.qr(change.down.double().t())
+    left, values, right = torch.linalg.svd(core_up @ core_down.t(), full_matrices=False)
+    return (up @ left).float(), values.float(), (right @ down.t()).float()
 
 
 def low_rank_all(model: nn.Module, folded: Folded, max_error: float) -> tuple[Folded, dict[str, float]]:

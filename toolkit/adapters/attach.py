@@ -41,6 +41,21 @@ def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, fi
         parameter.data = parameter.data.float()
 
 
+def take_off(model: nn.Module) -> None:
+    """Takes every adapter off a model that `attach` or `add_adapter` put there, leaving its frozen layers."""
+    for name, layer in adapter_layers(model).items():
+        replace_module(model, name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False  # type: ignore[assignment]
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module in the place of the one of this name."""
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, run: Callable[[], Any], adapter: str = "default") -> None:
     """Runs the model once and gives each layer that starts from it the mean of its base layer's output."""

@@ -15,7 +15,7 @@ LoRA are derived from that here and in change.py. Registration is by existing:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import nn
 
-from .change import Change, add_product, is_plain, joint_products, per_channel, product
+from .change import Change, add_product, changed, is_plain, joint, product
 from .plugin import register
 from .quantised import Kept, make_readable
 
@@ -302,37 +302,19 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self, x: torch.Tensor, change: Change, readers: dict[str, torch.Tensor], args: Any, kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The base layer's output under the change, and x through each reader (k, in)."""
-        if not is_plain(self.base_layer) or args or kwargs:
+        if is_plain(self.base_layer) and not args and not kwargs:
+            y, reads = joint(self.base_layer, x, change, list(readers.values()))
+        else:
             y = self.base_layer(x, *args, **kwargs)
             if self.quantization_backend is not None:
                 y = self.quantization_backend.maybe_clone_base_result(y)
-            base = self.get_base_layer()
-            return self.changed(change, x, y), {a: product(base, x, m.to(x.dtype)) for a, m in readers.items()}
-        change, flat = change.rows_in_mask(), x.reshape(-1, self.fan_in)
-        low = [] if change.down is None else [change.down]
-        y, *codes = joint_products(self.base_layer, flat, change, [*low, *readers.values()])
-        y = self.changed(replace(change, down=None, mask_up=None), flat, y)
-        if low:
-            y.addmm_(codes.pop(0), change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
-        y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes))
-        return y, dict(zip(readers, codes, strict=True))
+            y = self.changed(change, x, y)
+            reads = [product(self.get_base_layer(), x, matrix.to(x.dtype)) for matrix in readers.values()]
+        return y, dict(zip(readers, reads, strict=True))
 
     def changed(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The base layer's output y -> the changed layer's."""
-        base = self.get_base_layer()
-        if change.rows is not None:
-            unbiased = y if base.bias is None else y - per_channel(base, base.bias, y)
-            y = y + per_channel(base, change.rows, y) * unbiased
-        if change.mask_up is not None and change.mask_down is not None:
-            mask = change.mask_up @ change.mask_down
-            y = y + product(base, x, (mask * self.base_weight().to(mask.dtype)).to(x.dtype))
-        if change.down is not None and change.up is not None:
-            y = add_product(base, y, product(base, x, change.down.to(x.dtype)), change.up)
-        if change.dense is not None:
-            y = y + product(base, x, change.dense.to(x.dtype))
-        if change.bias is not None:
-            y = y + per_channel(base, change.bias, y)
-        return y
+        return changed(self.get_base_layer(), change, x, y, self.base_weight)
 
     # -------------------------------------------------------------------------- merge and fold
 

@@ -9,6 +9,7 @@ A variant gives its Change; forward, merge and fold are derived from it. A convo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,6 +136,46 @@ def is_plain(base: nn.Module) -> bool:
     """Whether the layer is a frozen nn.Linear that nobody hooks into, so that its product may be taken in its place."""
     hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or hasattr(base, "_hf_hook")
     return type(base) is nn.Linear and not base.weight.requires_grad and not hooked
+
+
+def carry_out(base: nn.Module, x: torch.Tensor, change: Change) -> torch.Tensor:
+    """The output of a layer under a change."""
+    if is_plain(base):
+        return joint(base, x, change, [])[0]
+    return changed(base, change, x, base(x), lambda: base.weight.flatten(1))
+
+
+def changed(
+    base: nn.Module, change: Change, x: torch.Tensor, y: torch.Tensor, weight: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """The base layer's output y -> the changed layer's. weight() is the frozen weight (out, in), asked for by a mask only."""
+    if change.rows is not None:
+        unbiased = y if base.bias is None else y - per_channel(base, base.bias, y)
+        y = y + per_channel(base, change.rows, y) * unbiased
+    if change.mask_up is not None and change.mask_down is not None:
+        mask = change.mask_up @ change.mask_down
+        y = y + product(base, x, (mask * weight().to(mask.dtype)).to(x.dtype))
+    if change.down is not None and change.up is not None:
+        y = add_product(base, y, product(base, x, change.down.to(x.dtype)), change.up)
+    if change.dense is not None:
+        y = y + product(base, x, change.dense.to(x.dtype))
+    if change.bias is not None:
+        y = y + per_channel(base, change.bias, y)
+    return y
+
+
+def joint(
+    base: nn.Module, x: torch.Tensor, change: Change, matrices: list[torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The output of a plain layer under a change, (..., out), and x (..., in) through each matrix (k, in), (..., k)."""
+    change, flat = change.rows_in_mask(), x.reshape(-1, x.shape[-1])
+    low = [] if change.down is None else [change.down]
+    y, *codes = joint_products(base, flat, change, [*low, *matrices])
+    y = changed(base, replace(change, down=None, mask_up=None), flat, y, lambda: base.weight)
+    if change.up is not None and low:
+        y.addmm_(codes.pop(0), change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
+    y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes))
+    return y, codes
 
 
 def joint_products(

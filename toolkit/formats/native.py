@@ -12,7 +12,7 @@ from peft import PeftConfig
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..adapters.attach import adapter_state, load_adapter_state
+from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from ..errors import UserError
 from ..runs import write_atomic, write_text
 
@@ -75,7 +75,11 @@ def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
 
 
 def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
-    """Activates the named adapters at their strengths, on every part that carries them."""
+    """Activates the named adapters at their strengths, on every part that carries them.
+
+    Raises:
+        UserError: for a strength other than 1 of an adapter that has none.
+    """
     if not strengths:
         return
     for part in PARTS:
@@ -84,9 +88,22 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
         if not here:
             continue
         model.set_adapter(here)
-        for module in model.modules():
-            if hasattr(module, "set_scale"):
-                for name in here:
-                    module.set_scale(name, strengths[name])
+        for layer in adapter_layers(model).values():
+            for name in here:
+                set_strength(layer, name, strengths[name])
     for part in PARTS:
         getattr(pipe, part).requires_grad_(False)
+
+
+def set_strength(layer: Any, adapter: str, strength: float) -> None:
+    """Sets the strength of an adapter in one layer: 1 is as trained.
+
+    Raises:
+        UserError: when the adapter rotates (OFT) and so knows no strength but 1.
+    """
+    if hasattr(layer, "scaling"):
+        layer.set_scale(adapter, strength)
+    elif strength != 1:
+        raise UserError(
+            f"An OFT adapter rotates the weights, so it has no strength but 1, not {strength:g}: leave --strength out."
+        )

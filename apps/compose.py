@@ -1,0 +1,39 @@
+"""`rankfold compose`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .options import parse, quiet_libraries
+from .train import report
+
+
+def compose(words: list[str]) -> None:
+    """`rankfold compose A B C --out D ...`: the words before the first option are the adapters."""
+    from ..training.config import ComposeConfig
+
+    count = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    named = ["--adapters", *words[:count]] if count else []
+    config = parse(ComposeConfig, [*named, *words[count:]], "compose")
+    quiet_libraries()
+    from ..training.start import compose as run_compose
+
+    run = run_compose(config)
+    print_composition(run.adapter / "rankfold.json")
+    report(run.folder)
+
+
+def print_composition(facts_file: Path) -> None:
+    """What the adapter was made of, and the mean weight of each."""
+    if not facts_file.is_file():
+        return
+    facts = json.loads(facts_file.read_text())
+    weights = list(json.loads(facts["composed_weights"]).values())
+    print(f"{facts['composed_how']} of {len(weights[0])} adapters")
+    for number, source in enumerate(json.loads(facts["composed_of"])):
+        own = [row[number] for row in weights]
+        spread = f", {min(own):.3f} to {max(own):.3f} over the layers" if len(own) > 1 else ""
+        print(f"  {sum(own) / len(own):.3f}  {source['name']}{spread}")
+    if float(facts["composed_cut_error"]):
+        print(f"cut: a layer's change is missed by up to {float(facts['composed_cut_error']):.1%}")

@@ -1,0 +1,130 @@
+"""Any trained adapter, a folder of ours or a file of anybody's, as the changes it makes to a model's layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..adapters.attach import take_off
+from ..adapters.change import Change
+from ..adapters.fold import Folded, fold
+from ..errors import UserError
+from . import native
+from .read import change_of, located, read_lora
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained adapter."""
+
+    name: str
+    hash: str
+    """Of its files' content."""
+    parts: dict[str, Folded]
+    """Part of the pipeline -> layer -> change at strength 1."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What it says of itself: base, token, class_noun, ..."""
+
+
+def adapter_path(path: Path) -> Path:
+    """The adapter behind a path: that of a run folder, or the path itself.
+
+    Raises:
+        UserError: when there is nothing.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give a run folder, an adapter folder or a LoRA file.")
+    return path / "adapter" if (path / "config.yaml").is_file() else path
+
+
+def facts_of(path: Path) -> dict[str, str]:
+    """What an adapter says of itself, {} when it says nothing."""
+    if is_native(path):
+        file = path / "rankfold.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+    return read_lora(path).header
+
+
+def is_native(path: Path) -> bool:
+    """Whether this is an adapter folder of ours."""
+    return any((path / part / native.WEIGHTS).is_file() for part in native.PARTS)
+
+
+def load_source(path: Path, model: Any, name: str = "") -> Source:
+    """Reads the adapter of a run folder, an adapter folder or a LoRA file for a model with the attributes native.PARTS.
+
+    The model is left as it was.
+
+    Raises:
+        UserError: when there is no adapter, it was made for another base, or it has no exact change (not linear).
+    """
+    place = adapter_path(path)
+    if is_native(place):
+        parts = native_changes(place, model)
+    else:
+        parts = file_changes(place, model)
+    return Source(name or path.stem, content_hash(place), parts, facts_of(place))
+
+
+def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
+    """The changes of an adapter folder of ours; its layers are put on the model and taken off again."""
+    carrying = {part: getattr(model, part) for part in native.check_adapter_folder(folder)}
+    for part, module in carrying.items():
+        if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
+            raise ValueError(f"{part} carries adapters already.")
+    try:
+        native.load_into_pipeline(model, folder, "source")
+        return {part: fold(module, "source") for part, module in carrying.items()}
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    finally:
+        for module in carrying.values():
+            take_off(module)
+
+
+def file_changes(path: Path, model: Any) -> dict[str, Folded]:
+    """The changes of a LoRA file."""
+    file = read_lora(path)
+    places = located(file, model)
+    if not places:
+        raise UserError(f"{path} was made for another base model: none of its layers is in this one.")
+    parts: dict[str, Folded] = {}
+    for layer, (part, name, module) in places.items():
+        weight: Any = module.weight
+        change = change_of(file, layer, weight.detach().float().flatten(1).cpu())
+        if not fits(change, weight.flatten(1)):
+            raise UserError(f"{path} was made for another base model: {name} has the shape {tuple(weight.shape)} here.")
+        parts.setdefault(part, {})[name] = change
+    return parts
+
+
+def fits(change: Change, weight: torch.Tensor) -> bool:
+    """Whether a change is one of a weight (out, in)."""
+    out, fan_in = weight.shape
+    wanted = {"down": (None, fan_in), "up": (out, None), "dense": (out, fan_in), "bias": (out,)}
+    for key, shape in wanted.items():
+        tensor = getattr(change, key)
+        if tensor is None:
+            continue
+        if tensor.dim() != len(shape):
+            return False
+        if any(want is not None and have != want for have, want in zip(tensor.shape, shape, strict=True)):
+            return False
+    return True
+
+
+def content_hash(path: Path) -> str:
+    """Hash of the adapter at an `adapter_path`.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if is_native(path):
+        return native.adapter_hash(path)
+    return hashlib.sha256(read_lora(path).path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,223 @@
+"""Composition: one adapter of several, by fixed weights, by weights learned on a few pictures, or by PEFT's merges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..toolkit import composition, library
+from ..toolkit.adapters.fold import Folded
+from ..toolkit.composition import Mixture, Weights
+from ..toolkit.errors import UserError
+from ..toolkit.formats import native
+from ..toolkit.formats.source import Source, adapter_path, content_hash, facts_of, load_source
+from ..toolkit.formats.write import Part, peft_state
+from ..toolkit.models.diffusion import DTYPES, DiffusionModel, resolve_base
+from ..toolkit.peft_merge import check_merge, peft_merge
+from ..toolkit.runs import Run, write_text
+from .config import ComposeConfig, check_numbers, to_yaml
+from .pictures import PictureTask
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def check_compose(config: ComposeConfig) -> None:
+    """Checks the adapters and how they shall be put together, without a model.
+
+    Raises:
+        UserError: for no adapters, another number of weights, settings that exclude each other, or an adapter that is
+            missing or says that it was made for another base.
+    """
+    if not config.adapters:
+        raise UserError(
+            "No adapters were given: name run folders, adapter folders, LoRA files or names in the library."
+        )
+    if config.weights and len(config.weights) != len(config.adapters):
+        raise UserError(
+            f"--weights holds {len(config.weights)} numbers for {len(config.adapters)} adapters: give one for each."
+        )
+    if config.images is not None and (config.weights or config.merge):
+        raise UserError("With --images the weights are learned: leave --weights and --merge out, or --images.")
+    if config.merge:
+        check_merge(config.merge)
+        if config.density > 1:
+            raise UserError(f"--density must be at most 1, not {config.density}.")
+    wanted = resolve_base(config.base)
+    for text in config.adapters:
+        place = adapter_path(library.resolve(text))
+        content_hash(place)  # says what is wrong with a file that is no adapter
+        check_base(text, facts_of(place).get("base", ""), wanted, config.base)
+
+
+def check_base(name: str, base: str, wanted: str, asked: str) -> None:
+    """Raises UserError when an adapter says that it was made for another base than the resolved one."""
+    if not base or base == asked:
+        return
+    try:
+        same = resolve_base(base) == wanted
+    except UserError:
+        same = False  # its base is not on this machine, so it is not the one that is
+    if not same:
+        raise UserError(
+            f"{name} was trained on {base}, not on {asked}: give --base {base}, or compose adapters of one base only."
+        )
+
+
+# ---------------------------------------------------------------------------------------------- fixed weights
+
+
+def compose_fixed(config: ComposeConfig) -> Run:
+    """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
+
+    Raises:
+        UserError: for adapters that do not fit, and as `check_compose` does.
+    """
+    check_numbers(config)
+    check_compose(config)
+    base = resolve_base(config.base)
+    run = Run(config.out)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.claim()
+    state, error = "failed", "ended by the system"
+    try:
+        write_text(run.config_file, to_yaml(config))
+        model = DiffusionModel(base, DTYPES[config.precision])
+        sources = load_sources(config, model)
+        weights = list(config.weights) or [1 / len(sources)] * len(sources)
+        parts = {}
+        for part in parts_of(sources):
+            folded = [source.parts.get(part, {}) for source in sources]
+            if config.merge:
+                whole = peft_merge(
+                    getattr(model, part), folded, weights, config.merge, density=config.density, seed=config.seed
+                )
+            else:
+                whole = composition.weighted(folded, weights)
+            parts[part] = Part(getattr(model, part), whole, "")
+        save_composed(run.adapter, parts, config, sources, {"everywhere": weights})
+        state, error = "done", None
+    except Exception as fault:
+        error = str(fault)
+        raise
+    finally:
+        run.set_status(state=state, step=0, total=0, error=error)
+    return run
+
+
+def load_sources(config: ComposeConfig, model: DiffusionModel) -> list[Source]:
+    """The adapters as changes of this model's layers."""
+    return [load_source(library.resolve(text), model, Path(text).name) for text in config.adapters]
+
+
+def parts_of(sources: Sequence[Source]) -> list[str]:
+    """Parts of the pipeline that any source changes."""
+    return [part for part in native.PARTS if any(part in source.parts for source in sources)]
+
+
+# ---------------------------------------------------------------------------------------------- learned weights
+
+
+class ComposeTask(PictureTask):
+    """The Task of learning the weights on a few pictures; all else is frozen."""
+
+    config: ComposeConfig
+
+    def attach(self) -> dict[str, nn.Module]:
+        """Puts the sources on the model, alike at the start."""
+        config, model = self.config, self.model
+        self.sources = load_sources(config, model)
+        weights_of = composition.sharing(
+            config.tie, lambda: Weights(len(self.sources), temperature=config.temperature, free=config.free)
+        )
+        self.mixtures: dict[str, dict[str, Mixture]] = {}
+        for part in parts_of(self.sources):
+            module = getattr(model, part).requires_grad_(False)
+            folded = [source.parts.get(part, {}) for source in self.sources]
+            named = lambda name, part=part: weights_of(f"{part}.{name}")  # noqa: E731
+            self.mixtures[part] = composition.mix(module, folded, named)
+            check_sayable(self.mixtures[part], config.max_rank)
+        layers = sum(len(mixtures) for mixtures in self.mixtures.values())
+        scalars = sum(weights.logits.numel() for weights in self.weights())
+        print(f"Learning {scalars} weights: {len(self.sources)} adapters, {layers} layers, weights by {config.tie}")
+        return {part: getattr(model, part) for part in self.mixtures}
+
+    def weights(self) -> list[Weights]:
+        """The sets of weights, each once."""
+        return list({id(m.weights): m.weights for part in self.mixtures.values() for m in part.values()}.values())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The weights' logits."""
+        return [{"params": [weights.logits for weights in self.weights()], "lr": self.config.learning_rate}]
+
+    def is_dead(self) -> bool:
+        """Never: the sources are trained already."""
+        return False
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the sum as an ordinary adapter."""
+        parts = {
+            part: Part(self.parts[part], composition.totals(mixtures), "") for part, mixtures in self.mixtures.items()
+        }
+        learned = {
+            f"{part}.{name}": [round(w, 5) for w in mixture.weights().tolist()]
+            for part, mixtures in self.mixtures.items()
+            for name, mixture in mixtures.items()
+        }
+        save_composed(folder, parts, self.config, self.sources, learned)
+
+
+def check_sayable(mixtures: dict[str, Mixture], max_rank: int) -> None:
+    """Raises UserError when the sum will have no exact plain LoRA and no rank to cut it to was given."""
+    full = [name for name, mixture in mixtures.items() if mixture.dense is not None]
+    if full and not max_rank:
+        raise UserError(
+            f"An adapter changes {full[0]} by a matrix of full rank, so the sum is no plain LoRA: give --max-rank to cut it."
+        )
+
+
+# ---------------------------------------------------------------------------------------------- the result
+
+
+def save_composed(
+    folder: Path,
+    parts: dict[str, Part],
+    config: ComposeConfig,
+    sources: Sequence[Source],
+    weights: dict[str, list[float]],
+) -> None:
+    """Writes an ordinary LoRA adapter, with the names, hashes and weights of what it was made of.
+
+    Raises:
+        UserError: for changes of full rank without a rank to cut them to.
+    """
+    error = 0.0
+    for name, part in parts.items():
+        folded, cut_error = shortened(part, config.max_rank)
+        error = max(error, cut_error)
+        state, lora = peft_state(Part(part.model, folded, ""))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        native.write_state(folder / name, state, lora)
+    facts = {"base": config.base, "token": config.token, "class_noun": config.class_noun, "adapter": "lora"}
+    facts["composed_of"] = json.dumps([{"name": source.name, "hash": source.hash} for source in sources])
+    facts["composed_how"] = config.merge or "weighted sum"
+    facts["composed_weights"] = json.dumps(weights)
+    facts["composed_cut_error"] = f"{error:.4f}"
+    write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
+
+
+def shortened(part: Part, max_rank: int) -> tuple[Folded, float]:
+    """The part's changes at no more than this rank (0: as they are), and the largest relative error of a layer."""
+    if not max_rank:
+        full = [name for name, change in part.folded.items() if not change.is_low_rank]
+        if full:
+            raise UserError(
+                f"The sum changes {full[0]} by a matrix of full rank, so it is no plain LoRA: give --max-rank to cut it."
+            )
+        return part.folded, 0.0
+    weights = {name: part.layer(name).weight.detach().flatten(1).float().cpu() for name in part.folded}  # type: ignore[union-attr]
+    folded, errors = composition.cut(part.folded, weights, max_rank)
+    return folded, max(errors.values(), default=0.0)

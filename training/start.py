@@ -1,0 +1,106 @@
+"""A run of any method, from its checks to its last status: started, and resumed."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..toolkit.data.subjects import Sample, find_samples
+from ..toolkit.errors import UserError
+from ..toolkit.models.diffusion import resolve_base
+from ..toolkit.runs import Run, write_text
+from .compose import ComposeTask, check_compose, compose_fixed
+from .config import ComposeConfig, PictureConfig, SubjectConfig, check_numbers, from_yaml, to_yaml
+from .loop import Loop
+from .optimizer import check_optimizer
+from .processes import make_accelerator
+from .subject import SubjectTask, adapter_config
+
+# What each method checks without a model, and its Task.
+METHODS: dict[type[PictureConfig], tuple[Callable[[Any], Any], Callable[..., Any]]] = {
+    SubjectConfig: (lambda config: adapter_config(config, config.target_modules), SubjectTask),
+    ComposeConfig: (check_compose, ComposeTask),
+}
+
+
+def train(config: PictureConfig) -> Run:
+    """Checks everything that can be checked, then trains; the run folder holds all that comes of it.
+
+    Raises:
+        UserError: for anything in the config, the pictures or the base that cannot work.
+    """
+    samples, base = preflight(config)
+    run = Run(config.out)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    accelerator = make_accelerator(config)
+    if accelerator.is_main_process:
+        run.claim()
+        for old in run.checkpoint_files():
+            old.unlink()
+        run.cut_metrics(-1)
+        write_text(run.config_file, to_yaml(config))
+    accelerator.wait_for_everyone()
+    return carry_out(config, samples, base, run, accelerator)
+
+
+def compose(config: ComposeConfig) -> Run:
+    """One adapter of several: by weights learned on the config's pictures, or fixed when there are none.
+
+    Raises:
+        UserError: for adapters that are missing, do not fit the base or each other, and as `train` does.
+    """
+    return compose_fixed(config) if config.images is None else train(config)
+
+
+def resume(folder: Path) -> Run:
+    """Goes on with a run from its newest checkpoint, with the config it was started with.
+
+    Raises:
+        UserError: when the folder holds no run, or a live one, or its checkpoint is of another config.
+    """
+    run = Run.open(folder)
+    config = replace(from_yaml(run.config_file), out=Path(folder))
+    samples, base = preflight(config)
+    accelerator = make_accelerator(config)
+    if accelerator.is_main_process:
+        run.claim()
+    accelerator.wait_for_everyone()
+    return carry_out(config, samples, base, run, accelerator)
+
+
+def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
+    """All checks that need no model: numbers, names, pictures, base. Returns the samples and the base's folder."""
+    check_numbers(config)
+    check, _ = METHODS[type(config)]
+    check(config)
+    check_optimizer(config)
+    if config.images is None:
+        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+    samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
+    if Run(config.out).is_live():
+        Run(config.out).claim()  # says which process has it
+    return samples, resolve_base(config.base)
+
+
+def carry_out(config: PictureConfig, samples: list[Sample], base: str, run: Run, accelerator: Accelerator) -> Run:
+    """Builds the task, runs the loop, and leaves the outcome in status.json."""
+    state, error, loop = "failed", "ended by the system", None
+    try:
+        _, make_task = METHODS[type(config)]
+        loop = Loop(config, make_task(config, samples, base, accelerator), run, accelerator)
+        loop.resume()
+        state, error = loop.train(), None
+    except Exception as fault:
+        error = str(fault)
+        run.append_log(traceback.format_exc())
+        raise
+    finally:
+        if accelerator.is_main_process:
+            step = loop.step if loop else 0
+            run.set_status(state=state, step=step, total=config.steps, error=error)
+    return run
