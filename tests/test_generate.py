@@ -11,6 +11,7 @@ from safetensors import safe_open
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate, load_pipeline, read_recipe, repeat, save_picture
+from rankfold.toolkit.adapters.registry import adapter_names
 from rankfold.toolkit.errors import UserError
 
 
@@ -147,3 +148,22 @@ def test_a_plain_png_has_no_recipe(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="carries no settings"):
         read_recipe(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("adapter", adapter_names())
+def test_every_adapter_makes_pictures(adapter, base, images, tmp_path):
+    from rankfold.training.config import SubjectConfig
+    from rankfold.training.start import train
+
+    run = train(
+        SubjectConfig(
+            base=str(base), images=images, out=tmp_path / "run", steps=2, batch_size=2, rank=4, adapter=adapter,
+            preview_every=0, threads=1,
+        )
+    )  # fmt: skip
+    assert len(generate(recipe_for(run, base, steps=2))) == 1
+    if adapter == "oft":
+        with pytest.raises(UserError, match="no strength but 1"):
+            load_pipeline(recipe_for(run, base, strengths=(0.5,)))
+    else:
+        assert len(generate(recipe_for(run, base, steps=2, strengths=(0.5,)))) == 1

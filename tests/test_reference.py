@@ -16,7 +16,7 @@ from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses, token_weights
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.adapters.loratrf import gate
+from rankfold.toolkit.adapters.loratrf import gated
 
 FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 PATHS = [(form, number) for form in ("bias", "nobias") for number in range(12)]
@@ -207,7 +207,7 @@ def test_loratrf():
     config = LoraTrfConfig(r=r, alpha=float(known["alpha"]), filter_r=filter_r, target_modules=["0"])
     names = ("down", "up", "filter_down", "filter_up", "task")
     model, layer = adapted(known, config, {name: known[name] for name in names})
-    close(gate(layer.base_layer(known["x"]), known["task"]), known["gate"])
+    close(gated(layer.base_layer(known["x"]), known["task"], known["filter_down"])[0], known["gate"])
     close(model(known["x"]), known["y"])
 
 

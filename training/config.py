@@ -180,7 +180,7 @@ def check_numbers(config: PictureConfig) -> None:
             raise UserError(f"{flag} must be at least {LEAST[name]}, not {value}.")
         if name in ABOVE_ZERO and value is not None and not value > 0:
             raise UserError(f"{flag} must be above 0, not {value}.")
-        if name in BELOW_ONE and not 0 <= value < 1:
+        if name in BELOW_ONE and value is not None and not 0 <= value < 1:
             raise UserError(f"{flag} must lie between 0 and below 1, not {value}.")
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")

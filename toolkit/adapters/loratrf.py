@@ -106,7 +106,8 @@ class LoraTrfLayer(AdapterLayer, name="loratrf", config=LoraTrfConfig):
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
         if config.filter == "code":
             return torch.sigmoid(F.linear(read, t["gate"])) * read, t["up"]
-        passed = self.share(adapter) * gate(y, tensors["task"]).to(y.dtype) * F.linear(y, t["filter_down"])
+        g, filtered = gated(y, tensors["task"], t["filter_down"])
+        passed = self.share(adapter) * g.to(filtered.dtype) * filtered
         # One product for both parts.
         return torch.cat((read, passed.to(read.dtype)), -1), torch.cat((t["up"], t["filter_up"]), 1)
 
@@ -131,8 +132,34 @@ class LoraTrfLayer(AdapterLayer, name="loratrf", config=LoraTrfConfig):
         )
 
 
-def gate(h: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-    """Share of each token that points along the task vector, (..., 1), in fp32 or finer."""
-    h, task = (value.to(torch.promote_types(value.dtype, torch.float32)) for value in (h, task))
-    along = F.linear(h, task[None])
-    return (along / (h.norm(dim=-1, keepdim=True) * task.norm()).clamp(min=1e-8)).clamp(0, 1)
+def gated(h: torch.Tensor, task: torch.Tensor, filter_down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share of each token h (..., d) that points along the task vector (d,), (..., 1), in fp32 or finer; and filter_down @ h."""
+    task = task.to(torch.promote_types(task.dtype, torch.float32))
+    along, norm, filtered = Readings.apply(h.reshape(-1, h.shape[-1]), task, filter_down.to(h.dtype))
+    gate = (along / (norm * task.norm()).clamp(min=1e-8)).clamp(0, 1)
+    return gate.view(*h.shape[:-1], 1), filtered.view(*h.shape[:-1], -1)
+
+
+class Readings(torch.autograd.Function):
+    """h (N, d) along a task vector (d,), its norm, both (N,) in the task's number format, and h @ filter_down.T (N, k).
+
+    Taken together since they share h: its gradient is one product and one sum in place.
+    """
+
+    @staticmethod
+    def forward(h, task, filter_down):
+        fine = h.to(task.dtype)
+        return fine @ task, fine.norm(dim=-1), F.linear(h, filter_down)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dalong, dnorm, dfiltered):
+        h, task, filter_down, norm = ctx.saved_tensors
+        both = torch.cat((dfiltered, dalong[:, None].to(h.dtype)), 1)
+        dh = both @ torch.cat((filter_down, task[None].to(h.dtype)))
+        dh.addcmul_(h, (dnorm / norm.clamp(min=1e-8))[:, None].to(h.dtype))
+        return dh, (dalong.to(h.dtype) @ h).to(task.dtype), dfiltered.t() @ h
