@@ -33,10 +33,14 @@ from rankfold.training.start import compose, resume, train
 def some_changes(out, fan_in):
     """Three sources of different rank and kind: plain, with a bias and a mask, and nothing at all."""
     torch.manual_seed(1)
-    plain = Change(down=torch.randn(2, fan_in), up=torch.randn(out, 2))
+
+    def noise(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    plain = Change(down=noise(2, fan_in), up=noise(out, 2))
     other = Change(
-        down=torch.randn(3, fan_in), up=torch.randn(out, 3), bias=torch.randn(out), rows=torch.randn(out),
-        mask_up=torch.randn(out, 1), mask_down=torch.randn(1, fan_in),
+        down=noise(3, fan_in), up=noise(out, 3), bias=noise(out), rows=noise(out), mask_up=noise(out, 1),
+        mask_down=noise(1, fan_in),
     )  # fmt: skip
     return [plain, other, Change()]
 
@@ -52,18 +56,18 @@ def test_mixture_is_the_weighted_sum_and_its_gradient_is_right(base, free):
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64) if isinstance(base, nn.Conv2d) else torch.randn(4, 6).double()
     logits = mixture.weights.logits.detach().clone().requires_grad_(True)
     w = logits if free else (logits / 0.7).softmax(0)
-    delta = sum(w[n] * change.delta_weight(weight.float()).double() for n, change in enumerate(changes))
-    bias = w[1] * changes[1].bias.double()
+    delta = sum(w[n] * change.delta_weight(weight) for n, change in enumerate(changes))
+    bias = w[1] * changes[1].bias
     bias = bias if base.bias is None else base.bias + bias
     if isinstance(base, nn.Conv2d):
         known = nn.functional.conv2d(x, (weight + delta).view(base.weight.shape), bias, padding=1)
     else:
         known = nn.functional.linear(x, weight + delta, bias)
     out = mixture(x)
-    torch.testing.assert_close(out, known, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out, known)
     known.square().mean().backward()
     out.square().mean().backward()
-    torch.testing.assert_close(mixture.weights.logits.grad, logits.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixture.weights.logits.grad, logits.grad)
     assert [name for name, p in mixture.named_parameters() if p.requires_grad] == ["weights.logits"]
 
 
@@ -74,7 +78,7 @@ def test_starts_uniform():
 
 def test_weighted_is_the_exact_sum_of_ranks():
     changes = some_changes(5, 6)
-    weight = torch.randn(5, 6)
+    weight = torch.randn(5, 6, dtype=torch.float64)
     whole = composition.weighted([{"a": c} for c in changes], [0.2, -1.5, 3.0])["a"]
     known = sum(w * c.delta_weight(weight) for w, c in zip([0.2, -1.5, 3.0], changes, strict=True))
     torch.testing.assert_close(whole.delta_weight(weight), known)

@@ -18,6 +18,7 @@ from torch import nn
 
 from .adapters.approximate import low_rank
 from .adapters.attach import replace_module
+from .adapters.base import finer
 from .adapters.change import Change, carry_out
 from .adapters.fold import Folded, on_cpu
 
@@ -88,7 +89,7 @@ def without_masks(change: Change, weight: torch.Tensor) -> Change:
     if change.rows is None and change.mask_up is None:
         return change
     scaled = replace(change, down=None, up=None, bias=None)
-    return Change(change.down, change.up, bias=change.bias, dense=scaled.delta_weight(weight.float().cpu()))
+    return Change(change.down, change.up, bias=change.bias, dense=scaled.delta_weight(finer(weight).cpu()))
 
 
 def joined(tensors: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor | None:
