@@ -25,7 +25,9 @@ from peft import get_peft_model
 from torch import nn
 
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
+from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.composition import Weights, mix
 
 RANK = 16
 CASES = {
@@ -35,6 +37,7 @@ CASES = {
     "fvae eval": ("fvae", {"encoder_width": "16"}),
     "glora matmul": ("glora", {}),
     "glora elementwise": ("glora", {"form": "elementwise"}),
+    "8 composed": ("composition", {}),  # eight adapters of an eighth of the rank
 }
 BARS = {
     "moslora": (1.03, 1.02),
@@ -43,6 +46,7 @@ BARS = {
     "fvae eval": (1.15, 1.1),
     "glora matmul": (1.35, 1.2),
     "glora elementwise": (1.6, 1.2),
+    "8 composed": (1.5, None),
 }
 
 
@@ -59,6 +63,7 @@ def flops(case: str, d: int, n: int) -> float:
         "fvae eval": low,
         "glora matmul": 2 * low + 2 * d * d * r,
         "glora elementwise": low + n * d * d + 3 * d * d * r,
+        "8 composed": low - n * d * r,  # the down factors need no gradient
     }
     return base + extra[case]
 
@@ -67,6 +72,8 @@ def step_of(case: str, d: int, n: int, device: str, dtype: torch.dtype) -> Calla
     """A function that runs one forward and backward pass."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(d, d)).to(device, dtype)
+    if case == "8 composed":
+        return timed_step(composed(net, d).to(device), d, n, device, dtype)
     if case == "lora":
         config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["0"])
     elif case == "peft glora":
@@ -78,7 +85,18 @@ def step_of(case: str, d: int, n: int, device: str, dtype: torch.dtype) -> Calla
         options = {"target_modules": ("0",), "rank": RANK, "alpha": RANK, "dropout": 0.0, "options": options}
         config = make_config(name, **options)
     model = get_peft_model(net, config)
-    model.train(case != "fvae eval")
+    return timed_step(model.train(case != "fvae eval"), d, n, device, dtype)
+
+
+def composed(net: nn.Sequential, d: int) -> nn.Module:
+    """The layer with eight trained adapters whose weights are learned."""
+    sources = [{"0": Change(torch.randn(RANK // 8, d), torch.randn(d, RANK // 8))} for _ in range(8)]
+    mix(net.requires_grad_(False), sources, lambda name: Weights(8))
+    return net
+
+
+def timed_step(model: nn.Module, d: int, n: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """Forward and backward of a model on n tokens of width d."""
     x = torch.randn(1, n, d, device=device, dtype=dtype, requires_grad=True)
     y = torch.randn(1, n, d, device=device, dtype=dtype)
 
