@@ -18,6 +18,8 @@ class SampleOptions:
     """More adapter folders."""
     strength: tuple[float, ...] = ()
     """One number for all adapters, or one for each; 1 is as trained."""
+    regions: tuple[str, ...] = ()
+    """One for each adapter, as in 'left: a sks1 creature on the beach' 'right: a sks2 creature on the beach'."""
     base: str | None = None
     """Base model; unset means the run's, or 'tiny'."""
     prompt: str | None = None
@@ -67,6 +69,7 @@ def sample(words: list[str]) -> None:
 def recipe_of(options: SampleOptions) -> Any:
     """The recipe that the options ask for."""
     from ..pipelines.generate import Recipe
+    from ..pipelines.regions import parse_region
     from ..toolkit.runs import Run
     from ..training.config import from_yaml
 
@@ -78,6 +81,8 @@ def recipe_of(options: SampleOptions) -> Any:
         adapters.insert(0, str(run.adapter))
         base, prompt = base or config.base, prompt or config.prompt
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    if prompt is None and options.regions:
+        prompt = ""
     if prompt is None:
         raise UserError("--prompt is missing: say what the picture should show.")
     strengths = options.strength or (1.0,)
@@ -89,6 +94,7 @@ def recipe_of(options: SampleOptions) -> Any:
         negative_prompt=options.negative_prompt,
         adapters=tuple(adapters),
         strengths=tuple(strengths),
+        regions=tuple(parse_region(text) for text in options.regions),
         steps=options.steps,
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,
         scheduler=options.scheduler,

@@ -16,6 +16,7 @@ from ..toolkit.formats import native
 from ..toolkit.models.diffusion import DTYPES, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
+from .regions import Region, regional
 
 TEXT_CHUNK = "rankfold"
 
@@ -31,6 +32,8 @@ class Recipe:
     """Adapter folders."""
     strengths: tuple[float, ...] = ()
     """One for each adapter; 1 is as trained."""
+    regions: tuple[Region, ...] = ()
+    """One for each adapter: where it is at work, and with what prompt; then `prompt` is not used."""
     steps: int = 25
     guidance_scale: float = 4.0
     scheduler: str = "DDIMScheduler"
@@ -103,6 +106,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"--steps must be at least 1, not {recipe.steps}.")
     if len(recipe.strengths) != len(recipe.adapters):
         raise UserError(f"{len(recipe.adapters)} adapters need as many strengths, not {len(recipe.strengths)}.")
+    if recipe.regions and len(recipe.regions) != len(recipe.adapters):
+        raise UserError(f"{len(recipe.adapters)} adapters need as many regions, not {len(recipe.regions)}.")
     if not hasattr(diffusers, recipe.scheduler):
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
@@ -129,17 +134,18 @@ def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tu
     side = recipe.side or pipe.unet.config.sample_size * pipe.vae_scale_factor
     hashes = tuple(native.adapter_hash(Path(path)) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
-    pictures = denoise(
-        pipe,
-        [recipe.prompt] * len(seeds),
-        negative=[recipe.negative_prompt] * len(seeds),
-        seeds=seeds,
-        steps=recipe.steps,
-        guidance_scale=recipe.guidance_scale,
-        side=side,
-    )
-    common = replace(recipe, batch=batch, side=side, hashes=hashes)
-    return [(picture, replace(common, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
+    n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
+    common: Any = {"seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side}
+    if recipe.regions:
+        active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
+        size = (side // pipe.vae_scale_factor,) * 2
+        with regional(pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size) as states:
+            wanted, unwanted = (value.expand(n, -1, -1) for value in states)
+            pictures = denoise(pipe, wanted, negative=unwanted, **common)
+    else:
+        pictures = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
+    whole = replace(recipe, batch=batch, side=side, hashes=hashes)
+    return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
 
 
 def save_picture(path: Path, picture: Image.Image, recipe: Recipe) -> None:
@@ -165,6 +171,7 @@ def read_recipe(path: Path) -> Recipe:
             f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since."
         )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
+    values["regions"] = tuple(tuple(region) for region in values.get("regions", ()))
     recipe = Recipe(**values)
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         native.check_adapter_folder(Path(folder))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate, load_pipeline, read_recipe, repeat, save_picture
+from rankfold.pipelines.regions import masks, parse_region
 from rankfold.toolkit.adapters.registry import adapter_names
 from rankfold.toolkit.errors import UserError
 
@@ -44,8 +46,6 @@ def test_diffusers_file_loads_with_nothing_but_diffusers(trained, base, tmp_path
     """A separate process that never imports rankfold gets the same picture."""
     import subprocess
     import sys
-
-    import numpy as np
 
     path = export_adapter(trained.adapter, str(base), "diffusers", tmp_path).path
     code = f"""
@@ -167,3 +167,49 @@ def test_every_adapter_makes_pictures(adapter, base, images, tmp_path):
             load_pipeline(recipe_for(run, base, strengths=(0.5,)))
     else:
         assert len(generate(recipe_for(run, base, steps=2, strengths=(0.5,)))) == 1
+
+
+def test_one_region_over_everything_is_the_plain_picture(trained, base):
+    plain = generate(recipe_for(trained, base, seed=3))[0][0]
+    regions = (("a sks creature", 0.0, 0.0, 1.0, 1.0),)
+    whole = generate(recipe_for(trained, base, seed=3, prompt="", regions=regions))[0][0]
+    assert np.abs(np.asarray(plain, float) - np.asarray(whole, float)).max() <= 1
+
+
+def test_regions_keep_to_their_places_and_repeat(trained, base, tmp_path):
+    both = [str(trained.adapter)] * 2
+    words = [
+        "sample",
+        "--base",
+        str(base),
+        "--adapters",
+        *both,
+        "--strength",
+        "1",
+        "0",
+        "--steps",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
+    texts = ["left: a sks creature", "right: a sks creature"]
+    main([*words, "--regions", *texts])
+    first = tmp_path / "000000.png"
+    before = first.read_bytes()
+    main(["sample", "--from", str(first), "--out", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "000000.png").read_bytes() == before
+    shares = masks([parse_region(text) for text in texts], 8, 8)
+    assert torch.allclose(shares.sum(0), torch.ones(1, 8, 8))
+    assert shares[0, 0, :, :3].min() > 0.99
+    assert shares[0, 0, :, 5:].max() < 0.01
+
+
+@pytest.mark.parametrize("text", ["left a creature", "middle: a creature", "0,0,2,1: a creature", "left:  "])
+def test_a_region_that_is_none(text):
+    with pytest.raises(UserError, match="--regions"):
+        parse_region(text)
+
+
+def test_as_many_regions_as_adapters(trained, base):
+    with pytest.raises(UserError, match="as many regions"):
+        load_pipeline(recipe_for(trained, base, regions=(("a", 0, 0, 1, 1),) * 2))

@@ -162,6 +162,18 @@ def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = Non
     return finished(image)
 
 
+def draw_pair(left: int, right: int, scene: str, rng: np.random.Generator) -> Image.Image:
+    """Two creatures side by side, as large as two things are drawn."""
+    side = SIZE * ZOOM
+    image = Image.new("RGB", (side, side))
+    draw_scene(ImageDraw.Draw(image), scene, rng)
+    places = layout(Thing(shape=CREATURE_SHAPE, scene=scene, count="two"), rng)
+    for creature, (centre, radius) in zip((left, right), places, strict=True):
+        build, flip = make_creature(creature), bool(rng.random() < 0.5)
+        paste_centred(image, draw_creature(build, radius * ZOOM, flip=flip, tilt=rng.uniform(-8, 8)), centre)
+    return finished(image)
+
+
 def finished(canvas: Image.Image) -> Image.Image:
     """The canvas at its final size, a little soft, as a photo is: razor edges would be most of what there is to compress."""
     return canvas.reduce(ZOOM).filter(ImageFilter.GaussianBlur(0.7))
