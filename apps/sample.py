@@ -19,7 +19,7 @@ class SampleOptions:
     strength: tuple[float, ...] = ()
     """One number for all adapters, or one for each; 1 is as trained."""
     regions: tuple[str, ...] = ()
-    """One for each adapter, as in 'left: a sks1 creature on the beach' 'right: a sks2 creature on the beach'."""
+    """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
     base: str | None = None
     """Base model; unset means the run's, or 'tiny'."""
     prompt: str | None = None

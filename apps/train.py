@@ -1,4 +1,4 @@
-"""`rankfold train subject`, `resume` and `stop`."""
+"""`rankfold train subject`, `search subject`, `resume` and `stop`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ def train_subject(words: list[str]) -> None:
     from ..training.start import train
 
     report(train(config).folder)
+
+
+def search_subject(words: list[str]) -> None:
+    from ..training.config import SearchConfig, from_yaml
+
+    config_file, words = take_option(words, "--config")
+    default = from_yaml(Path(config_file)) if config_file else SearchConfig()
+    config = parse(SearchConfig, words, "search subject", default)
+    quiet_libraries()
+    from ..training.start import train
+
+    run = train(config)
+    report(run.folder)
+    table = run.folder / "structure.txt"
+    if run.status()["state"] == "done":
+        print(f"The structure: {table}; all that were tried: {run.folder / 'pareto.png'}")
+        print(f"Train it from the start: rankfold train subject --config {run.folder / 'best.yaml'}")
 
 
 def resume(words: list[str]) -> None:

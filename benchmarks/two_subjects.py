@@ -89,7 +89,7 @@ def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recip
         return replace(general, prompt=PROMPT.format(where=where), adapters=tuple(singles), strengths=(1.0, 1.0))
 
     def by_regions(where: str) -> Recipe:
-        texts = [f"{side}: a sks{n} creature {where} at the {side}" for n, side in ((1, "left"), (2, "right"))]
+        texts = [f"{side}: a sks{n} creature {where} in the centre" for n, side in ((1, "left"), (2, "right"))]
         return replace(together(where), regions=tuple(parse_region(text) for text in texts))
 
     scratch = SubjectConfig(out=here / "scratch", **(DEMO_TRAINING | learning | {"learning_rate": 1e-3}))

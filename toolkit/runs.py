@@ -49,6 +49,16 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, behind a whole one even if a killed process left half a line at the end."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(f"{line}\n".encode())
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
     write_atomic(path, text.encode())
@@ -70,6 +80,7 @@ class Run:
         self.status_file = self.folder / "status.json"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.log_file = self.folder / "log.txt"
+        self.candidates = self.folder / "candidates.jsonl"
         self.samples = self.folder / "samples"
         self.checkpoints = self.folder / "checkpoints"
         self.adapter = self.folder / "adapter"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..toolkit.errors import UserError, nearest
+from ..toolkit.evolution import EvolutionConfig
 
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -18,6 +19,9 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """What every training run has: steps, optimizer, logging, checkpoints."""
+
+    unused_parameters: ClassVar[bool] = False
+    """Whether a step may leave parameters out, which several processes must know of."""
 
     out: Path = Path("runs/subject")
     """Run folder."""
@@ -158,13 +162,68 @@ class ComposeConfig(PictureConfig):
     """Share of the values that the pruning methods of --merge keep."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(PictureConfig, EvolutionConfig):
+    """Searches each layer's own GLoRA structure (Chavan et al. 2023, arXiv 2306.07967): a supernet is trained, then structures
+    are bred and judged on held-out pictures."""
+
+    unused_parameters: ClassVar[bool] = True
+
+    out: Path = Path("runs/search")
+    """Run folder."""
+    steps: int = 1000
+    """Optimizer steps of the supernet."""
+    rank: int = 4
+    """Rank of the low-rank choices."""
+    form: Literal["matmul", "elementwise"] = "matmul"
+    """How A meets the weight: matmul (folds into LoRA), elementwise (the released code)."""
+    a_rate: float = 1.0
+    """Factor on the learning rate of A."""
+    target_modules: tuple[str, ...] = UNET_ATTENTION
+    """Names of the denoiser's layers."""
+    train_text_encoder: bool = False
+    """Search the text encoder's layers too."""
+    text_target_modules: tuple[str, ...] = TEXT_ATTENTION
+    """Names of the text encoder's layers."""
+    choices_a: tuple[str, ...] = ("lora", "vector", "constant", "none")
+    """Choices of the weight scale A."""
+    choices_b: tuple[str, ...] = ("lora", "vector", "constant", "none")
+    """Choices of the weight shift B."""
+    choices_c: tuple[str, ...] = ("lora", "vector", "none")
+    """Choices of the prompt C."""
+    choices_d: tuple[str, ...] = ("vector", "constant", "none")
+    """Choices of the bias scale D."""
+    choices_e: tuple[str, ...] = ("vector", "constant", "none")
+    """Choices of the bias shift E."""
+    limit: int = 0
+    """Most parameters of a structure; 0 means as many as plain LoRA of this rank has on the same layers."""
+    largest_every: int = 0
+    """Every so many steps the largest structure is trained (sandwich rule); 0 means random ones only."""
+    held_out: Path | None = None
+    """Folder with the pictures that structures are judged on; unset means a share of --images, which is then not trained on."""
+    held_out_share: float = 0.2
+    """That share; at least one picture."""
+    held_out_draws: int = 8
+    """Noise and timesteps drawn once for each held-out picture."""
+
+
 LEAST = {
     "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
     "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
     "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0, "max_rank": 0,
+    "limit": 0, "largest_every": 0, "held_out_draws": 1,
 }  # fmt: skip
-ABOVE_ZERO = ("learning_rate", "text_learning_rate", "alpha", "min_snr_gamma", "temperature", "density")
-BELOW_ONE = ("dropout", "ema_decay")
+ABOVE_ZERO = (
+    "learning_rate",
+    "text_learning_rate",
+    "alpha",
+    "min_snr_gamma",
+    "temperature",
+    "density",
+    "a_rate",
+    "held_out_share",
+)
+BELOW_ONE = ("dropout", "ema_decay", "held_out_share")
 
 
 def check_numbers(config: PictureConfig) -> None:
@@ -186,7 +245,7 @@ def check_numbers(config: PictureConfig) -> None:
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
 
 
-METHODS: dict[str, type[PictureConfig]] = {"subject": SubjectConfig, "compose": ComposeConfig}
+METHODS: dict[str, type[PictureConfig]] = {"subject": SubjectConfig, "compose": ComposeConfig, "search": SearchConfig}
 
 
 def to_yaml(config: PictureConfig) -> str:

@@ -73,6 +73,10 @@ class Task(Protocol):
         """Writes the adapter."""
         ...
 
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """What comes behind the last step; returns 'done' or 'stopped'."""
+        ...
+
 
 class Loop:
     """One run of one task."""

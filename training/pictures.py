@@ -5,6 +5,7 @@ photos + captions -> latents and prompt states (cached) -> noise -> predict (ada
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, load_picture
 from ..toolkit.models.diffusion import DTYPES, DiffusionModel, cache_folder
 from ..toolkit.randomness import generator, order
+from ..toolkit.runs import Run
 from .config import PictureConfig
 
 
@@ -66,7 +68,15 @@ class Rows:
 class PictureTask:
     """What every Task on pictures shares. A sub-class says what is trained, in `attach`."""
 
-    def __init__(self, config: PictureConfig, samples: list[Sample], base: str, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        config: PictureConfig,
+        samples: list[Sample],
+        base: str,
+        accelerator: Accelerator,
+        held_out: Sequence[Sample] = (),
+    ) -> None:
+        """held_out: pictures that are not trained on but made ready as well, as `held_out`."""
         self.config, self.device = config, accelerator.device
         self.model = model = DiffusionModel(base, DTYPES[config.precision], accelerator.device)
         self.prompts: dict[str, int] = {}  # text -> number
@@ -80,6 +90,7 @@ class PictureTask:
             text = "text_encoder" in self.parts
             self.instance = self.rows(samples, config.prompt)
             self.prior = self.rows(prior, config.class_prompt) if prior else None
+            self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
             self.preview_texts = [
                 text.format(token=config.token, noun=config.class_noun) for text in (*config.preview_prompts, "")
             ]
@@ -92,6 +103,10 @@ class PictureTask:
             if text:
                 model.text_encoder.gradient_checkpointing_enable()
         self.module = DenoisingLoss(model, text=text, min_snr_gamma=config.min_snr_gamma).train()
+
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
+        return "done"
 
     def attach(self) -> dict[str, nn.Module]:
         """Puts what is trained on the model's parts, which come frozen; returns those parts (unet, text_encoder)."""
@@ -189,8 +204,7 @@ class PictureTask:
         spread, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
         where = picked.to(self.device, non_blocking=True)
         number = rows.prompt[picked].to(self.device, non_blocking=True)
-        words = {"states": self.states[number]} if self.states is not None else {"ids": self.ids[number]}
-        return words | {
+        return self.words(number) | {
             "mean": rows.mean[where],
             "std": rows.std[where],
             "spread": spread,
@@ -198,6 +212,10 @@ class PictureTask:
             "timesteps": torch.cat(timesteps).to(self.device, non_blocking=True),
             "weight": torch.full((len(slots),), weight, device=self.device),
         }
+
+    def words(self, number: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the batch holds of the prompts of these numbers (B,)."""
+        return {"states": self.states[number]} if self.states is not None else {"ids": self.ids[number]}
 
     @torch.no_grad()
     def preview(self) -> list[Image.Image]:

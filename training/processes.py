@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from ..toolkit.errors import UserError
 from .config import LoopConfig
@@ -29,6 +30,7 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=config.out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)],
     )
     if config.batch_size % accelerator.num_processes:
         raise UserError(

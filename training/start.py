@@ -15,16 +15,18 @@ from ..toolkit.errors import UserError
 from ..toolkit.models.diffusion import resolve_base
 from ..toolkit.runs import Run, write_text
 from .compose import ComposeTask, check_compose, compose_fixed
-from .config import ComposeConfig, PictureConfig, SubjectConfig, check_numbers, from_yaml, to_yaml
+from .config import ComposeConfig, PictureConfig, SearchConfig, SubjectConfig, check_numbers, from_yaml, to_yaml
 from .loop import Loop
 from .optimizer import check_optimizer
 from .processes import make_accelerator
+from .search import SearchTask, check_search
 from .subject import SubjectTask, adapter_config
 
 # What each method checks without a model, and its Task.
 METHODS: dict[type[PictureConfig], tuple[Callable[[Any], Any], Callable[..., Any]]] = {
     SubjectConfig: (lambda config: adapter_config(config, config.target_modules), SubjectTask),
     ComposeConfig: (check_compose, ComposeTask),
+    SearchConfig: (check_search, SearchTask),
 }
 
 
@@ -42,6 +44,7 @@ def train(config: PictureConfig) -> Run:
         run.claim()
         for old in run.checkpoint_files():
             old.unlink()
+        run.candidates.unlink(missing_ok=True)
         run.cut_metrics(-1)
         write_text(run.config_file, to_yaml(config))
     accelerator.wait_for_everyone()
@@ -92,9 +95,13 @@ def carry_out(config: PictureConfig, samples: list[Sample], base: str, run: Run,
     state, error, loop = "failed", "ended by the system", None
     try:
         _, make_task = METHODS[type(config)]
-        loop = Loop(config, make_task(config, samples, base, accelerator), run, accelerator)
+        task = make_task(config, samples, base, accelerator)
+        loop = Loop(config, task, run, accelerator)
         loop.resume()
-        state, error = loop.train(), None
+        outcome = loop.train()
+        if outcome == "done":
+            outcome = task.conclude(run, accelerator)
+        state, error = outcome, None
     except Exception as fault:
         error = str(fault)
         run.append_log(traceback.format_exc())

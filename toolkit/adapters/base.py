@@ -107,13 +107,23 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     other_param_names = ("r", "alpha", "scaling", "settings", "adapter_dropout")
 
     def __init_subclass__(
-        cls, *, name: str = "", config: type[AdapterConfig] | None = None, kind: str = "", **kwargs: Any
+        cls,
+        *,
+        name: str = "",
+        config: type[AdapterConfig] | None = None,
+        kind: str = "",
+        listed: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """name: the variant's, and the prefix of its tensors; kind: its type in PEFT, by default the name in capitals."""
+        """name: the variant's, and the prefix of its tensors; kind: its type in PEFT, by default the name in capitals.
+
+        listed: whether users choose it by name.
+        """
         super().__init_subclass__(**kwargs)
         if config is not None:
             cls.name, cls.config_class, config.kind = name, config, kind or name.upper()
-            REGISTRY[name] = cls
+            if listed:
+                REGISTRY[name] = cls
             register(config.kind, name, config, cls)
 
     def __init__(self, base_layer: nn.Module, layer_name: str = "") -> None:

@@ -1,0 +1,86 @@
+"""The supernet of GLoRA's structure search: all choices of a layer in one set of tensors, one choice at work at a time.
+
+Smaller choices are parts of larger ones (weight entanglement, Chavan et al. 2023, arXiv 2306.07967): a vector is the first column
+of the up factor, a constant its first number. In the matmul form A's vector and constant scale rows of the weight, which no part of
+its up factor can say, so they have a column of their own.
+
+What is at work in which layer is the path. It is set from outside, never drawn in the forward pass: so gradient checkpointing runs
+a layer again as it was, and a resumed run, and every process of a run, takes the same paths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attach import adapter_layers
+from .change import Change
+from .glora import CHOICES, GloraConfig, GloraLayer
+
+Choices = tuple[str, ...]  # of A, B, C, D, E
+Path = dict[str, Choices]  # layer name -> its choices
+LARGEST: Choices = ("lora", "lora", "lora", "vector", "vector")
+
+
+@dataclass
+class GloraSupernetConfig(GloraConfig):
+    """Config of the supernet; r is the rank of every low-rank choice, structure is not used."""
+
+
+class GloraSupernetLayer(
+    GloraLayer, name="supernet", config=GloraSupernetConfig, kind="RANKFOLD_GLORA_SUPERNET", listed=False
+):
+    """Linear or Conv2d with all of GLoRA's choices."""
+
+    def __init__(self, base_layer: nn.Module, layer_name: str = "") -> None:
+        super().__init__(base_layer, layer_name)
+        self.path: dict[str, Choices] = {}  # adapter -> choices
+
+    def create(self, config: GloraSupernetConfig, r: int) -> dict[str, torch.Tensor]:
+        largest: dict[str, Any] = dict(zip(CHOICES, LARGEST, strict=True))
+        tensors = super().create(replace(config, structure={}, **largest), r)
+        if config.form == "matmul":
+            tensors["a_rows"] = torch.zeros(self.fan_out, 1)
+        return tensors
+
+    def rates(self, config: GloraSupernetConfig) -> dict[str, float]:
+        return super().rates(config) | {"a_rows": config.a_rate}
+
+    def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
+        return super().change(adapter, chosen(tensors, self.path.get(adapter, LARGEST)))
+
+
+def chosen(tensors: dict[str, torch.Tensor], choices: Choices) -> dict[str, torch.Tensor]:
+    """A layer's tensors as GloraLayer has them under these choices: parts of the supernet's."""
+    picked: dict[str, torch.Tensor] = {}
+    for part, choice in zip(CHOICES, choices, strict=True):
+        if part in ("d", "e"):
+            if choice != "none" and part in tensors:
+                picked[part] = tensors[part] if choice == "vector" else tensors[part][:1]
+            continue
+        if choice == "lora":
+            picked |= {name: tensors[name] for name in (f"{part}_up", f"{part}_down")}
+        elif choice != "none":
+            column = tensors["a_rows"] if part == "a" and "a_rows" in tensors else tensors[f"{part}_up"][:, :1]
+            picked[f"{part}_up"] = column if choice == "vector" else column[:1]
+    return picked
+
+
+def supernet_layers(model: nn.Module) -> dict[str, GloraSupernetLayer]:
+    """The supernet's layers by name."""
+    return {name: layer for name, layer in adapter_layers(model).items() if isinstance(layer, GloraSupernetLayer)}
+
+
+def set_path(model: nn.Module, path: Path, adapter: str = "default") -> None:
+    """Puts a path to work, in all layers that it names."""
+    layers = supernet_layers(model)
+    for name, choices in path.items():
+        layers[name].path[adapter] = choices
+
+
+def parameters_of(layer: GloraSupernetLayer, choices: Choices, adapter: str = "default") -> int:
+    """Number of parameters that a layer has under these choices."""
+    return sum(tensor.numel() for tensor in chosen(layer.tensors(adapter), choices).values())

@@ -1,0 +1,318 @@
+"""Structure search: a supernet is trained with another path in every step, then structures are bred and judged.
+
+The judgement is the denoising loss on held-out pictures, at noise and timesteps that are drawn once. Every answer is written down
+before the next is asked for; a stopped search runs again from the start with those answers, and so goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from ..toolkit.adapters.attach import attach, parameter_groups
+from ..toolkit.adapters.fold import is_dead
+from ..toolkit.adapters.glora import CHOICES, GloraConfig
+from ..toolkit.adapters.glora_supernet import (
+    LARGEST,
+    Choices,
+    GloraSupernetConfig,
+    GloraSupernetLayer,
+    chosen,
+    supernet_layers,
+)
+from ..toolkit.data.subjects import Sample, find_samples
+from ..toolkit.errors import UserError
+from ..toolkit.evolution import Space, Structure, check_evolution, evolve, front, ranked
+from ..toolkit.formats import native
+from ..toolkit.randomness import generator
+from ..toolkit.runs import Run, append_line, write_text
+from .config import SearchConfig, SubjectConfig, to_yaml
+from .pictures import PictureTask
+from .search_report import write_report
+
+
+def check_search(config: SearchConfig) -> None:
+    """Checks the settings of the search that need neither pictures nor a model.
+
+    Raises:
+        UserError: for a choice that does not exist, or settings that cannot work.
+    """
+    for part, known in CHOICES.items():
+        own = choices_of(config, part)
+        wrong = [choice for choice in own if choice not in known]
+        if wrong or not own or len(set(own)) < len(own):
+            raise UserError(f"--choices-{part} must name some of {', '.join(known)}, each once, not '{' '.join(own)}'.")
+    check_evolution(config, Space(costs=((0,),), limit=0))
+    supernet_config(config, config.target_modules)
+
+
+def choices_of(config: SearchConfig, part: str) -> tuple[str, ...]:
+    """The choices that the search may take for A, B, C, D or E."""
+    return getattr(config, f"choices_{part}")
+
+
+def supernet_config(config: SearchConfig, targets: Sequence[str]) -> GloraSupernetConfig:
+    """The PEFT config of the supernet."""
+    try:
+        return GloraSupernetConfig(r=config.rank, target_modules=list(targets), form=config.form, a_rate=config.a_rate)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+class SearchTask(PictureTask):
+    """The Task of training the supernet, and the search behind it."""
+
+    config: SearchConfig
+
+    def __init__(self, config: SearchConfig, samples: list[Sample], base: str, accelerator: Accelerator) -> None:
+        train, held_out = split(config, samples)
+        super().__init__(config, train, base, accelerator, held_out)
+        self.layers: dict[str, GloraSupernetLayer] = {
+            f"{part}.{name}": layer
+            for part, model in self.parts.items()
+            for name, layer in supernet_layers(model).items()
+        }
+        self.genes = [(name, part) for name in self.layers for part in CHOICES]
+        self.options = [self.options_at(name, part) for name, part in self.genes]
+        costs = tuple(
+            tuple(self.cost(*gene, c) for c in own) for gene, own in zip(self.genes, self.options, strict=True)
+        )
+        self.space = Space(costs, config.limit or self.plain_lora())
+        check_evolution(config, self.space)
+        self.judged = self.fixed_batch()
+
+    def attach(self) -> dict[str, nn.Module]:
+        """Puts the supernet on the denoiser and, by choice, on the text encoder."""
+        config, model = self.config, self.model
+        torch.manual_seed(config.seed)
+        parts: dict[str, nn.Module] = {"unet": model.unet}
+        attach(model.unet, supernet_config(config, config.target_modules))
+        if config.train_text_encoder:
+            targets = supernet_config(config, config.text_target_modules)
+            attach(model.text_encoder, targets, field="--text-target-modules")
+            parts["text_encoder"] = model.text_encoder
+        return parts
+
+    # -------------------------------------------------------------------------- the space
+
+    def options_at(self, layer: str, part: str) -> tuple[str, ...]:
+        """Choices of a gene; without a bias there is nothing for D to scale."""
+        own = choices_of(self.config, part)
+        return ("none",) if part == "d" and self.layers[layer].base_bias() is None else own
+
+    def cost(self, layer: str, part: str, choice: str) -> int:
+        """Parameters of one choice."""
+        alone: Choices = tuple(choice if part == name else "none" for name in CHOICES)
+        return sum(tensor.numel() for tensor in chosen(self.layers[layer].tensors("default"), alone).values())
+
+    def plain_lora(self) -> int:
+        """Parameters of plain LoRA of this rank on the same layers."""
+        return sum(self.config.rank * (layer.fan_in + layer.fan_out) for layer in self.layers.values())
+
+    def path_of(self, structure: Structure) -> dict[str, Choices]:
+        """The choices of each layer."""
+        picked = [options[number] for options, number in zip(self.options, structure, strict=True)]
+        width = len(CHOICES)
+        return {name: tuple(picked[i * width : (i + 1) * width]) for i, name in enumerate(self.layers)}
+
+    def take(self, path: dict[str, Choices]) -> None:
+        """Puts a path to work."""
+        for name, choices in path.items():
+            self.layers[name].path["default"] = choices
+
+    # -------------------------------------------------------------------------- training the supernet
+
+    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+        """The rows of a forward pass; the path of its optimizer step is put to work."""
+        config = self.config
+        step = position // (config.batch_size * config.gradient_accumulation)
+        self.take(self.path_at(step))
+        return super().batch(position, slots)
+
+    def path_at(self, step: int) -> dict[str, Choices]:
+        """The path of a step: all choices alike, independently; now and then the largest."""
+        config = self.config
+        if config.largest_every and step % config.largest_every == 0:
+            return dict.fromkeys(self.layers, LARGEST)
+        random = Random(f"{config.seed}/path/{step}")
+        return self.path_of(tuple(random.randrange(len(options)) for options in self.options))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The supernet's tensors."""
+        return [group for part in self.parts.values() for group in parameter_groups(part, self.config.learning_rate)]
+
+    def is_dead(self) -> bool:
+        """True when the largest path changes nothing."""
+        self.take(dict.fromkeys(self.layers, LARGEST))
+        return all(is_dead(part) for part in self.parts.values())
+
+    def save_adapter(self, folder: Path) -> None:
+        """Nothing: the checkpoint holds the supernet, and the adapter is the winner's."""
+
+    # -------------------------------------------------------------------------- judging structures
+
+    def fixed_batch(self) -> dict[str, torch.Tensor]:
+        """Each held-out picture with noise and timesteps drawn once, the timesteps spread over all there are."""
+        rows, draws = self.held_out, self.config.held_out_draws
+        assert rows is not None
+        shape, noise, timesteps = rows.mean.shape[1:], [], []
+        for number in range(len(rows) * draws):
+            random = generator(self.config.search_seed, 9, number)
+            noise.append(torch.randn(shape, generator=random))
+            place = (number % draws + float(torch.rand((), generator=random))) / draws
+            timesteps.append(min(int(place * self.timesteps), self.timesteps - 1))
+        which = torch.arange(len(rows)).repeat_interleave(draws)
+        where = which.to(self.device)
+        return self.words(rows.prompt[which].to(self.device)) | {
+            "mean": rows.mean[where],
+            "std": rows.std[where],
+            "spread": torch.zeros_like(rows.mean[where]),
+            "noise": torch.stack(noise).to(self.device),
+            "timesteps": torch.tensor(timesteps, device=self.device),
+            "weight": torch.ones(len(where), device=self.device),
+        }
+
+    @torch.no_grad()
+    def fitness(self, structure: Structure) -> float:
+        """Minus the mean denoising loss on the held-out pictures."""
+        self.take(self.path_of(structure))
+        rows = len(self.judged["weight"])
+        losses = [
+            self.module({key: value[start : start + 32] for key, value in self.judged.items()})
+            for start in range(0, rows, 32)
+        ]
+        return -float(torch.cat(losses).double().mean())
+
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """The search. Writes candidates.jsonl as it goes, then the winner as adapter, config, table and plot."""
+        self.module.eval()
+        known = read_answers(run)
+        stop = False
+
+        def evaluate(structures: list[Structure]) -> list[float]:
+            nonlocal stop
+            share, answers = accelerator.num_processes, []
+            for start in range(0, len(structures), share):
+                chunk = structures[start : start + share]
+                own = chunk[accelerator.process_index : accelerator.process_index + 1]
+                found = [known[s] if s in known else self.fitness(s) for s in own]
+                everybodys = gather_object(found) if share > 1 else found
+                for structure, fitness in zip(chunk, everybodys, strict=True):
+                    if structure not in known and accelerator.is_main_process:
+                        append_answer(run, structure, self.space.cost(structure), fitness)
+                    known[structure] = fitness
+                answers += everybodys
+                wanted = run.take_requests() if accelerator.is_main_process else set()
+                if any(gather_object(["stop" in wanted]) if share > 1 else ["stop" in wanted]):
+                    raise Stopped
+            return answers
+
+        def told(number: int, scores: dict[Structure, float]) -> None:
+            best = ranked(scores)[0]
+            text = (
+                f"generation {number}/{self.config.generations}  {len(scores)} structures  best loss {-scores[best]:.5f}  "
+                f"{self.space.cost(best)} parameters"
+            )
+            if accelerator.is_main_process:
+                print(text, flush=True)
+                run.append_log(text)
+
+        try:
+            scores = evolve(self.space, self.config, evaluate, told)
+        except Stopped:
+            return "stopped"
+        if accelerator.is_main_process:
+            self.write_winner(run, scores)
+        return "done"
+
+    # -------------------------------------------------------------------------- the winner
+
+    def write_winner(self, run: Run, scores: dict[Structure, float]) -> None:
+        """The best structure as an adapter and as a config that trains again; the table and the plot of all."""
+        best = ranked(scores)[0]
+        path = self.path_of(best)
+        for part in self.parts:
+            own = {name.removeprefix(f"{part}."): c for name, c in path.items() if name.startswith(f"{part}.")}
+            state = {}
+            for name, choices in own.items():
+                tensors = chosen(self.layers[f"{part}.{name}"].tensors("default"), choices)
+                state |= {f"{name}.glora_{key}": value.detach().cpu().float().clone() for key, value in tensors.items()}
+            (run.adapter / part).mkdir(parents=True, exist_ok=True)
+            native.write_state(run.adapter / part, state, self.winner_config(own))
+        facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
+        write_text(run.adapter / "rankfold.json", json.dumps(facts | {"adapter": "glora"}, indent=1))
+        write_text(run.folder / "best.yaml", to_yaml(self.retraining(run, path)))
+        points = [(self.space.cost(s), -scores[s]) for s in scores]
+        ahead = [(self.space.cost(s), -scores[s]) for s in front(scores, self.space)]
+        sizes = {name: sum(self.cost(name, p, c) for p, c in zip(CHOICES, path[name], strict=True)) for name in path}
+        write_report(run.folder, path, sizes, points, ahead)
+
+    def winner_config(self, path: dict[str, Choices]) -> GloraConfig:
+        """The PEFT config of a structure, which names every layer."""
+        config = self.config
+        return GloraConfig(
+            r=config.rank,
+            target_modules=list(path),
+            form=config.form,
+            a_rate=config.a_rate,
+            structure={name: ",".join(choices) for name, choices in path.items()},
+        )
+
+    def retraining(self, run: Run, path: dict[str, Choices]) -> SubjectConfig:
+        """A config that trains the structure from the start, on the same pictures with the same settings."""
+        config = self.config
+        shared = {k: v for k, v in asdict(config).items() if k in SubjectConfig.__dataclass_fields__}
+        short = {name.split(".", 1)[1]: ",".join(choices) for name, choices in path.items()}
+        options = {"structure": json.dumps(short), "form": config.form, "a_rate": str(config.a_rate)}
+        own = {"adapter": "glora", "alpha": float(config.rank), "adapter_options": options}
+        return SubjectConfig(**(shared | own | {"out": run.folder / "retrained"}))
+
+
+class Stopped(Exception):
+    """The search was asked to stop."""
+
+
+def split(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Pictures to train on, and pictures to judge on.
+
+    Raises:
+        UserError: when there are too few to hold one out.
+    """
+    if config.held_out is not None:
+        return samples, find_samples(config.held_out, flip=False, skip_bad=config.skip_bad)
+    files = sorted({sample.path for sample in samples})
+    if len(files) < 2:
+        raise UserError(
+            "--images holds one picture, so none can be held out: add pictures, or give others with --held-out."
+        )
+    count = max(1, round(config.held_out_share * len(files)))
+    out = set(Random(f"{config.search_seed}/held out").sample(files, min(count, len(files) - 1)))
+    kept = [sample for sample in samples if sample.path not in out]
+    return kept, [sample for sample in samples if sample.path in out and not sample.flip]
+
+
+def read_answers(run: Run) -> dict[Structure, float]:
+    """The fitness of every structure that was judged before."""
+    known: dict[Structure, float] = {}
+    for line in run.candidates.read_text().splitlines() if run.candidates.is_file() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line that a killed process left half written
+        known[tuple(row["structure"])] = row["fitness"]
+    return known
+
+
+def append_answer(run: Run, structure: Structure, parameters: int, fitness: float) -> None:
+    """Writes one answer down."""
+    row = {"structure": structure, "parameters": parameters, "fitness": fitness}
+    append_line(run.candidates, json.dumps(row))
