@@ -1,0 +1,321 @@
+"""Structure search: the evolution, the supernet, the run that stops anywhere and goes on, the winner that is what it says."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import get_peft_model
+from test_composition import stopped_at
+from torch import nn
+
+from rankfold.apps.cli import main
+from rankfold.pipelines.export import export_adapter
+from rankfold.pipelines.generate import Recipe, generate
+from rankfold.toolkit.adapters.attach import adapter_layers
+from rankfold.toolkit.adapters.glora import CHOICES, GloraConfig
+from rankfold.toolkit.adapters.glora_supernet import LARGEST, GloraSupernetConfig, chosen, set_path
+from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.evolution import EvolutionConfig, Space, evolve, front, ranked
+from rankfold.toolkit.formats import native
+from rankfold.toolkit.runs import append_line
+from rankfold.training.config import SearchConfig, from_yaml
+from rankfold.training.search import SearchTask, Stopped
+from rankfold.training.start import resume, train
+
+# ---------------------------------------------------------------------------------------------- evolution
+
+SMALL = EvolutionConfig(population=12, generations=6, parents=4, mutations=6, crossovers=6)
+
+
+def a_space(genes=12, limit=40):
+    return Space(costs=tuple((0, 1, 3, 10) for _ in range(genes)), limit=limit)
+
+
+def goodness(structure):
+    """Best where each gene is its number modulo 3, by a margin of its own for each gene."""
+    return -sum((gene - number % 3) ** 2 * (1 + 0.01 * number) for number, gene in enumerate(structure))
+
+
+def test_evolution_keeps_its_promises():
+    asked, told = [], []
+
+    def evaluate(structures):
+        asked.extend(structures)
+        return [goodness(s) for s in structures]
+
+    space = a_space()
+    scores = evolve(space, SMALL, evaluate, lambda number, seen: told.append((number, len(seen))))
+    assert len(asked) == len(set(asked)) == len(scores)
+    assert all(space.cost(structure) <= space.limit for structure in asked)
+    assert told == [(number, 12 * (number + 1)) for number in range(7)]
+    assert evolve(space, SMALL, lambda s: [goodness(x) for x in s]) == scores
+    assert evolve(space, replace(SMALL, search_seed=1), lambda s: [goodness(x) for x in s]) != scores
+    best = ranked(scores)
+    assert best[0] == max(scores, key=lambda s: scores[s])
+    assert set(asked[-12:]) <= set(best)
+
+
+def test_evolution_is_better_than_chance():
+    """At an equal number of evaluations, over ten seeds, the best bred structure beats the best random one."""
+    wins = 0
+    for seed in range(10):
+        config = replace(SMALL, search_seed=seed)
+        bred = max(evolve(a_space(), config, lambda s: [goodness(x) for x in s]).values())
+        random = replace(config, population=84, generations=0)
+        wins += bred > max(evolve(a_space(), random, lambda s: [goodness(x) for x in s]).values())
+    assert wins >= 9
+
+
+def test_a_limit_that_hardly_any_draw_meets():
+    space = a_space(genes=30, limit=3)  # a random structure costs about a hundred
+    scores = evolve(space, SMALL, lambda s: [goodness(x) for x in s])
+    assert len(scores) > 12
+    assert all(space.cost(structure) <= 3 for structure in scores)
+
+
+def test_a_small_space_is_searched_whole_and_no_more():
+    space = Space(costs=((0, 1), (0, 1), (0, 5)), limit=2)
+    assert sorted(evolve(space, SMALL, lambda s: [goodness(x) for x in s])) == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (1, 0, 0),
+        (1, 1, 0),
+    ]
+
+
+def test_impossible_limit_and_fitness():
+    with pytest.raises(UserError, match="below the smallest structure"):
+        evolve(Space(costs=((2, 3), (2, 5)), limit=3), SMALL, lambda s: [0.0] * len(s))
+    with pytest.raises(UserError, match="finite fitness"):
+        evolve(a_space(), SMALL, lambda s: [math.nan] * len(s))
+    scores = evolve(a_space(), SMALL, lambda s: [math.nan if x[0] == 1 else goodness(x) for x in s])
+    assert ranked(scores)[0][0] != 1
+    with pytest.raises(UserError, match="--mutation-rate"):
+        evolve(a_space(), replace(SMALL, mutation_rate=0), lambda s: [0.0] * len(s))
+
+
+def test_front():
+    space = Space(costs=((0, 1, 2, 3),), limit=3)
+    assert front({(0,): -1.0, (1,): -2.0, (2,): -0.5, (3,): -0.5}, space) == [(0,), (2,)]
+
+
+# ---------------------------------------------------------------------------------------------- supernet
+
+
+@pytest.mark.parametrize("form", ["matmul", "elementwise"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("part", list(CHOICES))
+def test_every_path_is_the_adapter_of_its_structure(form, bias, part):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5, bias=bias))
+    weight, own_bias = net[0].weight.detach().clone(), net[0].bias.detach().clone() if bias else None
+    supernet = get_peft_model(net, GloraSupernetConfig(r=3, target_modules=["0"], form=form))
+    layer = next(iter(adapter_layers(supernet).values()))
+    x = torch.randn(4, 6)
+    start = nn.functional.linear(x, weight, own_bias)
+    tensors = layer.tensors("default")
+    for choice in CHOICES[part]:
+        choices = tuple(choice if name == part else "lora" if name in "abc" else "vector" for name in CHOICES)
+        set_path(supernet, {"base_model.model.0": choices})
+        for tensor in tensors.values():
+            tensor.data.zero_()
+        torch.testing.assert_close(supernet(x), start)
+        for tensor in tensors.values():
+            torch.nn.init.normal_(tensor, std=0.3)
+        plain = nn.Sequential(nn.Linear(6, 5, bias=bias))
+        plain[0].weight.data.copy_(weight)
+        if bias:
+            plain[0].bias.data.copy_(own_bias)
+        alone = get_peft_model(
+            plain, GloraConfig(r=3, target_modules=["0"], form=form, structure={"0": ",".join(choices)})
+        )
+        own = next(iter(adapter_layers(alone).values())).tensors("default")
+        picked = chosen(tensors, choices)
+        assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in picked.items()}
+        for name, tensor in own.items():
+            tensor.data.copy_(picked[name])
+        torch.testing.assert_close(supernet(x), alone(x))
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture
+def search(base, images, tmp_path):
+    return SearchConfig(
+        base=str(base), images=images, out=tmp_path / "search", steps=6, batch_size=2, rank=2, learning_rate=0.05,
+        log_every=2, checkpoint_every=2, preview_every=0, threads=1, population=6, generations=2, parents=3, mutations=3,
+        crossovers=3, held_out_draws=2, train_text_encoder=True,
+    )  # fmt: skip
+
+
+def task_of(config):
+    return SearchTask(config, find_samples(config.images), config.base, Accelerator(cpu=True))
+
+
+def adapter_bytes(run):
+    return [(run.adapter / part / native.WEIGHTS).read_bytes() for part in native.check_adapter_folder(run.adapter)]
+
+
+@pytest.fixture
+def searched(search):
+    return train(search)
+
+
+def test_search(search, searched, base, capsys, tmp_path):
+    run = searched
+    rows = [json.loads(line) for line in run.candidates.read_text().splitlines()]
+    assert len(rows) == 18
+    assert len({tuple(row["structure"]) for row in rows}) == 18
+    task = task_of(search)
+    assert all(row["parameters"] <= task.space.limit for row in rows)
+    assert task.space.limit == sum(2 * (layer.fan_in + layer.fan_out) for layer in task.layers.values())
+    assert (run.folder / "pareto.png").stat().st_size > 1000
+    assert "to_q" in (run.folder / "structure.txt").read_text()
+    best = max(rows, key=lambda row: row["fitness"])
+    count = sum(t.numel() for part in native.PARTS for t in load(run.adapter / part).values())
+    assert count == best["parameters"]
+    recipe = Recipe(prompt="a sks creature", base=str(base), adapters=(str(run.adapter),), strengths=(1.0,), steps=2)
+    assert len(generate(recipe)) == 1
+    proof = export_adapter(run.adapter, str(base), "kohya-full", tmp_path / "export", drop_bias=True)
+    assert proof.weight_error < 1e-6
+
+
+def load(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / native.WEIGHTS)
+
+
+def test_the_winner_is_as_good_as_it_was_judged(search, searched):
+    """Its adapter, on a fresh model, has the loss that the supernet had on its path."""
+    fitness = max(json.loads(line)["fitness"] for line in searched.candidates.read_text().splitlines())
+    task = task_of(search)
+    for part in task.parts:
+        from rankfold.toolkit.adapters.attach import take_off
+
+        take_off(task.parts[part])
+    native.load_into_pipeline(task.model, searched.adapter, "winner")
+    task.module.eval()
+    with torch.no_grad():
+        loss = float(task.module(task.judged).double().mean())
+    assert loss == pytest.approx(-fitness, rel=1e-5)
+
+
+def test_the_winner_trains_again(searched):
+    config = from_yaml(searched.folder / "best.yaml")
+    again = train(replace(config, steps=1))
+    for part in native.PARTS:
+        first, second = load(searched.adapter / part), load(again.adapter / part)
+        assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
+
+
+def test_resume_in_training_is_exact(search, searched, tmp_path):
+    part = stopped_at(replace(search, out=tmp_path / "part"), 3)
+    resume(part.folder)
+    assert part.candidates.read_bytes() == searched.candidates.read_bytes()
+    assert adapter_bytes(part) == adapter_bytes(searched)
+
+
+@pytest.mark.parametrize("half_a_line", [False, True])
+def test_resume_in_search_is_exact(search, searched, tmp_path, monkeypatch, half_a_line):
+    """Stopped behind the seventh judgement, and by a kill in the middle of writing one."""
+    original, judged = SearchTask.fitness, []
+
+    def fitness(self, structure):
+        judged.append(structure)
+        if len(judged) == 8:
+            if half_a_line:
+                raise KeyboardInterrupt
+            raise Stopped
+        return original(self, structure)
+
+    monkeypatch.setattr(SearchTask, "fitness", fitness)
+    config = replace(search, out=tmp_path / "part")
+    if half_a_line:
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        with (config.out / "candidates.jsonl").open("a") as file:
+            file.write('{"structure": [0, 1')
+    else:
+        assert train(config).status()["state"] == "stopped"
+    before = len(judged)
+    run = resume(config.out)
+    assert len(judged) - before == 18 - 7
+    whole = [json.loads(line) for line in searched.candidates.read_text().splitlines()]
+    lines = run.candidates.read_text().splitlines()
+    if half_a_line:
+        lines.remove('{"structure": [0, 1')
+    assert [json.loads(line) for line in lines] == whole
+    assert adapter_bytes(run) == adapter_bytes(searched)
+
+
+def test_a_stop_request_stops_the_search(search, monkeypatch):
+    original = SearchTask.fitness
+
+    def fitness(self, structure):
+        (search.out / "requests" / "stop").touch()
+        return original(self, structure)
+
+    monkeypatch.setattr(SearchTask, "fitness", fitness)
+    run = train(search)
+    assert run.status()["state"] == "stopped"
+    assert len(run.candidates.read_text().splitlines()) == 1
+
+
+def test_append_line_mends_half_a_line(tmp_path):
+    file = tmp_path / "lines"
+    append_line(file, "one")
+    with file.open("a") as opened:
+        opened.write("tw")
+    append_line(file, "three")
+    assert file.read_text() == "one\ntw\nthree\n"
+
+
+def test_paths_are_drawn_by_the_step(search):
+    task = task_of(replace(search, largest_every=3))
+    torch.manual_seed(1)
+    first = [task.path_at(step) for step in range(6)]
+    torch.manual_seed(2)
+    assert [task.path_at(step) for step in range(6)] == first
+    assert set(first[0].values()) == set(first[3].values()) == {LARGEST}
+    assert first[1] != first[2]
+    task.batch(2 * search.batch_size, [0, 1])
+    assert {name: layer.path["default"] for name, layer in task.layers.items()} == first[2]
+
+
+def test_held_out_pictures_are_not_trained_on(search, images, tmp_path):
+    task = task_of(replace(search, held_out_share=0.4))
+    assert len(task.instance) == 3
+    assert len(task.held_out) == 2
+    mine = {tuple(row.flatten()[:4].tolist()) for row in task.instance.mean}
+    assert not mine & {tuple(row.flatten()[:4].tolist()) for row in task.held_out.mean}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--choices-a", "lora", "lore"], "--choices-a must name some of lora, vector, constant, none"),
+        (["--limit", "3", "--choices-b", "lora"], "below the smallest structure"),
+        (["--images", "ONE"], "none can be held out"),
+        (["--population", "0"], "--population must be at least 1"),
+        (["--held-out", "nowhere"], "nowhere"),
+        (["--a-rate", "0"], "--a-rate must be above 0"),
+    ],
+)
+def test_mistakes(words, sentence, base, images, tmp_path, capsys):
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "0.png").write_bytes((images / "0.png").read_bytes())
+    words = [str(one) if word == "ONE" else word for word in words]
+    words += [] if "--images" in words else ["--images", str(images)]
+    with pytest.raises(SystemExit) as end:
+        main(["search", "subject", "--base", str(base), *words, "--steps", "1", "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
