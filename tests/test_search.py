@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from peft import get_peft_model
 from test_composition import stopped_at
+from test_training import run_in_two_processes, write_config
 from torch import nn
 
 from rankfold.apps.cli import main
@@ -21,7 +22,7 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.evolution import EvolutionConfig, Space, evolve, front, ranked
 from rankfold.toolkit.formats import native
-from rankfold.toolkit.runs import append_line
+from rankfold.toolkit.runs import Run, append_line
 from rankfold.training.config import SearchConfig, from_yaml
 from rankfold.training.search import SearchTask, Stopped
 from rankfold.training.start import resume, train
@@ -319,3 +320,21 @@ def test_mistakes(words, sentence, base, images, tmp_path, capsys):
     said = capsys.readouterr().err
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_two_processes_judge_the_same_structures(search, tmp_path):
+    """The candidates are shared out, and the same are drawn; the supernet is that of one process but for rounding."""
+    config = replace(search, batch_size=4, learning_rate=1e-3, out=tmp_path / "one")
+    one = train(config)
+    file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "two.yaml")
+    result = run_in_two_processes(["search", "subject", "--config", str(file)])
+    assert result.returncode == 0, result.stderr[-2000:]
+    two = Run(tmp_path / "two")
+    assert two.status()["processes"] == 2
+    rows = [[json.loads(line) for line in run.candidates.read_text().splitlines()] for run in (one, two)]
+    assert len(rows[1]) == len({tuple(row["structure"]) for row in rows[1]}) == 18
+    first = [row["structure"] for row in rows[0][:6]]
+    assert [row["structure"] for row in rows[1][:6]] == first
+    for a, b in zip(*(own[:6] for own in rows), strict=True):
+        assert b["fitness"] == pytest.approx(a["fitness"], rel=1e-3)
+    assert native.check_adapter_folder(two.adapter) == native.check_adapter_folder(one.adapter)

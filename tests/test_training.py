@@ -144,25 +144,21 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
     assert len(run.checkpoint_files()) == 1
 
 
+def run_in_two_processes(words):
+    """A command in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run([*launch, "-m", "rankfold.apps.cli", *words], capture_output=True, text=True, env=environment)
+
+
 def test_two_processes_give_the_same_curve(config, tmp_path):
     config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
     one = train(replace(config, out=tmp_path / "one"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29533"]
-    command = [*launch, "-m", "rankfold.apps.cli", "train", "subject", "--config", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = run_in_two_processes(["train", "subject", "--config", str(file)])
     assert result.returncode == 0, result.stderr[-2000:]
     two = Run(tmp_path / "two")
+    assert two.status()["processes"] == 2
     for a, b in zip(one.metrics(), two.metrics(), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
     for a, b in zip(adapter(one.folder).values(), adapter(two.folder).values(), strict=True):

@@ -109,5 +109,5 @@ def carry_out(config: PictureConfig, samples: list[Sample], base: str, run: Run,
     finally:
         if accelerator.is_main_process:
             step = loop.step if loop else 0
-            run.set_status(state=state, step=step, total=config.steps, error=error)
+            run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
     return run
