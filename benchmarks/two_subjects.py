@@ -99,7 +99,11 @@ def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recip
         "uniform": composed("uniform"),
         "learned": composed("learned", **learning),
         "learned, free": composed("free", free=True, **learning),
-        **{f"PEFT {merge}": composed(merge, merge=merge, weights=(1.0, 1.0)) for merge in MERGES},
+        **{
+            f"PEFT {merge}, {weight:g} each": composed(f"{merge}{weight:g}", merge=merge, weights=(weight, weight))
+            for merge in MERGES
+            for weight in (0.5, 1.0)
+        },
         "LoRA from scratch": with_adapter(train(scratch).adapter),
         "regions": by_regions,
     }
@@ -180,7 +184,7 @@ def report(scores: dict[str, list[torch.Tensor]], out: Path | None) -> None:
         row |= {"pictures": len(found)}
         table.append(row)
         print(
-            f"{name:20} identity {row['identity']:.2f} ({low:.2f} to {high:.2f})  both {row['both']:.2f} ({both_low:.2f} to "
+            f"{name:30} identity {row['identity']:.2f} ({low:.2f} to {high:.2f})  both {row['both']:.2f} ({both_low:.2f} to "
             f"{both_high:.2f})  first {row['first']:.2f}  second {row['second']:.2f}  cosine {row['cosine']:.3f}"
         )
     if out:
