@@ -217,6 +217,38 @@ class PictureTask:
         """What the batch holds of the prompts of these numbers (B,)."""
         return {"states": self.states[number]} if self.states is not None else {"ids": self.ids[number]}
 
+    # -------------------------------------------------------------------------- judging on held-out pictures
+
+    def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
+        """Each held-out picture `draws` times, with noise and timesteps drawn once, the timesteps spread over all there are."""
+        rows, noise, timesteps = self.held_out, [], []
+        assert rows is not None
+        for number in range(len(rows) * draws):
+            random = generator(seed, 9, number)
+            noise.append(torch.randn(rows.mean.shape[1:], generator=random))
+            place = (number % draws + float(torch.rand((), generator=random))) / draws
+            timesteps.append(min(int(place * self.timesteps), self.timesteps - 1))
+        which = torch.arange(len(rows)).repeat_interleave(draws)
+        where = which.to(self.device)
+        return self.words(rows.prompt[which].to(self.device)) | {
+            "mean": rows.mean[where],
+            "std": rows.std[where],
+            "spread": torch.zeros_like(rows.mean[where]),
+            "noise": torch.stack(noise).to(self.device),
+            "timesteps": torch.tensor(timesteps, device=self.device),
+            "weight": torch.ones(len(where), device=self.device),
+        }
+
+    @torch.no_grad()
+    def losses_on(self, batch: dict[str, torch.Tensor], rows: int = 32) -> torch.Tensor:
+        """Denoising loss of each row (B,) in eval mode, `rows` at a time."""
+        self.module.eval()
+        starts = range(0, len(batch["weight"]), rows)
+        losses = [self.module({key: value[start : start + rows] for key, value in batch.items()}) for start in starts]
+        return torch.cat(losses).double()
+
+    # -------------------------------------------------------------------------- previews
+
     @torch.no_grad()
     def preview(self) -> list[Image.Image]:
         """One picture a preview prompt, always from the same noise."""

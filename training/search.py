@@ -33,7 +33,6 @@ from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.evolution import Space, Structure, check_evolution, evolve, front, ranked
 from ..toolkit.formats import native
-from ..toolkit.randomness import generator
 from ..toolkit.runs import Run, append_line, write_text
 from .config import SearchConfig, SubjectConfig, to_yaml
 from .pictures import PictureTask
@@ -88,7 +87,7 @@ class SearchTask(PictureTask):
         )
         self.space = Space(costs, config.limit or self.plain_lora())
         check_evolution(config, self.space)
-        self.judged = self.fixed_batch()
+        self.judged = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
 
     def attach(self) -> dict[str, nn.Module]:
         """Puts the supernet on the denoiser and, by choice, on the text encoder."""
@@ -160,37 +159,10 @@ class SearchTask(PictureTask):
 
     # -------------------------------------------------------------------------- judging structures
 
-    def fixed_batch(self) -> dict[str, torch.Tensor]:
-        """Each held-out picture with noise and timesteps drawn once, the timesteps spread over all there are."""
-        rows, draws = self.held_out, self.config.held_out_draws
-        assert rows is not None
-        shape, noise, timesteps = rows.mean.shape[1:], [], []
-        for number in range(len(rows) * draws):
-            random = generator(self.config.search_seed, 9, number)
-            noise.append(torch.randn(shape, generator=random))
-            place = (number % draws + float(torch.rand((), generator=random))) / draws
-            timesteps.append(min(int(place * self.timesteps), self.timesteps - 1))
-        which = torch.arange(len(rows)).repeat_interleave(draws)
-        where = which.to(self.device)
-        return self.words(rows.prompt[which].to(self.device)) | {
-            "mean": rows.mean[where],
-            "std": rows.std[where],
-            "spread": torch.zeros_like(rows.mean[where]),
-            "noise": torch.stack(noise).to(self.device),
-            "timesteps": torch.tensor(timesteps, device=self.device),
-            "weight": torch.ones(len(where), device=self.device),
-        }
-
-    @torch.no_grad()
     def fitness(self, structure: Structure) -> float:
         """Minus the mean denoising loss on the held-out pictures."""
         self.take(self.path_of(structure))
-        rows = len(self.judged["weight"])
-        losses = [
-            self.module({key: value[start : start + 32] for key, value in self.judged.items()})
-            for start in range(0, rows, 32)
-        ]
-        return -float(torch.cat(losses).double().mean())
+        return -float(self.losses_on(self.judged).mean())
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """The search. Writes candidates.jsonl as it goes, then the winner as adapter, config, table and plot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,15 @@ class SubjectTask(PictureTask):
 
     config: SubjectConfig
 
-    def __init__(self, config: SubjectConfig, samples: list[Sample], base: str, accelerator: Accelerator) -> None:
-        super().__init__(config, samples, base, accelerator)
+    def __init__(
+        self,
+        config: SubjectConfig,
+        samples: list[Sample],
+        base: str,
+        accelerator: Accelerator,
+        held_out: Sequence[Sample] = (),
+    ) -> None:
+        super().__init__(config, samples, base, accelerator, held_out)
         first = self.batch(0, list(range(config.batch_size)))  # the same on every process
         for part in self.parts.values():
             calibrate(part, lambda: self.module.eval()(first))
