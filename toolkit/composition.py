@@ -19,7 +19,7 @@ from torch import nn
 from .adapters.approximate import low_rank
 from .adapters.attach import replace_module
 from .adapters.base import finer
-from .adapters.change import Change, carry_out
+from .adapters.change import Change, carry_out, cat
 from .adapters.fold import Folded, on_cpu
 
 
@@ -45,8 +45,8 @@ class Mixture(nn.Module):
         weight = self.weight.detach().flatten(1)
         changes = [without_masks(change, weight) for change in changes]
         owners = [n for n, change in enumerate(changes) if change.down is not None for _ in change.down]
-        self.register("down", joined([change.down for change in changes], 0))  # (R, in), R the sum of the ranks
-        self.register("up", joined([change.up for change in changes], 1))  # (out, R)
+        self.register("down", cat([change.down for change in changes], 0))  # (R, in), R the sum of the ranks
+        self.register("up", cat([change.up for change in changes], 1))  # (out, R)
         self.register("owner", torch.tensor(owners, dtype=torch.long))  # (R,): whose column of up
         self.register("biases", stacked([change.bias for change in changes]))  # (N, out)
         self.register("dense", stacked([change.dense for change in changes]))  # (N, out, in)
@@ -90,12 +90,6 @@ def without_masks(change: Change, weight: torch.Tensor) -> Change:
         return change
     scaled = replace(change, down=None, up=None, bias=None)
     return Change(change.down, change.up, bias=change.bias, dense=scaled.delta_weight(finer(weight).cpu()))
-
-
-def joined(tensors: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor | None:
-    """Those that are there, one behind the other."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(there, dim) if there else None
 
 
 def stacked(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

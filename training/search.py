@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -27,7 +28,9 @@ from ..toolkit.adapters.glora_supernet import (
     GloraSupernetConfig,
     GloraSupernetLayer,
     chosen,
+    only,
     supernet_layers,
+    untrained,
 )
 from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
@@ -110,8 +113,9 @@ class SearchTask(PictureTask):
 
     def cost(self, layer: str, part: str, choice: str) -> int:
         """Parameters of one choice."""
-        alone: Choices = tuple(choice if part == name else "none" for name in CHOICES)
-        return sum(tensor.numel() for tensor in chosen(self.layers[layer].tensors("default"), alone).values())
+        return sum(
+            tensor.numel() for tensor in chosen(self.layers[layer].tensors("default"), only(part, choice)).values()
+        )
 
     def plain_lora(self) -> int:
         """Parameters of plain LoRA of this rank on the same layers."""
@@ -199,7 +203,10 @@ class SearchTask(PictureTask):
                 run.append_log(text)
 
         try:
-            scores = evolve(self.space, self.config, evaluate, told)
+            with ExitStack() as frozen:
+                for part in self.parts.values():
+                    frozen.enter_context(untrained(part))
+                scores = evolve(self.space, self.config, evaluate, told)
         except Stopped:
             return "stopped"
         if accelerator.is_main_process:

@@ -288,10 +288,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         linear = [adapter for adapter in adapters if self.is_linear(adapter)]
         effects = [adapter for adapter in adapters if adapter not in linear]
         dropped = {adapter for adapter in adapters if self.training and self.settings[adapter].dropout}
-        total = Change()
-        for adapter in linear:
-            if adapter not in dropped:
-                total = total + self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
+        total = Change.sum([self.scaled_change(adapter) for adapter in linear if adapter not in dropped])
         readers = {a: self.reader(a, self.tensors(a)) for a in effects}
         joint, rest = (Change(), total) if effects else (total, Change())  # effects look at the base layer's own output
         kept = {a: matrix for a, matrix in readers.items() if a not in dropped}
@@ -299,14 +296,17 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         y, base = self.changed(rest, x, plain), self.get_base_layer()
         for adapter in linear:
             if adapter in dropped:
-                change = self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
-                y = self.changed(change, self.adapter_dropout[adapter](x), y)
+                y = self.changed(self.scaled_change(adapter), self.adapter_dropout[adapter](x), y)
         for adapter in effects:
             seen = self.adapter_dropout[adapter](x)
             read = reads[adapter] if adapter in reads else product(base, seen, readers[adapter].to(x.dtype))
             code, up = self.effect(adapter, self.tensors(adapter), read, seen, plain)
             y = add_product(base, y, code, self.scaling[adapter] * up)
         return y
+
+    def scaled_change(self, adapter: str) -> Change:
+        """The change at the present strength."""
+        return self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
 
     def base_and_reads(
         self, x: torch.Tensor, change: Change, readers: dict[str, torch.Tensor], args: Any, kwargs: Any

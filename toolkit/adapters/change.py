@@ -9,7 +9,7 @@ A variant gives its Change; forward, merge and fold are derived from it. A convo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,15 +48,20 @@ class Change:
         return replace(self, **small)
 
     def __add__(self, other: Change) -> Change:
-        """Both changes as one. Factors are concatenated, so that several adapters cost one product."""
+        """Both changes as one."""
+        return Change.sum([self, other])
+
+    @staticmethod
+    def sum(changes: Sequence[Change]) -> Change:
+        """All changes as one. Factors are concatenated, so that several adapters cost one product."""
         return Change(
-            cat(self.down, other.down, 0),
-            cat(self.up, other.up, 1),
-            add(self.rows, other.rows),
-            cat(self.mask_up, other.mask_up, 1),
-            cat(self.mask_down, other.mask_down, 0),
-            add(self.bias, other.bias),
-            add(self.dense, other.dense),
+            cat([change.down for change in changes], 0),
+            cat([change.up for change in changes], 1),
+            add([change.rows for change in changes]),
+            cat([change.mask_up for change in changes], 1),
+            cat([change.mask_down for change in changes], 0),
+            add([change.bias for change in changes]),
+            add([change.dense for change in changes]),
         )
 
     def rows_in_mask(self) -> Change:
@@ -91,14 +96,16 @@ class Change:
         return total if self.dense is None else total + self.dense
 
 
-def cat(a: torch.Tensor | None, b: torch.Tensor | None, dim: int) -> torch.Tensor | None:
-    """Concatenation in which None is empty."""
-    return b if a is None else a if b is None else torch.cat((a, b), dim)
+def cat(tensors: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor | None:
+    """Those that are there, one behind the other; None when none is."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there, dim) if len(there) > 1 else there[0] if there else None
 
 
-def add(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
-    """Sum in which None is zero."""
-    return b if a is None else a if b is None else a + b
+def add(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Sum of those that are there; None when none is."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    return sum(there[1:], there[0]) if there else None
 
 
 # ---------------------------------------------------------------------------------------------- forward
@@ -171,7 +178,9 @@ def joint(
     change, flat = change.rows_in_mask(), x.reshape(-1, x.shape[-1])
     low = [] if change.down is None else [change.down]
     y, *codes = joint_products(base, flat, change, [*low, *matrices])
-    y = changed(base, replace(change, down=None, mask_up=None), flat, y, lambda: base.weight)
+    if change.rows is not None or change.dense is not None or change.bias is not None:
+        rest = Change(rows=change.rows, dense=change.dense, bias=change.bias)
+        y = changed(base, rest, flat, y, lambda: base.weight)
     if change.up is not None and low:
         y.addmm_(codes.pop(0), change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
     y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes))
@@ -182,11 +191,12 @@ def joint_products(
     base: nn.Module, x: torch.Tensor, change: Change, matrices: list[torch.Tensor]
 ) -> tuple[torch.Tensor, ...]:
     """x (N, in) through a plain layer under the change's mask, (N, out), and through each matrix (k, in), (N, k)."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    matrices = [matrix.to(dtype) for matrix in matrices]
+    device, mask = x.device.type, (change.mask_up, change.mask_down)
+    if not torch.is_autocast_enabled(device):
+        return JointLinear.apply(x, base.weight, base.bias, *mask, *(matrix.to(x.dtype) for matrix in matrices))
+    dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return JointLinear.apply(x.to(dtype), base.weight, base.bias, change.mask_up, change.mask_down, *matrices)
+        return JointLinear.apply(x.to(dtype), base.weight, base.bias, *mask, *(matrix.to(dtype) for matrix in matrices))
 
 
 class JointLinear(torch.autograd.Function):

@@ -10,6 +10,8 @@ a layer again as it was, and a resumed run, and every process of a run, takes th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +40,7 @@ class GloraSupernetLayer(
     def __init__(self, base_layer: nn.Module, layer_name: str = "") -> None:
         super().__init__(base_layer, layer_name)
         self.path: dict[str, Choices] = {}  # adapter -> choices
+        self.pieces: dict[tuple[str, str], Change] = {}  # of (part, choice), while nothing is trained
 
     def create(self, config: GloraSupernetConfig, r: int) -> dict[str, torch.Tensor]:
         largest: dict[str, Any] = dict(zip(CHOICES, LARGEST, strict=True))
@@ -50,7 +53,15 @@ class GloraSupernetLayer(
         return super().rates(config) | {"a_rows": config.a_rate}
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
-        return super().change(adapter, chosen(tensors, self.path.get(adapter, LARGEST)))
+        choices = self.path.get(adapter, LARGEST)
+        if not self.pieces:
+            return super().change(adapter, chosen(tensors, choices))
+        return Change.sum([self.pieces[piece] for piece in zip(CHOICES, choices, strict=True)])
+
+    @torch.no_grad()
+    def made_piece(self, adapter: str, part: str, choice: str) -> Change:
+        """What one choice of one part changes; a path's change is the sum of its five."""
+        return super().change(adapter, chosen(self.tensors(adapter), only(part, choice)))
 
 
 def chosen(tensors: dict[str, torch.Tensor], choices: Choices) -> dict[str, torch.Tensor]:
@@ -69,6 +80,28 @@ def chosen(tensors: dict[str, torch.Tensor], choices: Choices) -> dict[str, torc
     return picked
 
 
+def only(part: str, choice: str) -> Choices:
+    """Choices of which all but one are none."""
+    return tuple(choice if part == name else "none" for name in CHOICES)
+
+
+@contextmanager
+def untrained(model: nn.Module, adapter: str = "default") -> Iterator[None]:
+    """Within the block the supernet's tensors do not change, so each choice is worked out once and not for every path."""
+    layers = supernet_layers(model).values()
+    for layer in layers:
+        layer.pieces = {
+            (part, choice): layer.made_piece(adapter, part, choice)
+            for part, known in CHOICES.items()
+            for choice in known
+        }
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.pieces = {}
+
+
 def supernet_layers(model: nn.Module) -> dict[str, GloraSupernetLayer]:
     """The supernet's layers by name."""
     return {name: layer for name, layer in adapter_layers(model).items() if isinstance(layer, GloraSupernetLayer)}
@@ -79,8 +112,3 @@ def set_path(model: nn.Module, path: Path, adapter: str = "default") -> None:
     layers = supernet_layers(model)
     for name, choices in path.items():
         layers[name].path[adapter] = choices
-
-
-def parameters_of(layer: GloraSupernetLayer, choices: Choices, adapter: str = "default") -> int:
-    """Number of parameters that a layer has under these choices."""
-    return sum(tensor.numel() for tensor in chosen(layer.tensors(adapter), choices).values())
