@@ -218,7 +218,7 @@ def train_vae(config: BuildTinyConfig) -> None:
     with torch.no_grad():
         latents = vae.encode(to_pixels(pictures[:2000])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    vae.half().save_pretrained(config.out / "sd" / "vae")
+    tiny.without_spread(vae).half().save_pretrained(config.out / "sd" / "vae")
 
 
 # ---------------------------------------------------------------------------------------------- clip

@@ -77,6 +77,18 @@ def make_vae() -> AutoencoderKL:
     )
 
 
+@torch.no_grad()
+def without_spread(vae: AutoencoderKL) -> AutoencoderKL:
+    """The autoencoder with a posterior that is all but its mean.
+
+    The denoiser learns from means, and in latent channels that carry nothing the posterior is as wide as the prior: whoever samples
+    it would train on noise that the denoiser has never seen.
+    """
+    vae.quant_conv.weight[LATENT_CHANNELS:] = 0.0
+    vae.quant_conv.bias[LATENT_CHANNELS:] = -20.0
+    return vae
+
+
 def make_unet() -> UNet2DConditionModel:
     """A Stable Diffusion UNet with cross-attention in every block.
 
