@@ -66,3 +66,14 @@ def test_clip_reads_captions():
     pictures = scorer.pictures([world.draw(thing, rng) for thing in things])
     texts = scorer.texts([world.caption(thing) for thing in things])
     assert ((pictures @ texts.T).argmax(1) == torch.arange(30)).float().mean() > 0.8
+
+
+def test_the_autoencoder_has_no_spread():
+    """The denoiser was trained on means, so what subject training samples must be the mean."""
+    from rankfold.toolkit.data import world
+    from rankfold.toolkit.models.diffusion import DiffusionModel, resolve_base
+
+    picture, _ = world.subject_pictures(2_000_004, 1)[0]
+    latents = DiffusionModel(resolve_base("tiny")).encode_picture(picture)
+    assert latents["mean"].std() > 0.5
+    assert latents["std"].max() < 1e-3
