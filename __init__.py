@@ -19,6 +19,8 @@ _WHERE = {
     "auxiliary_losses": ".toolkit.adapters.auxiliary",
     "SubjectConfig": ".training.config",
     "ComposeConfig": ".training.config",
+    "SearchConfig": ".training.config",
+    "SearchTask": ".training.search",
     "train": ".training.start",
     "compose": ".training.start",
     "resume": ".training.start",

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -213,6 +214,18 @@ def test_the_winner_trains_again(searched):
     for part in native.PARTS:
         first, second = load(searched.adapter / part), load(again.adapter / part)
         assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
+
+
+def test_any_function_may_judge(search):
+    """Here the share of layers that have no A; the winner then has none in most."""
+
+    def without_a(task):
+        return sum(layer.path["default"][0] == "none" for layer in task.layers.values()) / len(task.layers)
+
+    config = replace(search, steps=1, population=20, generations=12, parents=4, mutations=10, crossovers=10)
+    run = train(config, partial(SearchTask, judge=without_a))
+    fitness = [json.loads(line)["fitness"] for line in run.candidates.read_text().splitlines()]
+    assert max(fitness) > max(fitness[:20]) + 0.1
 
 
 def test_resume_in_training_is_exact(search, searched, tmp_path):

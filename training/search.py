@@ -7,7 +7,7 @@ before the next is asked for; a stopped search runs again from the start with th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +75,16 @@ class SearchTask(PictureTask):
 
     config: SearchConfig
 
-    def __init__(self, config: SearchConfig, samples: list[Sample], base: str, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        samples: list[Sample],
+        base: str,
+        accelerator: Accelerator,
+        judge: Callable[[PictureTask], float] | None = None,
+    ) -> None:
+        """judge: fitness of the task's model as it stands, higher is better; unset means by the held-out pictures' loss."""
+        self.judge, self.measure = judge, "minus the judge's fitness" if judge else "held-out loss"
         train, held_out = split(config, samples)
         super().__init__(config, train, base, accelerator, held_out)
         self.layers: dict[str, GloraSupernetLayer] = {
@@ -164,18 +173,18 @@ class SearchTask(PictureTask):
     # -------------------------------------------------------------------------- judging structures
 
     def fitness(self, structure: Structure) -> float:
-        """Minus the mean denoising loss on the held-out pictures."""
+        """What the judge says, or minus the mean denoising loss on the held-out pictures."""
         self.take(self.path_of(structure))
+        if self.judge:
+            return self.judge(self)
         return -float(self.losses_on(self.judged).mean())
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """The search. Writes candidates.jsonl as it goes, then the winner as adapter, config, table and plot."""
         self.module.eval()
         known = read_answers(run)
-        stop = False
 
         def evaluate(structures: list[Structure]) -> list[float]:
-            nonlocal stop
             share, answers = accelerator.num_processes, []
             for start in range(0, len(structures), share):
                 chunk = structures[start : start + share]
@@ -195,7 +204,7 @@ class SearchTask(PictureTask):
         def told(number: int, scores: dict[Structure, float]) -> None:
             best = ranked(scores)[0]
             text = (
-                f"generation {number}/{self.config.generations}  {len(scores)} structures  best loss {-scores[best]:.5f}  "
+                f"generation {number}/{self.config.generations}  {len(scores)} structures  {self.measure} {-scores[best]:.5f}  "
                 f"{self.space.cost(best)} parameters"
             )
             if accelerator.is_main_process:
@@ -233,7 +242,7 @@ class SearchTask(PictureTask):
         points = [(self.space.cost(s), -scores[s]) for s in scores]
         ahead = [(self.space.cost(s), -scores[s]) for s in front(scores, self.space)]
         sizes = {name: sum(self.cost(name, p, c) for p, c in zip(CHOICES, path[name], strict=True)) for name in path}
-        write_report(run.folder, path, sizes, points, ahead)
+        write_report(run.folder, path, sizes, points, ahead, self.measure)
 
     def winner_config(self, path: dict[str, Choices]) -> GloraConfig:
         """The PEFT config of a structure, which names every layer."""

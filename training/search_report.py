@@ -10,13 +10,18 @@ from ..toolkit.adapters.glora import CHOICES
 from ..toolkit.adapters.glora_supernet import Choices
 from ..toolkit.runs import write_atomic, write_text
 
-Point = tuple[int, float]  # parameters, loss
+Point = tuple[int, float]  # parameters, measure (lower is better)
 
 
 def write_report(
-    folder: Path, path: dict[str, Choices], sizes: dict[str, int], points: Sequence[Point], ahead: Sequence[Point]
+    folder: Path,
+    path: dict[str, Choices],
+    sizes: dict[str, int],
+    points: Sequence[Point],
+    ahead: Sequence[Point],
+    what: str,
 ) -> None:
-    """Writes structure.txt and pareto.png. ahead: the structures that no smaller one is as good as."""
+    """Writes structure.txt and pareto.png. ahead: the structures that no smaller one is as good as; what: the points' measure."""
     width = max(len(name) for name in path)
     head = f"{'layer':<{width}}  " + "  ".join(f"{part.upper():<8}" for part in CHOICES) + "  parameters"
     lines = [
@@ -25,11 +30,11 @@ def write_report(
     ]
     total = f"{sum(sizes.values())} parameters in {len(path)} layers"
     write_text(folder / "structure.txt", "\n".join([head, *lines, total]) + "\n")
-    write_atomic(folder / "pareto.png", plot(points, ahead))
+    write_atomic(folder / "pareto.png", plot(points, ahead, what))
 
 
-def plot(points: Sequence[Point], ahead: Sequence[Point]) -> bytes:
-    """All structures by size and held-out loss, and the best for each size, as a PNG."""
+def plot(points: Sequence[Point], ahead: Sequence[Point], what: str) -> bytes:
+    """All structures by size and measure, and the best for each size, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
@@ -38,7 +43,7 @@ def plot(points: Sequence[Point], ahead: Sequence[Point]) -> bytes:
     axes.step(
         *zip(*ahead, strict=True), where="post", color="tab:blue", marker="o", markersize=4, label="best of each size"
     )
-    axes.set(xlabel="parameters", ylabel="held-out loss")
+    axes.set(xlabel="parameters", ylabel=what)
     axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

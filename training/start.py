@@ -30,8 +30,10 @@ METHODS: dict[type[PictureConfig], tuple[Callable[[Any], Any], Callable[..., Any
 }
 
 
-def train(config: PictureConfig) -> Run:
+def train(config: PictureConfig, make_task: Callable[..., Any] | None = None) -> Run:
     """Checks everything that can be checked, then trains; the run folder holds all that comes of it.
+
+    make_task: builds the Task in the place of the method's own, as functools.partial(SearchTask, judge=...) does.
 
     Raises:
         UserError: for anything in the config, the pictures or the base that cannot work.
@@ -48,7 +50,7 @@ def train(config: PictureConfig) -> Run:
         run.cut_metrics(-1)
         write_text(run.config_file, to_yaml(config))
     accelerator.wait_for_everyone()
-    return carry_out(config, samples, base, run, accelerator)
+    return carry_out(config, samples, base, run, accelerator, make_task)
 
 
 def compose(config: ComposeConfig) -> Run:
@@ -60,8 +62,8 @@ def compose(config: ComposeConfig) -> Run:
     return compose_fixed(config) if config.images is None else train(config)
 
 
-def resume(folder: Path) -> Run:
-    """Goes on with a run from its newest checkpoint, with the config it was started with.
+def resume(folder: Path, make_task: Callable[..., Any] | None = None) -> Run:
+    """Goes on with a run from its newest checkpoint, with the config (and make_task) it was started with.
 
     Raises:
         UserError: when the folder holds no run, or a live one, or its checkpoint is of another config.
@@ -73,7 +75,7 @@ def resume(folder: Path) -> Run:
     if accelerator.is_main_process:
         run.claim()
     accelerator.wait_for_everyone()
-    return carry_out(config, samples, base, run, accelerator)
+    return carry_out(config, samples, base, run, accelerator, make_task)
 
 
 def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
@@ -90,12 +92,19 @@ def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
     return samples, resolve_base(config.base)
 
 
-def carry_out(config: PictureConfig, samples: list[Sample], base: str, run: Run, accelerator: Accelerator) -> Run:
+def carry_out(
+    config: PictureConfig,
+    samples: list[Sample],
+    base: str,
+    run: Run,
+    accelerator: Accelerator,
+    make_task: Callable[..., Any] | None,
+) -> Run:
     """Builds the task, runs the loop, and leaves the outcome in status.json."""
     state, error, loop = "failed", "ended by the system", None
     try:
-        _, make_task = METHODS[type(config)]
-        task = make_task(config, samples, base, accelerator)
+        _, method_task = METHODS[type(config)]
+        task = (make_task or method_task)(config, samples, base, accelerator)
         loop = Loop(config, task, run, accelerator)
         loop.resume()
         outcome = loop.train()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,8 +85,9 @@ def without_spread(vae: AutoencoderKL) -> AutoencoderKL:
     The denoiser learns from means, and in latent channels that carry nothing the posterior is as wide as the prior: whoever samples
     it would train on noise that the denoiser has never seen.
     """
-    vae.quant_conv.weight[LATENT_CHANNELS:] = 0.0
-    vae.quant_conv.bias[LATENT_CHANNELS:] = -20.0
+    moments: Any = vae.quant_conv  # the mean's channels, then those of the logarithm of the variance
+    moments.weight[LATENT_CHANNELS:] = 0.0
+    moments.bias[LATENT_CHANNELS:] = -20.0
     return vae
 
 
