@@ -16,7 +16,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.source import Source, adapter_path, content_hash, facts_of, load_source
 from ..toolkit.formats.write import Part, peft_state
-from ..toolkit.models.diffusion import DTYPES, DiffusionModel, resolve_base
+from ..toolkit.models.diffusion import DTYPES, EMBEDDED, DiffusionModel, resolve_base
 from ..toolkit.peft_merge import check_merge, peft_merge
 from ..toolkit.runs import Run, write_text
 from .config import ComposeConfig, check_numbers, to_yaml
@@ -54,14 +54,12 @@ def check_compose(config: ComposeConfig) -> None:
 
 
 def check_base(name: str, base: str, wanted: str, asked: str) -> None:
-    """Raises UserError when an adapter says that it was made for another base than the resolved one."""
-    if not base or base == asked:
-        return
-    try:
-        same = resolve_base(base) == wanted
-    except UserError:
-        same = False  # its base is not on this machine, so it is not the one that is
-    if not same:
+    """Raises UserError when an adapter says that it was made for another base than the resolved one.
+
+    A base that is not on this machine is not fetched for the comparison.
+    """
+    here = base in EMBEDDED or Path(base).is_dir()
+    if base and base != asked and not (here and resolve_base(base) == wanted):
         raise UserError(
             f"{name} was trained on {base}, not on {asked}: give --base {base}, or compose adapters of one base only."
         )
