@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors import safe_open
+from test_training import train_until
 from torch import nn
 
 from rankfold.apps.cli import main
@@ -312,31 +313,12 @@ def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, c
     if not changes.get("free"):
         assert all(sum(row) == pytest.approx(1.0, abs=1e-4) for row in sets)
     assert any(abs(w - 1 / 3) > 0.01 for row in sets for w in row)
-    part = stopped_at(replace(config, out=tmp_path / "part"), 3)
+    part = train_until(replace(config, out=tmp_path / "part"), 3)
     resume(part.folder)
     again = deltas(base, changes_in(base, part.folder))
     for name, delta in deltas(base, changes_in(base, whole.folder)).items():
         assert torch.equal(delta, again[name])
     assert isinstance(from_yaml(whole.config_file), ComposeConfig)
-
-
-def stopped_at(config, step):
-    from rankfold.training import loop
-
-    original, pause = loop.Loop.one_step, loop.LOOK
-
-    def one_step(self):
-        original(self)
-        if self.step == step:
-            (self.run.requests / "stop").touch()
-
-    loop.Loop.one_step, loop.LOOK = one_step, 0.0
-    try:
-        run = train(config)
-    finally:
-        loop.Loop.one_step, loop.LOOK = original, pause
-    assert run.status()["state"] == "stopped"
-    return run
 
 
 def test_learning_finds_the_right_source(base, images, runs, tmp_path):

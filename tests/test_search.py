@@ -9,8 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model
-from test_composition import stopped_at
-from test_training import run_in_two_processes, write_config
+from test_training import run_in_two_processes, train_until, write_config
 from torch import nn
 
 from rankfold.apps.cli import main
@@ -229,7 +228,7 @@ def test_any_function_may_judge(search):
 
 
 def test_resume_in_training_is_exact(search, searched, tmp_path):
-    part = stopped_at(replace(search, out=tmp_path / "part"), 3)
+    part = train_until(replace(search, out=tmp_path / "part"), 3)
     resume(part.folder)
     assert part.candidates.read_bytes() == searched.candidates.read_bytes()
     assert adapter_bytes(part) == adapter_bytes(searched)

@@ -5,25 +5,43 @@ photos + captions -> latents and prompt states (cached) -> noise -> predict (ada
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import compute_snr
+from peft import PeftConfig
 from PIL import Image
 from torch import nn
 
 from ..pipelines.generate import denoise
 from ..toolkit import losses
+from ..toolkit.adapters.attach import attach
 from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, load_picture
 from ..toolkit.models.diffusion import DTYPES, DiffusionModel, cache_folder
 from ..toolkit.randomness import generator, order
 from ..toolkit.runs import Run
-from .config import PictureConfig
+from .config import PictureConfig, SearchConfig, SubjectConfig
+
+
+def attach_to_parts(
+    model: DiffusionModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
+) -> dict[str, nn.Module]:
+    """Puts adapters on the denoiser and, by choice, on the text encoder; their start depends on the seed alone.
+
+    config_of: the PEFT config for these target modules. Returns the parts.
+    """
+    torch.manual_seed(config.seed)
+    parts: dict[str, nn.Module] = {"unet": model.unet}
+    attach(model.unet, config_of(config.target_modules))
+    if config.train_text_encoder:
+        attach(model.text_encoder, config_of(config.text_target_modules), field="--text-target-modules")
+        parts["text_encoder"] = model.text_encoder
+    return parts
 
 
 class DenoisingLoss(nn.Module):

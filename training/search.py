@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ..toolkit.adapters.attach import attach, parameter_groups
+from ..toolkit.adapters.attach import parameter_groups
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.adapters.glora import CHOICES, GloraConfig
 from ..toolkit.adapters.glora_supernet import (
@@ -38,7 +38,7 @@ from ..toolkit.evolution import Space, Structure, check_evolution, evolve, front
 from ..toolkit.formats import native
 from ..toolkit.runs import Run, append_line, write_text
 from .config import SearchConfig, SubjectConfig, to_yaml
-from .pictures import PictureTask
+from .pictures import PictureTask, attach_to_parts
 from .search_report import write_report
 
 
@@ -102,16 +102,8 @@ class SearchTask(PictureTask):
         self.judged = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
 
     def attach(self) -> dict[str, nn.Module]:
-        """Puts the supernet on the denoiser and, by choice, on the text encoder."""
-        config, model = self.config, self.model
-        torch.manual_seed(config.seed)
-        parts: dict[str, nn.Module] = {"unet": model.unet}
-        attach(model.unet, supernet_config(config, config.target_modules))
-        if config.train_text_encoder:
-            targets = supernet_config(config, config.text_target_modules)
-            attach(model.text_encoder, targets, field="--text-target-modules")
-            parts["text_encoder"] = model.text_encoder
-        return parts
+        """Puts the supernet on the model."""
+        return attach_to_parts(self.model, self.config, lambda targets: supernet_config(self.config, targets))
 
     # -------------------------------------------------------------------------- the space
 

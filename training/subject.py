@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from peft import PeftConfig
 from torch import nn
 
-from ..toolkit.adapters.attach import attach, calibrate, parameter_groups
+from ..toolkit.adapters.attach import calibrate, parameter_groups
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.adapters.registry import make_config
 from ..toolkit.data.subjects import Sample
 from ..toolkit.formats import native
 from ..toolkit.runs import write_text
 from .config import SubjectConfig
-from .pictures import PictureTask
+from .pictures import PictureTask, attach_to_parts
 
 
-def adapter_config(config: SubjectConfig, targets: tuple[str, ...]) -> PeftConfig:
+def adapter_config(config: SubjectConfig, targets: Sequence[str]) -> PeftConfig:
     """The PEFT config that the run's settings ask for.
 
     Raises:
@@ -34,7 +33,7 @@ def adapter_config(config: SubjectConfig, targets: tuple[str, ...]) -> PeftConfi
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
-        target_modules=targets,
+        target_modules=tuple(targets),
         options=config.adapter_options,
     )
 
@@ -59,16 +58,8 @@ class SubjectTask(PictureTask):
         self.module.train()
 
     def attach(self) -> dict[str, nn.Module]:
-        """Puts the adapter on the denoiser and, by choice, on the text encoder; the start depends on the seed alone."""
-        config, model = self.config, self.model
-        torch.manual_seed(config.seed)
-        parts: dict[str, nn.Module] = {"unet": model.unet}
-        attach(model.unet, adapter_config(config, config.target_modules))
-        if config.train_text_encoder:
-            targets = adapter_config(config, config.text_target_modules)
-            attach(model.text_encoder, targets, field="--text-target-modules")
-            parts["text_encoder"] = model.text_encoder
-        return parts
+        """Puts the adapter on the model."""
+        return attach_to_parts(self.model, self.config, lambda targets: adapter_config(self.config, targets))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The adapter's parameters, one group a part of the pipeline."""
