@@ -39,15 +39,6 @@ CASES = {
     "glora elementwise": ("glora", {"form": "elementwise"}),
     "8 composed": ("composition", {}),  # eight adapters of an eighth of the rank
 }
-BARS = {
-    "moslora": (1.03, 1.02),
-    "loratrf": (1.40, 1.5),
-    "fvae training": (2.2, 2.5),
-    "fvae eval": (1.15, 1.1),
-    "glora matmul": (1.35, 1.2),
-    "glora elementwise": (1.6, 1.2),
-    "8 composed": (1.5, None),
-}
 
 
 def flops(case: str, d: int, n: int) -> float:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -198,11 +197,11 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
-    names: Callable[[], list[str]] = lambda: list(dict.fromkeys(row["way"] for row in rows))  # noqa: E731
+    names = list(dict.fromkeys(row["way"] for row in rows))
     for axes, key, label in zip(
         figure.subplots(1, 2), ("closed", "loss"), ("distance closed", "loss over the base model's"), strict=True
     ):
-        for name in names():
+        for name in names:
             own = [row for row in rows if row["way"] == name]
             shots = (
                 [row["shots"] for row in own]

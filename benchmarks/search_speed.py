@@ -80,11 +80,10 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
 
         return run
 
-    class Tower(VisionTransformer):
-        """open_clip's ViT-B/16 with PEFT's way of being given adapters, by diffusers' mixin."""
-
     def tower() -> nn.Module:
-        return Tower(image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_ratio=4.0, output_dim=512)
+        return VisionTransformer(
+            image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_ratio=4.0, output_dim=512
+        )
 
     attention = ("to_q", "to_k", "to_v", "to_out.0")
     return {

@@ -379,7 +379,7 @@ def test_library(base, runs, tmp_path, capsys):
         (["RUN0", "RUN1", "--base", "tiny"], "was trained on"),
         (["RUN0", "--temperature", "0"], "--temperature must be above 0"),
         (["RUN0", "--max-rank", "-1"], "--max-rank must be at least 0"),
-        (["IMAGES"], "is no folder with a LoRA file|no adapter|holds"),
+        (["IMAGES"], "must hold one .safetensors file"),
     ],
 )
 def test_mistakes(words, sentence, base, images, runs, tmp_path, capsys):

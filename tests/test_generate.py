@@ -213,3 +213,27 @@ def test_a_region_that_is_none(text):
 def test_as_many_regions_as_adapters(trained, base):
     with pytest.raises(UserError, match="as many regions"):
         load_pipeline(recipe_for(trained, base, regions=(("a", 0, 0, 1, 1),) * 2))
+
+
+def test_strengths_leave_no_other_adapter_active(trained, base, images, tmp_path):
+    """One adapter has a part on the text encoder, the other has none: with the other alone, the text encoder is the base's."""
+    from rankfold.toolkit.formats import native
+    from rankfold.training.config import SubjectConfig
+    from rankfold.training.start import train
+
+    bare = train(
+        SubjectConfig(
+            base=str(base), images=images, out=tmp_path / "run", steps=1, batch_size=2, preview_every=0, threads=1
+        )
+    )
+    both = (str(trained.adapter), str(bare.adapter))
+    pipe = load_pipeline(recipe_for(trained, base, adapters=both, strengths=(1.0, 1.0)))
+    plain = load_pipeline(recipe_for(trained, base, adapters=(), strengths=()))
+
+    def states(of):
+        return of.encode_prompt("a sks creature", "cpu", 1, False)[0]
+
+    native.set_strengths(pipe, {"adapter_1": 1.0})
+    assert torch.equal(states(pipe), states(plain))
+    native.set_strengths(pipe, {"adapter_0": 1.0})
+    assert not torch.equal(states(pipe), states(plain))

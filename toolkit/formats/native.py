@@ -75,7 +75,7 @@ def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
 
 
 def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
-    """Activates the named adapters at their strengths, on every part that carries them.
+    """Activates the named adapters at their strengths, on every part that carries them, and no others.
 
     Raises:
         UserError: for a strength other than 1 of an adapter that has none.
@@ -84,9 +84,13 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
         return
     for part in PARTS:
         model = getattr(pipe, part, None)
-        here = [name for name in strengths if name in getattr(model, "peft_config", {})]
+        known = getattr(model, "peft_config", {})
+        here = [name for name in strengths if name in known]
         if not here:
+            if known:
+                model.disable_adapters()  # or the ones that were active before would stay so
             continue
+        model.enable_adapters()
         model.set_adapter(here)
         for layer in adapter_layers(model).values():
             for name in here:
