@@ -19,7 +19,7 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     """Run folder; the pictures and numbers lie there."""
-    steps: int = 800
+    steps: int = 300
     """Training steps."""
     adapter: str = "moslora"
     """Adapter variant."""
@@ -82,7 +82,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
 
 
 # The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
-# count less. Guidance above 2 burns the colours of this small model.
+# count less. Guidance above 2 burns the colours of this small model. Steps and learning rate: benchmarks/demo_settings.py.
 DEMO_TRAINING = {
     "batch_size": 4,
     "rank": 8,
@@ -91,6 +91,6 @@ DEMO_TRAINING = {
     "min_snr_gamma": 5.0,
     "train_text_encoder": True,
     "target_modules": (*UNET_ATTENTION, "ff.net.0.proj", "ff.net.2"),
-    "preview_every": 200,
+    "preview_every": 100,
     "guidance_scale": 2.0,
 }
