@@ -1,14 +1,10 @@
 """Candidates a second in the structure search: ours against the released way, side by side on one model.
 
-    python benchmarks/search_speed.py [--rounds 15] [--steps 500] [--out FILE.json]
+    python benchmarks/search_speed.py [--rounds 15] [--out FILE.json]
 
 Released way: in every layer and forward pass full-size tensors for A, B and C (zeros where they are not chosen), the weight
 W + W * A + B and its bias built from them, one product. Ours: a path is set, factors stay factors. Same structures, same batch, same
 answers (checked). floor: the model's forward pass without any adapter.
-
-Last, a whole search with the defaults (1,050 structures, 64 rows) on the embedded UNet behind a supernet of --steps steps: here ours
-gives up what is surely behind, and every tenth structure is also judged by the released way, on all rows. wrong: of those that were
-given up, the share that the released way's judgement puts ahead of what they had to beat.
 """
 
 from __future__ import annotations
@@ -17,19 +13,15 @@ import argparse
 import copy
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rankfold import SearchConfig, train
-from rankfold.apps.demo import DEMO_TRAINING
 from rankfold.toolkit.adapters.attach import attach, replace_module
 from rankfold.toolkit.adapters.glora import CHOICES
 from rankfold.toolkit.adapters.glora_supernet import (
@@ -40,9 +32,6 @@ from rankfold.toolkit.adapters.glora_supernet import (
     supernet_layers,
     untrained,
 )
-from rankfold.toolkit.evolution import Structure
-from rankfold.toolkit.models.tiny import assets
-from rankfold.training.search import SearchTask
 
 
 class Released(nn.Module):
@@ -74,6 +63,8 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
     """Name -> model, its layers, a forward pass."""
     from diffusers import UNet2DConditionModel
     from open_clip.transformer import VisionTransformer
+
+    from rankfold.toolkit.models.tiny import assets
 
     torch.manual_seed(0)
     latents, states, steps = torch.randn(32, 24, 8, 8), torch.randn(32, 77, 1), torch.arange(32) * 30
@@ -168,81 +159,9 @@ def compare(name: str, rounds: int) -> dict[str, object]:
     }
 
 
-class TimedSearch(SearchTask):
-    """The search, timed; every tenth structure is judged by the released way as well, right behind ours."""
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.times: dict[str, list[float]] = {"ours": [], "released": []}
-        self.given_up: list[bool] = []  # of those that both judged: whether the released way agrees
-        self.released: nn.Module | None = None
-
-    def fitness(self, structure: Structure) -> float:
-        start = time.perf_counter()
-        answer = super().fitness(structure)
-        self.times["ours"].append(time.perf_counter() - start)
-        if len(self.times["ours"]) % 10 == 0:
-            start = time.perf_counter()
-            loss = self.loss_by_the_released_way(structure)
-            self.times["released"].append(time.perf_counter() - start)
-            if structure not in self.losses:
-                rival = self.rival_of(structure)
-                assert rival is not None
-                self.given_up.append(loss > float(self.losses[rival].mean()))
-        return answer
-
-    @torch.no_grad()
-    def loss_by_the_released_way(self, structure: Structure) -> float:
-        """Mean loss on all rows."""
-        if self.released is None:
-            self.released = copy.deepcopy(self.module)
-            for name, layer in supernet_layers(self.released.unet).items():
-                replace_module(self.released.unet, name, Released(layer))
-        for name, choices in self.path_of(structure).items():
-            self.released.unet.get_submodule(name.removeprefix("unet.")).choices = choices
-        own, self.module = self.module, self.released
-        try:
-            return float(self.losses_on(self.judged).mean())
-        finally:
-            self.module = own
-
-
-def whole_search(steps: int, threads: int) -> dict[str, object]:
-    """Candidates a second of a search from its first generation to its last."""
-    tasks: list[TimedSearch] = []
-
-    def make(*given: Any) -> TimedSearch:
-        tasks.append(TimedSearch(*given))
-        return tasks[0]
-
-    settings = {k: v for k, v in DEMO_TRAINING.items() if k in ("batch_size", "learning_rate", "min_snr_gamma")}
-    with tempfile.TemporaryDirectory() as folder:
-        images = assets() / "demo" / "creature"
-        out = Path(folder) / "search"
-        train(
-            SearchConfig(
-                images=images, out=out, steps=steps, preview_every=0, threads=threads, form="elementwise", **settings
-            ),
-            make,
-        )
-    (task,) = tasks
-    ours, released = statistics.mean(task.times["ours"]), statistics.median(task.times["released"])
-    return {
-        "model": "a whole search",
-        "structures": len(task.times["ours"]),
-        "judged_on_all_rows": len(task.losses),
-        "ours": 1 / ours,
-        "released": 1 / released,
-        "ratio": released / ours,
-        "given_up_and_checked": len(task.given_up),
-        "wrong": sum(not right for right in task.given_up),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
@@ -255,12 +174,6 @@ def main() -> None:
             f"({row['least']:.2f} to {row['most']:.2f})  at the floor {row['ratio_at_the_floor']:.2f}",
             flush=True,
         )
-    rows.append(row := whole_search(options.steps, options.threads))
-    print(
-        f"{row['model']:24} ours {row['ours']:.1f}/s  released {row['released']:.1f}/s  ratio {row['ratio']:.2f}  "
-        f"{row['judged_on_all_rows']} of {row['structures']} judged on all rows  "
-        f"wrong {row['wrong']} of {row['given_up_and_checked']}"
-    )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=1))

@@ -203,8 +203,8 @@ class SearchConfig(PictureConfig, EvolutionConfig):
     """Folder with the pictures that structures are judged on; unset means a share of --images, which is then not trained on."""
     held_out_share: float = 0.2
     """That share; at least one picture."""
-    held_out_draws: int = 64
-    """Noise and timesteps drawn once for each held-out picture; structures that are surely behind are judged on fewer."""
+    held_out_draws: int = 32
+    """Noise and timesteps drawn once for each held-out picture."""
 
 
 LEAST = {

@@ -1,8 +1,7 @@
 """Structure search: a supernet is trained with another path in every step, then structures are bred and judged.
 
-The judgement is the denoising loss on held-out pictures, at noise and timesteps that are drawn once; a structure that is surely no
-parent of the next generation and not the best of its size is not judged on all of them. Every answer is written down before the next
-is asked for; a stopped search runs again from the start with those answers, and so goes on where it was.
+The judgement is the denoising loss on held-out pictures, at noise and timesteps that are drawn once. Every answer is written down
+before the next is asked for; a stopped search runs again from the start with those answers, and so goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.evolution import Space, Structure, check_evolution, evolve, front, ranked
 from ..toolkit.formats import native
-from ..toolkit.racing import raced
-from ..toolkit.randomness import order
 from ..toolkit.runs import Run, append_line, write_text
 from .config import SearchConfig, SubjectConfig, to_yaml
 from .pictures import PictureTask, attach_to_parts
@@ -102,14 +99,7 @@ class SearchTask(PictureTask):
         )
         self.space = Space(costs, config.limit or self.plain_lora())
         check_evolution(config, self.space)
-        rows = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
-        count = len(rows["weight"])
-        mixed_up = order(
-            config.search_seed, count, 0, count
-        )  # so that the first rows are of all timesteps and pictures
-        self.judged = {key: value[mixed_up] for key, value in rows.items()}
-        self.standing: list[Structure] = []  # from the best on, of the generations before
-        self.losses: dict[Structure, torch.Tensor] = {}  # on each held-out row, of structures that were judged on all
+        self.judged = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
 
     def attach(self) -> dict[str, nn.Module]:
         """Puts the supernet on the model."""
@@ -176,41 +166,10 @@ class SearchTask(PictureTask):
 
     def fitness(self, structure: Structure) -> float:
         """What the judge says, or minus the mean denoising loss on the held-out pictures."""
-        if self.judge:
-            self.take(self.path_of(structure))
-            return self.judge(self)
-        rival = self.rival_of(structure)
-        loss, losses = self.race(structure, None if rival is None else self.losses_of(rival))
-        if losses is not None:
-            self.losses[structure] = losses
-        return -loss
-
-    def rival_of(self, structure: Structure) -> Structure | None:
-        """What a structure has to beat so as to matter: the worse of the last parent and the best that is no dearer.
-
-        None when there is no dearer one yet. Rivals themselves were judged on all rows: what was given up is behind its rival.
-        """
-        cost = self.space.cost(structure)
-        no_dearer = (n for n, other in enumerate(self.standing) if self.space.cost(other) <= cost)
-        best = next(no_dearer, None)
-        if best is None:
-            return None
-        last_parent = min(self.config.parents, len(self.standing)) - 1
-        return self.standing[max(best, last_parent)]
-
-    def losses_of(self, structure: Structure) -> torch.Tensor:
-        """Its loss on each held-out row; judged anew when it was judged before this process began, or by another one."""
-        if structure not in self.losses:
-            _, losses = self.race(structure, None)
-            assert losses is not None
-            self.losses[structure] = losses
-        return self.losses[structure]
-
-    def race(self, structure: Structure, rival: torch.Tensor | None) -> tuple[float, torch.Tensor | None]:
-        """Mean loss, and the loss on each row unless it was given up."""
         self.take(self.path_of(structure))
-        losses_at = lambda part: self.losses_on({key: value[part] for key, value in self.judged.items()})  # noqa: E731
-        return raced(losses_at, len(self.judged["weight"]), rival)
+        if self.judge:
+            return self.judge(self)
+        return -float(self.losses_on(self.judged).mean())
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """The search. Writes candidates.jsonl as it goes, then the winner as adapter, config, table and plot."""
@@ -235,8 +194,7 @@ class SearchTask(PictureTask):
             return answers
 
         def told(number: int, scores: dict[Structure, float]) -> None:
-            self.standing = ranked(scores)
-            best = self.standing[0]
+            best = ranked(scores)[0]
             text = (
                 f"generation {number}/{self.config.generations}  {len(scores)} structures  {self.measure} {-scores[best]:.5f}  "
                 f"{self.space.cost(best)} parameters"
