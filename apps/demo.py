@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..training.config import UNET_ATTENTION
 from .files import print_proof
 from .options import parse, quiet_libraries
 
@@ -90,7 +89,7 @@ DEMO_TRAINING = {
     "learning_rate": 1e-3,
     "min_snr_gamma": 5.0,
     "train_text_encoder": True,
-    "target_modules": (*UNET_ATTENTION, "ff.net.0.proj", "ff.net.2"),
+    "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     "preview_every": 100,
     "guidance_scale": 2.0,
 }

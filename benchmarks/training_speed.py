@@ -104,7 +104,7 @@ def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]
     from torchvision import transforms
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from rankfold.training.config import UNET_ATTENTION
+    from rankfold.toolkit.models.base import ATTENTION
     from rankfold.training.progress import peak_memory_gib
 
     torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32).requires_grad_(False)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float32).requires_grad_(False)
     scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=list(UNET_ATTENTION)))
+    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=list(ATTENTION)))
     parameters = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     schedule = get_scheduler("constant", optimizer)

@@ -23,7 +23,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.read import put_into, read_lora
 from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable, without_biases, write_lora
-from .generate import Recipe, denoise, load_pipeline
+from .generate import Recipe, denoise, load_pipeline, native_side
 
 ADAPTER = "adapter_0"
 STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
@@ -111,7 +111,7 @@ def changes_for(
     parts: dict[str, Part] = {}
     errors: dict[str, float] = {}
     for name in native.PARTS:
-        model = getattr(pipe, name)
+        model = getattr(pipe, name, None)
         if ADAPTER not in getattr(model, "peft_config", {}):
             continue
         folded, missed = folded_or_fitted(pipe, model, format, prompt, max_error)
@@ -177,7 +177,7 @@ def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="loaded")
-    carrying = [part for part in native.PARTS if "loaded" in getattr(getattr(pipe, part), "peft_config", {})]
+    carrying = [part for part in native.PARTS if "loaded" in getattr(getattr(pipe, part, None), "peft_config", {})]
     return "diffusers", {part: fold(getattr(pipe, part), "loaded") for part in carrying}
 
 
@@ -211,5 +211,5 @@ def bias_difference(a: Change, b: Change) -> float:
 @torch.no_grad()
 def picture(pipe: Any, prompt: str) -> np.ndarray:
     """One picture, (1, H, W, 3) in 0..1, without rounding to bytes."""
-    side = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = native_side(pipe)
     return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, side=side, output_type="np")

@@ -13,7 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
-from ..toolkit.models.diffusion import DTYPES, resolve_base
+from ..toolkit.models.base import DTYPES, PictureModel, Words
+from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
 from .regions import Region, regional
@@ -36,8 +37,8 @@ class Recipe:
     """One for each adapter: where it is at work, and with what prompt; then `prompt` is not used."""
     steps: int = 25
     guidance_scale: float = 4.0
-    scheduler: str = "DDIMScheduler"
-    """A scheduler class of diffusers."""
+    scheduler: str = ""
+    """A scheduler class of diffusers; unset means the family's own choice."""
     side: int = 0
     """Side in pixels; 0 means the base model's own."""
     precision: str = "fp32"
@@ -50,29 +51,41 @@ class Recipe:
 
 def denoise(
     pipe: Any,
-    prompts: Sequence[str] | torch.Tensor,
+    prompts: Sequence[str] | Words,
     *,
     seeds: Sequence[int],
     steps: int,
     guidance_scale: float,
     side: int,
-    negative: Sequence[str] | torch.Tensor | None = None,
+    negative: Sequence[str] | Words | None = None,
     output_type: str = "pil",
 ) -> Any:
-    """Pictures from a stock pipeline, one a prompt (text, or states (B, L, width)), each from the noise of its own seed."""
-    name = "prompt_embeds" if isinstance(prompts, torch.Tensor) else "prompt"
-    words: dict[str, Any] = {name: prompts if isinstance(prompts, torch.Tensor) else list(prompts)}
-    if negative is not None:
-        words[f"negative_{name}"] = negative if isinstance(negative, torch.Tensor) else list(negative)
+    """Pictures from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed."""
     return pipe(
-        **words,
+        **family_of(pipe).call_inputs(prompts, negative, guidance_scale),
         generator=[generator(seed, 101) for seed in seeds],
         num_inference_steps=steps,
-        guidance_scale=guidance_scale,
         height=side,
         width=side,
         output_type=output_type,
     ).images
+
+
+def family_of(pipe: Any) -> type[PictureModel]:
+    """The family of a stock pipeline.
+
+    Raises:
+        UserError: for a pipeline of no known family.
+    """
+    family = family_named(type(pipe).__name__)
+    if family is None:
+        raise UserError(f"A {type(pipe).__name__} is of no family that rankfold knows.")
+    return family
+
+
+def native_side(pipe: Any) -> int:
+    """Side of the pictures that a loaded pipeline's base was made for, pixels."""
+    return open_model(pipe.name_or_path).native_resolution
 
 
 def load_pipeline(recipe: Recipe) -> Any:
@@ -84,11 +97,11 @@ def load_pipeline(recipe: Recipe) -> Any:
     import diffusers
 
     check_recipe(recipe)
-    folder = resolve_base(recipe.base)
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=DTYPES[recipe.precision], safety_checker=None)
-    scheduler = getattr(diffusers, recipe.scheduler)
-    if not isinstance(pipe.scheduler, scheduler):
-        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    base = open_model(resolve_base(recipe.base), DTYPES[recipe.precision])
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=base.dtype, **base.left_out())
+    pipe.scheduler = base.scheduler_for_pictures()
+    if recipe.scheduler:
+        pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
@@ -108,7 +121,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"{len(recipe.adapters)} adapters need as many strengths, not {len(recipe.strengths)}.")
     if recipe.regions and len(recipe.regions) != len(recipe.adapters):
         raise UserError(f"{len(recipe.adapters)} adapters need as many regions, not {len(recipe.regions)}.")
-    if not hasattr(diffusers, recipe.scheduler):
+    if recipe.scheduler and not hasattr(diffusers, recipe.scheduler):
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
         native.check_adapter_folder(Path(path))
@@ -131,20 +144,24 @@ def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
 
 def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tuple[Image.Image, Recipe]]:
     """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
-    side = recipe.side or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = recipe.side or native_side(pipe)
     hashes = tuple(native.adapter_hash(Path(path)) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
     common: Any = {"seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side}
     if recipe.regions:
+        if type(pipe).__name__ != "StableDiffusionPipeline":
+            raise UserError(
+                f"--regions works with Stable Diffusion 1.x and 2.x so far, not with a {type(pipe).__name__}."
+            )
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
         size = (side // pipe.vae_scale_factor,) * 2
         with regional(pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size) as states:
             wanted, unwanted = (value.expand(n, -1, -1) for value in states)
-            pictures = denoise(pipe, wanted, negative=unwanted, **common)
+            pictures = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
     else:
         pictures = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
-    whole = replace(recipe, batch=batch, side=side, hashes=hashes)
+    whole = replace(recipe, batch=batch, side=side, hashes=hashes, scheduler=type(pipe.scheduler).__name__)
     return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
 
 

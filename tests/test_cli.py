@@ -28,7 +28,7 @@ def train(images, base, tmp_path, monkeypatch):
     def loaded(*arguments):
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr(pictures, "DiffusionModel", loaded)
+    monkeypatch.setattr(pictures, "open_model", loaded)
     return ["train", "subject", "--images", images, "--base", base, "--out", tmp_path / "run"]
 
 

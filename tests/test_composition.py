@@ -23,7 +23,7 @@ from rankfold.toolkit.composition import Mixture, Weights
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.formats.native import check_adapter_folder
 from rankfold.toolkit.formats.source import load_source
-from rankfold.toolkit.models.diffusion import DiffusionModel
+from rankfold.toolkit.models.diffusion import open_model
 from rankfold.toolkit.peft_merge import peft_merge
 from rankfold.training.config import ComposeConfig, SubjectConfig, from_yaml
 from rankfold.training.start import compose, resume, train
@@ -212,11 +212,11 @@ def compose_config(base, runs, out, **changes):
 
 
 def changes_in(base, folder):
-    return load_source(folder, DiffusionModel(str(base))).parts
+    return load_source(folder, open_model(str(base))).parts
 
 
 def deltas(base, parts):
-    model = DiffusionModel(str(base))
+    model = open_model(str(base))
     return {
         f"{part}.{name}": change.delta_weight(getattr(model, part).get_submodule(name).weight.detach().flatten(1))
         for part, folded in parts.items()
@@ -225,7 +225,7 @@ def deltas(base, parts):
 
 
 def test_sources_leave_the_model_as_it_was(base, runs):
-    model = DiffusionModel(str(base))
+    model = open_model(str(base))
     names = [name for name, _ in model.unet.named_modules()]
     for run in runs:
         load_source(run.folder, model)
@@ -276,7 +276,7 @@ def test_cut_to_a_rank(base, runs, tmp_path, capsys):
 
 def test_peft_cat_agrees_with_the_sum(base, runs, tmp_path):
     """PEFT's one exact merge, on the two plain sources with the same layers, is an independent check."""
-    model = DiffusionModel(str(base))
+    model = open_model(str(base))
     folded = [load_source(run.folder, model).parts["unet"] for run in runs[:2]]
     folded = [{n: replace(c, bias=None) for n, c in f.items()} for f in folded]
     merged = peft_merge(model.unet, folded, [0.3, 0.9], "cat", density=1.0)

@@ -71,9 +71,9 @@ def test_clip_reads_captions():
 def test_the_autoencoder_has_no_spread():
     """The denoiser was trained on means, so what subject training samples must be the mean."""
     from rankfold.toolkit.data import world
-    from rankfold.toolkit.models.diffusion import DiffusionModel, resolve_base
+    from rankfold.toolkit.models.diffusion import open_model, resolve_base
 
     picture, _ = world.subject_pictures(2_000_004, 1)[0]
-    latents = DiffusionModel(resolve_base("tiny")).encode_picture(picture)
+    latents = open_model(resolve_base("tiny")).encode_picture(picture)
     assert latents["mean"].std() > 0.5
     assert latents["std"].max() < 1e-3

@@ -238,15 +238,15 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
     """A second run encodes nothing; a changed picture is encoded anew."""
     import shutil
 
-    from rankfold.toolkit.models.diffusion import DiffusionModel
+    from rankfold.toolkit.models.base import PictureModel
 
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
     train(replace(config, images=copy))
     encoded = []
-    original = DiffusionModel.encode_picture
+    original = PictureModel.encode_picture
     monkeypatch.setattr(
-        DiffusionModel, "encode_picture", lambda self, picture: encoded.append(1) or original(self, picture)
+        PictureModel, "encode_picture", lambda self, picture: encoded.append(1) or original(self, picture)
     )
     train(replace(config, images=copy, out=tmp_path / "b"))
     assert not encoded

@@ -16,7 +16,8 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.source import Source, adapter_path, content_hash, facts_of, load_source
 from ..toolkit.formats.write import Part, peft_state
-from ..toolkit.models.diffusion import DTYPES, EMBEDDED, DiffusionModel, resolve_base
+from ..toolkit.models.base import DTYPES, PictureModel
+from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
 from ..toolkit.peft_merge import check_merge, peft_merge
 from ..toolkit.runs import Run, write_text
 from .config import ComposeConfig, check_numbers, to_yaml
@@ -83,7 +84,7 @@ def compose_fixed(config: ComposeConfig) -> Run:
     state, error = "failed", "ended by the system"
     try:
         write_text(run.config_file, to_yaml(config))
-        model = DiffusionModel(base, DTYPES[config.precision])
+        model = open_model(base, DTYPES[config.precision])
         sources = load_sources(config, model)
         weights = list(config.weights) or [1 / len(sources)] * len(sources)
         parts = {}
@@ -106,7 +107,7 @@ def compose_fixed(config: ComposeConfig) -> Run:
     return run
 
 
-def load_sources(config: ComposeConfig, model: DiffusionModel) -> list[Source]:
+def load_sources(config: ComposeConfig, model: PictureModel) -> list[Source]:
     """The adapters as changes of this model's layers."""
     return [load_source(library.resolve(text), model, Path(text).name) for text in config.adapters]
 

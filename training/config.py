@@ -12,9 +12,6 @@ from typing import Any, ClassVar, Literal
 from ..toolkit.errors import UserError, nearest
 from ..toolkit.evolution import EvolutionConfig
 
-UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -79,14 +76,14 @@ class AdapterChoice:
     """Dropout on the adapter's input."""
     adapter_options: dict[str, str] = field(default_factory=dict)
     """Fields of the variant's own config, as in: --adapter-options mixer frozen."""
-    target_modules: tuple[str, ...] = UNET_ATTENTION
-    """Names of the denoiser's layers to adapt."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the denoiser's layers to adapt; unset means its attention layers."""
     train_text_encoder: bool = False
-    """Adapt the text encoder too."""
-    text_target_modules: tuple[str, ...] = TEXT_ATTENTION
-    """Names of the text encoder's layers to adapt."""
+    """Adapt the text encoders too."""
+    text_target_modules: tuple[str, ...] = ()
+    """Names of the text encoders' layers to adapt; unset means their attention layers."""
     text_learning_rate: float | None = None
-    """Learning rate of the text encoder's adapter; unset means the same."""
+    """Learning rate of the text encoders' adapters; unset means the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +112,10 @@ class PictureConfig(LoopConfig):
     """Class pictures, made once by the base model and kept."""
     min_snr_gamma: float | None = None
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""
+    timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
+    """Where flow models are trained on the way from noise to picture (Esser et al. 2024, section 3.1); others draw alike."""
+    timestep_shift: float = 1.0
+    """Above 1 flow models are trained more where the noise is, as large pictures ask for."""
     preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
     """Prompts of the previews; {token} and {noun} are filled in."""
     preview_steps: int = 20
@@ -179,12 +180,12 @@ class SearchConfig(PictureConfig, EvolutionConfig):
     """How A meets the weight: matmul (folds into LoRA), elementwise (the released code)."""
     a_rate: float = 1.0
     """Factor on the learning rate of A."""
-    target_modules: tuple[str, ...] = UNET_ATTENTION
-    """Names of the denoiser's layers."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the denoiser's layers; unset means its attention layers."""
     train_text_encoder: bool = False
-    """Search the text encoder's layers too."""
-    text_target_modules: tuple[str, ...] = TEXT_ATTENTION
-    """Names of the text encoder's layers."""
+    """Search the text encoders' layers too."""
+    text_target_modules: tuple[str, ...] = ()
+    """Names of the text encoders' layers; unset means their attention layers."""
     choices_a: tuple[str, ...] = ("lora", "vector", "constant", "none")
     """Choices of the weight scale A."""
     choices_b: tuple[str, ...] = ("lora", "vector", "constant", "none")
@@ -222,6 +223,7 @@ ABOVE_ZERO = (
     "density",
     "a_rate",
     "held_out_share",
+    "timestep_shift",
 )
 BELOW_ONE = ("dropout", "ema_decay", "held_out_share")
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import compute_snr
 from peft import PeftConfig
 from PIL import Image
 from torch import nn
@@ -22,52 +20,61 @@ from ..toolkit.adapters.attach import attach
 from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, load_picture
-from ..toolkit.models.diffusion import DTYPES, DiffusionModel, cache_folder
+from ..toolkit.models.base import DTYPES, PictureModel, Words, stacked
+from ..toolkit.models.diffusion import cache_folder, open_model
+from ..toolkit.noise import Noise
 from ..toolkit.randomness import generator, order
 from ..toolkit.runs import Run
 from .config import PictureConfig, SearchConfig, SubjectConfig
 
 
 def attach_to_parts(
-    model: DiffusionModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
+    model: PictureModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
 ) -> dict[str, nn.Module]:
-    """Puts adapters on the denoiser and, by choice, on the text encoder; their start depends on the seed alone.
+    """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
 
     config_of: the PEFT config for these target modules. Returns the parts.
     """
-    torch.manual_seed(config.seed)
-    parts: dict[str, nn.Module] = {"unet": model.unet}
-    attach(model.unet, config_of(config.target_modules))
-    if config.train_text_encoder:
-        attach(model.text_encoder, config_of(config.text_target_modules), field="--text-target-modules")
-        parts["text_encoder"] = model.text_encoder
+    names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
+    parts = {name: getattr(model, name) for name in names}
+    torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
+    for name, part in parts.items():
+        if name == model.denoiser_name:
+            attach(part, config_of(config.target_modules or model.targets))
+        else:
+            targets = config.text_target_modules or model.text_targets(name)
+            attach(part, config_of(targets), field="--text-target-modules")
     return parts
 
 
 class DenoisingLoss(nn.Module):
-    """Adapted denoiser (and text encoder) with the loss as its forward, so that one module is all DDP has to wrap."""
+    """Adapted denoiser (and text encoders) with the loss as its forward, so that one module is all DDP has to wrap."""
 
-    def __init__(self, model: DiffusionModel, *, text: bool, min_snr_gamma: float | None) -> None:
+    def __init__(
+        self,
+        model: PictureModel,
+        parts: dict[str, nn.Module],
+        noise: Noise,
+        words_of: Callable[[torch.Tensor], Words],
+        *,
+        min_snr_gamma: float | None,
+    ) -> None:
+        """words_of: what the prompts of these numbers (B,) are to the denoiser."""
         super().__init__()
-        self.unet = model.unet
-        self.text_encoder = model.text_encoder if text else None
-        self.scheduler = model.scheduler
-        self.gamma = min_snr_gamma
+        self.parts = nn.ModuleDict({model.denoiser_name: model.denoiser} | parts)
+        self.model, self.noise, self.words_of, self.gamma = model, noise, words_of, min_snr_gamma
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of each sample, (B,). Batch: mean, std, spread, noise (B, C, H, W); timesteps, weight (B,); states or ids."""
+        """Loss of each sample, (B,). Batch: mean, std, spread, noise (B, C, H, W); levels, prompt, weight (B,)."""
         clean = batch["mean"] + batch["std"] * batch["spread"]
-        noise, timesteps = batch["noise"], batch["timesteps"]
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        goal = losses.target(self.scheduler, clean, noise, timesteps)
-        dtype = self.unet.dtype
+        noise, levels, dtype = batch["noise"], batch["levels"], self.model.dtype
+        noisy = self.noise.add(clean, noise, levels)
         with auxiliary_losses() as auxiliary:
-            states = self.text_encoder(batch["ids"]).last_hidden_state if self.text_encoder else batch["states"]
-            guess = self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=states.to(dtype)).sample
-        loss = losses.per_sample_mse(guess, goal) * batch["weight"]
+            words = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.words_of(batch["prompt"]).items()}
+            guess = self.model.predict(noisy.to(dtype), levels, words)
+        loss = losses.per_sample_mse(guess, self.noise.target(clean, noise, levels)) * batch["weight"]
         if self.gamma is not None:
-            snr = compute_snr(self.scheduler, timesteps)
-            loss = loss * losses.min_snr_weight(self.scheduler.config.prediction_type, snr, self.gamma)
+            loss = loss * self.noise.min_snr_weight(levels, self.gamma)
         return loss + auxiliary.total()
 
 
@@ -96,16 +103,16 @@ class PictureTask:
     ) -> None:
         """held_out: pictures that are not trained on but made ready as well, as `held_out`."""
         self.config, self.device = config, accelerator.device
-        self.model = model = DiffusionModel(base, DTYPES[config.precision], accelerator.device)
+        self.model = model = open_model(base, DTYPES[config.precision], accelerator.device)
+        self.noise = model.noise(config.timestep_sampling, config.timestep_shift)
         self.prompts: dict[str, int] = {}  # text -> number
-        self.timesteps = len(model.scheduler.alphas_cumprod)
         self.side = config.resolution or model.native_resolution
         self.cache = cache_folder()
         # One process fills the caches, the others then read them.
         with accelerator.main_process_first():
             prior = self.class_samples() if config.prior_weight else []  # by the base model, still as it is
             self.parts = self.attach()
-            text = "text_encoder" in self.parts
+            text = [name for name in self.parts if name != model.denoiser_name]
             self.instance = self.rows(samples, config.prompt)
             self.prior = self.rows(prior, config.class_prompt) if prior else None
             self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
@@ -114,20 +121,20 @@ class PictureTask:
             ]
             self.prompt_numbers(self.preview_texts)
             self.states = None if text else self.prompt_states()
-        self.ids: Any = model.tokens(list(self.prompts)).to(self.device) if text else None
-        model.release(text_encoder=not text)
+        model.release(text=not text)
         if config.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
-            if text:
-                model.text_encoder.gradient_checkpointing_enable()
-        self.module = DenoisingLoss(model, text=text, min_snr_gamma=config.min_snr_gamma).train()
+            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            for name in text:
+                self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
+        gamma = config.min_snr_gamma
+        self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, min_snr_gamma=gamma).train()
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
         return "done"
 
     def attach(self) -> dict[str, nn.Module]:
-        """Puts what is trained on the model's parts, which come frozen; returns those parts (unet, text_encoder)."""
+        """Puts what is trained on the model's parts, which come frozen; returns those parts by name."""
         raise NotImplementedError
 
     # -------------------------------------------------------------------------- data
@@ -157,23 +164,32 @@ class PictureTask:
         """A number for each text; new texts are added to `prompts`."""
         return torch.tensor([self.prompts.setdefault(text, len(self.prompts)) for text in texts])
 
-    def prompt_states(self) -> torch.Tensor:
-        """States of all prompts (P, L, width), from the cache where they are."""
+    @torch.no_grad()
+    def prompt_states(self) -> Words:
+        """Words of all prompts (P, ...), from the cache where they are."""
         model = self.model
-        encoder = model.fingerprint("text_encoder") + model.fingerprint("tokenizer")
-        states = []
+        tokenizers = [name for name in model.index if name.startswith("tokenizer") and model.has(name)]
+        encoder = model.fingerprint(*model.text_encoders(), *tokenizers)
+        rows = []
         for text in self.prompts:
-            key = key_of(kind="prompt", encoder=encoder, text=text, dtype=self.config.precision)
-            made = cached(self.cache / "prompts", key, lambda t=text: {"states": model.encode_prompts([t])[0].cpu()})
-            states.append(made["states"])
-        return torch.stack(states).to(self.device)
+            key = key_of(kind="words", encoder=encoder, text=text, dtype=self.config.precision)
+            make = lambda t=text: {name: value.cpu() for name, value in model.words([t]).items()}  # noqa: E731
+            rows.append(cached(self.cache / "prompts", key, make))
+        return {name: value.to(self.device) for name, value in stacked(rows).items()}
+
+    def words_of(self, numbers: torch.Tensor) -> Words:
+        """What the prompts of these numbers (B,) are to the denoiser."""
+        if self.states is not None:
+            return {name: value[numbers] for name, value in self.states.items()}
+        texts = list(self.prompts)
+        return self.model.words([texts[number] for number in numbers.tolist()])
 
     def class_samples(self) -> list[Sample]:
         """Pictures of the class, made once by the base model without the adapter and kept for later runs."""
         config, model = self.config, self.model
         key = key_of(
             kind="class",
-            unet=model.fingerprint("unet"),
+            denoiser=model.fingerprint(model.denoiser_name),
             prompt=config.class_prompt,
             side=self.side,
             steps=config.preview_steps,
@@ -184,7 +200,7 @@ class PictureTask:
         missing = [number for number, path in enumerate(paths) if not path.is_file()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
-            pipe = model.pipeline()
+            pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
             for start in range(0, len(missing), 8):
                 chunk = missing[start : start + 8]
                 pictures = denoise(
@@ -214,46 +230,47 @@ class PictureTask:
         config, shape = self.config, rows.mean.shape[1:]
         chosen = order(config.seed + stream, len(rows), position, config.batch_size)
         picked = torch.tensor([chosen[slot] for slot in slots])
-        drawn, timesteps = [], []
+        drawn, levels = [], []
         for slot in slots:
             random = generator(config.seed, stream, position + slot)
             drawn.append(torch.randn((2, *shape), generator=random))
-            timesteps.append(torch.randint(self.timesteps, (1,), generator=random))
+            levels.append(self.noise.draw(random))
         spread, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
         where = picked.to(self.device, non_blocking=True)
-        number = rows.prompt[picked].to(self.device, non_blocking=True)
-        return self.words(number) | {
+        return {
             "mean": rows.mean[where],
             "std": rows.std[where],
             "spread": spread,
             "noise": noise,
-            "timesteps": torch.cat(timesteps).to(self.device, non_blocking=True),
+            "levels": torch.cat(levels).to(self.device, non_blocking=True),
+            "prompt": self.prompt_of(rows, picked),
             "weight": torch.full((len(slots),), weight, device=self.device),
         }
 
-    def words(self, number: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the batch holds of the prompts of these numbers (B,)."""
-        return {"states": self.states[number]} if self.states is not None else {"ids": self.ids[number]}
+    def prompt_of(self, rows: Rows, picked: torch.Tensor) -> torch.Tensor:
+        """Prompt numbers of rows: on the device where words are looked up there, here where texts are."""
+        numbers = rows.prompt[picked]
+        return numbers if self.states is None else numbers.to(self.device, non_blocking=True)
 
     # -------------------------------------------------------------------------- judging on held-out pictures
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
-        """Each held-out picture `draws` times, with noise and timesteps drawn once, the timesteps spread over all there are."""
-        rows, noise, timesteps = self.held_out, [], []
+        """Each held-out picture `draws` times, with noise and levels drawn once, the levels spread over all there are."""
+        rows, noise, levels = self.held_out, [], []
         assert rows is not None
         for number in range(len(rows) * draws):
             random = generator(seed, 9, number)
             noise.append(torch.randn(rows.mean.shape[1:], generator=random))
-            place = (number % draws + float(torch.rand((), generator=random))) / draws
-            timesteps.append(min(int(place * self.timesteps), self.timesteps - 1))
+            levels.append(self.noise.at((number % draws + float(torch.rand((), generator=random))) / draws))
         which = torch.arange(len(rows)).repeat_interleave(draws)
         where = which.to(self.device)
-        return self.words(rows.prompt[which].to(self.device)) | {
+        return {
             "mean": rows.mean[where],
             "std": rows.std[where],
             "spread": torch.zeros_like(rows.mean[where]),
             "noise": torch.stack(noise).to(self.device),
-            "timesteps": torch.tensor(timesteps, device=self.device),
+            "levels": torch.cat(levels).to(self.device),
+            "prompt": self.prompt_of(rows, which),
             "weight": torch.ones(len(where), device=self.device),
         }
 
@@ -272,21 +289,18 @@ class PictureTask:
         """One picture a preview prompt, always from the same noise."""
         config, model = self.config, self.model
         self.module.eval()
-        texts = self.preview_texts[:-1]
-        if self.states is not None:
-            numbers = [self.prompts[text] for text in self.preview_texts]
-            words, empty = self.states[numbers[:-1]], self.states[numbers[-1:]].expand(len(texts), -1, -1)
-        else:
-            words, empty = model.encode_prompts(texts), model.encode_prompts([""] * len(texts))
+        numbers = torch.tensor([self.prompts[text] for text in self.preview_texts])
+        words = self.words_of(numbers)
+        count = len(numbers) - 1  # the last is the empty one
         pictures = denoise(
-            model.pipeline(with_text=False),
-            words,
-            negative=empty,
-            seeds=[config.seed + number for number in range(len(texts))],
+            model.pipeline(model.denoiser_name, "vae"),
+            {name: value[:-1] for name, value in words.items()},
+            negative={name: value[-1:].expand(count, *value.shape[1:]) for name, value in words.items()},
+            seeds=[config.seed + number for number in range(count)],
             steps=config.preview_steps,
             guidance_scale=config.guidance_scale,
             side=self.side,
         )
-        model.release(text_encoder=False)
+        model.release(text=False)
         self.module.train()
         return pictures

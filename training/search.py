@@ -36,6 +36,7 @@ from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.evolution import Space, Structure, check_evolution, evolve, front, ranked
 from ..toolkit.formats import native
+from ..toolkit.models.base import ATTENTION
 from ..toolkit.runs import Run, append_line, write_text
 from .config import SearchConfig, SubjectConfig, to_yaml
 from .pictures import PictureTask, attach_to_parts
@@ -54,7 +55,7 @@ def check_search(config: SearchConfig) -> None:
         if wrong or not own or len(set(own)) < len(own):
             raise UserError(f"--choices-{part} must name some of {', '.join(known)}, each once, not '{' '.join(own)}'.")
     check_evolution(config, Space(costs=((0,),), limit=0))
-    supernet_config(config, config.target_modules)
+    supernet_config(config, config.target_modules or ATTENTION)
 
 
 def choices_of(config: SearchConfig, part: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
+from ..toolkit.models.base import ATTENTION
 from ..toolkit.models.diffusion import resolve_base
 from ..toolkit.runs import Run, write_text
 from .compose import ComposeTask, check_compose, compose_fixed
@@ -24,7 +25,7 @@ from .subject import SubjectTask, adapter_config
 
 # What each method checks without a model, and its Task.
 METHODS: dict[type[PictureConfig], tuple[Callable[[Any], Any], Callable[..., Any]]] = {
-    SubjectConfig: (lambda config: adapter_config(config, config.target_modules), SubjectTask),
+    SubjectConfig: (lambda config: adapter_config(config, config.target_modules or ATTENTION), SubjectTask),
     ComposeConfig: (check_compose, ComposeTask),
     SearchConfig: (check_search, SearchTask),
 }

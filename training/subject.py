@@ -64,7 +64,8 @@ class SubjectTask(PictureTask):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The adapter's parameters, one group a part of the pipeline."""
         config = self.config
-        rates = {"unet": config.learning_rate, "text_encoder": config.text_learning_rate or config.learning_rate}
+        text_rate = config.text_learning_rate or config.learning_rate
+        rates = {name: text_rate for name in self.parts} | {self.model.denoiser_name: config.learning_rate}
         return [group for name, part in self.parts.items() for group in parameter_groups(part, rates[name])]
 
     def is_dead(self) -> bool:

@@ -16,7 +16,7 @@ from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from ..errors import UserError
 from ..runs import write_atomic, write_text
 
-PARTS = ("unet", "text_encoder")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -43,7 +43,9 @@ def check_adapter_folder(folder: Path) -> list[str]:
     """
     parts = [part for part in PARTS if (folder / part / WEIGHTS).is_file()]
     if not parts:
-        raise UserError(f"{folder} holds no adapter: expected {folder / 'unet' / WEIGHTS}. Has the run finished?")
+        raise UserError(
+            f"{folder} holds no adapter: no folder such as unet/ with {WEIGHTS} is in it. Has the run finished?"
+        )
     return parts
 
 
@@ -63,7 +65,9 @@ def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
         UserError: when it was made for another base.
     """
     for part in check_adapter_folder(folder):
-        model = getattr(pipe, part)
+        model = getattr(pipe, part, None)
+        if model is None:
+            raise UserError(f"The adapter {folder} was made for another base model: this one has no {part}.")
         config = PeftConfig.from_pretrained(str(folder / part))
         state = load_file(folder / part / WEIGHTS)
         try:
@@ -95,8 +99,7 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
         for layer in adapter_layers(model).values():
             for name in here:
                 set_strength(layer, name, strengths[name])
-    for part in PARTS:
-        getattr(pipe, part).requires_grad_(False)
+        model.requires_grad_(False)
 
 
 def set_strength(layer: Any, adapter: str, strength: float) -> None:

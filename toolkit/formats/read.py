@@ -240,13 +240,19 @@ def located(file: LoraFile, pipe: Any) -> dict[str, tuple[str, str, nn.Module]]:
     """Layer in the file -> (part, layer name, the frozen layer) in a pipeline; layers that it does not have are left out."""
     places: dict[str, tuple[str, str, nn.Module]] = {}
     for part in PARTS:
-        for name, module in getattr(pipe, part).named_modules():
+        for name, module in named_modules_of(pipe, part):
             if not hasattr(module, "weight"):
                 continue
             place = (part, name, module)
             for spelled in spellings(part, name):
                 places.setdefault(spelled, place)
     return {layer: places[layer] for layer in file.layers if layer in places}
+
+
+def named_modules_of(pipe: Any, part: str) -> list[tuple[str, nn.Module]]:
+    """A part's modules by name; none when the pipeline has no such part."""
+    model = getattr(pipe, part, None)
+    return list(model.named_modules()) if isinstance(model, nn.Module) else []
 
 
 def spellings(part: str, name: str) -> tuple[str, ...]:

@@ -1,29 +1,31 @@
-"""Base models for picture generation: found, checked before they are loaded, and given one face for training.
-
-The face: encode pictures, encode prompts, predict. Everything else of a pipeline stays stock diffusers.
-"""
+"""Base models for picture generation: found, and checked before anything of them is loaded."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import json
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..errors import UserError
+from ..errors import UserError, nearest
+from .base import PictureModel
+from .flux import Flux
+from .flux_2 import Flux2Klein
+from .lumina_2 import Lumina2
+from .pixart import PixArtSigma
+from .qwen_image import QwenImage
+from .sana import Sana
+from .stable_diffusion import StableDiffusion
+from .stable_diffusion_3 import StableDiffusion3
+from .stable_diffusion_xl import StableDiffusionXL
 from .tiny import assets
+from .z_image import ZImage
 
+FAMILIES: tuple[type[PictureModel], ...] = (
+    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, PixArtSigma, Sana, QwenImage, Lumina2, ZImage,
+)  # fmt: skip
 EMBEDDED = {"tiny": "tiny/sd"}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_base(base: str) -> str:
@@ -48,19 +50,25 @@ def resolve_base(base: str) -> str:
 
 
 def check_pipeline_folder(folder: Path) -> None:
-    """Raises UserError when the folder is not a Stable Diffusion pipeline."""
+    """Raises UserError when the folder is no whole pipeline of a family that can be trained."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"--base {folder} is not a diffusers pipeline: it has no model_index.json.")
     try:
-        kind = json.loads(index.read_text())["_class_name"]
+        parts = json.loads(index.read_text())
+        kind = parts["_class_name"]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"--base {folder}: model_index.json names no pipeline class.") from error
-    if kind != "StableDiffusionPipeline":
+    family = family_named(kind)
+    if family is None:
+        known = [name for one in FAMILIES for name in one.pipelines]
         raise UserError(
-            f"--base {folder} is a {kind}; only StableDiffusionPipeline (SD 1.x, 2.x) can be trained so far."
+            f"--base {folder} is a {kind}, which cannot be trained yet.{nearest(kind, known)} Known are {', '.join(known)}; a "
+            "new family is one small file in toolkit/models (see docs/families.md)."
         )
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+    needed = [family.denoiser_name, "vae", "scheduler"]
+    needed += [name for name, value in parts.items() if name.startswith(("text_encoder", "tokenizer")) and value[0]]
+    for part in needed:
         if not (folder / part).is_dir():
             raise UserError(f"--base {folder} is not whole: the folder {part}/ is missing.")
 
@@ -70,116 +78,30 @@ def fetch(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(
-            hub_id, allow_patterns=["*.json", "*.txt", "*.model", "*/*.safetensors", "*/*.json", "*/*.txt"]
+        folder = snapshot_download(
+            hub_id,
+            allow_patterns=["model_index.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"],
+            ignore_patterns=["*.fp16.*", "*.non_ema.*"],
         )
     except Exception as error:
         raise UserError(
             f"--base {hub_id} is not in the local cache and could not be fetched ({type(error).__name__}). "
             "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny"
         ) from error
+    check_pipeline_folder(Path(folder))
+    return folder
 
 
-@dataclass
-class DiffusionModel:
-    """A Stable Diffusion base (SD 1.x, 2.x, the embedded model), its parts loaded as they are needed."""
+def family_named(pipeline: str) -> type[PictureModel] | None:
+    """The family of a pipeline class."""
+    return next((family for family in FAMILIES if pipeline in family.pipelines), None)
 
-    path: str
-    dtype: torch.dtype = torch.float32
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def __post_init__(self) -> None:
-        self.unet: UNet2DConditionModel = self._part(UNet2DConditionModel, "unet")
-        self.scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(self.path, subfolder="scheduler"))
-        self._vae: Any = None
-        self._text_encoder: Any = None
-        self._tokenizer: Any = None
-
-    def _part(self, kind: Any, name: str, dtype: torch.dtype | None = None) -> Any:
-        part = kind.from_pretrained(self.path, subfolder=name, dtype=dtype or self.dtype)
-        return part.to(self.device).requires_grad_(False).eval()
-
-    @property
-    def vae(self) -> AutoencoderKL:
-        """The autoencoder, in fp32: it overflows in fp16."""
-        if self._vae is None:
-            self._vae = self._part(AutoencoderKL, "vae", torch.float32)
-        return self._vae
-
-    @property
-    def text_encoder(self) -> CLIPTextModel:
-        """The text encoder."""
-        if self._text_encoder is None:
-            self._text_encoder = self._part(CLIPTextModel, "text_encoder")
-        return self._text_encoder
-
-    @property
-    def tokenizer(self) -> CLIPTokenizer:
-        """The tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = CLIPTokenizer.from_pretrained(self.path, subfolder="tokenizer")
-        return self._tokenizer
-
-    def release(self, *, text_encoder: bool = True) -> None:
-        """Lets the autoencoder, and by choice the text encoder, leave memory."""
-        self._vae = None
-        if text_encoder:
-            self._text_encoder = None
-        gc.collect()
-
-    @property
-    def native_resolution(self) -> int:
-        """Side of the pictures the model was made for, pixels."""
-        config = json.loads((Path(self.path) / "vae" / "config.json").read_text())
-        scale = 2 ** (len(config["block_out_channels"]) - 1)
-        return self.unet.config.sample_size * scale
-
-    @torch.no_grad()
-    def encode_picture(self, picture: Image.Image) -> dict[str, torch.Tensor]:
-        """RGB picture -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""
-        pixels = pil_to_tensor(picture).float()[None] / 127.5 - 1
-        posterior = self.vae.encode(pixels.to(self.device)).latent_dist
-        scale = self.vae.config.scaling_factor
-        return {"mean": (posterior.mean[0] * scale).cpu(), "std": (posterior.std[0] * scale).cpu()}
-
-    def tokens(self, prompts: list[str]) -> torch.Tensor:
-        """Token ids (B, length)."""
-        return torch.tensor(self.tokenizer(prompts, padding="max_length", truncation=True).input_ids)
-
-    def encode_tokens(self, ids_BL: torch.Tensor) -> torch.Tensor:
-        """Prompt states (B, L, width)."""
-        return self.text_encoder(ids_BL.to(self.device)).last_hidden_state
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> torch.Tensor:
-        """Prompt states (B, L, width), without gradient."""
-        return self.encode_tokens(self.tokens(prompts))
-
-    def pipeline(self, *, with_text: bool = True) -> StableDiffusionPipeline:
-        """A stock pipeline around these very parts, with the base model's own scheduler."""
-        pipe = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder if with_text else None,
-            tokenizer=self.tokenizer if with_text else None,
-            unet=self.unet,
-            scheduler=DDIMScheduler.from_config(DDIMScheduler.load_config(self.path, subfolder="scheduler")),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def fingerprint(self, part: str) -> str:
-        """A hash of a part's files, so that a cache never outlives the weights it was made with."""
-        digest = hashlib.sha256()
-        for file in sorted((Path(self.path) / part).iterdir()):
-            if file.suffix in (".json", ".safetensors", ".txt"):
-                digest.update(file.name.encode())
-                with file.open("rb") as opened:
-                    for block in iter(lambda: opened.read(1 << 22), b""):
-                        digest.update(block)
-        return digest.hexdigest()
+def open_model(path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> PictureModel:
+    """The base model in a folder that `resolve_base` gave; nothing of it is loaded yet."""
+    family = family_named(json.loads((Path(path) / "model_index.json").read_text())["_class_name"])
+    assert family is not None, "resolve_base refuses pipelines of no family"
+    return family(path, dtype, device)
 
 
 def cache_folder() -> Path:

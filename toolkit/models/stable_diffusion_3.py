@@ -1,0 +1,35 @@
+"""Stable Diffusion 3 and 3.5: a flow transformer over two CLIP encoders and T5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .base import JOINT_ATTENTION, PictureModel, Words
+
+TIMESTEPS = 1000  # the transformer is told the noise level times this
+
+
+class StableDiffusion3(PictureModel):
+    """Joint attention over picture and words."""
+
+    pipelines = ("StableDiffusion3Pipeline",)
+    text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    targets = JOINT_ATTENTION
+    licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
+
+    def words(self, prompts: Sequence[str]) -> Words:
+        texts = list(prompts)
+        states, _, pooled, _ = self.text_pipeline().encode_prompt(
+            texts, texts, texts, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
+
+    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+        return self.transformer(
+            hidden_states=noisy,
+            timestep=levels_B * TIMESTEPS,
+            encoder_hidden_states=words["prompt_embeds"],
+            pooled_projections=words["pooled_prompt_embeds"],
+        ).sample

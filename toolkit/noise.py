@@ -1,0 +1,99 @@
+"""How a model's latents are noised, what it is to predict, and where on the way training draws.
+
+    DiscreteNoise   noisy = sqrt(a_t) clean + sqrt(1 - a_t) noise, t a timestep of the scheduler (SD, SDXL, PixArt)
+    FlowNoise       noisy = (1 - s) clean + s noise, s between 0 (clean) and 1; the target is noise - clean (SD 3, FLUX, ...)
+
+Both answer the same questions, so nothing behind them asks which one it is. Shapes: B batch, C H W latents.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
+
+from . import losses
+
+
+class Noise(Protocol):
+    """What training needs to know of a model's noise."""
+
+    def draw(self, random: torch.Generator) -> torch.Tensor:
+        """One level to train at, (1,)."""
+        ...
+
+    def at(self, share: float) -> torch.Tensor:
+        """The level at this share of the way from clean to noise, (1,)."""
+        ...
+
+    def add(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+        """Noisy latents (B, C, H, W)."""
+        ...
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+        """What the model is to predict, (B, C, H, W)."""
+        ...
+
+    def min_snr_weight(self, levels_B: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Min-SNR weights, (B,)."""
+        ...
+
+
+class DiscreteNoise:
+    """The noise of a scheduler with timesteps; it predicts the noise (epsilon) or the velocity (v)."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.count = scheduler, len(scheduler.alphas_cumprod)
+
+    def draw(self, random: torch.Generator) -> torch.Tensor:
+        return torch.randint(self.count, (1,), generator=random)
+
+    def at(self, share: float) -> torch.Tensor:
+        return torch.tensor([min(int(share * self.count), self.count - 1)])
+
+    def add(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(clean, noise, levels_B)
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+        return losses.target(self.scheduler, clean, noise, levels_B)
+
+    def min_snr_weight(self, levels_B: torch.Tensor, gamma: float) -> torch.Tensor:
+        snr = compute_snr(self.scheduler, levels_B)
+        return losses.min_snr_weight(self.scheduler.config.prediction_type, snr, gamma)
+
+
+class FlowNoise:
+    """The straight way between latents and noise (rectified flow, Esser et al. 2024, arXiv 2403.03206).
+
+    sampling: uniform, logit_normal or mode (section 3.1). shift: levels s are drawn as shift s / (1 + (shift - 1) s), which
+    for large pictures puts more of them where the noise is (equation 23).
+    """
+
+    def __init__(self, sampling: str = "logit_normal", shift: float = 1.0) -> None:
+        self.sampling, self.shift = sampling, shift
+
+    def draw(self, random: torch.Generator) -> torch.Tensor:
+        level = compute_density_for_timestep_sampling(
+            self.sampling, 1, logit_mean=0.0, logit_std=1.0, mode_scale=1.29, generator=random
+        )
+        return self.shifted(level)
+
+    def at(self, share: float) -> torch.Tensor:
+        return self.shifted(torch.tensor([share]))
+
+    def shifted(self, level: torch.Tensor) -> torch.Tensor:
+        """Equation 23."""
+        return self.shift * level / (1 + (self.shift - 1) * level)
+
+    def add(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+        s = levels_B.view(-1, *[1] * (clean.dim() - 1))
+        return (1 - s) * clean + s * noise
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+        return noise - clean
+
+    def min_snr_weight(self, levels_B: torch.Tensor, gamma: float) -> torch.Tensor:
+        """min(snr, gamma) on the error of the clean latents, which is s times that of the velocity; snr = ((1 - s) / s)^2."""
+        snr = ((1 - levels_B) / levels_B.clamp(min=1e-6)).square()
+        return snr.clamp(max=gamma) * levels_B.square()
