@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,13 @@ def export_adapter(
     prompt: str = "a sks creature",
     max_error: float | None = None,
     drop_bias: bool = False,
+    side: int = 0,
 ) -> Proof:
     """Writes the adapter of `folder` in `format` and proves the file through the reader's own loader.
 
     max_error: approximate what the format cannot say exactly, each layer to this relative error where that can be chosen;
-    None refuses instead. drop_bias: leave changes of biases out.
+    None refuses instead. drop_bias: leave changes of biases out. side: of the pictures that are compared, pixels; 0 means the
+    base model's own.
 
     Raises:
         UserError: for an unknown format, a missing adapter, or an adapter that the format cannot say exactly.
@@ -75,17 +78,19 @@ def export_adapter(
     check_format(format)
     facts = json.loads((folder / "rankfold.json").read_text()) if (folder / "rankfold.json").is_file() else {}
     live = load_pipeline(Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,)))
-    parts, errors = changes_for(live, format, prompt, max_error, drop_bias=drop_bias)
-    tuned = picture(live, prompt)
+    side = side or native_side(live)
+    draw = lambda pipe: picture(pipe, prompt, side)  # noqa: E731
+    parts, errors = changes_for(live, format, draw, max_error, drop_bias=drop_bias)
+    tuned = draw(live)
     exact = not errors and not drop_bias
     proof = Proof(folder, "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, ranks_of(parts))
     path = write_lora(parts, format, out, facts)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base))
-    plain = picture(fresh, prompt)
+    plain = draw(fresh)
     weights = {part: frozen_weights(getattr(fresh, part), parts[part].folded) for part in parts}
     reader, loaded = reload(fresh, path, format)
     error, layers = weight_error(parts, loaded, weights)
-    again = picture(fresh, prompt)
+    again = draw(fresh)
     effect = float(np.square(tuned - plain).mean() ** 0.5)
     proof = replace(
         proof,
@@ -105,7 +110,7 @@ def export_adapter(
 
 
 def changes_for(
-    pipe: Any, format: str, prompt: str, max_error: float | None, *, drop_bias: bool
+    pipe: Any, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None, *, drop_bias: bool
 ) -> tuple[dict[str, Part], dict[str, float]]:
     """Every adapted part's changes as the format can say them, and the relative errors of those that are approximated."""
     parts: dict[str, Part] = {}
@@ -114,7 +119,7 @@ def changes_for(
         model = getattr(pipe, name, None)
         if ADAPTER not in getattr(model, "peft_config", {}):
             continue
-        folded, missed = folded_or_fitted(pipe, model, format, prompt, max_error)
+        folded, missed = folded_or_fitted(pipe, model, format, draw, max_error)
         if drop_bias:
             folded = without_biases(folded)
         if format in LOW_RANK and max_error is not None and not all(c.is_low_rank for c in folded.values()):
@@ -127,7 +132,7 @@ def changes_for(
 
 
 def folded_or_fitted(
-    pipe: Any, model: torch.nn.Module, format: str, prompt: str, max_error: float | None
+    pipe: Any, model: torch.nn.Module, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None
 ) -> tuple[Folded, dict[str, float]]:
     """The exact fold, or for an adapter that has none, when asked for, its linearisation while pictures are made.
 
@@ -139,7 +144,7 @@ def folded_or_fitted(
     except UserError as error:
         if max_error is None:
             raise UserError(f"{error} (--approximate exports the nearest linear one.)") from error
-    return linearise(model, lambda: picture(pipe, prompt), ADAPTER, bias=not format.startswith("kohya"))
+    return linearise(model, lambda: draw(pipe), ADAPTER, bias=not format.startswith("kohya"))
 
 
 def ranks_of(parts: dict[str, Part]) -> tuple[int, int] | None:
@@ -209,7 +214,6 @@ def bias_difference(a: Change, b: Change) -> float:
 
 
 @torch.no_grad()
-def picture(pipe: Any, prompt: str) -> np.ndarray:
-    """One picture, (1, H, W, 3) in 0..1, without rounding to bytes."""
-    side = native_side(pipe)
+def picture(pipe: Any, prompt: str, side: int) -> np.ndarray:
+    """One picture, (1, side, side, 3) in 0..1, without rounding to bytes."""
     return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, side=side, output_type="np")

@@ -264,8 +264,8 @@ def test_encoders_leave_memory(config):
     from rankfold.training.subject import SubjectTask
 
     task = SubjectTask(config, find_samples(config.images), config.base, make_accelerator(config))
-    assert task.model._vae is None
-    assert task.model._text_encoder is None
+    assert not {"vae", "text_encoder"} & set(task.model.loaded)
+    assert task.model.text_pipe is None
 
 
 def test_tensorboard(config):

@@ -1,6 +1,6 @@
 """How a model's latents are noised, what it is to predict, and where on the way training draws.
 
-    DiscreteNoise   noisy = sqrt(a_t) clean + sqrt(1 - a_t) noise, t a timestep of the scheduler (SD, SDXL, PixArt)
+    DiscreteNoise   noisy = sqrt(a_t) clean + sqrt(1 - a_t) noise, t a timestep of the scheduler (SD, SDXL)
     FlowNoise       noisy = (1 - s) clean + s noise, s between 0 (clean) and 1; the target is noise - clean (SD 3, FLUX, ...)
 
 Both answer the same questions, so nothing behind them asks which one it is. Shapes: B batch, C H W latents.

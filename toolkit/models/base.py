@@ -47,7 +47,7 @@ class PictureModel:
     """The part that adapters go on first."""
     text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Text encoders."""
-    targets: ClassVar[tuple[str, ...]] = ATTENTION
+    attention: ClassVar[tuple[str, ...]] = ATTENTION
     """The denoiser's attention layers."""
     flow: ClassVar[bool] = True
     """Whether it is a flow model; otherwise its scheduler has discrete timesteps."""
@@ -88,6 +88,11 @@ class PictureModel:
     def denoiser(self) -> nn.Module:
         """The UNet or transformer."""
         return getattr(self, self.denoiser_name)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where adapters go when nobody says otherwise."""
+        return self.attention
 
     def text_encoders(self) -> list[str]:
         """The text encoders this base has."""

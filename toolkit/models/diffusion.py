@@ -13,7 +13,6 @@ from .base import PictureModel
 from .flux import Flux
 from .flux_2 import Flux2Klein
 from .lumina_2 import Lumina2
-from .pixart import PixArtSigma
 from .qwen_image import QwenImage
 from .sana import Sana
 from .stable_diffusion import StableDiffusion
@@ -23,7 +22,7 @@ from .tiny import assets
 from .z_image import ZImage
 
 FAMILIES: tuple[type[PictureModel], ...] = (
-    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, PixArtSigma, Sana, QwenImage, Lumina2, ZImage,
+    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Sana, QwenImage, Lumina2, ZImage,
 )  # fmt: skip
 EMBEDDED = {"tiny": "tiny/sd"}
 

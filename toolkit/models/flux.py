@@ -17,7 +17,7 @@ class Flux(PictureModel):
 
     pipelines = ("FluxPipeline",)
     text_names = ("text_encoder", "text_encoder_2")
-    targets = JOINT_ATTENTION
+    attention = JOINT_ATTENTION
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
 
     @property

@@ -14,9 +14,16 @@ class Flux2Klein(PictureModel):
     """Double blocks, then single blocks whose q, k, v and MLP are one projection."""
 
     pipelines = ("Flux2KleinPipeline",)
-    targets = (*JOINT_ATTENTION, "to_qkv_mlp_proj", "attn.to_out")
+    attention = JOINT_ATTENTION
     patch = 1  # latents are squares of 2 x 2 already
     licence = "klein 4B: Apache-2.0; klein 9B: non-commercial licence of Black Forest Labs."
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The single blocks' output projection by its whole name: in double blocks a list of layers is called the same."""
+        singles = range(self.config_of("transformer")["num_single_layers"])
+        outputs = (f"single_transformer_blocks.{number}.attn.to_out" for number in singles)
+        return (*self.attention, "to_qkv_mlp_proj", *outputs)
 
     @property
     def latent_scale(self) -> int:

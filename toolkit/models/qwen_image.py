@@ -14,7 +14,7 @@ class QwenImage(PictureModel):
     """Joint attention over picture and words."""
 
     pipelines = ("QwenImagePipeline",)
-    targets = JOINT_ATTENTION
+    attention = JOINT_ATTENTION
     licence = "Apache-2.0."
 
     @property

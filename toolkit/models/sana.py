@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -32,6 +33,14 @@ class Sana(PictureModel):
             list(prompts), do_classifier_free_guidance=False, device=self.device
         )
         return {"prompt_embeds": states, "prompt_attention_mask": mask}
+
+    @classmethod
+    def call_inputs(
+        cls, prompts: Sequence[str] | Words, negative: Sequence[str] | Words | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        """Pictures get the size they are asked for, not the nearest one of a list."""
+        given = super().call_inputs(prompts, negative, guidance_scale) | {"use_resolution_binning": False}
+        return given | {"negative_prompt": None} if isinstance(negative, dict) else given
 
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         return self.transformer(

@@ -16,7 +16,7 @@ class StableDiffusion3(PictureModel):
 
     pipelines = ("StableDiffusion3Pipeline",)
     text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    targets = JOINT_ATTENTION
+    attention = JOINT_ATTENTION
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
     def words(self, prompts: Sequence[str]) -> Words:

@@ -1,0 +1,200 @@
+"""Every family against its own stock pipeline: what it encodes, what it predicts, what it trains and what it exports."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from test_training import train_until
+from tiny_families import BUILDERS, SIDE, build
+
+from rankfold.pipelines.export import export_adapter
+from rankfold.pipelines.generate import Recipe, denoise, generate
+from rankfold.toolkit.data import world
+from rankfold.toolkit.formats import native
+from rankfold.toolkit.models.base import packed, stacked, unpacked
+from rankfold.toolkit.models.diffusion import FAMILIES, open_model, resolve_base
+from rankfold.training.config import SubjectConfig
+from rankfold.training.start import resume, train
+
+PROMPT = "a sks creature on the beach"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """name -> folder of its tiny pipeline, built when first asked for."""
+    root, made = tmp_path_factory.mktemp("families"), {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = build(name, root / name)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(params=list(BUILDERS))
+def folder(request, folders):
+    return folders(request.param)
+
+
+def as_latents(model, tensor):
+    """What a pipeline carries through its loop, as latents (B, C, H, W)."""
+    side = SIDE // model.latent_scale
+    if tensor.dim() == 4:
+        return tensor
+    if type(model).__name__ == "Flux2Klein":
+        return tensor.transpose(1, 2).reshape(len(tensor), -1, side, side)
+    return unpacked(tensor, side, side)
+
+
+def recorded(model, pipe, words):
+    """One picture by the stock pipeline without guidance: what went into each scheduler step and came out, and into the VAE."""
+    steps, decoded = [], []
+    step, decode = pipe.scheduler.step, pipe.vae.decode
+
+    def recording_step(output, timestep, sample, *more, **named):
+        answer = step(output, timestep, sample, *more, **named)
+        steps.append(SimpleNamespace(output=output, timestep=timestep, sample=sample, next=answer[0]))
+        return answer
+
+    def recording_decode(latents, *more, **named):
+        decoded.append(latents)
+        return decode(latents, *more, **named)
+
+    pipe.scheduler.step, pipe.vae.decode = recording_step, recording_decode
+    guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
+    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=guidance, side=SIDE, negative=words)
+    return steps, decoded[0]
+
+
+def test_predicts_what_the_stock_pipeline_does(folder):
+    model = open_model(resolve_base(str(folder)))
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
+    with torch.no_grad():
+        words = model.words([PROMPT])
+    steps, _ = recorded(model, pipe, words)
+    for one in steps:
+        timestep = torch.as_tensor(one.timestep).reshape(1)
+        level = timestep.float() / 1000 if model.flow else timestep.long()
+        with torch.no_grad():
+            guess = model.predict(as_latents(model, one.sample), level, words)
+        assert guess.abs().max() > 1e-3
+        torch.testing.assert_close(guess, as_latents(model, one.output), rtol=1e-4, atol=1e-5)
+
+
+def test_encodes_what_the_stock_pipeline_decodes(folder, monkeypatch):
+    """The latents that the pipeline ends with are the ones that its autoencoder's input is encoded to."""
+    model = open_model(str(folder))
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
+    with torch.no_grad():
+        words = model.words([PROMPT])
+    steps, raw = recorded(model, pipe, words)
+    posterior = SimpleNamespace(mean=raw, std=torch.ones_like(raw))
+    monkeypatch.setattr(model.vae, "encode", lambda pixels: SimpleNamespace(latent_dist=posterior, latent=raw))
+    mean, std = model.encode_pixels(torch.zeros(1, 3, SIDE, SIDE))
+    torch.testing.assert_close(mean, as_latents(model, steps[-1].next), rtol=1e-4, atol=1e-5)
+    assert std.shape == mean.shape
+    assert mean.shape[2:] == (SIDE // model.latent_scale,) * 2
+
+
+def test_encodes_pictures(folder):
+    model = open_model(str(folder))
+    picture = Image.effect_noise((SIDE, SIDE), 80).convert("RGB")
+    latents = model.encode_picture(picture)
+    shape = latents["mean"].shape
+    assert shape == latents["std"].shape
+    assert shape[1:] == (SIDE // model.latent_scale,) * 2
+    assert latents["mean"].std() > 1e-4
+
+
+def test_prompts_of_other_lengths_do_not_change_each_other(folder):
+    """Words encoded alone and filled up predict what they predict alone: masks are kept."""
+    model = open_model(str(folder))
+    short, long = "a creature", "a large sks creature in the city at the left, with three eyes and a tail"
+    with torch.no_grad():
+        rows = [model.words([text]) for text in (short, long)]
+        both = stacked(rows)
+        latents = torch.randn(1, *model.encode_picture(Image.new("RGB", (SIDE, SIDE)))["mean"].shape)
+        level = torch.tensor([0.5]) if model.flow else torch.tensor([500])
+        together = model.predict(latents.expand(2, -1, -1, -1).contiguous(), level.expand(2), both)
+        for number, row in enumerate(rows):
+            alone = model.predict(latents, level, row)
+            torch.testing.assert_close(together[number : number + 1], alone, rtol=1e-3, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-6
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+ADAPTERS = ("lora", "moslora", "fvae", "loratrf", "glora")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for number, (picture, _) in enumerate(world.subject_pictures(2_000_700, 3)):
+        picture.resize((SIDE, SIDE)).save(root / f"{number}.png")
+    return root
+
+
+def a_config(folder, photos, out, **more):
+    settings = {
+        "steps": 2,
+        "batch_size": 2,
+        "rank": 4,
+        "alpha": 4.0,
+        "learning_rate": 0.01,
+        "preview_every": 0,
+        "threads": 1,
+    }
+    return SubjectConfig(base=str(folder), images=photos, out=out, resolution=SIDE, **(settings | more))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_trains_and_is_used(folder, photos, tmp_path, adapter):
+    """Two steps on denoiser and text encoders; the adapter, on a stock pipeline, changes the picture."""
+    run = train(a_config(folder, photos, tmp_path / "run", adapter=adapter, train_text_encoder=True))
+    model = open_model(str(folder))
+    assert native.check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
+    recipe = Recipe(prompt=PROMPT, base=str(folder), steps=2, side=SIDE)
+    ((plain, _),) = generate(recipe)
+    ((tuned, _),) = generate(replace(recipe, adapters=(str(run.adapter),), strengths=(1.0,)))
+    assert plain.tobytes() != tuned.tobytes()
+
+
+def test_resume_is_exact(folder, photos, tmp_path):
+    """With previews from cached words on the way."""
+    config = a_config(folder, photos, tmp_path / "a", steps=4, preview_every=2, preview_steps=1, checkpoint_every=2)
+    whole, part = train(config), train_until(replace(config, out=tmp_path / "b"), 2)
+    resume(part.folder)
+    name = open_model(str(folder)).denoiser_name
+    files = [run.adapter / name / native.WEIGHTS for run in (whole, part)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    samples = [sorted(run.samples.iterdir()) for run in (whole, part)]
+    assert [f.read_bytes() for f in samples[0]] == [f.read_bytes() for f in samples[1]]
+
+
+def test_exports_to_stock_diffusers(folder, photos, tmp_path):
+    run = train(a_config(folder, photos, tmp_path / "run"))
+    proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", side=SIDE)
+    assert proof.reader == "diffusers"
+    assert proof.layers > 0
+    assert proof.weight_error < 1e-5
+    assert proof.picture_difference < 1e-3
+    assert proof.effect > 1e-4
+
+
+def test_packing_is_the_stock_one():
+    latents = torch.randn(2, 3, 4, 6)
+    tokens = diffusers.FluxPipeline._pack_latents(latents, 2, 3, 4, 6)
+    assert torch.equal(packed(latents), tokens)
+    assert torch.equal(unpacked(tokens, 4, 6), latents)
+
+
+def test_every_family_is_tried():
+    tried = {type(make()).__name__ for make in BUILDERS.values()}
+    assert tried == {name for family in FAMILIES for name in family.pipelines}
+    assert all(family.licence for family in FAMILIES)
