@@ -34,8 +34,10 @@ class SampleOptions:
     """Denoising steps."""
     guidance_scale: float | None = None
     """How closely to follow the prompt; 1 is not at all; unset means the run's, or 4."""
-    scheduler: str = "DDIMScheduler"
-    """A scheduler class of diffusers."""
+    scheduler: str = ""
+    """A scheduler class of diffusers; unset means the one that suits the base's family."""
+    side: int = 0
+    """Side of the pictures in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format."""
     out: Path = Path("samples")
@@ -98,6 +100,7 @@ def recipe_of(options: SampleOptions) -> Any:
         steps=options.steps,
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,
         scheduler=options.scheduler,
+        side=options.side,
         precision=options.precision,
         seed=options.seed,
     )

@@ -98,6 +98,7 @@ def load_pipeline(recipe: Recipe) -> Any:
 
     check_recipe(recipe)
     base = open_model(resolve_base(recipe.base), DTYPES[recipe.precision])
+    base.check_side(recipe.side, "--side")
     pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=base.dtype, **base.left_out())
     pipe.scheduler = base.scheduler_for_pictures()
     if recipe.scheduler:

@@ -47,6 +47,8 @@ def train(images, base, tmp_path, monkeypatch):
         (["--adapter-options", "mixr", "frozen"], "Did you mean 'mixer'"),
         (["--precision", "fp16"], "fp16"),
         (["--token", " "], "--token"),
+        (["--resolution", "70"], "--resolution 70 cannot be divided by 8"),
+        (["--timestep-shift", "0"], "--timestep-shift must be above 0"),
     ],
 )
 def test_mistakes(capsys, train, options, words):
@@ -55,6 +57,16 @@ def test_mistakes(capsys, train, options, words):
 
 def test_base_folder_that_is_no_pipeline(capsys, train, tmp_path):
     assert "no model_index.json" in fails(capsys, *train, "--base", tmp_path)
+
+
+def test_base_of_no_family(capsys, train, tmp_path):
+    index = tmp_path / "model_index.json"
+    index.write_text('{"_class_name": "StableDiffusion4Pipeline"}')
+    said = fails(capsys, *train, "--base", tmp_path)
+    assert "Did you mean 'StableDiffusionPipeline'" in said
+    assert "docs/families.md" in said
+    index.write_text('{"_class_name": "FluxPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}')
+    assert "transformer/ is missing" in fails(capsys, *train, "--base", tmp_path)
 
 
 def test_target_that_matches_no_layer(capsys, images, base, tmp_path):

@@ -38,6 +38,7 @@ def min_snr_weight(kind: str, snr_B: torch.Tensor, gamma: float) -> torch.Tensor
     return torch.where(snr_B > 0, clipped / snr_B.clamp(min=1e-12), torch.ones_like(snr_B))
 
 
-def per_sample_mse(guess: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each row, (B,), in fp32."""
-    return (guess.float() - goal.float()).square().flatten(1).mean(1)
+def per_sample_mse(guess: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of each row, (B,), in fp32; weight (B, 1, H, W) is what each latent pixel counts for."""
+    error = (guess.float() - goal.float()).square()
+    return (error if weight is None else error * weight).flatten(1).mean(1)

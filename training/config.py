@@ -100,18 +100,30 @@ class PictureConfig(LoopConfig):
     """What the subject is an instance of."""
     resolution: int = 0
     """Side of the training pictures in pixels; 0 means the base model's own."""
-    crop: Literal["center", "pad"] = "center"
-    """center: resize the shorter side and crop the middle; pad: keep the whole picture on a border."""
+    crop: Literal["center", "pad", "bucket"] = "center"
+    """center: crop the middle square; pad: the whole picture on a border; bucket: its own shape, with about as many pixels."""
     flip: bool = False
     """Also train on mirrored pictures (not for subjects whose left and right differ)."""
     skip_bad: bool = False
     """Leave out pictures that cannot be read instead of stopping."""
+    masks: str = ""
+    """Folder with a PNG for each picture, white where the subject is; 'alpha' takes the pictures' own transparency."""
+    unmasked_weight: float = 0.0
+    """What the error outside the masks counts for."""
+    caption_dropout: float = 0.0
+    """Share of the rows whose caption is left out."""
+    caption_orders: int = 0
+    """Captions of tags are also used in so many other orders; the first tag stays in front."""
+    preservation_weight: float = 0.0
+    """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
     prior_weight: float = 0.0
-    """Weight of the prior preservation loss; 0 turns it off, 1 is usual."""
+    """Weight of the prior preservation loss (class pictures); 0 turns it off, 1 is usual."""
     prior_pictures: int = 50
     """Class pictures, made once by the base model and kept."""
     min_snr_gamma: float | None = None
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""
+    noise_offset: float = 0.0
+    """Adds noise that is alike in all of a picture, so that light and dark are learned too; 0.05 is usual."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
     """Where flow models are trained on the way from noise to picture (Esser et al. 2024, section 3.1); others draw alike."""
     timestep_shift: float = 1.0
@@ -212,7 +224,8 @@ LEAST = {
     "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
     "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
     "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0, "max_rank": 0,
-    "limit": 0, "largest_every": 0, "held_out_draws": 1,
+    "limit": 0, "largest_every": 0, "held_out_draws": 1, "noise_offset": 0, "preservation_weight": 0, "caption_orders": 0,
+    "unmasked_weight": 0,
 }  # fmt: skip
 ABOVE_ZERO = (
     "learning_rate",
@@ -225,7 +238,7 @@ ABOVE_ZERO = (
     "held_out_share",
     "timestep_shift",
 )
-BELOW_ONE = ("dropout", "ema_decay", "held_out_share")
+BELOW_ONE = ("dropout", "ema_decay", "held_out_share", "caption_dropout", "unmasked_weight")
 
 
 def check_numbers(config: PictureConfig) -> None:
@@ -243,6 +256,10 @@ def check_numbers(config: PictureConfig) -> None:
             raise UserError(f"{flag} must be above 0, not {value}.")
         if name in BELOW_ONE and value is not None and not 0 <= value < 1:
             raise UserError(f"{flag} must lie between 0 and below 1, not {value}.")
+    if config.crop == "bucket" and config.prior_weight:
+        raise UserError(
+            "--prior-weight works with square pictures only: take --preservation-weight, or --crop center or pad."
+        )
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
 

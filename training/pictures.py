@@ -6,26 +6,28 @@ photos + captions -> latents and prompt states (cached) -> noise -> predict (ada
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from peft import PeftConfig
 from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 
 from ..pipelines.generate import denoise
 from ..toolkit import losses
-from ..toolkit.adapters.attach import attach
+from ..toolkit.adapters.attach import adapters_off, attach
 from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.data.cache import cached, file_hash, key_of
-from ..toolkit.data.subjects import Sample, load_picture
+from ..toolkit.data.subjects import Sample, load_mask, load_picture, picture_size
 from ..toolkit.models.base import DTYPES, PictureModel, Words, stacked
 from ..toolkit.models.diffusion import cache_folder, open_model
 from ..toolkit.noise import Noise
-from ..toolkit.randomness import generator, order
+from ..toolkit.randomness import generator
 from ..toolkit.runs import Run
 from .config import PictureConfig, SearchConfig, SubjectConfig
+from .rows import Rows, bucket_size, other_orders, picked
 
 
 def attach_to_parts(
@@ -65,29 +67,50 @@ class DenoisingLoss(nn.Module):
         self.model, self.noise, self.words_of, self.gamma = model, noise, words_of, min_snr_gamma
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of each sample, (B,). Batch: mean, std, spread, noise (B, C, H, W); levels, prompt, weight (B,)."""
+        """Loss of each sample, (B,).
+
+        Batch: mean, std, spread, noise (B, C, H, W); levels, prompt, weight (B,); by choice mask (B, 1, H, W), and kept, kept_prompt
+        and kept_weight (K,): rows that are asked a second time, with another prompt, for what the model without adapters says.
+        """
         clean = batch["mean"] + batch["std"] * batch["spread"]
-        noise, levels, dtype = batch["noise"], batch["levels"], self.model.dtype
-        noisy = self.noise.add(clean, noise, levels)
+        noise, levels, prompt, count = batch["noise"], batch["levels"], batch["prompt"], len(clean)
+        noisy, goal = self.noise.add(clean, noise, levels), self.noise.target(clean, noise, levels)
+        mask, weight = batch.get("mask"), batch["weight"]
+        if (kept := batch.get("kept")) is not None:
+            frozen = self.frozen(noisy[kept], levels[kept], batch["kept_prompt"])
+            noisy, levels = torch.cat([noisy, noisy[kept]]), torch.cat([levels, levels[kept]])
+            goal, prompt = torch.cat([goal, frozen.to(goal)]), torch.cat([prompt, batch["kept_prompt"]])
+            weight = torch.cat([weight, batch["kept_weight"]])
+            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[kept])])
         with auxiliary_losses() as auxiliary:
-            words = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.words_of(batch["prompt"]).items()}
-            guess = self.model.predict(noisy.to(dtype), levels, words)
-        loss = losses.per_sample_mse(guess, self.noise.target(clean, noise, levels)) * batch["weight"]
+            guess = self.predict(noisy, levels, prompt)
+        loss = losses.per_sample_mse(guess, goal, mask) * weight
         if self.gamma is not None:
             loss = loss * self.noise.min_snr_weight(levels, self.gamma)
+        if kept is not None:
+            loss = loss[:count].index_add(0, kept, loss[count:])
         return loss + auxiliary.total()
 
+    def predict(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """What the model says of noisy latents with the prompts of these numbers."""
+        dtype = self.model.dtype
+        words = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.words_of(prompt).items()}
+        return self.model.predict(noisy.to(dtype), levels, words)
 
-@dataclass
-class Rows:
-    """Training rows on the device: latents (N, C, H, W), and a prompt number for each."""
+    @torch.no_grad()
+    def frozen(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """The same without any adapter."""
+        with adapters_off(*self.parts.values()):
+            return self.predict(noisy, levels, prompt)
 
-    mean: torch.Tensor
-    std: torch.Tensor
-    prompt: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.mean)
+KEPT_EVERY = 4  # rows of a batch for each one that preservation asks again
+
+
+def without_token(caption: str, config: PictureConfig) -> str:
+    """The caption of the same picture for any instance of the class."""
+    bare = " ".join(word for word in caption.split() if word.strip(",.") != config.token)
+    return bare if bare != caption else config.class_prompt
 
 
 class PictureTask:
@@ -113,13 +136,13 @@ class PictureTask:
             prior = self.class_samples() if config.prior_weight else []  # by the base model, still as it is
             self.parts = self.attach()
             text = [name for name in self.parts if name != model.denoiser_name]
-            self.instance = self.rows(samples, config.prompt)
+            self.instance = self.rows(samples, config.prompt, subject=True)
             self.prior = self.rows(prior, config.class_prompt) if prior else None
             self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
             self.preview_texts = [
                 text.format(token=config.token, noun=config.class_noun) for text in (*config.preview_prompts, "")
             ]
-            self.prompt_numbers(self.preview_texts)
+            self.prompt_numbers(self.preview_texts)  # the empty one among them, which dropped captions are
             self.states = None if text else self.prompt_states()
         model.release(text=not text)
         if config.gradient_checkpointing:
@@ -139,26 +162,52 @@ class PictureTask:
 
     # -------------------------------------------------------------------------- data
 
-    def rows(self, samples: list[Sample], default_prompt: str) -> Rows:
-        """Latents of the samples, from the cache where they are, and their prompts' numbers."""
-        model, vae = self.model, self.model.fingerprint("vae")
+    def rows(self, samples: list[Sample], default_prompt: str, *, subject: bool = False) -> list[Rows]:
+        """The samples by the size they are brought to. subject: these are what is trained on, with masks and shapes of their own."""
+        unit = self.model.latent_scale * self.model.patch
+        sizes: dict[tuple[int, int], list[Sample]] = {}
+        for sample in samples:
+            square = self.config.crop != "bucket" or not subject
+            size = (self.side, self.side) if square else bucket_size(*picture_size(sample), self.side, unit)
+            sizes.setdefault(size, []).append(sample)
+        return [self.bucket(own, size, default_prompt, subject) for size, own in sizes.items()]
+
+    def bucket(self, samples: list[Sample], size: tuple[int, int], default_prompt: str, subject: bool) -> Rows:
+        """Samples of one size: latents, from the cache where they are, masks, and their prompts' numbers."""
+        model, vae, config = self.model, self.model.fingerprint("vae"), self.config
         latents = []
         for sample in samples:
             key = key_of(
                 kind="latents",
                 vae=vae,
                 file=file_hash(sample.path),
-                side=self.side,
-                crop=self.config.crop,
+                size=size,
+                crop=config.crop,
                 flip=sample.flip,
             )
-            make = lambda s=sample: model.encode_picture(load_picture(s, self.side, self.config.crop))  # noqa: E731
+            make = lambda s=sample: model.encode_picture(load_picture(s, size, config.crop))  # noqa: E731
             latents.append(cached(self.cache / "latents", key, make))
+        captions = [sample.caption or default_prompt for sample in samples]
+        ways = [other_orders(caption, config.caption_orders, config.seed) for caption in captions]
+        most = max(len(own) for own in ways)
+        ways = [(own * most)[:most] for own in ways]
+        bare = [without_token(caption, config) for caption in captions]
+        mean = torch.stack([row["mean"] for row in latents])
         return Rows(
-            mean=torch.stack([row["mean"] for row in latents]).to(self.device),
+            mean=mean.to(self.device),
             std=torch.stack([row["std"] for row in latents]).to(self.device),
-            prompt=self.prompt_numbers([sample.caption or default_prompt for sample in samples]),
+            prompts=torch.stack([self.prompt_numbers(own) for own in ways]),
+            without_token=self.prompt_numbers(bare) if subject and config.preservation_weight else None,
+            mask=self.mask_weights(samples, size, mean.shape[2:]) if subject and config.masks else None,
         )
+
+    def mask_weights(self, samples: list[Sample], size: tuple[int, int], latent: Sequence[int]) -> torch.Tensor:
+        """What each latent pixel counts for, (N, 1, H, W), 1 on average over each picture."""
+        config, least = self.config, self.config.unmasked_weight
+        masks = [load_mask(sample, config.masks, size, config.crop) for sample in samples]
+        shares = torch.stack([pil_to_tensor(mask).float() / 255 for mask in masks])
+        weights = least + (1 - least) * F.interpolate(shares, size=tuple(latent), mode="area")
+        return (weights / weights.mean((2, 3), keepdim=True).clamp(min=1e-6)).to(self.device)
 
     def prompt_numbers(self, texts: list[str]) -> torch.Tensor:
         """A number for each text; new texts are added to `prompts`."""
@@ -221,43 +270,73 @@ class PictureTask:
         parts = [self.part(self.instance, 1, 1.0, position, slots)]
         if self.prior is not None:
             parts.append(self.part(self.prior, 2, config.prior_weight, position, slots))
-        batch = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+            if "mask" in parts[0]:
+                parts[1]["mask"] = torch.ones_like(parts[0]["mask"])
+        batch = {key: torch.cat([part[key] for part in parts if key in part]) for key in parts[0]}
         batch["weight"] *= len(parts)  # the mean over all rows is then instance mean + weight * class mean
         return batch
 
-    def part(self, rows: Rows, stream: int, weight: float, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+    def part(
+        self, buckets: list[Rows], stream: int, weight: float, position: int, slots: list[int]
+    ) -> dict[str, torch.Tensor]:
         """Rows of one stream (1 instance, 2 class), each with randomness of its own."""
-        config, shape = self.config, rows.mean.shape[1:]
-        chosen = order(config.seed + stream, len(rows), position, config.batch_size)
-        picked = torch.tensor([chosen[slot] for slot in slots])
-        drawn, levels = [], []
-        for slot in slots:
+        config = self.config
+        number, chosen = picked([len(rows) for rows in buckets], config.seed + stream, position, config.batch_size)
+        rows = buckets[number]
+        which, shape = torch.tensor([chosen[slot] for slot in slots]), rows.mean.shape[1:]
+        drawn, levels, prompts = [], [], []
+        for slot, row in zip(slots, which.tolist(), strict=True):
             random = generator(config.seed, stream, position + slot)
-            drawn.append(torch.randn((2, *shape), generator=random))
+            both = torch.randn((2, *shape), generator=random)
             levels.append(self.noise.draw(random))
+            if config.noise_offset:
+                both[1] += config.noise_offset * torch.randn(shape[0], 1, 1, generator=random)
+            drawn.append(both)
+            prompts.append(self.prompt_drawn(rows.prompts[row], random))
         spread, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
-        where = picked.to(self.device, non_blocking=True)
-        return {
+        where = which.to(self.device, non_blocking=True)
+        batch = {
             "mean": rows.mean[where],
             "std": rows.std[where],
             "spread": spread,
             "noise": noise,
             "levels": torch.cat(levels).to(self.device, non_blocking=True),
-            "prompt": self.prompt_of(rows, picked),
+            "prompt": self.near_words(torch.stack(prompts)),
             "weight": torch.full((len(slots),), weight, device=self.device),
         }
+        if rows.mask is not None:
+            batch["mask"] = rows.mask[where]
+        return batch | (self.kept(rows.without_token[which], slots) if rows.without_token is not None else {})
 
-    def prompt_of(self, rows: Rows, picked: torch.Tensor) -> torch.Tensor:
-        """Prompt numbers of rows: on the device where words are looked up there, here where texts are."""
-        numbers = rows.prompt[picked]
+    def prompt_drawn(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """The number of the caption that a row is given this time: one of its ways, or none."""
+        config = self.config
+        if config.caption_dropout and float(torch.rand((), generator=random)) < config.caption_dropout:
+            return torch.tensor(self.prompts[""])
+        return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
+
+    def kept(self, prompts: torch.Tensor, slots: list[int]) -> dict[str, torch.Tensor]:
+        """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says."""
+        config = self.config
+        total = len(range(0, config.batch_size, KEPT_EVERY))  # in all processes together
+        own = torch.tensor([n for n, slot in enumerate(slots) if slot % KEPT_EVERY == 0], dtype=torch.long)
+        weight = config.preservation_weight * config.batch_size / total
+        return {
+            "kept": own.to(self.device),
+            "kept_prompt": self.near_words(prompts[own]),
+            "kept_weight": torch.full((len(own),), weight, device=self.device),
+        }
+
+    def near_words(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Prompt numbers on the device where words are looked up there, here where texts are."""
         return numbers if self.states is None else numbers.to(self.device, non_blocking=True)
 
     # -------------------------------------------------------------------------- judging on held-out pictures
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
         """Each held-out picture `draws` times, with noise and levels drawn once, the levels spread over all there are."""
-        rows, noise, levels = self.held_out, [], []
-        assert rows is not None
+        assert self.held_out is not None
+        (rows,), noise, levels = self.held_out, [], []
         for number in range(len(rows) * draws):
             random = generator(seed, 9, number)
             noise.append(torch.randn(rows.mean.shape[1:], generator=random))
@@ -270,7 +349,7 @@ class PictureTask:
             "spread": torch.zeros_like(rows.mean[where]),
             "noise": torch.stack(noise).to(self.device),
             "levels": torch.cat(levels).to(self.device),
-            "prompt": self.prompt_of(rows, which),
+            "prompt": self.near_words(rows.prompts[which, 0]),
             "weight": torch.ones(len(where), device=self.device),
         }
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..toolkit.data.subjects import Sample, find_samples
+from ..toolkit.data.subjects import Sample, check_masks, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import ATTENTION
-from ..toolkit.models.diffusion import resolve_base
+from ..toolkit.models.diffusion import open_model, resolve_base
 from ..toolkit.runs import Run, write_text
 from .compose import ComposeTask, check_compose, compose_fixed
 from .config import ComposeConfig, PictureConfig, SearchConfig, SubjectConfig, check_numbers, from_yaml, to_yaml
@@ -90,7 +90,11 @@ def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
     samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
     if Run(config.out).is_live():
         Run(config.out).claim()  # says which process has it
-    return samples, resolve_base(config.base)
+    if config.masks:
+        check_masks(samples, config.masks)
+    base = resolve_base(config.base)
+    open_model(base).check_side(config.resolution, "--resolution")
+    return samples, base
 
 
 def carry_out(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,6 +99,19 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def adapter_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     """Adapted layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+@contextmanager
+def adapters_off(*models: nn.Module) -> Iterator[None]:
+    """Within the block the models compute what they would without any adapter."""
+    layers = [layer for model in models for layer in adapter_layers(model).values() if not layer.disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True  # enable_adapters(False) would also take the parameters out of training
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def adapter_state(model: nn.Module, adapter: str = "default") -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from ..errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SMALLEST = 16  # a side below this has nothing to learn from, pixels
+ALPHA = "alpha"  # in the place of a folder of masks: the pictures' own transparency
 LARGEST = 16_384  # a side above this is a mistake more often than a photo, pixels
 
 
@@ -102,8 +103,8 @@ def picture_fault(path: Path) -> str | None:
     return None
 
 
-def load_picture(sample: Sample, side: int, crop: str) -> Image.Image:
-    """The picture as RGB, `side` x `side`: turned as its EXIF says, transparency on white, cropped or padded."""
+def load_picture(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
+    """The picture as RGB of this (width, height): turned as its EXIF says, transparency on white, cropped or padded."""
     with Image.open(sample.path) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.has_transparency_data:
@@ -111,11 +112,59 @@ def load_picture(sample: Sample, side: int, crop: str) -> Image.Image:
             ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
             image = Image.alpha_composite(ground, image)
         image = image.convert("RGB")
+    return brought_to(image, sample, size, crop, border_colour(image))
+
+
+def load_mask(sample: Sample, masks: str, size: tuple[int, int], crop: str) -> Image.Image:
+    """What counts in a picture (white) and what does not, brought to the size as the picture is: from a folder, or its alpha."""
+    with Image.open(sample.path if masks == ALPHA else mask_path(sample, masks)) as opened:
+        image = ImageOps.exif_transpose(opened)
+        mask = image.convert("RGBA").getchannel("A") if masks == ALPHA else image.convert("L")
+    return brought_to(mask, sample, size, crop, 0)
+
+
+def brought_to(
+    image: Image.Image, sample: Sample, size: tuple[int, int], crop: str, border: int | tuple[int, ...]
+) -> Image.Image:
+    """Cropped to the size or padded, and mirrored where the sample says so."""
     if crop == "pad":
-        image = ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=border_colour(image))
+        image = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=border)
     else:
-        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     return ImageOps.mirror(image) if sample.flip else image
+
+
+def picture_size(sample: Sample) -> tuple[int, int]:
+    """(width, height) as the picture is seen."""
+    with Image.open(sample.path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # orientations that lie on their side
+        return (image.height, image.width) if turned else image.size
+
+
+def mask_path(sample: Sample, masks: str) -> Path:
+    """The mask's file."""
+    return Path(masks) / f"{sample.path.stem}.png"
+
+
+def check_masks(samples: list[Sample], masks: str) -> None:
+    """Raises UserError when a picture has no mask, or one of another size."""
+    for sample in samples:
+        with Image.open(sample.path) as image:
+            size, clear = image.size, image.has_transparency_data
+        if masks == ALPHA:
+            if not clear:
+                raise UserError(
+                    f"{sample.path} has no transparency to be its mask; give a folder with --masks instead."
+                )
+            continue
+        path = mask_path(sample, masks)
+        if not path.is_file():
+            raise UserError(f"{sample.path.name} has no mask: expected {path}, white where the subject is.")
+        with Image.open(path) as mask:
+            if mask.size != size:
+                raise UserError(
+                    f"{path} is {mask.width} x {mask.height} pixels and its picture {size[0]} x {size[1]}: make them alike."
+                )
 
 
 def border_colour(image: Image.Image) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from ..errors import UserError
 from ..noise import DiscreteNoise, FlowNoise, Noise
 
 Words = dict[str, torch.Tensor]
@@ -168,6 +169,14 @@ class PictureModel:
     def native_resolution(self) -> int:
         """Side of the pictures the model was made for, pixels."""
         return self.config_of(self.denoiser_name)["sample_size"] * self.latent_scale
+
+    def check_side(self, side: int, flag: str) -> None:
+        """Raises UserError when pictures of this side, pixels, cannot be made into whole latents; 0 is the base's own side."""
+        unit = self.latent_scale * self.patch
+        if side % unit:
+            near = max(unit, round(side / unit) * unit)
+            kind = self.index["_class_name"]
+            raise UserError(f"{flag} {side} cannot be divided by {unit}, as a {kind} needs it: take {near}.")
 
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> dict[str, torch.Tensor]:

@@ -1,0 +1,215 @@
+"""What changes the loss and the data: preservation, masks, buckets, captions, noise; each by what it is to do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image, ImageDraw
+
+from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.noise import FlowNoise
+from rankfold.toolkit.randomness import generator
+from rankfold.training.config import SubjectConfig
+from rankfold.training.pictures import without_token
+from rankfold.training.rows import bucket_size, other_orders, picked
+from rankfold.training.start import train
+from rankfold.training.subject import SubjectTask
+
+
+@pytest.fixture
+def config(base, images, tmp_path):
+    return SubjectConfig(
+        base=str(base), images=images, out=tmp_path / "run", steps=3, batch_size=4, learning_rate=0.05, preview_every=0,
+        threads=1,
+    )  # fmt: skip
+
+
+def task_of(config):
+    return SubjectTask(config, find_samples(config.images), config.base, Accelerator(cpu=True))
+
+
+# ---------------------------------------------------------------------------------------------- preservation
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_preservation_is_nothing_at_the_start_and_something_behind(config, text):
+    """The untrained adapter says what the model says; a disturbed one does not, and its gradient leads back."""
+    task = task_of(replace(config, preservation_weight=1.0, train_text_encoder=text))
+    batch = task.batch(0, [0, 1, 2, 3])
+    plain = {k: v for k, v in batch.items() if not k.startswith("kept")}
+    assert batch["kept"].tolist() == [0]
+    torch.testing.assert_close(task.module(batch), task.module(plain))
+    with torch.no_grad():
+        for group in task.parameter_groups():
+            for parameter in group["params"]:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    more = task.module(batch) - task.module(plain)
+    assert more[0] > 1e-6
+    assert torch.equal(more[1:], torch.zeros(3))
+    more[0].backward()
+    assert any(p.grad is not None and p.grad.any() for g in task.parameter_groups() for p in g["params"])
+
+
+def test_preservation_weight_does_not_depend_on_the_batch(config):
+    """One row in four stands for four."""
+    for size, kept in ((1, 1), (4, 1), (6, 2), (8, 2)):
+        task = task_of(replace(config, preservation_weight=0.5, batch_size=size))
+        batch = task.batch(0, list(range(size)))
+        assert batch["kept_weight"].tolist() == [0.5 * size / kept] * kept
+
+
+def test_captions_without_the_token(config):
+    assert without_token("a large sks creature, in the snow", config) == "a large creature, in the snow"
+    assert without_token("sks, red", config) == "red"
+    assert without_token("a thing", config) == "a creature"
+
+
+def test_preservation_in_training(config):
+    with_it = train(replace(config, preservation_weight=1.0, out=config.out / "a"))
+    without = train(replace(config, out=config.out / "b"))
+    file = "adapter/unet/adapter_model.safetensors"
+    assert (with_it.folder / file).read_bytes() != (without.folder / file).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------- masks
+
+
+@pytest.fixture
+def masks(images, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for path in images.glob("*.png"):
+        mask = Image.new("L", Image.open(path).size)
+        ImageDraw.Draw(mask).rectangle((0, 0, mask.width // 2 - 1, mask.height), fill=255)
+        mask.save(folder / path.name)
+    return folder
+
+
+def test_what_is_masked_out_has_no_part_in_the_loss(config, masks):
+    task = task_of(replace(config, masks=str(masks)))
+    batch = task.batch(0, [0, 1])
+    width = batch["mask"].shape[3]
+    assert batch["mask"][:, :, :, width // 2 :].max() == 0
+    torch.testing.assert_close(batch["mask"].mean((1, 2, 3)), torch.ones(2))
+    seen = task.module(batch)
+    spoiled = dict(batch, noise=batch["noise"].clone())
+    guess = task.module.predict
+    task.module.predict = lambda *given: guess(*given).index_fill(3, torch.arange(width // 2, width), 7.0)
+    assert torch.equal(task.module(spoiled), seen)
+    soft = task_of(replace(config, masks=str(masks), unmasked_weight=0.5)).batch(0, [0])["mask"]
+    assert soft.min() / soft.max() == pytest.approx(0.5)
+
+
+def test_masks_with_class_pictures(config, masks):
+    batch = task_of(replace(config, masks=str(masks), prior_weight=1.0, prior_pictures=2, preview_steps=1)).batch(
+        0, [0]
+    )
+    assert batch["mask"].shape[0] == 2
+    assert torch.equal(batch["mask"][1], torch.ones_like(batch["mask"][1]))
+
+
+def test_mask_mistakes(config, masks):
+    Image.new("L", (9, 9)).save(next(masks.glob("*.png")))
+    with pytest.raises(UserError, match="9 x 9"):
+        train(replace(config, masks=str(masks)))
+    next(masks.glob("*.png")).unlink()
+    with pytest.raises(UserError, match="has no mask"):
+        train(replace(config, masks=str(masks)))
+    with pytest.raises(UserError, match="no transparency"):
+        train(replace(config, masks="alpha"))
+
+
+# ---------------------------------------------------------------------------------------------- buckets
+
+
+def test_buckets_keep_shape_and_area():
+    for width, height in ((512, 512), (600, 400), (400, 600), (1000, 700), (2000, 500), (500, 2000), (513, 511)):
+        across, down = bucket_size(width, height, 512, 64)
+        assert across % 64 == down % 64 == 0
+        assert across * down <= 512 * 512 * 1.13
+        assert across * down >= 512 * 512 * 0.75
+        shape = min(max(width / height, 0.5), 2)
+        assert abs(across / down / shape - 1) < 0.16
+    assert bucket_size(64, 64, 64, 8) == (64, 64)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_no_picture_is_dropped(batch):
+    sizes = [5, 1, 3]
+    batches = sum(-(-size // batch) for size in sizes)
+    for epoch in range(3):
+        seen = set()
+        for number in range(epoch * batches, (epoch + 1) * batches):
+            bucket, rows = picked(sizes, 7, number * batch, batch)
+            assert len(rows) == batch
+            seen |= {(bucket, row) for row in rows}
+        assert len(seen) == sum(sizes)
+    assert picked(sizes, 7, 0, batch) == picked(sizes, 7, 0, batch)
+    assert len({str(picked(sizes, seed, 0, 1)) for seed in range(20)}) > 3
+
+
+def test_pictures_of_any_shape_train(config, tmp_path):
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for number, size in enumerate(((64, 64), (96, 48), (48, 96), (64, 60))):
+        Image.effect_noise(size, 60).convert("RGB").save(folder / f"{number}.png")
+    config = replace(config, images=folder, crop="bucket", batch_size=2)
+    task = task_of(config)
+    shapes = {tuple(rows.mean.shape[2:]) for rows in task.instance}
+    assert len(shapes) == 3
+    assert sum(len(rows) for rows in task.instance) == 4
+    assert train(config).status()["state"] == "done"
+    with pytest.raises(UserError, match="--prior-weight"):
+        train(replace(config, prior_weight=1.0))
+
+
+# ---------------------------------------------------------------------------------------------- captions and noise
+
+
+def test_caption_dropout(config):
+    task = task_of(replace(config, caption_dropout=0.3))
+    numbers = torch.cat([task.batch(4 * n, [0, 1, 2, 3])["prompt"] for n in range(150)])
+    assert 0.22 < (numbers == task.prompts[""]).float().mean() < 0.38
+
+
+def test_caption_orders(config):
+    said = other_orders("a sks creature, red, in the snow, smiling", 6, 0)
+    assert len(said) == 7
+    assert all(text.startswith("a sks creature, ") for text in said)
+    assert all(sorted(text.split(", ")) == sorted(said[0].split(", ")) for text in said)
+    assert len(set(said)) > 3
+    assert other_orders("a sks creature", 6, 0) == ["a sks creature"]
+    for path in config.images.glob("*.png"):
+        path.with_suffix(".txt").write_text("a sks creature, red, small, happy")
+    task = task_of(replace(config, caption_orders=3))
+    assert len({int(n) for k in range(40) for n in task.batch(4 * k, [0, 1, 2, 3])["prompt"]}) > 1
+
+
+def test_noise_offset(config):
+    plain, offset = (task_of(replace(config, noise_offset=amount)).batch(0, [0, 1]) for amount in (0.0, 0.5))
+    shift = offset["noise"] - plain["noise"]
+    assert torch.allclose(shift, shift.mean((2, 3), keepdim=True).expand_as(shift), atol=1e-6)
+    assert shift.std() > 0.1
+
+
+def test_flow_noise():
+    """Clean and noise are what noisy latents and the target say; levels follow the sampler."""
+    noise = FlowNoise()
+    clean, other, levels = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.1, 0.5, 0.9])
+    noisy, goal = noise.add(clean, other, levels), noise.target(clean, other, levels)
+    s = levels.view(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy - s * goal, clean)
+    torch.testing.assert_close(noisy + (1 - s) * goal, other)
+
+    def levels(**given):
+        drawn = torch.cat([FlowNoise(**given).draw(generator(0, n)) for n in range(2000)])
+        return float(drawn.mean()), float(drawn.std())
+
+    assert levels(sampling="uniform") == pytest.approx((0.5, 0.289), abs=0.02)
+    assert levels(sampling="logit_normal") == pytest.approx((0.5, 0.208), abs=0.02)
+    assert levels(sampling="mode") == pytest.approx((0.5, 0.22), abs=0.03)
+    assert levels(sampling="logit_normal", shift=3.0)[0] > 0.65
+    weight = noise.min_snr_weight(torch.tensor([0.5, 0.01]), 5.0)
+    torch.testing.assert_close(weight, torch.tensor([0.25, 5 * 0.01**2]))
