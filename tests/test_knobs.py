@@ -1,20 +1,26 @@
 """What changes the loss and the data: preservation, masks, buckets, captions, noise; each by what it is to do."""
 
+import importlib.util
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from test_training import train_until
 
+from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.formats import native
 from rankfold.toolkit.noise import FlowNoise
 from rankfold.toolkit.randomness import generator
 from rankfold.training.config import SubjectConfig
 from rankfold.training.pictures import without_token
 from rankfold.training.rows import bucket_size, other_orders, picked
-from rankfold.training.start import train
+from rankfold.training.start import resume, train
 from rankfold.training.subject import SubjectTask
 
 
@@ -213,3 +219,69 @@ def test_flow_noise():
     assert levels(sampling="logit_normal", shift=3.0)[0] > 0.65
     weight = noise.min_snr_weight(torch.tensor([0.5, 0.01]), 5.0)
     torch.testing.assert_close(weight, torch.tensor([0.25, 5 * 0.01**2]))
+
+
+# ---------------------------------------------------------------------------------------------- optimizers and number formats
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "Prodigy", "AdamWScheduleFree"])
+def test_other_optimizers_learn_and_resume(config, name):
+    """The loss falls, and a stopped run ends where one that went on does."""
+    rate = {"Prodigy": 1.0, "Lion8bit": 0.001}.get(name, 0.005)
+    config = replace(config, optimizer=name, learning_rate=rate, steps=40, checkpoint_every=15, log_every=20)
+    whole = train(config)
+    losses = [json.loads(line)["loss"] for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    part = train_until(replace(config, out=config.out.parent / "b"), 15)
+    resume(part.folder)
+    file = "adapter/unet/adapter_model.safetensors"
+    assert (whole.folder / file).read_bytes() == (part.folder / file).read_bytes()
+
+
+def test_schedule_free_writes_its_average(config):
+    """The adapter is what the optimizer means by its weights, not where it takes its gradients."""
+    config = replace(config, optimizer="AdamWScheduleFree", steps=8)
+    run = train(config)
+    state = torch.load(run.checkpoint_files()[-1], weights_only=True)
+    written = load_file(run.adapter / "unet" / native.WEIGHTS)
+    kept = {tuple(p.shape): p for p in state["parameters"]}
+    assert not any(torch.equal(value, kept[tuple(value.shape)]) for value in written.values())
+
+
+def test_a_library_that_is_missing(config, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("prodigyopt", "bitsandbytes") else real(name)
+    )
+    with pytest.raises(UserError, match=r"prodigyopt, which is not installed: pip install .rankfold\[optimizers\]"):
+        train(replace(config, optimizer="Prodigy"))
+    with pytest.raises(UserError, match=r"bitsandbytes, which is not installed: pip install .rankfold\[quantize\]"):
+        train(replace(config, quantize="nf4"))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "moslora", "glora", "loratrf"])
+def test_lora_plus(config, adapter):
+    """Up-factors have the higher rate, all else the plain one."""
+    task = task_of(replace(config, adapter=adapter, lora_plus_ratio=8.0))
+    rates = {}
+    for group in task.parameter_groups():
+        for parameter in group["params"]:
+            rates[id(parameter)] = group["lr"]
+    named = {n: rates[id(p)] for n, p in task.model.unet.named_parameters() if p.requires_grad}
+    ups = {n for n in named if "lora_B" in n or "_up." in n}
+    assert ups
+    assert {named[n] for n in ups} == {8 * config.learning_rate}
+    assert {named[n] for n in set(named) - ups} == {config.learning_rate}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantised_bases_train(config, kind):
+    import bitsandbytes as bnb
+
+    task = task_of(replace(config, quantize=kind, train_text_encoder=True))
+    expected = bnb.nn.Linear4bit if kind == "nf4" else bnb.nn.Linear8bitLt
+    for part in task.parts.values():
+        assert all(isinstance(layer.get_base_layer(), expected) for layer in adapter_layers(part).values())
+    run = train(replace(config, quantize=kind, steps=30, learning_rate=0.01, log_every=10))
+    losses = [json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]

@@ -35,7 +35,7 @@ class LoopConfig:
     lr_warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     optimizer: str = "AdamW"
-    """Name of a class in torch.optim."""
+    """Name of a class in torch.optim, or AdamW8bit, Lion8bit, Prodigy (learning rate 1), AdamWScheduleFree."""
     weight_decay: float = 0.01
     """Weight decay."""
     max_grad_norm: float = 1.0
@@ -44,6 +44,8 @@ class LoopConfig:
     """Decay of the moving average of the adapter's weights (0.99 to 0.9999); 0 keeps none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the base model; the adapter itself is always trained in fp32."""
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    """Number format of the base model's linear layers in memory; the text encoders' too."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more time."""
     seed: int = 0
@@ -84,6 +86,8 @@ class AdapterChoice:
     """Names of the text encoders' layers to adapt; unset means their attention layers."""
     text_learning_rate: float | None = None
     """Learning rate of the text encoders' adapters; unset means the same."""
+    lora_plus_ratio: float = 1.0
+    """Up-factors learn so many times faster than the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +241,7 @@ ABOVE_ZERO = (
     "a_rate",
     "held_out_share",
     "timestep_shift",
+    "lora_plus_ratio",
 )
 BELOW_ONE = ("dropout", "ema_decay", "held_out_share", "caption_dropout", "unmasked_weight")
 

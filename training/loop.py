@@ -84,6 +84,8 @@ class Loop:
     def __init__(self, config: LoopConfig, task: Task, run: Run, accelerator: Accelerator) -> None:
         self.config, self.task, self.run, self.accelerator = config, task, run, accelerator
         optimizer = make_optimizer(config, task.parameter_groups())
+        if hasattr(optimizer, "train"):
+            optimizer.train()  # schedule-free ones ask for it
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.schedule = get_scheduler(
             config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
@@ -239,15 +241,26 @@ class Loop:
             write_png(path, picture)
 
     def with_average(self, action: Callable[[], Any]) -> Any:
-        """Runs the action with the averaged weights in place, when there are any."""
+        """Runs the action with the averaged weights in place, when there are any: ours, or those of a schedule-free optimizer."""
         if self.average is None:
-            return action()
+            return self.with_optimizers_average(action)
         self.average.store(self.parameters)
         self.average.copy_to(self.parameters)
         try:
             return action()
         finally:
             self.average.restore(self.parameters)
+
+    def with_optimizers_average(self, action: Callable[[], Any]) -> Any:
+        """Runs the action with the weights that a schedule-free optimizer means, which are not those it takes gradients at."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if not hasattr(optimizer, "eval"):
+            return action()
+        optimizer.eval()
+        try:
+            return action()
+        finally:
+            optimizer.train()
 
     def finish(self) -> None:
         """Writes the adapter."""

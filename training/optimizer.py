@@ -1,7 +1,9 @@
-"""The optimizer of a run, by its name in torch."""
+"""The optimizer of a run, by its name in torch, or one of the libraries' that torch lacks."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -9,31 +11,49 @@ import torch
 from ..toolkit.errors import UserError, nearest
 from .config import LoopConfig
 
+FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
+# name -> where it is; these libraries come with the extra `optimizers`.
+OTHERS = {
+    "AdamW8bit": "bitsandbytes.optim",
+    "Lion8bit": "bitsandbytes.optim",
+    "Prodigy": "prodigyopt",
+    "AdamWScheduleFree": "schedulefree",
+}
+
 
 def make_optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer by its name in torch.optim; fused where torch has it.
+    """The optimizer by its name, fused where torch has it.
 
     Raises:
-        UserError: for a name that torch.optim does not have or settings that the optimizer refuses.
+        UserError: for a name that nobody knows, a library that is not installed or settings that the optimizer refuses.
     """
     check_optimizer(config)
-    kind = getattr(torch.optim, config.optimizer)
+    module = importlib.import_module(OTHERS.get(config.optimizer, "torch.optim"))
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer in ("AdamW", "Adam", "SGD", "Adagrad"):
+    if config.optimizer in FUSED:
         settings["fused"] = True
     try:
-        return kind(groups, **settings)
+        return getattr(module, config.optimizer)(groups, **settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"--optimizer {config.optimizer} refuses its settings: {error}.") from error
 
 
 def check_optimizer(config: LoopConfig) -> None:
-    """Raises UserError when torch.optim has no such optimizer or diffusers no such scheduler."""
+    """Raises UserError when there is no such optimizer or its library is missing, or diffusers has no such scheduler."""
     from diffusers.optimization import SchedulerType
 
     known = [name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer"]
-    if config.optimizer not in known:
-        raise UserError(f"--optimizer {config.optimizer} is not in torch.optim.{nearest(config.optimizer, known)}")
+    if config.optimizer not in [*known, *OTHERS]:
+        near = nearest(config.optimizer, [*known, *OTHERS])
+        raise UserError(
+            f"--optimizer {config.optimizer} is neither in torch.optim nor one of {', '.join(OTHERS)}.{near}"
+        )
+    library = OTHERS.get(config.optimizer, "torch").split(".")[0]
+    if importlib.util.find_spec(library) is None:
+        raise UserError(
+            f"--optimizer {config.optimizer} is in the library {library}, which is not installed: "
+            'pip install "rankfold[optimizers]"'
+        )
     schedules = [kind.value for kind in SchedulerType]
     if config.lr_scheduler not in schedules:
         raise UserError(f"--lr-scheduler {config.lr_scheduler} is unknown.{nearest(config.lr_scheduler, schedules)}")

@@ -126,7 +126,7 @@ class PictureTask:
     ) -> None:
         """held_out: pictures that are not trained on but made ready as well, as `held_out`."""
         self.config, self.device = config, accelerator.device
-        self.model = model = open_model(base, DTYPES[config.precision], accelerator.device)
+        self.model = model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
         self.noise = model.noise(config.timestep_sampling, config.timestep_shift)
         self.prompts: dict[str, int] = {}  # text -> number
         self.side = config.resolution or model.native_resolution
@@ -221,7 +221,9 @@ class PictureTask:
         encoder = model.fingerprint(*model.text_encoders(), *tokenizers)
         rows = []
         for text in self.prompts:
-            key = key_of(kind="words", encoder=encoder, text=text, dtype=self.config.precision)
+            key = key_of(
+                kind="words", encoder=encoder, text=text, dtype=self.config.precision, quantize=self.config.quantize
+            )
             make = lambda t=text: {name: value.cpu() for name, value in model.words([t]).items()}  # noqa: E731
             rows.append(cached(self.cache / "prompts", key, make))
         return {name: value.to(self.device) for name, value in stacked(rows).items()}

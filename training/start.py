@@ -14,6 +14,7 @@ from ..toolkit.data.subjects import Sample, check_masks, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import ATTENTION
 from ..toolkit.models.diffusion import open_model, resolve_base
+from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
 from .compose import ComposeTask, check_compose, compose_fixed
 from .config import ComposeConfig, PictureConfig, SearchConfig, SubjectConfig, check_numbers, from_yaml, to_yaml
@@ -85,6 +86,7 @@ def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
     check, _ = METHODS[type(config)]
     check(config)
     check_optimizer(config)
+    check_quantize(config.quantize)
     if config.images is None:
         raise UserError("--images is missing: give the folder with the pictures of the subject.")
     samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)

@@ -66,7 +66,11 @@ class SubjectTask(PictureTask):
         config = self.config
         text_rate = config.text_learning_rate or config.learning_rate
         rates = {name: text_rate for name in self.parts} | {self.model.denoiser_name: config.learning_rate}
-        return [group for name, part in self.parts.items() for group in parameter_groups(part, rates[name])]
+        return [
+            group
+            for name, part in self.parts.items()
+            for group in parameter_groups(part, rates[name], up_ratio=config.lora_plus_ratio)
+        ]
 
     def is_dead(self) -> bool:
         """True when the adapter changes nothing in any part."""

@@ -76,8 +76,13 @@ def calibrate(model: nn.Module, run: Callable[[], Any], adapter: str = "default"
             hook.remove()
 
 
-def parameter_groups(model: nn.Module, rate: float, adapter: str = "default") -> list[dict[str, Any]]:
-    """The trainable parameters for an optimizer, one group for each learning rate that the variant asks for."""
+def parameter_groups(
+    model: nn.Module, rate: float, adapter: str = "default", *, up_ratio: float = 1.0
+) -> list[dict[str, Any]]:
+    """The trainable parameters for an optimizer, one group for each learning rate that the variant asks for.
+
+    up_ratio: factor on the rate of up-factors, in any variant (LoRA+, Hayou et al. 2024, arXiv 2402.12354).
+    """
     factors: dict[int, float] = {}
     for layer in adapter_layers(model).values():
         if isinstance(layer, AdapterLayer) and layer.has(adapter):
@@ -86,8 +91,10 @@ def parameter_groups(model: nn.Module, rate: float, adapter: str = "default") ->
                 if name in tensors:
                     factors[id(tensors[name])] = factor
     groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in trainable(model):
-        groups.setdefault(factors.get(id(parameter), 1.0), []).append(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            up = up_ratio if f"_up.{adapter}" in name or f"lora_B.{adapter}" in name else 1.0
+            groups.setdefault(up * factors.get(id(parameter), 1.0), []).append(parameter)
     return [{"params": parameters, "lr": factor * rate} for factor, parameters in groups.items()]
 
 

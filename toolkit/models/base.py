@@ -26,6 +26,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import UserError
 from ..noise import DiscreteNoise, FlowNoise, Noise
+from .quantise import quantise
 
 Words = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,8 +58,10 @@ class PictureModel:
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
-    def __init__(self, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
-        self.path, self.dtype, self.device = path, dtype, torch.device(device)
+    def __init__(
+        self, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
+    ) -> None:
+        self.path, self.dtype, self.device, self.quantize = path, dtype, torch.device(device), quantize
         self.index: dict[str, Any] = json.loads((Path(path) / "model_index.json").read_text())
         self.loaded: dict[str, Any] = {}
         self.text_pipe: Any = None
@@ -83,6 +86,8 @@ class PictureModel:
         if not issubclass(own, nn.Module):
             return own.from_pretrained(self.path, subfolder=name)
         part = own.from_pretrained(self.path, subfolder=name, dtype=torch.float32 if name == "vae" else self.dtype)
+        if self.quantize != "none" and name != "vae":
+            part = quantise(part, self.quantize, self.dtype)
         return part.to(self.device).requires_grad_(False).eval()
 
     @property

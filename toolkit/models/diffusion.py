@@ -96,11 +96,13 @@ def family_named(pipeline: str) -> type[PictureModel] | None:
     return next((family for family in FAMILIES if pipeline in family.pipelines), None)
 
 
-def open_model(path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> PictureModel:
+def open_model(
+    path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
+) -> PictureModel:
     """The base model in a folder that `resolve_base` gave; nothing of it is loaded yet."""
     family = family_named(json.loads((Path(path) / "model_index.json").read_text())["_class_name"])
     assert family is not None, "resolve_base refuses pipelines of no family"
-    return family(path, dtype, device)
+    return family(path, dtype, device, quantize)
 
 
 def cache_folder() -> Path:
