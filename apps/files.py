@@ -42,6 +42,7 @@ def export(words: list[str]) -> None:
         prompt=config.prompt,
         max_error=options.max_error if options.approximate else None,
         drop_bias=options.drop_bias,
+        side=config.resolution,
     )
     print_proof(proof)
 

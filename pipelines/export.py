@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.read import put_into, read_lora
 from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable, without_biases, write_lora
+from ..toolkit.models.base import PictureModel
+from ..toolkit.models.diffusion import open_model, resolve_base
 from .generate import Recipe, denoise, load_pipeline, native_side
 
 ADAPTER = "adapter_0"
@@ -76,6 +78,8 @@ def export_adapter(
         UserError: for an unknown format, a missing adapter, or an adapter that the format cannot say exactly.
     """
     check_format(format)
+    family = open_model(resolve_base(base))
+    check_parts(family, format, native.check_adapter_folder(folder))
     facts = json.loads((folder / "rankfold.json").read_text()) if (folder / "rankfold.json").is_file() else {}
     live = load_pipeline(Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,)))
     side = side or native_side(live)
@@ -84,7 +88,7 @@ def export_adapter(
     tuned = draw(live)
     exact = not errors and not drop_bias
     proof = Proof(folder, "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, ranks_of(parts))
-    path = write_lora(parts, format, out, facts)
+    path = write_lora(parts, format, out, facts, family.kohya)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base))
     plain = draw(fresh)
     weights = {part: frozen_weights(getattr(fresh, part), parts[part].folded) for part in parts}
@@ -102,8 +106,23 @@ def export_adapter(
         picture_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
         effect=float(np.abs(tuned - plain).max()),
     )
-    write_lora(parts, format, out, facts | {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name})})
+    facts |= {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name})}
+    write_lora(parts, format, out, facts, family.kohya)
     return proof
+
+
+def check_parts(family: PictureModel, format: str, parts: Sequence[str]) -> None:
+    """Raises UserError when the readers of a format have no place for one of the parts."""
+    kind = family.index["_class_name"]
+    if format.startswith("kohya") and not set(parts) <= set(family.kohya):
+        raise UserError(
+            f"kohya's files name the layers of a {kind} in another way, which is not written yet: use --format diffusers or peft."
+        )
+    deaf = [part for part in parts if part != family.denoiser_name and part not in family.lora_text]
+    if format == "diffusers" and deaf:
+        raise UserError(
+            f"A stock {kind} reads no LoRA on {', '.join(deaf)}, so one file cannot hold all of this adapter: use --format peft."
+        )
 
 
 # ---------------------------------------------------------------------------------------------- what is written

@@ -5,7 +5,8 @@ from pathlib import Path
 from rankfold.toolkit.adapters.describe import markdown
 from rankfold.toolkit.adapters.registry import adapter_names
 
-PAGE = Path(__file__).parent.parent / "docs" / "adapters.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "adapters.md"
 
 
 def test_the_adapters_page_is_what_the_registry_says():
@@ -14,3 +15,14 @@ def test_the_adapters_page_is_what_the_registry_says():
 
 def test_the_page_has_every_adapter():
     assert all(f"## {name}\n" in PAGE.read_text() for name in adapter_names())
+
+
+def test_families_are_all_in_the_docs():
+    from rankfold.toolkit.models.diffusion import FAMILIES
+
+    text = (ROOT / "docs" / "families.md").read_text()
+    for family in FAMILIES:
+        file = family.__module__.split(".")[-1] + ".py"
+        (row,) = [line for line in text.splitlines() if f"| {file} |" in line]
+        assert all(name in row for name in family.pipelines)
+        assert family.licence in row

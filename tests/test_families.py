@@ -13,6 +13,7 @@ from tiny_families import BUILDERS, SIDE, build
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate
 from rankfold.toolkit.data import world
+from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.formats import native
 from rankfold.toolkit.models.base import packed, stacked, unpacked
 from rankfold.toolkit.models.diffusion import FAMILIES, open_model, resolve_base
@@ -185,6 +186,20 @@ def test_exports_to_stock_diffusers(folder, photos, tmp_path):
     assert proof.weight_error < 1e-5
     assert proof.picture_difference < 1e-3
     assert proof.effect > 1e-4
+
+
+@pytest.mark.parametrize("format", ["diffusers", "peft", "kohya"])
+def test_exports_text_encoders_or_says_why_not(folder, photos, tmp_path, format):
+    run = train(a_config(folder, photos, tmp_path / "run", train_text_encoder=True))
+    model = open_model(str(folder))
+    readable = {"diffusers": {model.denoiser_name, *model.lora_text}, "kohya": set(model.kohya)}
+    if format == "peft" or {model.denoiser_name, *model.text_encoders()} <= readable[format]:
+        proof = export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)
+        assert proof.weight_error < 1e-5
+        assert proof.picture_difference < 1e-3
+    else:
+        with pytest.raises(UserError, match="use --format"):
+            export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)
 
 
 def test_packing_is_the_stock_one():

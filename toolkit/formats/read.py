@@ -19,8 +19,10 @@ from torch import nn
 from ..adapters.change import Change
 from ..errors import UserError
 from .native import PARTS, WEIGHTS
-from .write import KOHYA, kohya_name
+from .write import kohya_name
 
+# part -> how files of kohya's kind begin the names of its layers
+KOHYA = {"unet": ("lora_unet",), "text_encoder": ("lora_te", "lora_te1"), "text_encoder_2": ("lora_te2",)}
 # ending -> the tensor's role. Longer endings stand before those they contain.
 ENDINGS = {
     ".lora_linear_layer.down.weight": "down",
@@ -257,9 +259,10 @@ def named_modules_of(pipe: Any, part: str) -> list[tuple[str, nn.Module]]:
 
 def spellings(part: str, name: str) -> tuple[str, ...]:
     """The ways in which files name a layer."""
-    names = [f"{part}.{name}", f"base_model.model.{name}", kohya_name(part, name), f"lycoris_{name.replace('.', '_')}"]
-    if part == "text_encoder":
-        names += [f"{part}.text_model.{name}", f"{KOHYA[part]}1{kohya_name(part, name).removeprefix(KOHYA[part])}"]
+    names = [f"{part}.{name}", f"base_model.model.{name}", f"lycoris_{name.replace('.', '_')}"]
+    names += [kohya_name(prefix, name) for prefix in KOHYA.get(part, ())]
+    if part.startswith("text_encoder"):
+        names.append(f"{part}.text_model.{name}")
     return tuple(names)
 
 

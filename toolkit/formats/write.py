@@ -28,7 +28,6 @@ from ..errors import UserError, nearest
 from ..runs import write_atomic
 from .native import write_state
 
-KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
 FORMATS = {
     "diffusers": "pytorch_lora_weights.safetensors",
     "peft": "peft",
@@ -60,8 +59,10 @@ def check_format(format: str) -> None:
         raise UserError(f"--format {format} is unknown; choose one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
 
 
-def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, str]) -> Path:
+def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, str], prefixes: dict[str, str]) -> Path:
     """Writes the parts in one of FORMATS; returns the file, or the folder for peft. `facts` go into the header.
+
+    prefixes: how kohya's files begin the names of each part's layers.
 
     Raises:
         UserError: when the format cannot say the changes; the sentence names a layer and a format that can.
@@ -77,7 +78,7 @@ def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, 
             write_state(out / "peft" / name, state, config)
             write_atomic(out / "peft" / "rankfold.json", json.dumps(facts, indent=1).encode())
         return out / "peft"
-    state, header = diffusers_state(parts) if format == "diffusers" else kohya_state(parts, format, facts)
+    state, header = diffusers_state(parts) if format == "diffusers" else kohya_state(parts, format, facts, prefixes)
     path = out / FORMATS[format]
     write_atomic(path, save(state, metadata={"format": "pt"} | header | facts))
     return path
@@ -154,21 +155,23 @@ def diffusers_state(parts: dict[str, Part]) -> tuple[Tensors, dict[str, str]]:
 # ---------------------------------------------------------------------------------------------- kohya
 
 
-def kohya_name(part: str, layer: str) -> str:
+def kohya_name(prefix: str, layer: str) -> str:
     """A layer's name in kohya's files."""
-    if part == "text_encoder" and not layer.startswith("text_model."):
+    if prefix.startswith("lora_te") and not layer.startswith("text_model."):
         layer = f"text_model.{layer}"
-    return f"{KOHYA[part]}_{layer.replace('.', '_')}"
+    return f"{prefix}_{layer.replace('.', '_')}"
 
 
-def kohya_state(parts: dict[str, Part], format: str, facts: dict[str, str]) -> tuple[Tensors, dict[str, str]]:
+def kohya_state(
+    parts: dict[str, Part], format: str, facts: dict[str, str], prefixes: dict[str, str]
+) -> tuple[Tensors, dict[str, str]]:
     """Tensors and header for kohya's names."""
     state: Tensors = {}
     ranks = {1}
     for part_name, part in parts.items():
         for name, change in part.folded.items():
             layer = part.layer(name)
-            key = kohya_name(part_name, name)
+            key = kohya_name(prefixes[part_name], name)
             if format == "kohya-full":
                 weight = layer.weight.detach().float().cpu()
                 state[f"{key}.diff"] = change.delta_weight(weight.flatten(1)).view(weight.shape).contiguous()
@@ -185,8 +188,9 @@ def kohya_state(parts: dict[str, Part], format: str, facts: dict[str, str]) -> t
                 ranks.add(len(down))
             if change.bias is not None and layer.bias is not None:
                 state[f"{key}.diff_b"] = change.bias
-    if format == "kohya" and "text_encoder" in parts:
-        state |= text_marker(parts["text_encoder"], state)
+    for part_name, part in parts.items():
+        if format == "kohya" and part_name.startswith("text_encoder"):
+            state |= text_marker(part, prefixes[part_name], state)
     header = {
         "ss_network_module": "networks.lora" if format == "kohya" else "lycoris.kohya",
         "ss_network_dim": str(max(ranks)),
@@ -199,16 +203,16 @@ def kohya_state(parts: dict[str, Part], format: str, facts: dict[str, str]) -> t
     return state, header
 
 
-def text_marker(part: Part, state: Tensors) -> Tensors:
-    """Factors of zero for one output projection of the text encoder, where no layer of that kind is in the file.
+def text_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
+    """Factors of zero for one output projection of a text encoder, where no layer of that kind is in the file.
 
     diffusers knows kohya's text-encoder tensors by such a layer, and without one refuses the whole file.
     """
-    if any(key.startswith(KOHYA["text_encoder"]) and "out_proj" in key for key in state):
+    if any(key.startswith(prefix) and "out_proj" in key for key in state):
         return {}
     name, layer = next((n, m) for n, m in part.model.named_modules() if n.endswith("self_attn.out_proj"))
     down, up = lora_factors(Change(), layer)
-    key = kohya_name("text_encoder", name)
+    key = kohya_name(prefix, name)
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
 
 

@@ -55,6 +55,10 @@ class PictureModel:
     """Whether it is a flow model; otherwise its scheduler has discrete timesteps."""
     patch: ClassVar[int] = 2
     """Latent pixels on a side of one token: what the latents must be divisible by."""
+    lora_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
+    kohya: ClassVar[dict[str, str]] = {}
+    """How kohya's files begin the names of each part's layers; empty where their names are not the pipeline's."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 

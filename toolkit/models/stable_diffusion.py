@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DDIMScheduler
@@ -18,6 +18,8 @@ class StableDiffusion(PictureModel):
     denoiser_name = "unet"
     flow = False
     patch = 1
+    lora_text = ("text_encoder",)
+    kohya: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te"}
     licence = "CreativeML OpenRAIL-M (1.x) and ++-M (2.x): use-based restrictions go with every derived file."
 
     def scheduler_for_pictures(self) -> Any:

@@ -17,6 +17,7 @@ class StableDiffusion3(PictureModel):
     pipelines = ("StableDiffusion3Pipeline",)
     text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     attention = JOINT_ATTENTION
+    lora_text = ("text_encoder", "text_encoder_2")
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
     def words(self, prompts: Sequence[str]) -> Words:

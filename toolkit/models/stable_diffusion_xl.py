@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -15,6 +16,8 @@ class StableDiffusionXL(StableDiffusion):
 
     pipelines = ("StableDiffusionXLPipeline",)
     text_names = ("text_encoder", "text_encoder_2")
+    lora_text = text_names
+    kohya: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     licence = "CreativeML OpenRAIL++-M: use-based restrictions go with every derived file."
 
     def words(self, prompts: Sequence[str]) -> Words:
