@@ -69,6 +69,18 @@ def test_base_of_no_family(capsys, train, tmp_path):
     assert "transformer/ is missing" in fails(capsys, *train, "--base", tmp_path)
 
 
+def test_gated_base(capsys, train, monkeypatch):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refused(*arguments, **named):
+        raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://localhost")))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    assert "accept its terms" in fails(capsys, *train, "--base", "somebody/gated")
+
+
 def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
     words = [
         "train",

@@ -75,6 +75,7 @@ def check_pipeline_folder(folder: Path) -> None:
 def fetch(hub_id: str) -> str:
     """The local snapshot of a hub id, fetched if need be."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         folder = snapshot_download(
@@ -82,6 +83,10 @@ def fetch(hub_id: str) -> str:
             allow_patterns=["model_index.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"],
             ignore_patterns=["*.fp16.*", "*.non_ema.*"],
         )
+    except GatedRepoError as error:
+        raise UserError(
+            f"--base {hub_id} is gated: accept its terms on its page of the hub, log in with `hf auth login`, and try again."
+        ) from error
     except Exception as error:
         raise UserError(
             f"--base {hub_id} is not in the local cache and could not be fetched ({type(error).__name__}). "
