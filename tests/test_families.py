@@ -6,19 +6,23 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
-from test_training import train_until
+from test_training import run_in_two_processes, train_until, write_config
 from tiny_families import BUILDERS, SIDE, build
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate
 from rankfold.toolkit.data import world
+from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.formats import native
 from rankfold.toolkit.models.base import packed, stacked, unpacked
 from rankfold.toolkit.models.diffusion import FAMILIES, open_model, resolve_base
+from rankfold.toolkit.runs import Run
 from rankfold.training.config import SubjectConfig
 from rankfold.training.start import resume, train
+from rankfold.training.subject import SubjectTask
 
 PROMPT = "a sks creature on the beach"
 
@@ -166,6 +170,22 @@ def test_trains_and_is_used(folder, photos, tmp_path, adapter):
     assert plain.tobytes() != tuned.tobytes()
 
 
+def test_layers_without_a_part_carry_no_adapter(folder, photos, tmp_path, capsys):
+    """SDXL never reads the last states of its first encoder, FLUX.2 nothing behind layer 27: every adapter that is there learns."""
+    config = a_config(folder, photos, tmp_path / "run", train_text_encoder=True)
+    task = SubjectTask(config, find_samples(photos), str(folder), Accelerator(cpu=True))
+    task.module(task.batch(0, [0, 1])).sum().backward()
+    silent = [name for name, p in task.module.named_parameters() if p.requires_grad and p.grad is None]
+    assert not silent
+    said = capsys.readouterr().out
+    known = {
+        "StableDiffusionXL": "text_encoder: 4 layers",
+        "ZImage": "text_encoder: 4 layers",
+        "Flux2Klein": "text_encoder: 4 layers",
+    }
+    assert known.get(type(task.model).__name__, "") in said
+
+
 def test_resume_is_exact(folder, photos, tmp_path):
     """With previews from cached words on the way."""
     config = a_config(folder, photos, tmp_path / "a", steps=4, preview_every=2, preview_steps=1, checkpoint_every=2)
@@ -186,6 +206,21 @@ def test_exports_to_stock_diffusers(folder, photos, tmp_path):
     assert proof.weight_error < 1e-5
     assert proof.picture_difference < 1e-3
     assert proof.effect > 1e-4
+
+
+@pytest.mark.parametrize(("name", "text"), [("sdxl", True), ("flux-dev", False), ("z-image", False)])
+def test_two_processes_give_the_same_curve(folders, photos, tmp_path, name, text):
+    """With rows that are asked twice, which are shared out unevenly."""
+    settings = {"steps": 3, "batch_size": 4, "log_every": 1, "preservation_weight": 1.0, "train_text_encoder": text}
+    config = a_config(folders(name), photos, tmp_path / "one", **settings)
+    one = train(config)
+    file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
+    result = run_in_two_processes(["train", "subject", "--config", str(file)])
+    assert result.returncode == 0, result.stderr[-6000:]
+    two = Run(tmp_path / "two")
+    assert two.status()["processes"] == 2
+    for a, b in zip(one.metrics(), two.metrics(), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "kohya"])

@@ -318,10 +318,15 @@ class PictureTask:
         return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
 
     def kept(self, prompts: torch.Tensor, slots: list[int]) -> dict[str, torch.Tensor]:
-        """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says."""
+        """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says.
+
+        Of several processes one may have none of them.
+        """
         config = self.config
         total = len(range(0, config.batch_size, KEPT_EVERY))  # in all processes together
         own = torch.tensor([n for n, slot in enumerate(slots) if slot % KEPT_EVERY == 0], dtype=torch.long)
+        if not len(own):
+            return {}
         weight = config.preservation_weight * config.batch_size / total
         return {
             "kept": own.to(self.device),

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from peft import PeftConfig
 from torch import nn
 
-from ..toolkit.adapters.attach import calibrate, parameter_groups
+from ..toolkit.adapters.attach import adapter_layers, calibrate, drop_unused, parameter_groups
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.adapters.registry import make_config
 from ..toolkit.data.subjects import Sample
+from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.runs import write_text
 from .config import SubjectConfig
@@ -56,6 +57,23 @@ class SubjectTask(PictureTask):
         for part in self.parts.values():
             calibrate(part, lambda: self.module.eval()(first))
         self.module.train()
+        self.leave_out_unused()
+
+    def leave_out_unused(self) -> None:
+        """Takes the adapter off layers that have no part in the loss, found by one backward pass over one row.
+
+        Raises:
+            UserError: when that is every layer of a part.
+        """
+        self.module(self.batch(0, [0])).mean().backward()
+        for name, part in self.parts.items():
+            if dead := drop_unused(part):
+                if not adapter_layers(part):
+                    raise UserError(f"None of the chosen layers of {name} has a part in the prediction: choose others.")
+                print(
+                    f"{name}: {len(dead)} layers have no part in the prediction and carry no adapter, such as {dead[-1]}"
+                )
+        self.module.zero_grad(set_to_none=True)
 
     def attach(self) -> dict[str, nn.Module]:
         """Puts the adapter on the model."""

@@ -51,6 +51,23 @@ def take_off(model: nn.Module) -> None:
     model._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
+def drop_unused(model: nn.Module, adapter: str = "default") -> list[str]:
+    """Takes the adapter off layers none of whose parameters has a gradient, to be called behind a backward pass.
+
+    Such layers have no part in the result (the last ones of a text encoder whose last states nobody reads). Their names are
+    returned; the config then names the layers that are left.
+    """
+    layers = adapter_layers(model)
+    dead = [
+        name for name, layer in layers.items() if all(p.grad is None for p in layer.parameters() if p.requires_grad)
+    ]
+    for name in dead:
+        replace_module(model, name, layers[name].get_base_layer())
+    if dead:
+        model.peft_config[adapter].target_modules = set(layers) - set(dead)  # type: ignore[index, union-attr]
+    return dead
+
+
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts a module in the place of the one of this name."""
     parent, _, own = name.rpartition(".")
