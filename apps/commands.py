@@ -25,6 +25,9 @@ COMMANDS = {
         "Teach the embedded model a new creature, offline, in minutes, and show before and after.", "demo:demo"
     ),
     "train subject": Command("Teach a diffusion model your subject from a folder of pictures.", "train:train_subject"),
+    "plan subject": Command(
+        "Say what memory a training run will take, before anything is loaded.", "train:plan_subject"
+    ),
     "search subject": Command("Search each layer's own GLoRA structure for your subject.", "train:search_subject"),
     "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
     "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),

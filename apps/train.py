@@ -1,4 +1,4 @@
-"""`rankfold train subject`, `search subject`, `resume` and `stop`."""
+"""`rankfold train subject`, `plan subject`, `search subject`, `resume` and `stop`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,30 @@ def train_subject(words: list[str]) -> None:
     from ..training.start import train
 
     report(train(config).folder)
+
+
+def plan_subject(words: list[str]) -> None:
+    """The same options as train subject; nothing is loaded, nothing written."""
+    from ..training.config import SubjectConfig, from_yaml
+
+    config_file, words = take_option(words, "--config")
+    default = from_yaml(Path(config_file)) if config_file else SubjectConfig()
+    config = parse(SubjectConfig, words, "plan subject", default)
+    quiet_libraries()
+    from ..training.plan import advice, plan
+
+    estimate = plan(config)
+    for name, size in (
+        ("base", estimate.base),
+        ("adapter", estimate.adapter),
+        ("working", estimate.working),
+        ("peak of a step", estimate.peak),
+    ):
+        print(f"{name:16} {size / 2**30:8.2f} GiB")
+    print(f"trained numbers  {estimate.parameters:,}")
+    print(f"adapter's file   {estimate.parameters * 4 / 2**20:8.1f} MiB")
+    for line in advice(config, estimate):
+        print(line)
 
 
 def search_subject(words: list[str]) -> None:

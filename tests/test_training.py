@@ -268,6 +268,21 @@ def test_encoders_leave_memory(config):
     assert task.model.text_pipe is None
 
 
+def test_encoders_are_gone_before_the_denoiser_comes(config, tmp_path, monkeypatch):
+    from rankfold.toolkit.models.base import PictureModel
+
+    monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "empty"))
+    beside, original = {}, PictureModel.load
+    monkeypatch.setattr(
+        PictureModel,
+        "load",
+        lambda self, name: (beside.setdefault(name, set(self.loaded)) and None) or original(self, name),
+    )
+    train(replace(config, train_text_encoder=False, steps=1, preview_every=0))
+    assert {"vae", "text_encoder"} <= set(beside)
+    assert not {"vae", "text_encoder"} & beside["unet"]
+
+
 def test_tensorboard(config):
     train(replace(config, tracker="tensorboard"))
     assert list(config.out.rglob("events.out.tfevents*"))

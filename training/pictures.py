@@ -131,11 +131,10 @@ class PictureTask:
         self.prompts: dict[str, int] = {}  # text -> number
         self.side = config.resolution or model.native_resolution
         self.cache = cache_folder()
-        # One process fills the caches, the others then read them.
+        # One process fills the caches, the others then read them. Encoders have done their work before the denoiser is loaded,
+        # so that the largest parts are never in memory together.
         with accelerator.main_process_first():
             prior = self.class_samples() if config.prior_weight else []  # by the base model, still as it is
-            self.parts = self.attach()
-            text = [name for name in self.parts if name != model.denoiser_name]
             self.instance = self.rows(samples, config.prompt, subject=True)
             self.prior = self.rows(prior, config.class_prompt) if prior else None
             self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
@@ -143,7 +142,12 @@ class PictureTask:
                 text.format(token=config.token, noun=config.class_noun) for text in (*config.preview_prompts, "")
             ]
             self.prompt_numbers(self.preview_texts)  # the empty one among them, which dropped captions are
-            self.states = None if text else self.prompt_states()
+            self.states = None if self.may_train_text() else self.prompt_states()
+            model.release(text=self.states is not None)
+            self.parts = self.attach()
+            text = [name for name in self.parts if name != model.denoiser_name]
+            if self.states is None and not text:
+                self.states = self.prompt_states()
         model.release(text=not text)
         if config.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -155,6 +159,10 @@ class PictureTask:
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
         return "done"
+
+    def may_train_text(self) -> bool:
+        """Whether `attach` may choose text encoders; if not, they need not stay."""
+        return True
 
     def attach(self) -> dict[str, nn.Module]:
         """Puts what is trained on the model's parts, which come frozen; returns those parts by name."""

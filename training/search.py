@@ -102,6 +102,9 @@ class SearchTask(PictureTask):
         check_evolution(config, self.space)
         self.judged = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
 
+    def may_train_text(self) -> bool:
+        return self.config.train_text_encoder
+
     def attach(self) -> dict[str, nn.Module]:
         """Puts the supernet on the model."""
         return attach_to_parts(self.model, self.config, lambda targets: supernet_config(self.config, targets))

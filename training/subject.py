@@ -75,6 +75,9 @@ class SubjectTask(PictureTask):
                 )
         self.module.zero_grad(set_to_none=True)
 
+    def may_train_text(self) -> bool:
+        return self.config.train_text_encoder
+
     def attach(self) -> dict[str, nn.Module]:
         """Puts the adapter on the model."""
         return attach_to_parts(self.model, self.config, lambda targets: adapter_config(self.config, targets))

@@ -32,6 +32,7 @@ Words = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+PROMPT_TOKENS = 128
 NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
 TEXT_TARGETS = {  # by what a text encoder's layers are called
     "CLIP": ("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -89,6 +90,8 @@ class PictureModel:
         own = getattr(importlib.import_module(library), kind)
         if not issubclass(own, nn.Module):
             return own.from_pretrained(self.path, subfolder=name)
+        if self.device.type == "meta":
+            return shapes_only(own, Path(self.path) / name).to(self.dtype).requires_grad_(False).eval()
         part = own.from_pretrained(self.path, subfolder=name, dtype=torch.float32 if name == "vae" else self.dtype)
         if self.quantize != "none" and name != "vae":
             part = quantise(part, self.quantize, self.dtype)
@@ -179,6 +182,11 @@ class PictureModel:
         """Side of the pictures the model was made for, pixels."""
         return self.config_of(self.denoiser_name)["sample_size"] * self.latent_scale
 
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, as the denoiser is given them by `predict`."""
+        return self.config_of("vae")["latent_channels"]
+
     def check_side(self, side: int, flag: str) -> None:
         """Raises UserError when pictures of this side, pixels, cannot be made into whole latents; 0 is the base's own side."""
         unit = self.latent_scale * self.patch
@@ -205,6 +213,17 @@ class PictureModel:
     def words(self, prompts: Sequence[str]) -> Words:
         """What the prompts are to the denoiser; with a gradient where a text encoder is trained."""
         raise NotImplementedError
+
+    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one prompt's words, by the configs; prompts that keep their own lengths count as PROMPT_TOKENS long."""
+        raise NotImplementedError
+
+    def planned_words(self, rows: int) -> Words:
+        """Words of so many prompts that have the right shapes and say nothing."""
+        shapes = self.word_shapes().items()
+        return {
+            name: torch.ones(rows, *shape, dtype=torch.long if "mask" in name else self.dtype) for name, shape in shapes
+        }
 
     def text_pipeline(self) -> Any:
         """The stock pipeline with its text encoders alone."""
@@ -236,6 +255,14 @@ class PictureModel:
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         """What the denoiser says of noisy latents (B, C, H, W) at these levels, in the noise's own terms."""
         raise NotImplementedError
+
+
+def shapes_only(kind: Any, folder: Path) -> nn.Module:
+    """A part built from its config on the meta device: shapes without numbers."""
+    with torch.device("meta"):
+        if issubclass(kind, diffusers.ModelMixin):
+            return kind.from_config(kind.load_config(folder))  # type: ignore[return-value, attr-defined]
+        return kind(kind.config_class.from_pretrained(folder))
 
 
 def stacked(rows: Sequence[Words]) -> Words:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import PictureModel, Words, stacked
+from .base import PROMPT_TOKENS, PictureModel, Words, stacked
 
 
 class ZImage(PictureModel):
@@ -39,13 +39,18 @@ class ZImage(PictureModel):
                 given[f"{start}prompt_embeds"] = own_lengths(given[f"{start}prompt_embeds"], mask)
         return given
 
+    def word_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt_embeds": (PROMPT_TOKENS, self.config_of("transformer")["cap_feat_dim"])}
+
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         rows = self.transformer(
-            list(noisy[:, :, None].unbind()), 1 - levels_B, own_lengths(words["prompt_embeds"], words["mask"])
+            list(noisy[:, :, None].unbind()), 1 - levels_B, own_lengths(words["prompt_embeds"], words.get("mask"))
         ).sample
         return -torch.stack(list(rows))[:, :, 0]
 
 
-def own_lengths(states: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-    """States (B, L, width) without what the mask (B, L) leaves out, one tensor a prompt."""
+def own_lengths(states: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """States (B, L, width) without what the mask (B, L) leaves out, one tensor a prompt; no mask leaves nothing out."""
+    if mask is None:
+        return list(states)
     return [row[keep.bool()] for row, keep in zip(states, mask, strict=True)]

@@ -1,0 +1,176 @@
+"""What a run will take, before any weight is loaded: its step is carried out on tensors that have shapes and no numbers.
+
+Models are built from their configs alone (torch's FakeTensorMode), adapters put on them as in training, and one step after
+another is run while every allocation is counted. So the estimate knows the real architecture, checkpointing, the adapter's own
+working memory and the optimizer's, and needs no table that could go stale.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
+from ..toolkit.errors import UserError
+from ..toolkit.models.base import DTYPES, PictureModel, Words
+from ..toolkit.models.diffusion import open_model, resolve_base
+from .config import SubjectConfig
+from .pictures import KEPT_EVERY, DenoisingLoss, attach_to_parts
+from .subject import adapter_config
+
+QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1 + 4 / 1024}  # bytes a weight, with its share of the scales
+STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, and what they are for."""
+
+    base: int
+    """The frozen model in the number format of the run."""
+    adapter: int
+    """The adapter, its gradient and the optimizer's state."""
+    working: int
+    """What a step has alive beside these at its peak."""
+    parameters: int
+    """Trained numbers."""
+
+    @property
+    def peak(self) -> int:
+        """Memory of the device at the peak of a step."""
+        return self.base + self.adapter + self.working
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes that are alive among the tensors made within it."""
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
+        """before: tensors that were there already, whose views are not counted."""
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage: Any) -> None:
+        """Adds a storage that was not seen before, until it dies."""
+        if storage in self.seen:
+            return
+        self.seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.drop, size)
+
+    def drop(self, size: int) -> None:
+        self.now -= size
+
+
+def plan(config: SubjectConfig) -> Plan:
+    """What a step of this run takes.
+
+    Raises:
+        UserError: for a base or settings that cannot work.
+    """
+    model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
+    side = config.resolution or model.native_resolution
+    model.check_side(side, "--resolution")
+    parts = attach_to_parts(model, config, lambda targets: adapter_config(config, targets))
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    held = [getattr(model, name) for name in (model.text_encoders() if config.train_text_encoder else [])]
+    frozen = sum(frozen_bytes(part, config.quantize) for part in {model.denoiser, *held})
+    working = step_peak(model, parts, config, side)
+    if not config.train_text_encoder:
+        drop_unused(model.denoiser)
+    numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
+    if config.quantize != "none":  # a layer's weight is dequantised while it works
+        working += max(layer.weight.numel() for layer in linears(model.denoiser)) * model.dtype.itemsize
+    adapter = int(numbers * 4 * (2 + STATES.get(config.optimizer, 2)))
+    return Plan(frozen, adapter, working, numbers)
+
+
+def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> int:
+    """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients."""
+    rows, scale = config.batch_size, model.latent_scale
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.denoiser.to_empty(device="cpu")
+        words = model.planned_words(rows + (-(-rows // KEPT_EVERY) if config.preservation_weight else 0))
+        shape = (rows, model.latent_channels, side // scale, side // scale)
+        batch = {key: torch.zeros(shape) for key in ("mean", "std", "spread", "noise")}
+        batch |= {"levels": torch.ones(rows) * 0.5, "prompt": torch.arange(rows), "weight": torch.ones(rows)}
+        if not model.flow:
+            batch["levels"] = torch.ones(rows, dtype=torch.long)
+        return counted(model, parts, config, batch, words)
+
+
+def counted(
+    model: PictureModel,
+    parts: dict[str, nn.Module],
+    config: SubjectConfig,
+    batch: dict[str, torch.Tensor],
+    words: Words,
+) -> int:
+    """Peak of one step on fake tensors, less the gradients, which are counted with the adapter."""
+    noise = model.noise(config.timestep_sampling, config.timestep_shift)
+    first = {name: value[: len(batch["mean"])] for name, value in words.items()}
+    module = DenoisingLoss(model, parts, noise, lambda numbers: first, min_snr_gamma=config.min_snr_gamma).train()
+    before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
+    try:
+        with Live(before) as live:
+            module(batch).mean().backward()
+    except DataDependentOutputException as error:
+        kind = model.index["_class_name"]
+        raise UserError(
+            f"A {kind} works as its prompts' numbers say, so its step cannot be planned without them."
+        ) from error
+    gradients = sum(p.numel() * 4 for layer in adapter_layers(model.denoiser).values() for p in trainable(layer))
+    return live.peak - gradients
+
+
+def linears(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers of repeated blocks: what --quantize puts into fewer bits."""
+    return [
+        m for n, m in model.named_modules() if type(m) is nn.Linear and any(word.isdigit() for word in n.split("."))
+    ]
+
+
+def frozen_bytes(model: nn.Module, quantize: str) -> int:
+    """Bytes of a model's frozen weights."""
+    frozen = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if not p.requires_grad)
+    if quantize == "none":
+        return frozen
+    inside = [layer.weight for layer in linears(model)]
+    dense = sum(weight.numel() * weight.dtype.itemsize for weight in inside)
+    return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
+
+
+def advice(config: SubjectConfig, estimate: Plan) -> list[str]:
+    """Which setting would make it smaller, each with what it would then be, best first."""
+    choices: dict[str, dict[str, Any]] = {
+        "--precision bf16": {"precision": "bf16"},
+        "--gradient-checkpointing": {"gradient_checkpointing": True},
+        "--quantize nf4": {"quantize": "nf4"},
+        "--batch-size 1": {"batch_size": 1},
+    }
+    lines = []
+    for flag, change in choices.items():
+        other = replace(config, **change)
+        if other != config and (peak := plan(other).peak) < 0.95 * estimate.peak:
+            lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
+    if config.train_text_encoder:
+        lines.append((0, "What the text encoders' own step takes is not counted."))
+    return [line for _, line in sorted(lines)]
