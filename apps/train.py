@@ -25,27 +25,39 @@ def train_subject(words: list[str]) -> None:
 
 
 def plan_subject(words: list[str]) -> None:
-    """The same options as train subject; nothing is loaded, nothing written."""
+    """The options of train subject, and --fit GIB; nothing is loaded, nothing written."""
     from ..training.config import SubjectConfig, from_yaml
 
     config_file, words = take_option(words, "--config")
+    room, words = take_option(words, "--fit")
     default = from_yaml(Path(config_file)) if config_file else SubjectConfig()
     config = parse(SubjectConfig, words, "plan subject", default)
     quiet_libraries()
-    from ..training.plan import advice, plan
+    from ..training.plan import advice, fitted, plan
 
-    estimate = plan(config)
-    for name, size in (
-        ("base", estimate.base),
-        ("adapter", estimate.adapter),
-        ("working", estimate.working),
-        ("peak of a step", estimate.peak),
-    ):
-        print(f"{name:16} {size / 2**30:8.2f} GiB")
-    print(f"trained numbers  {estimate.parameters:,}")
-    print(f"adapter's file   {estimate.parameters * 4 / 2**20:8.1f} MiB")
-    for line in advice(config, estimate):
-        print(line)
+    if room is None:
+        estimate = plan(config)
+        lines = advice(config, estimate)
+    else:
+        config, flags, estimate = fitted(config, gib_of(room))
+        lines = [f"fits in {room} GiB with: {' '.join(flags)}" if flags else f"fits in {room} GiB as it is"]
+    for name in ("base", "adapter", "working", "peak"):
+        print(f"{name:16} {getattr(estimate, name) / 2**30:8.2f} GiB")
+    print(f"trained numbers  {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
+    print(*lines, sep="\n")
+    if config.train_text_encoder:
+        print("What the text encoders' own step takes is not counted.")
+
+
+def gib_of(text: str) -> float:
+    """Raises UserError when the text is no number above 0."""
+    try:
+        room = float(text)
+    except ValueError:
+        room = 0.0
+    if not room > 0:
+        raise UserError(f"--fit must be a number of GiB above 0, not {text}.")
+    return room
 
 
 def search_subject(words: list[str]) -> None:

@@ -7,11 +7,12 @@ import torch
 from accelerate import Accelerator
 from test_families import SIDE, a_config, folder, folders, photos  # noqa: F401
 
+from rankfold.apps.cli import main
 from rankfold.toolkit.adapters.attach import trainable
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.models.diffusion import open_model, resolve_base
-from rankfold.training.plan import plan
+from rankfold.training.plan import fitted, plan
 from rankfold.training.subject import SubjectTask
 
 
@@ -57,3 +58,27 @@ def check(config, share):
     assert estimate.base == frozen
     assert estimate.parameters == numbers
     assert estimate.working == pytest.approx(working, rel=share)
+
+
+def test_fitting_takes_no_more_than_it_must(photos, tmp_path):  # noqa: F811
+    config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
+    whole = plan(config).peak / 2**30
+    assert fitted(config, whole * 1.01)[1] == []
+    same, flags, estimate = fitted(config, whole * 0.7)
+    assert flags == ["--precision bf16"]
+    assert same == replace(config, precision="bf16")
+    assert estimate.peak <= 0.7 * whole * 2**30
+    with pytest.raises(UserError, match=r"still takes .* lower --resolution"):
+        fitted(config, whole / 1000)
+
+
+def test_plan_on_the_command_line(capsys):
+    main(["plan", "subject", "--base", "tiny", "--batch-size", "8"])
+    said = capsys.readouterr().out
+    assert "trained numbers" in said
+    assert "with --precision bf16" in said
+    main(["plan", "subject", "--base", "tiny", "--fit", "8"])
+    assert "fits in 8 GiB as it is" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["plan", "subject", "--fit", "much"])
+    assert "--fit must be a number" in capsys.readouterr().err

@@ -158,19 +158,44 @@ def frozen_bytes(model: nn.Module, quantize: str) -> int:
     return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
 
 
+# What makes a run smaller, from what costs least (in quality, then in time) to what costs most.
+SAVINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--precision bf16", {"precision": "bf16"}),
+    ("--gradient-checkpointing", {"gradient_checkpointing": True}),
+    ("--optimizer AdamW8bit", {"optimizer": "AdamW8bit"}),
+    ("--batch-size 1", {"batch_size": 1}),
+    ("--quantize int8", {"quantize": "int8"}),
+    ("--quantize nf4", {"quantize": "nf4"}),
+)
+
+
 def advice(config: SubjectConfig, estimate: Plan) -> list[str]:
-    """Which setting would make it smaller, each with what it would then be, best first."""
-    choices: dict[str, dict[str, Any]] = {
-        "--precision bf16": {"precision": "bf16"},
-        "--gradient-checkpointing": {"gradient_checkpointing": True},
-        "--quantize nf4": {"quantize": "nf4"},
-        "--batch-size 1": {"batch_size": 1},
-    }
+    """What each saving alone would make of it, the smallest first; those that save less than a twentieth are left out."""
     lines = []
-    for flag, change in choices.items():
+    for flag, change in SAVINGS:
         other = replace(config, **change)
         if other != config and (peak := plan(other).peak) < 0.95 * estimate.peak:
             lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
-    if config.train_text_encoder:
-        lines.append((0, "What the text encoders' own step takes is not counted."))
     return [line for _, line in sorted(lines)]
+
+
+def fitted(config: SubjectConfig, gib: float) -> tuple[SubjectConfig, list[str], Plan]:
+    """The config with as few savings as bring its plan under so many GiB, the flags they are set with, and that plan.
+
+    Raises:
+        UserError: when all of them together are not enough.
+    """
+    estimate, flags = plan(config), []
+    for flag, change in SAVINGS:
+        if estimate.peak <= gib * 2**30:
+            break
+        other = replace(config, **change)
+        if (smaller := plan(other)).peak < 0.98 * estimate.peak:
+            flags = [kept for kept in flags if kept.split()[0] != flag.split()[0]] + [flag]
+            config, estimate = other, smaller
+    if estimate.peak > gib * 2**30:
+        raise UserError(
+            f"With {' '.join(flags) or 'these settings'} a step still takes {estimate.peak / 2**30:.2f} GiB, more than {gib:g}: lower "
+            "--resolution, or choose a smaller base."
+        )
+    return config, flags, estimate
