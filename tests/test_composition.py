@@ -1,6 +1,7 @@
 """Several adapters as one: exact sums, right gradients, learned weights with exact resume, the library, every mistake."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -365,6 +366,18 @@ def test_library(base, runs, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
+
+
+def test_an_adapter_of_another_architecture(base, runs, tmp_path):
+    """It says nothing of its base, so only its parts tell."""
+    from rankfold.training.start import compose
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(runs[0].adapter, folder)
+    (folder / "unet").rename(folder / "transformer")
+    (folder / "rankfold.json").unlink()
+    with pytest.raises(UserError, match="has no transformer"):
+        compose(ComposeConfig(base=str(base), adapters=(str(folder),), out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,7 @@ def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
         UserError: when it was made for another base.
     """
     for part in check_adapter_folder(folder):
-        model = getattr(pipe, part, None)
-        if model is None:
-            raise UserError(f"The adapter {folder} was made for another base model: this one has no {part}.")
+        model = part_of(pipe, part, folder)
         config = PeftConfig.from_pretrained(str(folder / part))
         state = load_file(folder / part / WEIGHTS)
         try:
@@ -76,6 +74,18 @@ def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
             raise UserError(f"The adapter {folder} does not fit this base model: {error}") from error
         load_adapter_state(model, state, adapter)
         model.requires_grad_(False).eval()
+
+
+def part_of(pipe: Any, part: str, folder: Path) -> Any:
+    """The part of a pipeline that an adapter's folder asks for.
+
+    Raises:
+        UserError: when the pipeline has none.
+    """
+    model = getattr(pipe, part, None)
+    if model is None:
+        raise UserError(f"The adapter {folder} was made for another base model: this one has no {part}.")
+    return model
 
 
 def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:

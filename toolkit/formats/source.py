@@ -74,7 +74,7 @@ def load_source(path: Path, model: Any, name: str = "") -> Source:
 
 def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
     """The changes of an adapter folder of ours; its layers are put on the model and taken off again."""
-    carrying = {part: getattr(model, part) for part in native.check_adapter_folder(folder)}
+    carrying = {part: native.part_of(model, part, folder) for part in native.check_adapter_folder(folder)}
     for part, module in carrying.items():
         if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
             raise ValueError(f"{part} carries adapters already.")
