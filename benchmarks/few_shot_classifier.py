@@ -48,7 +48,7 @@ QUESTIONS = {
     "place": tuple(world.PLACES),
     "count": world.COUNTS,
 }
-CHOSEN_ON, TESTED_ON = "colour", ("size", "place", "count")
+CHOSEN_ON, TESTED_ON = "colour", ("scene", "pattern", "size", "place", "count")
 UPSTREAM_STEPS, STEPS, BATCH = 400, 100, 16
 HEAD_RATE = 1e-2
 RATES = {
@@ -194,13 +194,20 @@ def main() -> None:
     for (name, shots), own in found.items():
         low, high = interval(torch.tensor(own))
         rows.append({"way": name, "shots": shots, "accuracy": sum(own) / len(own), "accuracy_interval": (low, high)})
-        rows[-1] |= {"by_run": own, "learning_rate": rates[name]}
+        by_question = {q: sum(part) / len(part) for q, part in zip(TESTED_ON, of_each_question(own), strict=True)}
+        rows[-1] |= {"by_run": own, "by_question": by_question, "learning_rate": rates[name]}
         print(f"{name:18} shots {shots:2}  accuracy {rows[-1]['accuracy']:.3f} ({low:.3f} to {high:.3f})")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=1))
     if options.plot:
         draw(rows, options.plot)
+
+
+def of_each_question(runs: list[float]) -> list[list[float]]:
+    """The runs of each question."""
+    each = len(runs) // len(TESTED_ON)
+    return [runs[n * each : (n + 1) * each] for n in range(len(TESTED_ON))]
 
 
 def draw(rows: list[dict], path: Path) -> None:
