@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,39 +25,36 @@ def train_subject(words: list[str]) -> None:
 
 
 def plan_subject(words: list[str]) -> None:
-    """The options of train subject, and --fit GIB; nothing is loaded, nothing written."""
+    """Nothing is loaded, nothing written."""
     from ..training.config import SubjectConfig, from_yaml
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(SubjectConfig):
+        fit: float | None = None
+        """Find the fewest savings that bring the peak under so many GiB."""
+
     config_file, words = take_option(words, "--config")
-    room, words = take_option(words, "--fit")
-    default = from_yaml(Path(config_file)) if config_file else SubjectConfig()
-    config = parse(SubjectConfig, words, "plan subject", default)
+    default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()
+    config = parse(Options, words, "plan subject", default)
+    if config.fit is not None and config.fit <= 0:
+        raise UserError(f"--fit must be above 0, not {config.fit}.")
     quiet_libraries()
     from ..training.plan import advice, fitted, plan
 
-    if room is None:
+    if config.fit is None:
         estimate = plan(config)
         lines = advice(config, estimate)
     else:
-        config, flags, estimate = fitted(config, gib_of(room))
-        lines = [f"fits in {room} GiB with: {' '.join(flags)}" if flags else f"fits in {room} GiB as it is"]
+        _, flags, estimate = fitted(config, config.fit)
+        lines = [
+            f"fits in {config.fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {config.fit:g} GiB as it is"
+        ]
     for name in ("base", "adapter", "working", "peak"):
         print(f"{name:16} {getattr(estimate, name) / 2**30:8.2f} GiB")
     print(f"trained numbers  {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
     print(*lines, sep="\n")
     if config.train_text_encoder:
         print("What the text encoders' own step takes is not counted.")
-
-
-def gib_of(text: str) -> float:
-    """Raises UserError when the text is no number above 0."""
-    try:
-        room = float(text)
-    except ValueError:
-        room = 0.0
-    if not room > 0:
-        raise UserError(f"--fit must be a number of GiB above 0, not {text}.")
-    return room
 
 
 def search_subject(words: list[str]) -> None:

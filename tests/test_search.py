@@ -178,7 +178,9 @@ def test_search(search, searched, base, capsys, tmp_path):
     assert (run.folder / "pareto.png").stat().st_size > 1000
     assert "to_q" in (run.folder / "structure.txt").read_text()
     best = max(rows, key=lambda row: row["fitness"])
-    count = sum(t.numel() for part in native.PARTS for t in load(run.adapter / part).values())
+    count = sum(
+        t.numel() for part in native.check_adapter_folder(run.adapter) for t in load(run.adapter / part).values()
+    )
     assert count == best["parameters"]
     recipe = Recipe(prompt="a sks creature", base=str(base), adapters=(str(run.adapter),), strengths=(1.0,), steps=2)
     assert len(generate(recipe)) == 1
@@ -210,7 +212,7 @@ def test_the_winner_is_as_good_as_it_was_judged(search, searched):
 def test_the_winner_trains_again(searched):
     config = from_yaml(searched.folder / "best.yaml")
     again = train(replace(config, steps=1))
-    for part in native.PARTS:
+    for part in native.check_adapter_folder(again.adapter):
         first, second = load(searched.adapter / part), load(again.adapter / part)
         assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
 
@@ -303,10 +305,10 @@ def test_paths_are_drawn_by_the_step(search):
 
 def test_held_out_pictures_are_not_trained_on(search, images, tmp_path):
     task = task_of(replace(search, held_out_share=0.4))
-    assert len(task.instance) == 3
-    assert len(task.held_out) == 2
-    mine = {tuple(row.flatten()[:4].tolist()) for row in task.instance.mean}
-    assert not mine & {tuple(row.flatten()[:4].tolist()) for row in task.held_out.mean}
+    (own,), (out,) = task.instance, task.held_out
+    assert (len(own), len(out)) == (3, 2)
+    mine = {tuple(row.flatten()[:4].tolist()) for row in own.mean}
+    assert not mine & {tuple(row.flatten()[:4].tolist()) for row in out.mean}
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,14 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "a.png", exif=exif)
-    shown = load_picture(Sample(tmp_path / "a.png"), 40, "pad")
+    shown = load_picture(Sample(tmp_path / "a.png"), (40, 40), "pad")
     assert shown.getpixel((20, 4)) == (255, 0, 0)
     assert shown.getpixel((20, 36)) == (0, 0, 255)
 
 
 def test_transparency_becomes_white(tmp_path):
     picture(tmp_path / "a.png", colour=(255, 0, 0, 0), mode="RGBA")
-    assert load_picture(Sample(tmp_path / "a.png"), 32, "center").getpixel((5, 5)) == (255, 255, 255)
+    assert load_picture(Sample(tmp_path / "a.png"), (32, 32), "center").getpixel((5, 5)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "LA"])
@@ -93,15 +93,15 @@ def test_other_modes(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
     picture(path, mode=mode, colour=0)
     assert find_samples(tmp_path)
-    assert load_picture(Sample(path), 32, "center").mode == "RGB"
+    assert load_picture(Sample(path), (32, 32), "center").mode == "RGB"
 
 
 def test_crop_and_pad_and_flip(tmp_path):
     image = Image.new("RGB", (90, 30), "white")
     image.paste("red", (0, 0, 30, 30))
     image.save(tmp_path / "a.png")
-    assert load_picture(Sample(tmp_path / "a.png"), 30, "center").getpixel((15, 15)) == (255, 255, 255)
-    padded = load_picture(Sample(tmp_path / "a.png"), 30, "pad")
+    assert load_picture(Sample(tmp_path / "a.png"), (30, 30), "center").getpixel((15, 15)) == (255, 255, 255)
+    padded = load_picture(Sample(tmp_path / "a.png"), (30, 30), "pad")
     assert padded.getpixel((3, 15))[1] < 60
-    mirrored = load_picture(Sample(tmp_path / "a.png", flip=True), 30, "pad")
+    mirrored = load_picture(Sample(tmp_path / "a.png", flip=True), (30, 30), "pad")
     assert mirrored.getpixel((26, 15))[1] < 60
