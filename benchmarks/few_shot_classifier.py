@@ -13,7 +13,8 @@ linear head as well:
     LoRA from scratch   and a new adapter
     whole tower         and every weight of the tower
 
-Accuracy on 500 other pictures. Learning rates are chosen for each way on one question (colour) that is not among the tests. Intervals:
+Accuracy on 500 other pictures. Size and place are not among the tests: in a first run no way was above chance there with 16 pictures of a
+class. Learning rates are chosen for each way on one question (colour) that is not among the tests. Intervals:
 bootstrap over runs (question and seed).
 """
 
@@ -48,7 +49,7 @@ QUESTIONS = {
     "place": tuple(world.PLACES),
     "count": world.COUNTS,
 }
-CHOSEN_ON, TESTED_ON = "colour", ("scene", "pattern", "size", "place", "count")
+CHOSEN_ON, TESTED_ON = "colour", ("scene", "pattern", "count")
 UPSTREAM_STEPS, STEPS, BATCH = 400, 100, 16
 HEAD_RATE = 1e-2
 RATES = {
