@@ -13,8 +13,8 @@ linear head as well:
     LoRA from scratch   and a new adapter
     whole tower         and every weight of the tower
 
-Accuracy on 500 other pictures. Size and place are not among the tests: in a first run no way was above chance there with 16 pictures of a
-class. Learning rates are chosen for each way on one question (colour) that is not among the tests. Intervals:
+Accuracy on 500 other pictures. Size and place are not among the tests: in a first run every way was near chance there with up to
+four pictures of a class. Learning rates are chosen for each way on one question (colour) that is not among the tests. Intervals:
 bootstrap over runs (question and seed).
 """
 
