@@ -392,6 +392,7 @@ def test_an_adapter_of_another_architecture(base, runs, tmp_path):
         (["RUN0", "RUN1", "--base", "tiny"], "was trained on"),
         (["RUN0", "--temperature", "0"], "--temperature must be above 0"),
         (["RUN0", "--max-rank", "-1"], "--max-rank must be at least 0"),
+        (["RUN0", "--images", "IMAGES", "--preservation-weight", "1"], "--preservation-weight is for new adapters"),
         (["IMAGES"], "must hold one .safetensors file"),
     ],
 )

@@ -43,6 +43,10 @@ def check_compose(config: ComposeConfig) -> None:
         )
     if config.images is not None and (config.weights or config.merge):
         raise UserError("With --images the weights are learned: leave --weights and --merge out, or --images.")
+    if config.preservation_weight:
+        raise UserError(
+            "--preservation-weight is for new adapters: what composing could preserve is already in its sources."
+        )
     if config.merge:
         check_merge(config.merge)
         if config.density > 1:
