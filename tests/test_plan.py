@@ -32,9 +32,10 @@ def measured(config):
     return frozen, numbers, peak - 4 * numbers
 
 
-@pytest.mark.parametrize("adapter", ["lora", "moslora"])
-def test_plan_of_the_embedded_model(photos, tmp_path, adapter):  # noqa: F811
-    config = replace(a_config("tiny", photos, tmp_path / "run", adapter=adapter, batch_size=8), resolution=64)
+@pytest.mark.parametrize(("adapter", "preserved"), [("lora", 0.0), ("moslora", 0.0), ("moslora", 1.0)])
+def test_plan_of_the_embedded_model(photos, tmp_path, adapter, preserved):  # noqa: F811
+    settings = {"adapter": adapter, "batch_size": 8, "preservation_weight": preserved}
+    config = replace(a_config("tiny", photos, tmp_path / "run", **settings), resolution=64)
     check(config, 0.15)
 
 

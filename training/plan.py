@@ -126,8 +126,11 @@ def counted(
 ) -> int:
     """Peak of one step on fake tensors, less the gradients, which are counted with the adapter."""
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
-    first = {name: value[: len(batch["mean"])] for name, value in words.items()}
-    module = DenoisingLoss(model, parts, noise, lambda numbers: first, min_snr_gamma=config.min_snr_gamma).train()
+    if config.preservation_weight:
+        kept = torch.arange(0, len(batch["mean"]), KEPT_EVERY)
+        batch |= {"kept": kept, "kept_prompt": kept, "kept_weight": torch.ones(len(kept))}
+    words_of = lambda numbers: {name: value[: len(numbers)] for name, value in words.items()}  # noqa: E731
+    module = DenoisingLoss(model, parts, noise, words_of, min_snr_gamma=config.min_snr_gamma).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
     try:
         with Live(before) as live:
