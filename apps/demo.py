@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from .files import print_proof
 from .options import parse, quiet_libraries
@@ -16,6 +17,8 @@ DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has se
 class DemoConfig:
     """Teaches the embedded model a new creature and shows before and after."""
 
+    base: Literal["tiny", "tiny-dit"] = "tiny"
+    """Embedded model: the UNet, or the flow transformer."""
     out: Path = Path("runs/demo")
     """Run folder; the pictures and numbers lie there."""
     steps: int = 300
@@ -48,13 +51,14 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     start = time.time()
     images = assets() / "demo" / "creature"
     settings = SubjectConfig(
+        base=config.base,
         images=images,
         out=config.out,
         steps=config.steps,
         adapter=config.adapter,
         threads=config.threads,
         seed=config.seed,
-        **DEMO_TRAINING,
+        **DEMO_SETTINGS[config.base],
     )
     print(f"Teaching the embedded model the creature in {images} (five pictures, {config.steps} steps)")
     run = train(settings)
@@ -82,7 +86,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
 
 # The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
 # count less. Guidance above 2 burns the colours of this small model. Steps and learning rate: benchmarks/demo_settings.py.
-DEMO_TRAINING = {
+DEMO_TRAINING: dict[str, Any] = {
     "batch_size": 4,
     "rank": 8,
     "alpha": 8.0,
@@ -92,4 +96,14 @@ DEMO_TRAINING = {
     "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
     "preview_every": 100,
     "guidance_scale": 2.0,
+}
+DEMO_SETTINGS: dict[str, dict[str, Any]] = {
+    "tiny": DEMO_TRAINING,
+    "tiny-dit": DEMO_TRAINING
+    | {
+        "min_snr_gamma": None,
+        "target_modules": (
+            *DEMO_TRAINING["target_modules"], "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+        ),
+    },
 }

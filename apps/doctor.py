@@ -56,7 +56,7 @@ def devices_and_caches() -> list[str]:
     import psutil
     import torch
 
-    from ..toolkit.models.diffusion import cache_folder
+    from ..toolkit.models.diffusion import EMBEDDED, cache_folder
     from ..toolkit.models.tiny import assets
 
     memory = psutil.virtual_memory()
@@ -75,9 +75,8 @@ def devices_and_caches() -> list[str]:
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
         print(f"{name:<13} {folder} ({size / 2**20:.0f} MiB)")
     print(f"disk          {shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here")
-    if not (assets() / "tiny" / "sd" / "model_index.json").is_file():
-        return [f"the embedded models in {assets() / 'tiny'}: rankfold build-tiny"]
-    return []
+    missing = [name for name, place in EMBEDDED.items() if not (assets() / place / "model_index.json").is_file()]
+    return [f"the embedded models {' and '.join(missing)} in {assets()}: rankfold build-tiny"] if missing else []
 
 
 def installed(name: str) -> str:

@@ -38,7 +38,8 @@ from rankfold.training.subject import SubjectTask
 LIBRARY = 8
 FIRST, NEW = 2_000_300, 2_000_400  # creatures of the library, and those to be learned
 STEPS, LIBRARY_STEPS = 200, 400
-QUIET = {"preview_every": 0, "checkpoint_every": 10_000, "log_every": 50}
+# Every way learns from the pictures alone: nothing of the class is held.
+QUIET = {"preview_every": 0, "checkpoint_every": 10_000, "log_every": 50, "preservation_weight": 0.0}
 
 
 class WholeModel(PictureTask):

@@ -30,7 +30,11 @@ from rankfold.toolkit.metrics import ClipScorer, clip_i, interval
 from rankfold.training.demo import asked_scenes, prompt_for
 
 FIRST = 2_000_800
-WAYS = {"alone": {}, "preservation": {"preservation_weight": 1.0}, "class pictures": {"prior_weight": 1.0}}
+WAYS = {
+    "alone": {"preservation_weight": 0.0},
+    "preservation": {"preservation_weight": 1.0},
+    "class pictures": {"preservation_weight": 0.0, "prior_weight": 1.0},
+}
 
 
 def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, ...], subject: str) -> torch.Tensor:

@@ -36,6 +36,7 @@ def config_for(folder: Path, images: Path, base: str, steps: int, threads: int):
         log_every=50,
         threads=threads,
         adapter="lora",
+        preservation_weight=0.0,  # the other side does without
     )
 
 

@@ -35,7 +35,7 @@ STEPS = 200  # of the learned ways
 PROMPT = "a sks1 creature and a sks2 creature {where}"
 MERGES = ("linear", "svd", "ties", "dare_ties", "magnitude_prune")
 PARTS = ((0, 14, 36, 50), (28, 14, 64, 50))  # left and right, pixels
-QUIET = {"preview_every": 0, "checkpoint_every": 1000}
+QUIET = {"preview_every": 0, "checkpoint_every": 1000, "preservation_weight": 0.0}
 
 
 def single_adapters(pair: int, work: Path, threads: int) -> list[str]:

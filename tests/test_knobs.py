@@ -58,12 +58,24 @@ def test_preservation_is_nothing_at_the_start_and_something_behind(config, text)
     assert any(p.grad is not None and p.grad.any() for g in task.parameter_groups() for p in g["params"])
 
 
-def test_preservation_weight_does_not_depend_on_the_batch(config):
-    """One row in four stands for four."""
-    for size, kept in ((1, 1), (4, 1), (6, 2), (8, 2)):
-        task = task_of(replace(config, preservation_weight=0.5, batch_size=size))
-        batch = task.batch(0, list(range(size)))
-        assert batch["kept_weight"].tolist() == [0.5 * size / kept] * kept
+def test_the_rows_that_are_kept_do_not_depend_on_the_batch(config):
+    """One row in four stands for four, whichever batch it falls into."""
+    for size in (1, 3, 4, 6):
+        task, kept = task_of(replace(config, preservation_weight=0.5, batch_size=size)), []
+        for position in range(0, 12, size):
+            batch = task.batch(position, list(range(size)))
+            if "kept" in batch:
+                kept += [position + row for row in batch["kept"].tolist()]
+                assert set(batch["kept_weight"].tolist()) == {2.0}
+        assert kept == [0, 4, 8]
+
+
+def test_class_pictures_and_preservation_keep_their_weights_together(config):
+    """Both count for the mean over the pictures of the subject, whatever else is in the batch."""
+    config = replace(config, preservation_weight=0.5, prior_weight=0.25, prior_pictures=2, preview_steps=2)
+    batch = task_of(config).batch(0, [0, 1, 2, 3])
+    assert batch["kept_weight"].sum() / len(batch["weight"]) == 0.5
+    assert batch["weight"][4:].sum() / len(batch["weight"]) == 0.25
 
 
 def test_captions_without_the_token(config):
@@ -74,7 +86,7 @@ def test_captions_without_the_token(config):
 
 def test_preservation_in_training(config):
     with_it = train(replace(config, preservation_weight=1.0, out=config.out / "a"))
-    without = train(replace(config, out=config.out / "b"))
+    without = train(replace(config, preservation_weight=0.0, out=config.out / "b"))
     file = "adapter/unet/adapter_model.safetensors"
     assert (with_it.folder / file).read_bytes() != (without.folder / file).read_bytes()
 

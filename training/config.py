@@ -118,7 +118,7 @@ class PictureConfig(LoopConfig):
     """Share of the rows whose caption is left out."""
     caption_orders: int = 0
     """Captions of tags are also used in so many other orders; the first tag stays in front."""
-    preservation_weight: float = 0.0
+    preservation_weight: float = 1.0
     """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
     prior_weight: float = 0.0
     """Weight of the prior preservation loss (class pictures); 0 turns it off, 1 is usual."""
@@ -161,6 +161,8 @@ class ComposeConfig(PictureConfig):
 
     out: Path = Path("runs/composed")
     """Run folder."""
+    preservation_weight: float = 0.0
+    """Not for composing: what it could preserve is already in its sources."""
     adapters: tuple[str, ...] = ()
     """Run folders, adapter folders, LoRA files, or names in the library."""
     weights: tuple[float, ...] = ()

@@ -104,7 +104,7 @@ class DenoisingLoss(nn.Module):
             return self.predict(noisy, levels, prompt)
 
 
-KEPT_EVERY = 4  # rows of a batch for each one that preservation asks again
+KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
 
 
 def without_token(caption: str, config: PictureConfig) -> str:
@@ -283,7 +283,8 @@ class PictureTask:
             if "mask" in parts[0]:
                 parts[1]["mask"] = torch.ones_like(parts[0]["mask"])
         batch = {key: torch.cat([part[key] for part in parts if key in part]) for key in parts[0]}
-        batch["weight"] *= len(parts)  # the mean over all rows is then instance mean + weight * class mean
+        for key in batch.keys() & {"weight", "kept_weight"}:
+            batch[key] *= len(parts)  # the mean over all rows is then instance mean + weight * class mean
         return batch
 
     def part(
@@ -316,7 +317,9 @@ class PictureTask:
         }
         if rows.mask is not None:
             batch["mask"] = rows.mask[where]
-        return batch | (self.kept(rows.without_token[which], slots) if rows.without_token is not None else {})
+        if rows.without_token is not None:
+            batch |= self.kept(rows.without_token[which], [position + slot for slot in slots])
+        return batch
 
     def prompt_drawn(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The number of the caption that a row is given this time: one of its ways, or none."""
@@ -325,21 +328,18 @@ class PictureTask:
             return torch.tensor(self.prompts[""])
         return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
 
-    def kept(self, prompts: torch.Tensor, slots: list[int]) -> dict[str, torch.Tensor]:
+    def kept(self, prompts: torch.Tensor, samples: list[int]) -> dict[str, torch.Tensor]:
         """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says.
 
-        Of several processes one may have none of them.
+        samples: the rows' numbers over the whole run, so that neither batch size nor processes change which rows these are.
         """
-        config = self.config
-        total = len(range(0, config.batch_size, KEPT_EVERY))  # in all processes together
-        own = torch.tensor([n for n, slot in enumerate(slots) if slot % KEPT_EVERY == 0], dtype=torch.long)
+        own = torch.tensor([n for n, sample in enumerate(samples) if sample % KEPT_EVERY == 0], dtype=torch.long)
         if not len(own):
             return {}
-        weight = config.preservation_weight * config.batch_size / total
         return {
             "kept": own.to(self.device),
             "kept_prompt": self.near_words(prompts[own]),
-            "kept_weight": torch.full((len(own),), weight, device=self.device),
+            "kept_weight": torch.full((len(own),), self.config.preservation_weight * KEPT_EVERY, device=self.device),
         }
 
     def near_words(self, numbers: torch.Tensor) -> torch.Tensor:

@@ -1,18 +1,15 @@
 """Builds the embedded models from scratch: `rankfold build-tiny`.
 
-Stages: pictures -> judge -> vae -> clip -> draft -> unet. A finished stage leaves its file, so a stopped build goes on where it was.
-Every stage appends its curve to curves.jsonl. Nothing is downloaded; the pictures are drawn by toolkit/data/world.py.
+Stages: pictures -> judge -> vae -> clip -> draft -> unet, and dit beside the last two. A finished stage leaves its file, so a
+stopped build goes on where it was. Every stage appends its curve to curves.jsonl. Nothing is downloaded; the pictures are drawn by
+toolkit/data/world.py.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +20,9 @@ from torch import nn
 from ..toolkit.data import world
 from ..toolkit.models import judge as judging
 from ..toolkit.models import tiny
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildTinyConfig:
-    """Builds the embedded models from drawn pictures (about two and a half hours on two cores)."""
-
-    out: Path = Path("assets/tiny")
-    """Folder of the finished models."""
-    work: Path = Path("runs/build-tiny")
-    """Folder of pictures, latents and curves; may be deleted afterwards."""
-    pictures: int = 60_000
-    """Number of drawn training pictures."""
-    creature_pairs: int = 20_000
-    """Number of creatures drawn twice, for the CLIP model's sense of identity."""
-    vae_steps: int = 10_000
-    clip_steps: int = 1_200
-    unet_steps: int = 9_000
-    """Steps of each of the denoiser's two rounds."""
-    seed: int = 0
-    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet")
-    """Stages to run; each needs the ones before it (clip needs only the pictures)."""
-    threads: int = 2
-    """Torch threads."""
+from .tiny_dit import train_dit
+from .tiny_loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, note, shuffled, to_pixels
+from .tiny_unet import train_draft, train_unet
 
 
 def build_tiny(config: BuildTinyConfig) -> None:
@@ -60,6 +37,7 @@ def build_tiny(config: BuildTinyConfig) -> None:
         "clip": (config.out / "clip" / "open_clip_config.json", train_clip),
         "draft": (config.work / "sd-draft" / "model_index.json", train_draft),
         "unet": (config.out / "sd" / "model_index.json", train_unet),
+        "dit": (config.out / "dit" / "model_index.json", train_dit),
     }
     for name in config.stages:
         done, stage = stages[name]
@@ -70,13 +48,6 @@ def build_tiny(config: BuildTinyConfig) -> None:
         torch.manual_seed(config.seed)
         stage(config)
         note(config, stage=name, seconds=round(time.time() - start, 1))
-
-
-def note(config: BuildTinyConfig, **values: object) -> None:
-    """Prints a line and appends it to the curves."""
-    print(json.dumps(values), flush=True)
-    with (config.work / "curves.jsonl").open("a") as file:
-        file.write(json.dumps(values) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -105,65 +76,6 @@ def draw_pictures(config: BuildTinyConfig) -> None:
     np.save(config.work / "labels.npy", np.array([row[2] for row in rows]))
     (config.work / "captions.json").write_text(json.dumps([row[1] for row in rows]))
     np.save(config.work / "pairs.npy", np.stack(pairs))
-
-
-def load_pictures(config: BuildTinyConfig) -> torch.Tensor:
-    """The drawn pictures, uint8 (N, 3, 64, 64)."""
-    return torch.from_numpy(np.load(config.work / "pictures.npy")).permute(0, 3, 1, 2).contiguous()
-
-
-def to_pixels(bytes_BCHW: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float in [-1, 1]."""
-    return bytes_BCHW.float() / 127.5 - 1
-
-
-# ---------------------------------------------------------------------------------------------- a small loop
-
-
-def shuffled(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
-    """Index batches over shuffled passes of n rows."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n, generator=generator)
-    at = 0
-    for _ in range(steps):
-        if at + batch > n:
-            order, at = torch.randperm(n, generator=generator), 0
-        yield order[at : at + batch]
-        at += batch
-
-
-def fit(
-    config: BuildTinyConfig,
-    name: str,
-    parameters: list[nn.Parameter],
-    batches: Iterator[torch.Tensor],
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    steps: int,
-    lr: float,
-    bf16: bool,
-    after: Callable[[int], None] = lambda step: None,
-    every: int = 100,
-) -> None:
-    """AdamW with warm-up and cosine decay; `after(step)` runs behind every step."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
-    warm = max(1, min(200, steps // 20))
-    total, start = 0.0, time.time()
-    for step, rows in enumerate(batches, 1):
-        rate = lr * min(step / warm, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext():
-            loss = loss_of(rows)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        total += loss.item()
-        after(step)
-        if step % every == 0:
-            note(config, stage=name, step=step, loss=round(total / every, 5), seconds=round(time.time() - start, 1))
-            total = 0.0
 
 
 # ---------------------------------------------------------------------------------------------- judge
@@ -272,121 +184,3 @@ def save_clip(model: nn.Module, settings: dict, tokenizer, out: Path) -> None:
     encoder.half().save_pretrained(out / "sd" / "text_encoder")
     load_as_fp32(out / "sd" / "text_encoder")
     (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2))
-
-
-# ---------------------------------------------------------------------------------------------- unet
-
-
-@torch.no_grad()
-def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Latents fp16 (N, 16, 8, 8), prompt states fp16 (words, 24, 128) of the distinct captions, and each row's caption."""
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    kept = config.work / "latents.pt"
-    if kept.exists():
-        return torch.load(kept, weights_only=True)
-    vae = AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float32)
-    encoder = CLIPTextModel.from_pretrained(config.out / "sd" / "text_encoder", dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
-    pictures = load_pictures(config)
-    latents = [vae.encode(to_pixels(rows)).latent_dist.mean.half() for rows in pictures.split(250)]
-    captions = json.loads((config.work / "captions.json").read_text())
-    distinct = ["", *sorted(set(captions))]
-    number = {text: i for i, text in enumerate(distinct)}
-    ids = torch.tensor(tokenizer(distinct, padding="max_length", truncation=True).input_ids)
-    states = [encoder(rows).last_hidden_state.half() for rows in ids.split(500)]
-    made = (
-        torch.cat(latents) * vae.config.scaling_factor,
-        torch.cat(states),
-        torch.tensor([number[t] for t in captions]),
-    )
-    torch.save(made, kept)
-    return made
-
-
-def train_draft(config: BuildTinyConfig) -> None:
-    """The denoiser's first round, from scratch, all timesteps alike."""
-    train_round("draft", config, tiny.make_unet(), config.work / "sd-draft", seed=config.seed, lr=1.2e-3, middle=0.0)
-
-
-def train_unet(config: BuildTinyConfig) -> None:
-    """The second round goes on from the first, half of it on the middle timesteps, where shapes are decided."""
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(config.work / "sd-draft" / "unet", dtype=torch.float32)
-    train_round("unet", config, unet, config.out / "sd", seed=config.seed + 1, lr=8e-4, middle=0.5)
-
-
-def draw_timesteps(n: int, middle: float, generator: torch.Generator) -> torch.Tensor:
-    """Timesteps (n,) in 0..999: uniform, but for the share `middle`, which is logit-normal (0, 0.7)."""
-    uniform = torch.rand(n, generator=generator)
-    centred = (0.7 * torch.randn(n, generator=generator)).sigmoid()
-    chosen = torch.where(torch.rand(n, generator=generator) < middle, centred, uniform)
-    return (chosen * 1000).long().clamp(max=999)
-
-
-def train_round(
-    stage: str, config: BuildTinyConfig, unet: nn.Module, out: Path, *, seed: int, lr: float, middle: float
-) -> None:
-    """Trains the denoiser on cached latents with the text encoder frozen; writes its exponential average as a pipeline."""
-    from diffusers.training_utils import EMAModel
-
-    latents, states, which = encode_all(config)
-    unet.train()
-    scheduler = tiny.make_scheduler()
-    average = EMAModel(unet.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        clean = latents[rows].float()
-        words = which[rows].clone()
-        words[torch.rand(len(rows), generator=generator) < 0.1] = 0  # the empty prompt, for guidance
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = draw_timesteps(len(rows), middle, generator)
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        target = scheduler.get_velocity(clean, noise, timesteps)
-        guess = unet(noisy, timesteps, encoder_hidden_states=states[words].float()).sample
-        return F.mse_loss(guess, target)
-
-    def after(step: int) -> None:
-        average.step(unet.parameters())
-        if step % 1500 == 0 and step < steps:
-            save_pipeline(config, unet, average, config.work / f"{stage}-{step:05d}")
-
-    steps = config.unet_steps
-    batches = shuffled(len(latents), 64, steps, seed)
-    fit(config, stage, list(unet.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=False, after=after)
-    save_pipeline(config, unet, average, out)
-
-
-def save_pipeline(config: BuildTinyConfig, unet: nn.Module, average, folder: Path) -> None:
-    """Writes the whole StableDiffusionPipeline with the averaged denoiser, in fp16."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    average.store(unet.parameters())
-    average.copy_to(unet.parameters())
-    shadow = tiny.make_unet()
-    shadow.load_state_dict(unet.state_dict())
-    average.restore(unet.parameters())
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float16),
-        text_encoder=CLIPTextModel.from_pretrained(config.out / "sd" / "text_encoder", dtype=torch.float16),
-        tokenizer=CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer"),
-        unet=shadow.half(),
-        scheduler=tiny.make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    load_as_fp32(folder / "text_encoder")
-
-
-def load_as_fp32(folder: Path) -> None:
-    """Notes fp32 in the config beside fp16 weights: transformers loads what the config says, diffusers always fp32, and the
-    two halves of a pipeline must agree when nobody names a dtype.
-    """
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2))

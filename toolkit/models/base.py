@@ -54,7 +54,7 @@ class PictureModel:
     """The denoiser's attention layers."""
     flow: ClassVar[bool] = True
     """Whether it is a flow model; otherwise its scheduler has discrete timesteps."""
-    patch: ClassVar[int] = 2
+    patch: int = 2
     """Latent pixels on a side of one token: what the latents must be divisible by."""
     lora_text: ClassVar[tuple[str, ...]] = ()
     """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
@@ -147,8 +147,9 @@ class PictureModel:
         return pipe
 
     def left_out(self) -> dict[str, None]:
-        """Parts that a pipeline is loaded without: what judges or conditions on other pictures."""
-        return {name: None for name in NOT_NEEDED if name in self.index}
+        """Parts that a pipeline is loaded without: what judges or conditions on other pictures, and what this base lacks."""
+        parts = [name for name, value in self.index.items() if isinstance(value, list)]
+        return {name: None for name in parts if name in NOT_NEEDED or not self.has(name)}
 
     def scheduler_for_pictures(self) -> Any:
         """The scheduler that pictures are made with when nobody asks for another: the base's own."""

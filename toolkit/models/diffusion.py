@@ -24,7 +24,7 @@ from .z_image import ZImage
 FAMILIES: tuple[type[PictureModel], ...] = (
     StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Sana, QwenImage, Lumina2, ZImage,
 )  # fmt: skip
-EMBEDDED = {"tiny": "tiny/sd"}
+EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit"}
 
 
 def resolve_base(base: str) -> str:

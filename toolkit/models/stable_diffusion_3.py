@@ -1,11 +1,14 @@
-"""Stable Diffusion 3 and 3.5: a flow transformer over two CLIP encoders and T5."""
+"""Stable Diffusion 3 and 3.5, and the embedded model `tiny-dit`: a flow transformer over two CLIP encoders and T5."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
+from ..errors import UserError
 from .base import JOINT_ATTENTION, PictureModel, Words
 
 TIMESTEPS = 1000  # the transformer is told the noise level times this
@@ -20,6 +23,22 @@ class StableDiffusion3(PictureModel):
     lora_text = ("text_encoder", "text_encoder_2")
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
+    @property
+    def patch(self) -> int:
+        return self.config_of("transformer")["patch_size"]
+
+    def check_side(self, side: int, flag: str) -> None:
+        super().check_side(side, flag)
+        most = self.config_of("transformer")["pos_embed_max_size"] * self.patch * self.latent_scale
+        if side > most:
+            raise UserError(f"{flag} {side} is more than this base has positions for: take {most} at most.")
+
+    def text_pipeline(self) -> Any:
+        pipe = super().text_pipeline()
+        if not self.has("text_encoder_3"):  # the pipeline puts zeros in its place, as wide as the transformer wants them
+            pipe.transformer = SimpleNamespace(config=SimpleNamespace(**self.config_of("transformer")))
+        return pipe
+
     def words(self, prompts: Sequence[str]) -> Words:
         texts = list(prompts)
         states, _, pooled, _ = self.text_pipeline().encode_prompt(
@@ -30,9 +49,9 @@ class StableDiffusion3(PictureModel):
     def word_shapes(self) -> dict[str, tuple[int, ...]]:
         config = self.config_of("transformer")
         clip = self.config_of("text_encoder")["max_position_embeddings"]
-        length = clip + 256  # CLIP's tokens, then T5's, as the pipeline asks for them
+        t5 = 256  # as many as the pipeline asks for; zeros where there is none
         return {
-            "prompt_embeds": (length, config["joint_attention_dim"]),
+            "prompt_embeds": (clip + t5, config["joint_attention_dim"]),
             "pooled_prompt_embeds": (config["pooled_projection_dim"],),
         }
 

@@ -46,22 +46,26 @@ def make_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=CONTEXT)
 
 
-def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The text encoder of the pipeline; the same architecture as the open_clip model's text tower."""
-    config = CLIPTextConfig(
+def text_config(tokenizer: CLIPTokenizer, width: int, heads: int) -> CLIPTextConfig:
+    """A CLIP text encoder of this width."""
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        projection_dim=TEXT_WIDTH,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
         num_hidden_layers=TEXT_LAYERS,
-        num_attention_heads=TEXT_HEADS,
+        num_attention_heads=heads,
         max_position_embeddings=CONTEXT,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder of the pipeline; the same architecture as the open_clip model's text tower."""
+    return CLIPTextModel(text_config(tokenizer, TEXT_WIDTH, TEXT_HEADS))
 
 
 def make_vae() -> AutoencoderKL:

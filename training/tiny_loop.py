@@ -1,0 +1,111 @@
+"""What every stage of building the embedded models shares: settings, drawn pictures, the small training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildTinyConfig:
+    """Builds the embedded models from drawn pictures (about two and a half hours on two cores)."""
+
+    out: Path = Path("assets/tiny")
+    """Folder of the finished models."""
+    work: Path = Path("runs/build-tiny")
+    """Folder of pictures, latents and curves; may be deleted afterwards."""
+    pictures: int = 60_000
+    """Number of drawn training pictures."""
+    creature_pairs: int = 20_000
+    """Number of creatures drawn twice, for the CLIP model's sense of identity."""
+    vae_steps: int = 10_000
+    clip_steps: int = 1_200
+    unet_steps: int = 9_000
+    """Steps of each of the denoiser's two rounds."""
+    dit_steps: int = 12_000
+    """Steps of the flow transformer."""
+    seed: int = 0
+    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit")
+    """Stages to run; each needs the ones before it (clip needs only the pictures)."""
+    threads: int = 2
+    """Torch threads."""
+
+
+def note(config: BuildTinyConfig, **values: object) -> None:
+    """Prints a line and appends it to the curves."""
+    print(json.dumps(values), flush=True)
+    with (config.work / "curves.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def load_pictures(config: BuildTinyConfig) -> torch.Tensor:
+    """The drawn pictures, uint8 (N, 3, 64, 64)."""
+    return torch.from_numpy(np.load(config.work / "pictures.npy")).permute(0, 3, 1, 2).contiguous()
+
+
+def to_pixels(bytes_BCHW: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float in [-1, 1]."""
+    return bytes_BCHW.float() / 127.5 - 1
+
+
+def shuffled(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
+    """Index batches over shuffled passes of n rows."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n, generator=generator)
+    at = 0
+    for _ in range(steps):
+        if at + batch > n:
+            order, at = torch.randperm(n, generator=generator), 0
+        yield order[at : at + batch]
+        at += batch
+
+
+def fit(
+    config: BuildTinyConfig,
+    name: str,
+    parameters: list[nn.Parameter],
+    batches: Iterator[torch.Tensor],
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    steps: int,
+    lr: float,
+    bf16: bool,
+    after: Callable[[int], None] = lambda step: None,
+    every: int = 100,
+) -> None:
+    """AdamW with warm-up and cosine decay; `after(step)` runs behind every step."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    warm = max(1, min(200, steps // 20))
+    total, start = 0.0, time.time()
+    for step, rows in enumerate(batches, 1):
+        rate = lr * min(step / warm, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext():
+            loss = loss_of(rows)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        total += loss.item()
+        after(step)
+        if step % every == 0:
+            note(config, stage=name, step=step, loss=round(total / every, 5), seconds=round(time.time() - start, 1))
+            total = 0.0
+
+
+def load_as_fp32(folder: Path) -> None:
+    """Notes fp32 in the config beside fp16 weights: transformers loads what the config says, diffusers always fp32, and the
+    two halves of a pipeline must agree when nobody names a dtype.
+    """
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2))
