@@ -103,7 +103,11 @@ DEMO_SETTINGS: dict[str, dict[str, Any]] = {
     | {
         "min_snr_gamma": None,
         "target_modules": (
-            *DEMO_TRAINING["target_modules"], "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+            *DEMO_TRAINING["target_modules"],
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
         ),
     },
 }

@@ -34,7 +34,8 @@ def make_task(folder: Path, base: str, adapter: str, **settings):
     from rankfold.training.subject import SubjectTask
 
     images = ROOT / "assets" / "demo" / "creature"
-    config = SubjectConfig(base=base, images=images, out=folder, batch_size=BATCH, adapter=adapter, **({"preservation_weight": 0.0} | settings))
+    settings = {"preservation_weight": 0.0} | settings
+    config = SubjectConfig(base=base, images=images, out=folder, batch_size=BATCH, adapter=adapter, **settings)
     samples, path = preflight(config)
     task = SubjectTask(config, samples, path, Accelerator(cpu=not torch.cuda.is_available()))
     return task, make_optimizer(config, task.parameter_groups())
