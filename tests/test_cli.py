@@ -40,7 +40,7 @@ def train(images, base, tmp_path, monkeypatch):
         (["--learning-rate", "-1"], "--learning-rate"),
         (["--steps", "0"], "--steps"),
         (["--images", "nowhere"], "nowhere"),
-        (["--base", "nowhere/at/all"], "neither a pipeline folder nor a hub id"),
+        (["--base", "nowhere/at/all"], "neither a pipeline folder, nor a checkpoint"),
         (["--base", "nobody/no-such-model"], "--base tiny"),
         (["--optimizer", "AdamV"], "Did you mean 'Adam"),
         (["--lr-scheduler", "cosin"], "Did you mean 'cosine'"),

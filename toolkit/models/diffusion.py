@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 
+from ..data.cache import key_of
 from ..errors import UserError, nearest
 from .base import PictureModel
 from .flux import Flux
 from .flux_2 import Flux2Klein
+from .hub import WEIGHTS, snapshot
 from .lumina_2 import Lumina2
 from .qwen_image import QwenImage
 from .sana import Sana
+from .single_file import SUFFIXES, convert
 from .stable_diffusion import StableDiffusion
 from .stable_diffusion_3 import StableDiffusion3
 from .stable_diffusion_xl import StableDiffusionXL
@@ -41,11 +44,21 @@ def resolve_base(base: str) -> str:
     if Path(base).is_dir():
         check_pipeline_folder(Path(base))
         return base
+    if Path(base).is_file() and Path(base).suffix in SUFFIXES:
+        return str(converted(Path(base)))
     if Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise UserError(
-            f"--base {base} is neither a pipeline folder nor a hub id (name/model). The embedded model is 'tiny'."
+            f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
+            f"The embedded models are {' and '.join(EMBEDDED)}."
         )
-    return fetch(base)
+    folder = snapshot(
+        base,
+        WEIGHTS,
+        f"--base {base}",
+        "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny",
+    )
+    check_pipeline_folder(Path(folder))
+    return folder
 
 
 def check_pipeline_folder(folder: Path) -> None:
@@ -72,27 +85,16 @@ def check_pipeline_folder(folder: Path) -> None:
             raise UserError(f"--base {folder} is not whole: the folder {part}/ is missing.")
 
 
-def fetch(hub_id: str) -> str:
-    """The local snapshot of a hub id, fetched if need be."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError
-
-    try:
-        folder = snapshot_download(
-            hub_id,
-            allow_patterns=["model_index.json", "*/*.safetensors", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"],
-            ignore_patterns=["*.fp16.*", "*.non_ema.*"],
-        )
-    except GatedRepoError as error:
-        raise UserError(
-            f"--base {hub_id} is gated: accept its terms on its page of the hub, log in with `hf auth login`, and try again."
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"--base {hub_id} is not in the local cache and could not be fetched ({type(error).__name__}). "
-            "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny"
-        ) from error
-    check_pipeline_folder(Path(folder))
+def converted(file: Path) -> Path:
+    """The pipeline folder of a single-file checkpoint, made when the file is used for the first time."""
+    facts = file.stat()
+    key = key_of(file=str(file.resolve()), size=facts.st_size, changed=facts.st_mtime_ns)
+    folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
+    if not (folder / "model_index.json").is_file():
+        print(f"{file} is turned into a pipeline folder once: {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert(file, None, folder)
+    check_pipeline_folder(folder)
     return folder
 
 

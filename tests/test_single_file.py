@@ -1,0 +1,160 @@
+"""Checkpoints in one file: the layouts that A1111 and ComfyUI keep are turned back into the pipeline they came from."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_families import build
+
+from rankfold.apps.cli import main
+from rankfold.pipelines.generate import Recipe, generate
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.models import single_file
+from rankfold.toolkit.models.diffusion import resolve_base
+
+RESNET = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
+}  # fmt: skip
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0", "conv_out": "out.2",
+}  # fmt: skip
+VAE_NAMES = {"conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_out.0": "proj_out"}
+
+
+def tensors(folder, part):
+    (file,) = (folder / part).glob("*.safetensors")
+    return load_file(file)
+
+
+def unet_name(name, layers):
+    """The original layout's name of a UNet tensor, for UNets with so many ResNets a block."""
+    words = name.split(".")
+    if words[0] == "mid_block":
+        place = f"middle_block.{2 * int(words[2]) if words[1] == 'resnets' else 1}"
+        kind, rest = words[1], words[3:]
+    elif words[0] in ("down_blocks", "up_blocks"):
+        block, kind, number, rest = int(words[1]), words[2], int(words[3]), words[4:]
+        if words[0] == "down_blocks":
+            at = f"input_blocks.{(layers + 1) * block + 1 + (layers if kind == 'downsamplers' else number)}"
+            place = f"{at}.{1 if kind == 'attentions' else 0}"
+            rest = ["op", *rest[1:]] if kind == "downsamplers" else rest
+        else:
+            at = f"output_blocks.{(layers + 1) * block + (layers if kind == 'upsamplers' else number)}"
+            place = f"{at}.{ {'resnets': 0, 'attentions': 1, 'upsamplers': 2}[kind] }"
+    else:
+        end = next(end for end in UNET_ENDS if name.startswith(f"{end}."))
+        return UNET_ENDS[end] + name.removeprefix(end)
+    if kind == "resnets":
+        rest = [RESNET[rest[0]], *rest[1:]]
+    return ".".join([place, *rest])
+
+
+def vae_name(name, blocks):
+    """The same of an autoencoder."""
+    for ours, theirs in VAE_NAMES.items():
+        name = name.replace(ours, theirs)
+    words = name.split(".")
+    side, rest = words[0], words[1:]
+    if rest and rest[0] == "mid_block":
+        place = f"mid.block_{int(rest[2]) + 1}" if rest[1] == "resnets" else "mid.attn_1"
+        rest = [{"to_q": "q", "to_k": "k", "to_v": "v"}.get(rest[3], rest[3]), *rest[4:]]
+    elif rest and rest[0] in ("down_blocks", "up_blocks"):
+        way = rest[0].removesuffix("_blocks")
+        number = int(rest[1]) if way == "down" else blocks - 1 - int(rest[1])
+        place = f"{way}.{number}.{f'block.{rest[3]}' if rest[2] == 'resnets' else way + 'sample'}"
+        rest = rest[4:]
+    else:
+        return name
+    return ".".join([side, place, *rest])
+
+
+def original(folder):
+    """All tensors of a Stable Diffusion folder under their original names."""
+    layers = json.loads((folder / "unet/config.json").read_text())["layers_per_block"]
+    blocks = len(json.loads((folder / "vae/config.json").read_text())["block_out_channels"])
+    state = {f"model.diffusion_model.{unet_name(k, layers)}": v for k, v in tensors(folder, "unet").items()}
+    for name, value in tensors(folder, "vae").items():
+        theirs = vae_name(name, blocks)
+        square = ".attn_1." in theirs and value.dim() == 2  # 1 x 1 convolutions there, linear layers here
+        state[f"first_stage_model.{theirs}"] = value[..., None, None] if square else value
+    for name, value in tensors(folder, "text_encoder").items():
+        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return build("sd", tmp_path_factory.mktemp("single") / "sd")
+
+
+@pytest.fixture
+def checkpoint(base_folder, tmp_path):
+    save_file(original(base_folder), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def layout(base_folder, tmp_path):
+    """Configs and tokenizers alone."""
+    return shutil.copytree(base_folder, tmp_path / "layout", ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def test_a_checkpoint_becomes_its_pipeline(checkpoint, layout, base_folder, tmp_path, capsys):
+    main(["convert-base", str(checkpoint), "--layout", str(layout), "--out", str(tmp_path / "made")])
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "made")
+    for part in ("unet", "vae", "text_encoder"):
+        made, there = tensors(tmp_path / "made", part), tensors(base_folder, part)
+        assert made.keys() == there.keys()
+        assert all(torch.equal(made[name], there[name]) for name in there)
+    ours, theirs = (
+        Recipe(prompt="a creature", base=str(f), steps=2, side=32) for f in (tmp_path / "made", base_folder)
+    )
+    assert generate(ours)[0][0].tobytes() == generate(theirs)[0][0].tobytes()
+
+
+def test_a_checkpoint_is_a_base(checkpoint, layout, tmp_path, monkeypatch):
+    """--base takes the file itself; it is turned into a folder once, until it changes."""
+    monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(single_file, "layout_folder", lambda file, state, _: layout)
+    first = resolve_base(str(checkpoint))
+    monkeypatch.setattr(single_file, "read", lambda file: pytest.fail("converted again"))
+    assert resolve_base(str(checkpoint)) == first
+    checkpoint.touch()
+    with pytest.raises(BaseException, match="converted again"):
+        resolve_base(str(checkpoint))
+
+
+def test_a_transformer_alone_takes_the_rest_from_the_layout(tmp_path):
+    folder = build("flux-dev", tmp_path / "flux")
+    state = {k: v + 1 for k, v in tensors(folder, "transformer").items()}
+    save_file(state, tmp_path / "transformer.safetensors")
+    made = single_file.convert(tmp_path / "transformer.safetensors", str(folder), tmp_path / "made")
+    assert all(torch.equal(value, state[name]) for name, value in tensors(made, "transformer").items())
+    for part in ("vae", "text_encoder", "text_encoder_2"):
+        assert (made / part / "config.json").read_bytes() == (folder / part / "config.json").read_bytes()
+    assert resolve_base(str(made)) == str(made)
+
+
+def test_what_cannot_be_converted(checkpoint, layout, base_folder, tmp_path):
+    (tmp_path / "torn.safetensors").write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        single_file.convert(tmp_path / "torn.safetensors", str(layout), tmp_path / "made")
+    with pytest.raises(UserError, match="has no model_index"):
+        single_file.convert(checkpoint, str(tmp_path), tmp_path / "made")
+    with pytest.raises(UserError, match=r"stable-diffusion-v1-5.* could not be fetched .* --layout FOLDER_OR_HUB_ID"):
+        single_file.convert(checkpoint, None, tmp_path / "made")
+    other = build("sdxl", tmp_path / "xl")
+    with pytest.raises(UserError, match="does not fit the layout of"):
+        single_file.convert(checkpoint, str(other), tmp_path / "made")
+    with pytest.raises(UserError, match="is not empty"):
+        single_file.convert(checkpoint, str(layout), base_folder)
+    torn = {name: value for name, value in original(base_folder).items() if "output_blocks.0.0" not in name}
+    save_file(torn, tmp_path / "less.safetensors")
+    with pytest.raises(UserError, match="does not"):
+        single_file.convert(tmp_path / "less.safetensors", str(layout), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "made.part").exists()
