@@ -24,7 +24,7 @@ from demo_settings import captioned
 
 from rankfold import SubjectConfig, train
 from rankfold.apps.demo import DEMO_TRAINING
-from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
+from rankfold.pipelines.generate import Recipe, denoise, sampling_pipeline
 from rankfold.toolkit.data import world
 from rankfold.toolkit.metrics import ClipScorer, clip_i, interval
 from rankfold.training.demo import asked_scenes, prompt_for
@@ -39,7 +39,7 @@ WAYS = {
 
 def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, ...], subject: str) -> torch.Tensor:
     """CLIP-I of each of 16 pictures of the subject."""
-    pipe = load_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
+    pipe = sampling_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
     prompts = [prompt_for(subject, scene, place) for scene, place in asked_scenes()]
     pictures = denoise(
         pipe,

@@ -17,6 +17,7 @@ from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
+from .fuse import fuse
 from .regions import Region, regional
 
 TEXT_CHUNK = "rankfold"
@@ -112,6 +113,12 @@ def load_pipeline(recipe: Recipe) -> Any:
     return pipe
 
 
+def sampling_pipeline(recipe: Recipe) -> Any:
+    """The same, with the adapters in the weights where that is exact; regions switch them in every step and need them apart."""
+    pipe = load_pipeline(recipe)
+    return pipe if recipe.regions else fuse(pipe)
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what can be seen to be wrong without loading a model."""
     import diffusers
@@ -130,7 +137,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def generate(recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8) -> list[tuple[Image.Image, Recipe]]:
     """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it."""
-    pipe = pipe or load_pipeline(recipe)
+    pipe = pipe or sampling_pipeline(recipe)
     made = []
     for start in range(recipe.seed, recipe.seed + n, batch):
         made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe)
@@ -140,7 +147,7 @@ def generate(recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8) ->
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
     """The picture that this recipe was written into, equal to the byte."""
     batch = recipe.batch or (recipe.seed, 1)
-    return generate_batch(recipe, batch, pipe or load_pipeline(recipe))[recipe.seed - batch[0]]
+    return generate_batch(recipe, batch, pipe or sampling_pipeline(recipe))[recipe.seed - batch[0]]
 
 
 def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tuple[Image.Image, Recipe]]:

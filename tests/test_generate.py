@@ -11,9 +11,20 @@ from safetensors import safe_open
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.generate import Recipe, denoise, generate, load_pipeline, read_recipe, repeat, save_picture
+from rankfold.pipelines.fuse import fuse
+from rankfold.pipelines.generate import (
+    Recipe,
+    denoise,
+    generate,
+    load_pipeline,
+    read_recipe,
+    repeat,
+    sampling_pipeline,
+    save_picture,
+)
 from rankfold.pipelines.regions import masks, parse_region
-from rankfold.toolkit.adapters.registry import adapter_names
+from rankfold.toolkit.adapters.attach import adapter_layers, attach
+from rankfold.toolkit.adapters.registry import adapter_names, make_config
 from rankfold.toolkit.errors import UserError
 
 
@@ -102,6 +113,33 @@ def test_strength_zero_is_the_base_and_strength_matters(trained, base):
     half = generate(recipe_for(trained, base, strengths=(0.5,)))[0][0]
     assert off.tobytes() == plain.tobytes()
     assert half.tobytes() != plain.tobytes()
+
+
+def test_sampling_fuses_what_can_be_fused(trained, base):
+    """Linear adapters are put into the weights and gone; the picture is the same but for rounding."""
+    recipe = recipe_for(trained, base, adapters=(str(trained.adapter),) * 2, strengths=(0.5, 0.7))
+    apart, fused = load_pipeline(recipe), sampling_pipeline(recipe)
+    assert adapter_layers(apart.unet)
+    assert not adapter_layers(fused.unet)
+    assert not adapter_layers(fused.text_encoder)
+    first, second = (np.asarray(generate(recipe, pipe=pipe)[0][0], dtype=int) for pipe in (apart, fused))
+    plain = np.asarray(generate(replace(recipe, adapters=(), strengths=()))[0][0], dtype=int)
+    assert np.abs(first - second).max() <= 1
+    assert np.abs(first - plain).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("adapter", "dtype"), [("fvae", torch.float32), ("loratrf", torch.float32), ("lora", torch.bfloat16)]
+)
+def test_sampling_leaves_what_cannot_be_fused(base, adapter, dtype):
+    """What is not linear has no weight, and half precision would round the change away."""
+    pipe = load_pipeline(Recipe(prompt="", base=str(base)))
+    pipe.unet.to(dtype)
+    attach(pipe.unet, make_config(adapter, rank=4, alpha=4.0, dropout=0.0, target_modules=("to_q",), options={}))
+    pipe.unet.requires_grad_(False).eval()
+    before = len(adapter_layers(pipe.unet))
+    assert before > 0
+    assert len(adapter_layers(fuse(pipe).unet)) == before
 
 
 def test_two_adapters_at_once(trained, base):

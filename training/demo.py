@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ..pipelines.generate import Recipe, generate, grid, load_pipeline
+from ..pipelines.generate import Recipe, generate, grid, sampling_pipeline
 from ..toolkit.data import world
 from ..toolkit.metrics import ClipScorer, clip_i, embedded_judge, interval
 from ..toolkit.runs import Run, write_png, write_text
@@ -45,7 +45,7 @@ def before_and_after(run: Run, creature: int, *, seed: int = 0, each: int = 4) -
     figures: dict[str, float] = {"clip_i_real": float(real.mean())}
     rows = []
     for name, recipe in (("before", base), ("after", tuned)):
-        pipe = load_pipeline(recipe)
+        pipe = sampling_pipeline(recipe)
         scenes, places, pictures, shown = [], [], [], []
         for scene, place in asked_scenes():
             made = [p for p, _ in generate(replace(recipe, prompt=prompt_for(subject, scene, place)), each, pipe=pipe)]

@@ -1,0 +1,34 @@
+"""Adapters put into the weights for sampling, so that a step costs what it costs without any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..toolkit.adapters.attach import adapter_layers, replace_module
+from ..toolkit.formats import native
+
+
+@torch.no_grad()
+def fuse(pipe: Any) -> Any:
+    """Puts the active adapters of every fp32 layer into its weight, at their strengths; returns the pipeline.
+
+    Layers with an adapter that is not linear keep it. So do layers in half precision: the rounding of their weights is as large as
+    what many adapters change.
+    """
+    for part in native.PARTS:
+        model = getattr(pipe, part, None)
+        layers = adapter_layers(model) if isinstance(model, nn.Module) else {}
+        for name, layer in layers.items():
+            base: Any = layer.get_base_layer()
+            if base.weight.dtype != torch.float32:
+                continue
+            if not layer.disable_adapters:
+                try:
+                    layer.merge()
+                except ValueError:  # not linear: it has no weight
+                    continue
+            replace_module(model, name, base)
+    return pipe
