@@ -42,9 +42,7 @@ COMMANDS = {
         "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "files:export"
     ),
     "inspect": Command("Say what a LoRA file is, whether it is sound, and who can load it.", "files:inspect"),
-    "convert-base": Command(
-        "Turn a base model in one file into a pipeline folder.", "convert_base:convert_base"
-    ),
+    "convert-base": Command("Turn a base model in one file into a pipeline folder.", "convert_base:convert_base"),
     "adapters": Command("List the adapter variants and their options.", "adapters:adapters"),
     "doctor": Command("Show versions, devices, memory and caches, and what is missing.", "doctor:doctor"),
     "build-tiny": Command("Build the embedded models from scratch.", "build_tiny:build_tiny"),

@@ -17,7 +17,7 @@ from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.formats import native
 from rankfold.toolkit.noise import FlowNoise
 from rankfold.toolkit.randomness import generator
-from rankfold.training.config import SubjectConfig
+from rankfold.training.config import SubjectConfig, check_numbers
 from rankfold.training.pictures import without_token
 from rankfold.training.rows import bucket_size, other_orders, picked
 from rankfold.training.start import resume, train
@@ -229,8 +229,19 @@ def test_flow_noise():
     assert levels(sampling="logit_normal") == pytest.approx((0.5, 0.208), abs=0.02)
     assert levels(sampling="mode") == pytest.approx((0.5, 0.22), abs=0.03)
     assert levels(sampling="logit_normal", shift=3.0)[0] > 0.65
-    weight = noise.min_snr_weight(torch.tensor([0.5, 0.01]), 5.0)
-    torch.testing.assert_close(weight, torch.tensor([0.25, 5 * 0.01**2]))
+
+
+def test_weighing_timesteps(config):
+    """Each row's loss is the plain one times its own weight."""
+    batch = task_of(config).batch(0, [0, 1, 2, 3])
+    batch = {key: value for key, value in batch.items() if not key.startswith("kept")}
+    plain = task_of(config).module(batch)
+    for changes, weight in (({"min_snr_gamma": 5.0}, lambda snr: snr.clamp(max=5.0)), ({"debiased": True}, torch.sqrt)):
+        task = task_of(replace(config, **changes))
+        expected = plain * weight(task.noise.snr(batch["levels"])) * task.noise.clean_error(batch["levels"])
+        torch.testing.assert_close(task.module(batch), expected)
+    with pytest.raises(UserError, match="leave one of them out"):
+        check_numbers(replace(config, debiased=True, min_snr_gamma=5.0))
 
 
 # ---------------------------------------------------------------------------------------------- optimizers and number formats

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 
 from rankfold.toolkit import losses
+from rankfold.toolkit.noise import DiscreteNoise, FlowNoise
 from rankfold.toolkit.randomness import generator, order
 
 
@@ -29,16 +29,36 @@ def test_other_predictions_are_refused():
         losses.target(DDPMScheduler(prediction_type="sample"), *torch.randn(2, 1, 4, 8, 8), torch.tensor([1]))
 
 
-def test_min_snr_makes_both_predictions_one_loss():
-    """Both weights turn the loss into min(snr, gamma) times the error of the clean latents."""
-    scheduler = DDPMScheduler()
-    timesteps = torch.arange(0, 1000, 50)
-    snr = compute_snr(scheduler, timesteps)
-    # error of epsilon = snr * error of clean; error of v = (snr + 1) * error of clean
-    expected = snr.clamp(max=5.0)
-    torch.testing.assert_close(losses.min_snr_weight("epsilon", snr, 5.0) * snr, expected)
-    torch.testing.assert_close(losses.min_snr_weight("v_prediction", snr, 5.0) * (snr + 1), expected)
-    assert losses.min_snr_weight("epsilon", torch.zeros(1), 5.0) == 1
+@pytest.mark.parametrize(
+    "noise",
+    [DiscreteNoise(DDPMScheduler()), DiscreteNoise(DDPMScheduler(prediction_type="v_prediction")), FlowNoise()],
+    ids=["epsilon", "v", "flow"],
+)
+def test_weights_speak_of_the_same_error(noise):
+    """A wrong prediction leads to clean latents that are wrong by clean_error, whatever is predicted."""
+    levels = torch.cat([noise.at(share) for share in (0.1, 0.4, 0.6, 0.9)])
+    clean, other, wrong = torch.randn(3, 4, 2, 4, 4)
+    noisy, goal = noise.add(clean, other, levels), noise.target(clean, other, levels)
+    snr = noise.snr(levels).view(-1, 1, 1, 1)
+    if isinstance(noise, FlowNoise):
+        back = lambda said: noisy - levels.view(-1, 1, 1, 1) * said  # noqa: E731
+    elif noise.scheduler.config.prediction_type == "epsilon":
+        back = lambda said: noisy * (1 + 1 / snr).sqrt() - said / snr.sqrt()  # noqa: E731
+    else:
+        back = lambda said: (noisy * snr.sqrt() - said) / (1 + snr).sqrt()  # noqa: E731
+    torch.testing.assert_close(back(goal), clean, rtol=1e-3, atol=1e-3)
+    share = (back(goal + wrong) - clean).square().flatten(1).mean(1) / wrong.square().flatten(1).mean(1)
+    torch.testing.assert_close(share, noise.clean_error(levels), rtol=1e-2, atol=1e-4)
+
+
+def test_weights_of_timesteps():
+    """As the papers write them for epsilon: min(snr, 5) / snr, with its limit 1 at zero terminal SNR, and 1 / sqrt(snr)."""
+    snr = torch.tensor([1e-12, 1.0, 20.0])
+    error = losses.clean_error("epsilon", snr)
+    torch.testing.assert_close(losses.min_snr(snr, 5.0) * error, torch.tensor([1.0, 1.0, 0.25]))
+    torch.testing.assert_close((losses.debiased(snr) * error)[1:], torch.tensor([1.0, 20**-0.5]))
+    zero = DiscreteNoise(DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    assert losses.min_snr(zero.snr(torch.tensor([999])), 5.0) * zero.clean_error(torch.tensor([999])) < 1e-6
 
 
 def test_order_visits_every_row_once_a_pass():

@@ -27,15 +27,19 @@ def target(
     raise ValueError(f"Cannot train a model that predicts '{kind}'; epsilon and v_prediction are known.")
 
 
-def min_snr_weight(kind: str, snr_B: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR weights (B,): min(snr, gamma) / snr for epsilon, / (snr + 1) for v (Hang et al. 2023, section 3.4).
+def clean_error(kind: str, snr_B: torch.Tensor) -> torch.Tensor:
+    """Squared error of the clean latents over that of the prediction, (B,): 1 / snr for epsilon, 1 / (snr + 1) for v."""
+    return 1 / (snr_B + 1 if kind == "v_prediction" else snr_B)
 
-    At zero terminal SNR the epsilon weight is 0 / 0; its limit, 1, is used.
-    """
-    clipped = snr_B.clamp(max=gamma)
-    if kind == "v_prediction":
-        return clipped / (snr_B + 1)
-    return torch.where(snr_B > 0, clipped / snr_B.clamp(min=1e-12), torch.ones_like(snr_B))
+
+def min_snr(snr_B: torch.Tensor, gamma: float) -> torch.Tensor:
+    """What the squared error of the clean latents counts for, (B,): min(snr, gamma) (Hang et al. 2023, section 3.4)."""
+    return snr_B.clamp(max=gamma)
+
+
+def debiased(snr_B: torch.Tensor) -> torch.Tensor:
+    """The same by Yu et al. 2024 (arXiv 2310.08442): sqrt(snr), which is 1 / sqrt(snr) on the error of the noise."""
+    return snr_B.sqrt()
 
 
 def per_sample_mse(guess: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:

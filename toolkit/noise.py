@@ -15,6 +15,8 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 
 from . import losses
 
+LEAST_SNR = 1e-12  # where there is nothing but noise, so that weights have their limits there and not 0 / 0
+
 
 class Noise(Protocol):
     """What training needs to know of a model's noise."""
@@ -35,8 +37,12 @@ class Noise(Protocol):
         """What the model is to predict, (B, C, H, W)."""
         ...
 
-    def min_snr_weight(self, levels_B: torch.Tensor, gamma: float) -> torch.Tensor:
-        """Min-SNR weights, (B,)."""
+    def snr(self, levels_B: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio, (B,), above 0."""
+        ...
+
+    def clean_error(self, levels_B: torch.Tensor) -> torch.Tensor:
+        """Squared error of the clean latents over that of the prediction, (B,)."""
         ...
 
 
@@ -58,9 +64,11 @@ class DiscreteNoise:
     def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
         return losses.target(self.scheduler, clean, noise, levels_B)
 
-    def min_snr_weight(self, levels_B: torch.Tensor, gamma: float) -> torch.Tensor:
-        snr = compute_snr(self.scheduler, levels_B)
-        return losses.min_snr_weight(self.scheduler.config.prediction_type, snr, gamma)
+    def snr(self, levels_B: torch.Tensor) -> torch.Tensor:
+        return compute_snr(self.scheduler, levels_B).clamp(min=LEAST_SNR)
+
+    def clean_error(self, levels_B: torch.Tensor) -> torch.Tensor:
+        return losses.clean_error(self.scheduler.config.prediction_type, self.snr(levels_B))
 
 
 class FlowNoise:
@@ -93,7 +101,9 @@ class FlowNoise:
     def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
         return noise - clean
 
-    def min_snr_weight(self, levels_B: torch.Tensor, gamma: float) -> torch.Tensor:
-        """min(snr, gamma) on the error of the clean latents, which is s times that of the velocity; snr = ((1 - s) / s)^2."""
-        snr = ((1 - levels_B) / levels_B.clamp(min=1e-6)).square()
-        return snr.clamp(max=gamma) * levels_B.square()
+    def snr(self, levels_B: torch.Tensor) -> torch.Tensor:
+        return ((1 - levels_B) / levels_B.clamp(min=1e-6)).square().clamp(min=LEAST_SNR)
+
+    def clean_error(self, levels_B: torch.Tensor) -> torch.Tensor:
+        """The error of the clean latents is s times that of the velocity."""
+        return levels_B.square()

@@ -126,6 +126,8 @@ class PictureConfig(LoopConfig):
     """Class pictures, made once by the base model and kept."""
     min_snr_gamma: float | None = None
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""
+    debiased: bool = False
+    """Debiased loss weighting (Yu et al. 2024, arXiv 2310.08442), instead of --min-snr-gamma."""
     noise_offset: float = 0.0
     """Adds noise that is alike in all of a picture, so that light and dark are learned too; 0.05 is usual."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
@@ -267,6 +269,8 @@ def check_numbers(config: PictureConfig) -> None:
         raise UserError(
             "--prior-weight works with square pictures only: take --preservation-weight, or --crop center or pad."
         )
+    if config.debiased and config.min_snr_gamma is not None:
+        raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
 

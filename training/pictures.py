@@ -58,13 +58,15 @@ class DenoisingLoss(nn.Module):
         parts: dict[str, nn.Module],
         noise: Noise,
         words_of: Callable[[torch.Tensor], Words],
-        *,
-        min_snr_gamma: float | None,
+        weigh: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> None:
-        """words_of: what the prompts of these numbers (B,) are to the denoiser."""
+        """words_of: what the prompts of these numbers (B,) are to the denoiser.
+
+        weigh: signal-to-noise ratios (B,) -> what the squared error of the clean latents counts for; None is the plain loss.
+        """
         super().__init__()
         self.parts = nn.ModuleDict({model.denoiser_name: model.denoiser} | parts)
-        self.model, self.noise, self.words_of, self.gamma = model, noise, words_of, min_snr_gamma
+        self.model, self.noise, self.words_of, self.weigh = model, noise, words_of, weigh
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of each sample, (B,).
@@ -85,8 +87,8 @@ class DenoisingLoss(nn.Module):
         with auxiliary_losses() as auxiliary:
             guess = self.predict(noisy, levels, prompt)
         loss = losses.per_sample_mse(guess, goal, mask) * weight
-        if self.gamma is not None:
-            loss = loss * self.noise.min_snr_weight(levels, self.gamma)
+        if self.weigh is not None:
+            loss = loss * self.weigh(self.noise.snr(levels)) * self.noise.clean_error(levels)
         if kept is not None:
             loss = loss[:count].index_add(0, kept, loss[count:])
         return loss + auxiliary.total()
@@ -102,6 +104,13 @@ class DenoisingLoss(nn.Module):
         """The same without any adapter."""
         with adapters_off(*self.parts.values()):
             return self.predict(noisy, levels, prompt)
+
+
+def weighing(config: PictureConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """How the config weighs timesteps, see DenoisingLoss."""
+    if (gamma := config.min_snr_gamma) is not None:
+        return lambda snr: losses.min_snr(snr, gamma)
+    return losses.debiased if config.debiased else None
 
 
 KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
@@ -153,8 +162,7 @@ class PictureTask:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
             for name in text:
                 self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
-        gamma = config.min_snr_gamma
-        self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, min_snr_gamma=gamma).train()
+        self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, weighing(config)).train()
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""

@@ -23,7 +23,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import open_model, resolve_base
 from .config import SubjectConfig
-from .pictures import KEPT_EVERY, DenoisingLoss, attach_to_parts
+from .pictures import KEPT_EVERY, DenoisingLoss, attach_to_parts, weighing
 from .subject import adapter_config
 
 QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1 + 4 / 1024}  # bytes a weight, with its share of the scales
@@ -130,7 +130,7 @@ def counted(
         kept = torch.arange(0, len(batch["mean"]), KEPT_EVERY)
         batch |= {"kept": kept, "kept_prompt": kept, "kept_weight": torch.ones(len(kept))}
     words_of = lambda numbers: {name: value[: len(numbers)] for name, value in words.items()}  # noqa: E731
-    module = DenoisingLoss(model, parts, noise, words_of, min_snr_gamma=config.min_snr_gamma).train()
+    module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
     try:
         with Live(before) as live:

@@ -56,9 +56,10 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 
     try:
-        return load_single_file_checkpoint(str(file), local_files_only=True)
+        state: Any = load_single_file_checkpoint(str(file), local_files_only=True)
     except Exception as error:
         raise UserError(f"{file} cannot be read as a checkpoint ({type(error).__name__}): is it whole?") from error
+    return state
 
 
 def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None) -> Path:
