@@ -3,55 +3,69 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from ..toolkit.errors import UserError
 from .options import parse, positional, quiet_libraries, take_option
 
+if TYPE_CHECKING:
+    from ..training.config import SubjectConfig
+
 
 def train_subject(words: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    from ..training.config import SubjectConfig, from_yaml
-
-    config_file, words = take_option(words, "--config")
-    default = from_yaml(Path(config_file)) if config_file else SubjectConfig()
-    config = parse(SubjectConfig, words, "train subject", default)
+    config, fit = subject_options(words, "train subject")
     quiet_libraries()
     from ..training.start import train
 
+    if fit is not None:
+        from ..training.plan import fitted
+
+        config, flags, _ = fitted(config, fit)
+        print(f"fits in {fit:g} GiB {'with: ' + ' '.join(flags) if flags else 'as it is'}")
     report(train(config).folder)
 
 
-def plan_subject(words: list[str]) -> None:
-    """Nothing is loaded, nothing written."""
+def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None]:
+    """The config of a subject's training, and how many GiB its peak may take."""
     from ..training.config import SubjectConfig, from_yaml
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SubjectConfig):
         fit: float | None = None
-        """Find the fewest savings that bring the peak under so many GiB."""
+        """Choose the fewest savings that bring the peak of memory under so many GiB."""
 
     config_file, words = take_option(words, "--config")
     default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()
-    config = parse(Options, words, "plan subject", default)
-    if config.fit is not None and config.fit <= 0:
-        raise UserError(f"--fit must be above 0, not {config.fit}.")
-    quiet_libraries()
-    from ..training.plan import advice, fitted, plan
+    options = parse(Options, words, name, default)
+    if options.fit is not None and options.fit <= 0:
+        raise UserError(f"--fit must be above 0, not {options.fit}.")
+    values = {field.name: getattr(options, field.name) for field in fields(SubjectConfig)}
+    return SubjectConfig(**values), options.fit
 
-    if config.fit is None:
+
+def plan_subject(words: list[str]) -> None:
+    """Nothing is loaded, nothing written."""
+    config, fit = subject_options(words, "plan subject")
+    quiet_libraries()
+    from ..training.plan import advice, disk, fitted, least_seconds, plan
+
+    if fit is None:
         estimate = plan(config)
         lines = advice(config, estimate)
     else:
-        _, flags, estimate = fitted(config, config.fit)
-        lines = [
-            f"fits in {config.fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {config.fit:g} GiB as it is"
-        ]
-    for name in ("base", "adapter", "working", "peak"):
-        print(f"{name:16} {getattr(estimate, name) / 2**30:8.2f} GiB")
+        config, flags, estimate = fitted(config, fit)
+        lines = [f"fits in {fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {fit:g} GiB as it is"]
+    for part in ("base", "adapter", "working", "peak"):
+        print(f"{part:16} {getattr(estimate, part) / 2**30:8.2f} GiB")
     print(f"trained numbers  {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
+    print(f"disk             {disk(config, estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
+    print(
+        f"time             {least_seconds(config, estimate) / 60:8.1f} minutes at least: {config.steps} steps of "
+        f"{estimate.flops / 1e9:,.1f} GFLOP at the rate of large matrix products here"
+    )
     print(*lines, sep="\n")
     if config.train_text_encoder:
         print("What the text encoders' own step takes is not counted.")

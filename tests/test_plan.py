@@ -6,20 +6,26 @@ import pytest
 import torch
 from accelerate import Accelerator
 from test_families import SIDE, a_config, folder, folders, photos  # noqa: F401
+from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.adapters.attach import trainable
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.models.diffusion import open_model, resolve_base
-from rankfold.training.plan import fitted, plan
+from rankfold.training.config import from_yaml, to_yaml
+from rankfold.training.plan import disk, fitted, plan
+from rankfold.training.start import train
 from rankfold.training.subject import SubjectTask
 
 
 def measured(config):
-    """Bytes: frozen weights of the denoiser, trained numbers, and the peak of a step beside weights and gradients."""
+    """Bytes: frozen weights of the denoiser, trained numbers, and the peak of a step beside weights and gradients; operations."""
     task = SubjectTask(config, find_samples(config.images), resolve_base(config.base), Accelerator(cpu=True))
     batch = task.batch(0, list(range(config.batch_size)))
+    with FlopCounterMode(display=False) as flops:
+        task.module(batch).mean().backward()
+    task.module.zero_grad(set_to_none=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         task.module(batch).mean().backward()
     live = peak = 0
@@ -29,7 +35,7 @@ def measured(config):
             peak = max(peak, live)
     frozen = sum(p.numel() * p.dtype.itemsize for p in task.model.denoiser.parameters() if not p.requires_grad)
     numbers = sum(p.numel() for p in trainable(task.model.denoiser))
-    return frozen, numbers, peak - 4 * numbers
+    return frozen, numbers, peak - 4 * numbers, flops.get_total_flops()
 
 
 @pytest.mark.parametrize(("adapter", "preserved"), [("lora", 0.0), ("moslora", 0.0), ("moslora", 1.0)])
@@ -55,10 +61,31 @@ def test_plan_of_every_family(folder, photos, tmp_path, adapter):  # noqa: F811
 def check(config, share):
     """The plan is within this share of the measured peak."""
     estimate = plan(config)
-    frozen, numbers, working = measured(config)
+    frozen, numbers, working, flops = measured(config)
     assert estimate.base == frozen
     assert estimate.parameters == numbers
     assert estimate.working == pytest.approx(working, rel=share)
+    if share < 0.5:  # operations follow the prompts' lengths still more closely than memory does
+        assert estimate.flops == pytest.approx(flops, rel=share)
+
+
+def test_plan_of_disk(photos, tmp_path):  # noqa: F811
+    config = replace(
+        a_config("tiny", photos, tmp_path / "run", rank=8), steps=3, checkpoint_every=1, keep_checkpoints=2
+    )
+    run = train(config).folder
+    files = {*run.rglob("*.safetensors"), *(run / "checkpoints").rglob("*.*")}
+    size = sum(file.stat().st_size for file in files)
+    assert disk(config, plan(config)) == pytest.approx(size, rel=0.15)
+
+
+def test_training_can_be_made_to_fit(photos, tmp_path, capsys):  # noqa: F811
+    config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    fit = 0.7 * plan(config).peak / 2**30
+    main(["train", "subject", "--config", str(tmp_path / "run.yaml"), "--steps", "1", "--fit", str(fit)])
+    assert "with: --precision bf16" in capsys.readouterr().out
+    assert from_yaml(tmp_path / "run" / "config.yaml") == replace(config, precision="bf16", steps=1)
 
 
 def test_fitting_takes_no_more_than_it_must(photos, tmp_path):  # noqa: F811

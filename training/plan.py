@@ -7,8 +7,9 @@ working memory and the optimizer's, and needs no table that could go stale.
 
 from __future__ import annotations
 
+import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
 from ..toolkit.errors import UserError
@@ -42,6 +44,8 @@ class Plan:
     """What a step has alive beside these at its peak."""
     parameters: int
     """Trained numbers."""
+    flops: int
+    """Operations of one optimizer step."""
 
     @property
     def peak(self) -> int:
@@ -93,18 +97,18 @@ def plan(config: SubjectConfig) -> Plan:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     held = [getattr(model, name) for name in (model.text_encoders() if config.train_text_encoder else [])]
     frozen = sum(frozen_bytes(part, config.quantize) for part in {model.denoiser, *held})
-    working = step_peak(model, parts, config, side)
+    working, flops = step_peak(model, parts, config, side)
     if not config.train_text_encoder:
         drop_unused(model.denoiser)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
     if config.quantize != "none":  # a layer's weight is dequantised while it works
         working += max(layer.weight.numel() for layer in linears(model.denoiser)) * model.dtype.itemsize
     adapter = int(numbers * 4 * (2 + STATES.get(config.optimizer, 2)))
-    return Plan(frozen, adapter, working, numbers)
+    return Plan(frozen, adapter, working, numbers, flops * config.gradient_accumulation)
 
 
-def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> int:
-    """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients."""
+def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> tuple[int, int]:
+    """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
     rows, scale = config.batch_size, model.latent_scale
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.denoiser.to_empty(device="cpu")
@@ -123,8 +127,8 @@ def counted(
     config: SubjectConfig,
     batch: dict[str, torch.Tensor],
     words: Words,
-) -> int:
-    """Peak of one step on fake tensors, less the gradients, which are counted with the adapter."""
+) -> tuple[int, int]:
+    """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations."""
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
     if config.preservation_weight:
         kept = torch.arange(0, len(batch["mean"]), KEPT_EVERY)
@@ -133,7 +137,7 @@ def counted(
     module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
     try:
-        with Live(before) as live:
+        with FlopCounterMode(display=False) as flops, Live(before) as live:
             module(batch).mean().backward()
     except DataDependentOutputException as error:
         kind = model.index["_class_name"]
@@ -141,7 +145,30 @@ def counted(
             f"A {kind} works as its prompts' numbers say, so its step cannot be planned without them."
         ) from error
     gradients = sum(p.numel() * 4 for layer in adapter_layers(model.denoiser).values() for p in trainable(layer))
-    return live.peak - gradients
+    return live.peak - gradients, flops.get_total_flops()
+
+
+def disk(config: SubjectConfig, estimate: Plan) -> int:
+    """Bytes that the adapter and the checkpoints that are kept take in the run folder."""
+    states = STATES.get(config.optimizer, 2) + (1 if config.ema_decay else 0)
+    checkpoints = min(config.keep_checkpoints, -(-config.steps // config.checkpoint_every))
+    return int(estimate.parameters * 4 * (1 + checkpoints * (1 + states)))
+
+
+def least_seconds(config: SubjectConfig, estimate: Plan) -> float:
+    """Time of all steps if they were nothing but large matrix products on this machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n = 4096 if device == "cuda" else 1024
+    a = torch.ones(n, n, dtype=DTYPES[config.precision], device=device)
+    best = min(timed(lambda: (a @ a)[0, 0].item()) for _ in range(5))
+    return config.steps * estimate.flops / (2 * n**3 / best)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
