@@ -49,7 +49,7 @@ def export(words: list[str]) -> None:
 
 def print_proof(proof: Any) -> None:
     """The outcome of an export."""
-    print(proof.path)
+    print(proof.path, *proof.words, sep="\n")
     ranks = (
         ""
         if proof.ranks is None

@@ -26,6 +26,7 @@ from ..toolkit.formats.read import put_into, read_lora
 from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable, without_biases, write_lora
 from ..toolkit.models.base import PictureModel
 from ..toolkit.models.diffusion import open_model, resolve_base
+from ..toolkit.models.new_words import export_words, import_words
 from .generate import Recipe, denoise, load_pipeline, native_side
 
 ADAPTER = "adapter_0"
@@ -38,6 +39,8 @@ class Proof:
     """What the reloaded file differs in from the adapter it was made of."""
 
     path: Path
+    words: tuple[Path, ...]
+    """Files of the words that the adapter brings."""
     reader: str
     """Whose loader read it back."""
     exact: bool
@@ -87,10 +90,15 @@ def export_adapter(
     parts, errors = changes_for(live, format, draw, max_error, drop_bias=drop_bias)
     tuned = draw(live)
     exact = not errors and not drop_bias
-    proof = Proof(folder, "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, ranks_of(parts))
+    words = export_words(folder, out)
+    proof = Proof(
+        folder, tuple(words), "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, ranks_of(parts)
+    )
     path = write_lora(parts, format, out, facts, family.kohya)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base))
     plain = draw(fresh)
+    for file in words:
+        import_words(fresh, file)
     weights = {part: frozen_weights(getattr(fresh, part), parts[part].folded) for part in parts}
     reader, loaded = reload(fresh, path, format)
     error, layers = weight_error(parts, loaded, weights)
@@ -106,7 +114,7 @@ def export_adapter(
         picture_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
         effect=float(np.abs(tuned - plain).max()),
     )
-    facts |= {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name})}
+    facts |= {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name, "words": [file.name for file in words]})}
     write_lora(parts, format, out, facts, family.kohya)
     return proof
 

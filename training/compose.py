@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..toolkit import composition, library
@@ -16,6 +17,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.source import Source, adapter_path, content_hash, facts_of, load_source
 from ..toolkit.formats.write import Part, peft_state
+from ..toolkit.models import new_words
 from ..toolkit.models.base import DTYPES, PictureModel
 from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
 from ..toolkit.peft_merge import check_merge, peft_merge
@@ -116,6 +118,11 @@ def load_sources(config: ComposeConfig, model: PictureModel) -> list[Source]:
     return [load_source(library.resolve(text), model, Path(text).name) for text in config.adapters]
 
 
+def words_together(sources: Sequence[Source]) -> dict[str, torch.Tensor]:
+    """The words that the sources bring."""
+    return new_words.together([(source.name, source.words) for source in sources])
+
+
 def parts_of(sources: Sequence[Source]) -> list[str]:
     """Parts of the pipeline that any source changes."""
     return [part for part in native.PARTS if any(part in source.parts for source in sources)]
@@ -136,6 +143,8 @@ class ComposeTask(PictureTask):
         weights_of = composition.sharing(
             config.tie, lambda: Weights(len(self.sources), temperature=config.temperature, free=config.free)
         )
+        self.words = words_together(self.sources)
+        new_words.load_words(model.text_pipeline(), self.words)
         self.mixtures: dict[str, dict[str, Mixture]] = {}
         for part in parts_of(self.sources):
             module = getattr(model, part).requires_grad_(False)
@@ -204,6 +213,8 @@ def save_composed(
         state, lora = peft_state(Part(part.model, folded, ""))
         (folder / name).mkdir(parents=True, exist_ok=True)
         native.write_state(folder / name, state, lora)
+    if words := words_together(sources):
+        new_words.save_words(folder, words)
     facts = {"base": config.base, "token": config.token, "class_noun": config.class_noun, "adapter": "lora"}
     facts["composed_of"] = json.dumps([{"name": source.name, "hash": source.hash} for source in sources])
     facts["composed_how"] = config.merge or "weighted sum"

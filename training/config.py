@@ -84,8 +84,10 @@ class AdapterChoice:
     """Adapt the text encoders too."""
     text_target_modules: tuple[str, ...] = ()
     """Names of the text encoders' layers to adapt; unset means their attention layers."""
+    token_vectors: int = 0
+    """The token becomes a new word of so many vectors, learned beside the adapter; 0 leaves it as the text encoders have it."""
     text_learning_rate: float | None = None
-    """Learning rate of the text encoders' adapters; unset means the same."""
+    """Learning rate of the text encoders' adapters and of the token's vectors; unset means the same."""
     lora_plus_ratio: float = 1.0
     """Up-factors learn so many times faster than the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
 
@@ -233,7 +235,7 @@ LEAST = {
     "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
     "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0, "max_rank": 0,
     "limit": 0, "largest_every": 0, "held_out_draws": 1, "noise_offset": 0, "preservation_weight": 0, "caption_orders": 0,
-    "unmasked_weight": 0,
+    "unmasked_weight": 0, "token_vectors": 0,
 }  # fmt: skip
 ABOVE_ZERO = (
     "learning_rate",

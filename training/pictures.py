@@ -138,6 +138,7 @@ class PictureTask:
         self.model = model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
         self.noise = model.noise(config.timestep_sampling, config.timestep_shift)
         self.prompts: dict[str, int] = {}  # text -> number
+        self.words: dict[str, torch.Tensor] = {}  # that the text encoders have been given
         self.side = config.resolution or model.native_resolution
         self.cache = cache_folder()
         # One process fills the caches, the others then read them. Encoders have done their work before the denoiser is loaded,
@@ -235,6 +236,8 @@ class PictureTask:
         model = self.model
         tokenizers = [name for name in model.index if name.startswith("tokenizer") and model.has(name)]
         encoder = model.fingerprint(*model.text_encoders(), *tokenizers)
+        if self.words:
+            encoder += key_of(**{name: vectors.tolist() for name, vectors in self.words.items()})
         rows = []
         for text in self.prompts:
             key = key_of(

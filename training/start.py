@@ -14,6 +14,7 @@ from ..toolkit.data.subjects import Sample, check_masks, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import ATTENTION
 from ..toolkit.models.diffusion import open_model, resolve_base
+from ..toolkit.models.new_words import check_new_word
 from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
 from .compose import ComposeTask, check_compose, compose_fixed
@@ -95,7 +96,10 @@ def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
     if config.masks:
         check_masks(samples, config.masks)
     base = resolve_base(config.base)
-    open_model(base).check_side(config.resolution, "--resolution")
+    model = open_model(base)
+    model.check_side(config.resolution, "--resolution")
+    if isinstance(config, SubjectConfig) and config.token_vectors:
+        check_new_word(model, config.token)
     return samples, base
 
 

@@ -18,6 +18,7 @@ from ..toolkit.adapters.registry import make_config
 from ..toolkit.data.subjects import Sample
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
+from ..toolkit.models.new_words import NewWords, learn_word, save_words
 from ..toolkit.runs import write_text
 from .config import SubjectConfig
 from .pictures import PictureTask, attach_to_parts
@@ -76,11 +77,18 @@ class SubjectTask(PictureTask):
         self.module.zero_grad(set_to_none=True)
 
     def may_train_text(self) -> bool:
-        return self.config.train_text_encoder
+        return self.config.train_text_encoder or self.config.token_vectors > 0
 
     def attach(self) -> dict[str, nn.Module]:
-        """Puts the adapter on the model."""
-        return attach_to_parts(self.model, self.config, lambda targets: adapter_config(self.config, targets))
+        """Puts the adapter on the model, and the token into its text encoders when it is to be a word of its own."""
+        config, model = self.config, self.model
+        count, self.new_words = config.token_vectors, {}
+        if count:
+            self.new_words: dict[str, NewWords] = learn_word(model, config.token, count, config.class_noun)
+        parts = attach_to_parts(model, config, lambda targets: adapter_config(config, targets))
+        for word in self.new_words.values():
+            word.vectors.requires_grad_(True)  # attaching has frozen all else
+        return parts | {name: getattr(model, name) for name in self.new_words}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The adapter's parameters, one group a part of the pipeline."""
@@ -100,8 +108,13 @@ class SubjectTask(PictureTask):
     def save_adapter(self, folder: Path) -> None:
         """Writes a PEFT folder for each part, and what the adapter was trained on."""
         for name, part in self.parts.items():
+            if not hasattr(part, "peft_config"):
+                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 native.save_native(part, folder / name)
+        if self.new_words:
+            words = {f"{name}.{self.config.token}": word.vectors for name, word in self.new_words.items()}
+            save_words(folder, words)
         facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
         write_text(folder / "rankfold.json", json.dumps(facts | {"adapter": self.config.adapter}, indent=1))

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from ..errors import UserError
+from ..models import new_words
 from ..runs import write_atomic, write_text
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -55,11 +56,23 @@ def adapter_hash(folder: Path) -> str:
     for part in check_adapter_folder(folder):
         for name in ("adapter_config.json", WEIGHTS):
             digest.update((folder / part / name).read_bytes())
+    if (folder / new_words.FILE).is_file():
+        digest.update((folder / new_words.FILE).read_bytes())
     return digest.hexdigest()[:16]
 
 
 def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
-    """Puts a native adapter on a stock pipeline.
+    """Puts a native adapter on a stock pipeline, with the words it brings.
+
+    Raises:
+        UserError: when it was made for another base, or a word is there already.
+    """
+    load_layers(pipe, folder, adapter)
+    new_words.load_words(pipe, new_words.words_of(folder))
+
+
+def load_layers(pipe: Any, folder: Path, adapter: str) -> None:
+    """Puts the layers of a native adapter on anything that has a pipeline's parts as attributes.
 
     Raises:
         UserError: when it was made for another base.

@@ -15,6 +15,7 @@ from ..adapters.attach import take_off
 from ..adapters.change import Change
 from ..adapters.fold import Folded, fold
 from ..errors import UserError
+from ..models.new_words import words_of
 from . import native
 from .read import change_of, located, read_lora
 
@@ -30,6 +31,8 @@ class Source:
     """Part of the pipeline -> layer -> change at strength 1."""
     facts: dict[str, str] = field(default_factory=dict)
     """What it says of itself: base, token, class_noun, ..."""
+    words: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The words it brings, see models/new_words.py."""
 
 
 def adapter_path(path: Path) -> Path:
@@ -69,7 +72,7 @@ def load_source(path: Path, model: Any, name: str = "") -> Source:
         parts = native_changes(place, model)
     else:
         parts = file_changes(place, model)
-    return Source(name or path.stem, content_hash(place), parts, facts_of(place))
+    return Source(name or path.stem, content_hash(place), parts, facts_of(place), words_of(place))
 
 
 def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
@@ -79,7 +82,7 @@ def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
         if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
             raise ValueError(f"{part} carries adapters already.")
     try:
-        native.load_into_pipeline(model, folder, "source")
+        native.load_layers(model, folder, "source")
         return {part: fold(module, "source") for part, module in carrying.items()}
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error

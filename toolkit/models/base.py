@@ -56,6 +56,8 @@ class PictureModel:
     """Whether it is a flow model; otherwise its scheduler has discrete timesteps."""
     patch: int = 2
     """Latent pixels on a side of one token: what the latents must be divisible by."""
+    token_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that the stock pipeline's load_textual_inversion gives new words."""
     lora_text: ClassVar[tuple[str, ...]] = ()
     """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
     kohya: ClassVar[dict[str, str]] = {}

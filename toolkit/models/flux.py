@@ -18,7 +18,7 @@ class Flux(PictureModel):
     pipelines = ("FluxPipeline",)
     text_names = ("text_encoder", "text_encoder_2")
     attention = JOINT_ATTENTION
-    lora_text = ("text_encoder",)
+    lora_text = token_text = ("text_encoder",)
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
 
     @property

@@ -18,7 +18,7 @@ class StableDiffusion(PictureModel):
     denoiser_name = "unet"
     flow = False
     patch = 1
-    lora_text = ("text_encoder",)
+    lora_text = token_text = ("text_encoder",)
     kohya: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te"}
     licence = "CreativeML OpenRAIL-M (1.x) and ++-M (2.x): use-based restrictions go with every derived file."
 

@@ -16,7 +16,7 @@ class StableDiffusionXL(StableDiffusion):
 
     pipelines = ("StableDiffusionXLPipeline",)
     text_names = ("text_encoder", "text_encoder_2")
-    lora_text = text_names
+    lora_text = token_text = text_names
     kohya: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     licence = "CreativeML OpenRAIL++-M: use-based restrictions go with every derived file."
 
