@@ -32,6 +32,7 @@ from .generate import Recipe, denoise, load_pipeline, native_side
 ADAPTER = "adapter_0"
 STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
 GUIDANCE = 4.0
+FLUX_WIDTH = 3072
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,8 @@ def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
             found[part] = fold(getattr(pipe, part), "default")
         return "PEFT", found
     file = read_lora(path)
-    by_diffusers = format == "diffusers" or (
-        format == "kohya" and not any("bias" in roles for roles in file.layers.values())
-    )
+    plain = format == "kohya" and not any("bias" in roles for roles in file.layers.values())
+    by_diffusers = format == "diffusers" or (plain and reads_kohya(pipe))
     if not by_diffusers:
         return "rankfold", put_into(file, pipe)
     with warnings.catch_warnings():
@@ -211,6 +211,11 @@ def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="loaded")
     carrying = [part for part in native.PARTS if "loaded" in getattr(getattr(pipe, part, None), "peft_config", {})]
     return "diffusers", {part: fold(getattr(pipe, part), "loaded") for part in carrying}
+
+
+def reads_kohya(pipe: Any) -> bool:
+    """Whether diffusers reads kohya's files for this pipeline: FLUX's only in the width of the released models."""
+    return type(pipe).__name__ != "FluxPipeline" or pipe.transformer.inner_dim == FLUX_WIDTH
 
 
 def weight_error(

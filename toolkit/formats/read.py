@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from ..adapters.change import Change
 from ..errors import UserError
 from .native import PARTS, WEIGHTS
+from .original_names import split
 from .write import kohya_name
 
 # part -> how files of kohya's kind begin the names of its layers
@@ -238,6 +239,11 @@ def needed(file: LoraFile, layer: str, weight: torch.Tensor | None) -> torch.Ten
 # ---------------------------------------------------------------------------------------------- into a pipeline
 
 
+def fitted(file: LoraFile, pipe: Any) -> LoraFile:
+    """The file with the layers that only the original code has put as the pipeline's own, see original_names.py."""
+    return replace(file, layers=split(file.layers, pipe))
+
+
 def located(file: LoraFile, pipe: Any) -> dict[str, tuple[str, str, nn.Module]]:
     """Layer in the file -> (part, layer name, the frozen layer) in a pipeline; layers that it does not have are left out."""
     places: dict[str, tuple[str, str, nn.Module]] = {}
@@ -273,6 +279,7 @@ def put_into(file: LoraFile, pipe: Any) -> dict[str, dict[str, Change]]:
     Raises:
         UserError: when no layer of the file is in the pipeline, or shapes differ.
     """
+    file = fitted(file, pipe)
     places = located(file, pipe)
     if not places:
         raise UserError(f"{file.path} was made for another base model: none of its layers is in this one.")

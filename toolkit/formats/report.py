@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from .read import LoraFile, change_of, located, read_lora
+from .read import LoraFile, change_of, fitted, located, read_lora
 
 # The width of the prompt states that a cross-attention key projection reads, and which base has it.
 CONTEXT = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
@@ -73,7 +73,7 @@ def inspect_lora(path: Path, pipe: Any = None) -> Report:
     Raises:
         UserError: when the file cannot be read at all, or fits no layer of the pipeline.
     """
-    file = read_lora(path)
+    file = read_lora(path) if pipe is None else fitted(read_lora(path), pipe)
     places = located(file, pipe) if pipe is not None else {}
     if pipe is not None and not places:
         raise UserError(

@@ -17,7 +17,7 @@ from ..adapters.fold import Folded, fold
 from ..errors import UserError
 from ..models.new_words import words_of
 from . import native
-from .read import change_of, located, read_lora
+from .read import change_of, fitted, located, read_lora
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
 
 def file_changes(path: Path, model: Any) -> dict[str, Folded]:
     """The changes of a LoRA file."""
-    file = read_lora(path)
+    file = fitted(read_lora(path), model)
     places = located(file, model)
     if not places:
         raise UserError(f"{path} was made for another base model: none of its layers is in this one.")

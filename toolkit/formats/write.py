@@ -12,6 +12,8 @@ alpha is baked into the up factor and written as alpha = rank, so that each read
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ..adapters.glora import GloraLayer
 from ..errors import UserError, nearest
 from ..runs import write_atomic
 from .native import write_state
+from .original_names import fused, table_of
 
 FORMATS = {
     "diffusers": "pytorch_lora_weights.safetensors",
@@ -104,11 +107,11 @@ def without_biases(folded: Folded) -> Folded:
     return {name: Change(**(vars(change) | {"bias": None})) for name, change in folded.items()}
 
 
-def lora_factors(change: Change, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(down, up) in the shapes that LoRA files store: 4-d kernels for convolutions; zeros of rank 1 when there are none."""
-    down, up, shape = change.down, change.up, layer.weight.shape
+def lora_factors(change: Change, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down, up) for a weight of this shape as LoRA files store them: 4-d kernels for convolutions; zeros when there are none."""
+    down, up = change.down, change.up
     if down is None or up is None:
-        down, up = torch.zeros(1, shape[1:].numel()), torch.zeros(shape[0], 1)
+        down, up = torch.zeros(1, math.prod(shape[1:])), torch.zeros(shape[0], 1)
     if len(shape) == 4:
         down, up = down.view(-1, *shape[1:]), up[:, :, None, None]
     return down.contiguous(), up.contiguous()
@@ -123,7 +126,7 @@ def peft_state(part: Part) -> tuple[Tensors, LoraConfig]:
     biased = any(change.bias is not None for change in part.folded.values())
     ranks = {}
     for name, change in part.folded.items():
-        down, up = lora_factors(change, part.layer(name))
+        down, up = lora_factors(change, part.layer(name).weight.shape)
         state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = down, up
         ranks[name] = len(down)
         if biased:  # one switch for all layers, so the others get a zero
@@ -162,6 +165,13 @@ def kohya_name(prefix: str, layer: str) -> str:
     return f"{prefix}_{layer.replace('.', '_')}"
 
 
+def kohya_layers(part: Part, prefix: str) -> dict[str, tuple[Change, list[str]]]:
+    """Name in kohya's files -> the change, and our layers that it belongs to."""
+    if table_of(part.model):
+        return {f"{prefix}_{theirs}": both for theirs, both in fused(part.model, part.folded).items()}
+    return {kohya_name(prefix, name): (change, [name]) for name, change in part.folded.items()}
+
+
 def kohya_state(
     parts: dict[str, Part], format: str, facts: dict[str, str], prefixes: dict[str, str]
 ) -> tuple[Tensors, dict[str, str]]:
@@ -169,24 +179,22 @@ def kohya_state(
     state: Tensors = {}
     ranks = {1}
     for part_name, part in parts.items():
-        for name, change in part.folded.items():
-            layer = part.layer(name)
-            key = kohya_name(prefixes[part_name], name)
+        for key, (change, names) in kohya_layers(part, prefixes[part_name]).items():
+            layers: list[Any] = [part.layer(name) for name in names]
+            shape = (sum(len(layer.weight) for layer in layers), *layers[0].weight.shape[1:])
             if format == "kohya-full":
-                weight = layer.weight.detach().float().cpu()
+                weight = torch.cat([layer.weight.detach().float().cpu() for layer in layers])
                 state[f"{key}.diff"] = change.delta_weight(weight.flatten(1)).view(weight.shape).contiguous()
             elif format == "kohya-glora":
-                state |= {
-                    f"{key}.{k}": v
-                    for k, v in glora_tensors(part.model.get_submodule(name), part.adapter, name).items()
-                }
+                own = glora_tensors(part.model.get_submodule(names[0]), part.adapter, names[0], len(names))
+                state |= {f"{key}.{k}": v for k, v in own.items()}
                 ranks.add(state[f"{key}.a2.weight"].shape[0])
             else:
-                down, up = lora_factors(change, layer)
+                down, up = lora_factors(change, shape)
                 state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = down, up
                 state[f"{key}.alpha"] = torch.tensor(float(len(down)))
                 ranks.add(len(down))
-            if change.bias is not None and layer.bias is not None:
+            if change.bias is not None and layers[0].bias is not None:
                 state[f"{key}.diff_b"] = change.bias
     for part_name, part in parts.items():
         if format == "kohya" and part_name.startswith("text_encoder"):
@@ -211,26 +219,27 @@ def text_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
     if any(key.startswith(prefix) and "out_proj" in key for key in state):
         return {}
     name, layer = next((n, m) for n, m in part.model.named_modules() if n.endswith("self_attn.out_proj"))
-    down, up = lora_factors(Change(), layer)
+    down, up = lora_factors(Change(), layer.weight.shape)
     key = kohya_name(prefix, name)
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
 
 
-def glora_tensors(layer: nn.Module, adapter: str, name: str) -> Tensors:
-    """GLoRA's own factors of one layer, as LyCORIS and ComfyUI name them.
+def glora_tensors(layer: nn.Module, adapter: str, name: str, layers: int) -> Tensors:
+    """GLoRA's own factors of one layer, as LyCORIS and ComfyUI name them; layers: of ours, that are one layer there.
 
     Raises:
         UserError: when the layer's structure has no such form.
     """
     fits = (
-        isinstance(layer, GloraLayer)
+        layers == 1
+        and isinstance(layer, GloraLayer)
         and layer.settings[adapter].form == "matmul"
         and isinstance(layer.get_base_layer(), nn.Linear)
     )
     tensors = {k: v.detach().float().cpu() for k, v in layer.tensors(adapter).items()} if fits else {}  # type: ignore[operator]
     if not fits or any(f"{p}_up" in tensors and f"{p}_down" not in tensors for p in "ab"):
         raise UserError(
-            f"--format kohya-glora holds GLoRA in matmul form with A and B lora or none on linear layers; {name} is none. "
+            f"--format kohya-glora holds GLoRA in matmul form with A and B lora or none on linear layers of their own; {name} is none. "
             "Use --format diffusers or kohya-full."
         )
     r, fan_in, fan_out = layer.r[adapter], layer.fan_in, layer.fan_out  # type: ignore[index]

@@ -61,7 +61,7 @@ class PictureModel:
     lora_text: ClassVar[tuple[str, ...]] = ()
     """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
     kohya: ClassVar[dict[str, str]] = {}
-    """How kohya's files begin the names of each part's layers; empty where their names are not the pipeline's."""
+    """How kohya's files begin the names of each part's layers; empty where it is not known how they go on."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 

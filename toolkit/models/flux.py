@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,6 +19,7 @@ class Flux(PictureModel):
     text_names = ("text_encoder", "text_encoder_2")
     attention = JOINT_ATTENTION
     lora_text = token_text = ("text_encoder",)
+    kohya: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1"}
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
 
     @property

@@ -1,0 +1,80 @@
+"""kohya's names of FLUX.1: what we stack, diffusers' own converter and our reader take apart into the same changes."""
+
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+from test_families import SIDE, a_config, photos  # noqa: F401
+from tiny_families import build
+
+from rankfold.pipelines.export import export_adapter
+from rankfold.pipelines.generate import Recipe, load_pipeline
+from rankfold.toolkit.adapters.change import Change
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.formats.original_names import groups_of
+from rankfold.toolkit.formats.report import inspect_lora
+from rankfold.toolkit.formats.write import Part, write_lora
+from rankfold.training.start import train
+
+LAYERS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_v_proj",
+    "to_add_out",
+    "proj_mlp",
+    "0.proj_out",
+    "net.0.proj",
+    "norm1.linear",
+)
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    return build("flux-dev", tmp_path_factory.mktemp("flux") / "base")
+
+
+@pytest.mark.parametrize(("adapter", "format"), [("moslora", "kohya"), ("lora", "kohya-full"), ("glora", "kohya")])
+def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):  # noqa: F811
+    targets = LAYERS if adapter != "glora" else LAYERS[:4]
+    run = train(a_config(flux, photos, tmp_path / "run", adapter=adapter, target_modules=targets, learning_rate=0.02))
+    proof = export_adapter(run.adapter, str(flux), format, tmp_path / "export", side=SIDE)
+    assert proof.reader == "rankfold"  # diffusers' converter knows the released width only; see below
+    assert proof.exact
+    assert proof.weight_error < 1e-5
+    assert proof.picture_difference < 1e-4 < proof.effect
+    report = inspect_lora(proof.path, load_pipeline(Recipe(prompt="", base=str(flux))))
+    assert report.is_sound
+    assert len(report.layers) >= proof.layers
+
+
+def test_diffusers_takes_apart_what_we_stack(tmp_path):
+    """In the width of the released models, on tensors without a model."""
+    with torch.device("meta"):
+        model = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+    torch.manual_seed(0)
+    known = {name for ours in groups_of(model).values() for name in ours}
+    chosen = {name for name in known if name.endswith(LAYERS)} | {"single_transformer_blocks.0.attn.to_k"}
+    folded = {
+        name: Change(down=torch.randn(4, layer.in_features), up=torch.randn(layer.out_features, 4))
+        for name, layer in ((name, model.get_submodule(name)) for name in sorted(chosen))
+    }
+    path = write_lora({"transformer": Part(model, folded, "")}, "kohya", tmp_path, {}, {"transformer": "lora_unet"})
+    state = diffusers.FluxPipeline.lora_state_dict(str(path))
+    for name, change in folded.items():
+        down, up = (state.pop(f"transformer.{name}.lora_{letter}.weight") for letter in "AB")
+        x = torch.randn(down.shape[1], 2)
+        torch.testing.assert_close(up @ (down @ x), change.up @ (change.down @ x), rtol=1e-4, atol=1e-2)
+    assert not any(
+        value.any() for name, value in state.items() if "lora_B" in name
+    )  # stacked with the others, but not changed
+
+
+def test_layers_without_an_original_name(flux, photos, tmp_path):  # noqa: F811
+    config = a_config(flux, photos, tmp_path / "run", target_modules=("to_q", "x_embedder"))
+    run = train(replace(config, adapter="lora"))
+    with pytest.raises(UserError, match="no name for the layer x_embedder"):
+        export_adapter(run.adapter, str(flux), "kohya", tmp_path / "export", side=SIDE)
