@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 
 from rankfold.toolkit.errors import UserError
@@ -163,6 +164,13 @@ def test_two_processes_give_the_same_curve(config, tmp_path):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
     for a, b in zip(adapter(one.folder).values(), adapter(two.folder).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+def test_sharding_is_refused(config, monkeypatch):
+    """accelerate itself shards on accelerators only, so the answer of its state is given here."""
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(UserError, match="launch with --multi_gpu"):
+        train(config)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config):

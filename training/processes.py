@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
@@ -32,6 +32,12 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
         project_dir=config.out,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)],
     )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"Accelerate is set to {kind.value}, but adapters train with the whole base on every device: launch with --multi_gpu (or "
+            "choose it in `accelerate config`); --quantize nf4 and --gradient-checkpointing make the base small."
+        )
     if config.batch_size % accelerator.num_processes:
         raise UserError(
             f"--batch-size {config.batch_size} cannot be shared evenly by {accelerator.num_processes} processes; "
