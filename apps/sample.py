@@ -37,7 +37,9 @@ class SampleOptions:
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
     side: int = 0
-    """Side of the pictures in pixels; 0 means the base model's own."""
+    """Side of the pictures in pixels, or their width; 0 means the base model's own."""
+    height: int = 0
+    """Their height, where it is another."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format."""
     out: Path = Path("samples")
@@ -101,6 +103,7 @@ def recipe_of(options: SampleOptions) -> Any:
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,
         scheduler=options.scheduler,
         side=options.side,
+        height=options.height,
         precision=options.precision,
         seed=options.seed,
     )

@@ -41,7 +41,9 @@ class Recipe:
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the family's own choice."""
     side: int = 0
-    """Side in pixels; 0 means the base model's own."""
+    """Side in pixels, or width where the height is another; 0 means the base model's own."""
+    height: int = 0
+    """Height in pixels; 0 means as high as wide."""
     precision: str = "fp32"
     seed: int = 0
     batch: tuple[int, int] | None = None
@@ -58,15 +60,19 @@ def denoise(
     steps: int,
     guidance_scale: float,
     side: int,
+    height: int = 0,
     negative: Sequence[str] | Words | None = None,
     output_type: str = "pil",
 ) -> Any:
-    """Pictures from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed."""
+    """Pictures from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed.
+
+    side: width, and height where that is 0, pixels.
+    """
     return pipe(
         **family_of(pipe).call_inputs(prompts, negative, guidance_scale),
         generator=[generator(seed, 101) for seed in seeds],
         num_inference_steps=steps,
-        height=side,
+        height=height or side,
         width=side,
         output_type=output_type,
     ).images
@@ -100,6 +106,7 @@ def load_pipeline(recipe: Recipe) -> Any:
     check_recipe(recipe)
     base = open_model(resolve_base(recipe.base), DTYPES[recipe.precision])
     base.check_side(recipe.side, "--side")
+    base.check_side(recipe.height, "--height")
     pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=base.dtype, **base.left_out())
     pipe.scheduler = base.scheduler_for_pictures()
     if recipe.scheduler:
@@ -156,20 +163,25 @@ def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tu
     hashes = tuple(native.adapter_hash(Path(path)) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
-    common: Any = {"seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side}
+    height = recipe.height or side
+    common: Any = {
+        "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side, "height": height,
+    }  # fmt: skip
     if recipe.regions:
         if type(pipe).__name__ != "StableDiffusionPipeline":
             raise UserError(
                 f"--regions works with Stable Diffusion 1.x and 2.x so far, not with a {type(pipe).__name__}."
             )
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
-        size = (side // pipe.vae_scale_factor,) * 2
+        size = (height // pipe.vae_scale_factor, side // pipe.vae_scale_factor)
         with regional(pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size) as states:
             wanted, unwanted = (value.expand(n, -1, -1) for value in states)
             pictures = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
     else:
         pictures = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
-    whole = replace(recipe, batch=batch, side=side, hashes=hashes, scheduler=type(pipe.scheduler).__name__)
+    whole = replace(
+        recipe, batch=batch, side=side, height=height, hashes=hashes, scheduler=type(pipe.scheduler).__name__
+    )
     return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
 
 

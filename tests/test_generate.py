@@ -142,6 +142,19 @@ def test_sampling_leaves_what_cannot_be_fused(base, adapter, dtype):
     assert len(adapter_layers(fuse(pipe).unet)) == before
 
 
+def test_pictures_need_not_be_square(trained, base, tmp_path):
+    recipe = recipe_for(trained, base, side=48, height=72)
+    made = generate(recipe)
+    save_picture(tmp_path / "a.png", *made[0])
+    assert made[0][0].size == (48, 72)
+    again, _ = repeat(read_recipe(tmp_path / "a.png"))
+    assert again.tobytes() == made[0][0].tobytes()
+    left = ("a sks creature", 0, 0, 0.5, 1)
+    assert generate(replace(recipe, regions=(left,)))[0][0].size == (48, 72)
+    with pytest.raises(UserError, match=r"--height 70 cannot be divided by 8.* take 72"):
+        generate(replace(recipe, height=70))
+
+
 def test_two_adapters_at_once(trained, base):
     both = recipe_for(trained, base, adapters=(str(trained.adapter),) * 2, strengths=(0.5, 0.5))
     one = generate(recipe_for(trained, base))[0][0]
