@@ -1,6 +1,6 @@
 """The settings of `rankfold demo`, chosen on creatures that are neither the demo's nor any other benchmark's.
 
-    python benchmarks/demo_settings.py [--creatures 3] [--rates 3e-4 1e-3] [--steps 200 400 800] [--adapter moslora] [--out FILE.json]
+    python benchmarks/demo_settings.py [--base tiny] [--creatures 3] [--rates 3e-4 1e-3] [--steps 200 400 800] [--out FILE.json]
 
 Each run learns one creature from five captioned pictures, as the demo does. Printed is the mean over the creatures of what
 `before_and_after` measures: share of the distance to drawn pictures closed, scene and place as asked; and seconds of training.
@@ -18,7 +18,7 @@ from statistics import mean
 import torch
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.demo import DEMO_TRAINING
+from rankfold.apps.demo import DEMO_SETTINGS
 from rankfold.toolkit.data import world
 from rankfold.training.demo import before_and_after, prompt_for
 
@@ -38,7 +38,13 @@ def figures_of(creature: int, rate: float, steps: int, options: argparse.Namespa
     """Trains and measures one creature."""
     out = options.work / "run"
     shutil.rmtree(out, ignore_errors=True)
-    settings = DEMO_TRAINING | {"learning_rate": rate, "steps": steps, "preview_every": 0, "adapter": options.adapter}
+    settings = DEMO_SETTINGS[options.base] | {
+        "base": options.base,
+        "learning_rate": rate,
+        "steps": steps,
+        "preview_every": 0,
+        "adapter": options.adapter,
+    }
     images = captioned(creature, options.work / str(creature))
     start = time.perf_counter()
     run = train(SubjectConfig(images=images, out=out, threads=options.threads, seed=options.seed, **settings))
@@ -52,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-3])
     parser.add_argument("--steps", type=int, nargs="+", default=[200, 400, 800])
     parser.add_argument("--adapter", default="moslora")
+    parser.add_argument("--base", default="tiny", choices=list(DEMO_SETTINGS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/demo_settings"))

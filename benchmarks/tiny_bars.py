@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
-from rankfold.pipelines.generate import denoise, grid
+from rankfold.pipelines.generate import Recipe, denoise, grid, load_pipeline
 from rankfold.toolkit.data import world
 from rankfold.toolkit.metrics import ClipScorer, interval, psnr
 from rankfold.toolkit.models.judge import ANSWERS, IGNORE, labels, load_judge, pictures_to_pixels
@@ -104,7 +103,7 @@ def clip_bars(scorer: ClipScorer) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=Path(__file__).parent.parent / "assets" / "tiny")
-    parser.add_argument("--pipeline", type=Path, default=None, help="another pipeline folder, such as one half trained")
+    parser.add_argument("--base", default="tiny", help="tiny, tiny-dit, or a pipeline folder, such as one half trained")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--renders", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=25)
@@ -115,8 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     judge = load_judge(options.models / "judge.safetensors")
-    pipe = StableDiffusionPipeline.from_pretrained(options.pipeline or options.models / "sd", safety_checker=None)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_pipeline(Recipe(prompt="", base=options.base))
     drawn = [world.sample(FRESH, number) for number in range(options.renders)]
     pictures, things = [row[0] for row in drawn], [row[2] for row in drawn]
     result = {

@@ -21,8 +21,19 @@ def pipe():
     return pipe
 
 
+@pytest.fixture(scope="module")
+def dit():
+    from diffusers import StableDiffusion3Pipeline
+
+    pipe = StableDiffusion3Pipeline.from_pretrained(TINY / "dit", text_encoder_3=None, tokenizer_3=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def test_size():
-    assert sum(file.stat().st_size for file in TINY.rglob("*") if file.is_file()) < 15e6
+    size = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in (TINY, TINY / "dit")}
+    assert size[TINY / "dit"] < 10e6
+    assert size[TINY] - size[TINY / "dit"] < 15e6
 
 
 def test_tokenizer_spells_rare_words(pipe):
@@ -32,9 +43,11 @@ def test_tokenizer_spells_rare_words(pipe):
     assert tokenizer.unk_token_id not in tokenizer("a zqx9 é creature").input_ids[1:-1]
 
 
-def test_prompts_steer_the_picture(pipe):
+@pytest.mark.parametrize("name", ["pipe", "dit"])
+def test_prompts_steer_the_picture(request, name):
     from rankfold.pipelines.generate import denoise
 
+    pipe = request.getfixturevalue(name)
     rng = np.random.default_rng(5)
     things = [world.random_thing(rng, held=True) for _ in range(24)]
     pictures = denoise(pipe, [world.caption(t) for t in things], seeds=range(24), steps=20, guidance_scale=4.0, side=64)
@@ -66,6 +79,25 @@ def test_clip_reads_captions():
     pictures = scorer.pictures([world.draw(thing, rng) for thing in things])
     texts = scorer.texts([world.caption(thing) for thing in things])
     assert ((pictures @ texts.T).argmax(1) == torch.arange(30)).float().mean() > 0.8
+
+
+@torch.no_grad()
+def test_the_flow_transformer_was_trained_as_the_pipeline_runs_it():
+    """One token in the place of T5's 256 alike ones is the same computation, and the words are put together alike."""
+    from rankfold.toolkit.models.diffusion import open_model, resolve_base
+    from rankfold.training.tiny_dit import Learner, first_encoder
+    from rankfold.training.tiny_loop import BuildTinyConfig
+
+    model = open_model(resolve_base("tiny-dit"))
+    texts = ["two red striped circles on the beach", ""]
+    noisy, levels = torch.randn(2, 24, 8, 8), torch.tensor([0.3, 0.8])
+    there = model.predict(noisy, levels, model.words(texts))
+    ids = torch.tensor(model.tokenizer(texts, padding="max_length", truncation=True).input_ids)
+    said = first_encoder(BuildTinyConfig(out=TINY))(ids, output_hidden_states=True)
+    learner = Learner(model.transformer, model.text_encoder_2)
+    here = learner(noisy, levels, said.hidden_states[-2], said.text_embeds, ids)
+    assert there.std() > 0.3
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=5e-3)  # the first encoder's projection was kept in fp16
 
 
 def test_the_autoencoder_has_no_spread():

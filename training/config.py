@@ -48,6 +48,8 @@ class LoopConfig:
     """Number format of the base model's linear layers in memory; the text encoders' too."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more time."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks (torch.compile): the first steps take minutes, the others less; needs a C++ compiler."""
     seed: int = 0
     """All randomness is a function of seed, step and sample."""
     log_every: int = 10

@@ -106,6 +106,20 @@ class DenoisingLoss(nn.Module):
             return self.predict(noisy, levels, prompt)
 
 
+def compile_blocks(denoiser: nn.Module) -> None:
+    """Compiles a denoiser block by block, so that alike blocks are compiled once.
+
+    They are those that diffusers names, or, where it names none, the members of the denoiser's own lists.
+    """
+    named = getattr(denoiser, "_repeated_blocks", None)
+    lists = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
+    blocks = (
+        [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
+    )
+    for block in blocks:
+        block.compile()
+
+
 def weighing(config: PictureConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """How the config weighs timesteps, see DenoisingLoss."""
     if (gamma := config.min_snr_gamma) is not None:
@@ -159,6 +173,8 @@ class PictureTask:
             if self.states is None and not text:
                 self.states = self.prompt_states()
         model.release(text=not text)
+        if config.compile:
+            compile_blocks(model.denoiser)
         if config.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
             for name in text:

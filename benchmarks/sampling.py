@@ -1,0 +1,144 @@
+"""Sampling with several adapters active: ours, which puts them into the weights, against stock diffusers.
+
+    python benchmarks/sampling.py [--adapters 1 2 3] [--rounds 20] [--base tiny] [--out benchmarks/results/sampling.json]
+
+k adapters (LoRA, random, on attention and feed-forward layers) are kept as run folders and as diffusers files. Of one picture of 10
+steps, alternating: ours with k adapters, a pipeline with no adapter at all, stock diffusers with k active adapters, and stock
+diffusers behind fuse_lora. And of loading: our adapter folder with fusing, against load_lora_weights of the same adapter's file.
+Printed: medians of the rounds' ratios and their spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankfold.pipelines.fuse import fuse
+from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
+from rankfold.toolkit.adapters.attach import attach, trainable
+from rankfold.toolkit.adapters.fold import fold
+from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.formats import native
+from rankfold.toolkit.formats.write import Part, write_lora
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+STEPS = 10
+
+
+def make_adapters(base: str, count: int, root: Path) -> list[Path]:
+    """Folders, each with an adapter as a run keeps it (native/) and as a diffusers file (diffusers/)."""
+    folders = []
+    for number in range(count):
+        pipe = load_pipeline(Recipe(prompt="", base=base))
+        part = "unet" if hasattr(pipe, "unet") else "transformer"
+        model = getattr(pipe, part)
+        torch.manual_seed(number)
+        attach(model, make_config("lora", rank=16, alpha=16.0, dropout=0.0, target_modules=TARGETS))
+        for parameter in trainable(model):
+            torch.nn.init.normal_(parameter, std=0.02)
+        native.save_native(model, root / f"{number}" / "native" / part)
+        write_lora(
+            {part: Part(model, fold(model, "default"), "")}, "diffusers", root / f"{number}" / "diffusers", {}, {}
+        )
+        folders.append(root / f"{number}")
+    return folders
+
+
+def ours(base: str, folders: list[Path]) -> Any:
+    pipe = load_pipeline(Recipe(prompt="", base=base))
+    for number, folder in enumerate(folders):
+        native.load_into_pipeline(pipe, folder / "native", f"adapter_{number}")
+    native.set_strengths(pipe, {f"adapter_{number}": 1.0 for number in range(len(folders))})
+    return fuse(pipe)
+
+
+def stock(base: str, folders: list[Path], *, fused: bool) -> Any:
+    pipe = load_pipeline(Recipe(prompt="", base=base))
+    names = [f"adapter_{number}" for number in range(len(folders))]
+    for name, folder in zip(names, folders, strict=True):
+        pipe.load_lora_weights(str(folder / "diffusers"), adapter_name=name)
+    pipe.set_adapters(names, [1.0] * len(names))
+    if fused:
+        pipe.fuse_lora()
+    return pipe
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def loading(base: str, folder: Path, rounds: int) -> list[float]:
+    """Seconds of ours over seconds of stock, for one adapter onto a pipeline that is there."""
+    found = []
+    for _ in range(rounds):
+        first, second = (load_pipeline(Recipe(prompt="", base=base)) for _ in range(2))
+
+        def load(pipe: Any = first) -> None:
+            native.load_into_pipeline(pipe, folder / "native", "adapter_0")
+            native.set_strengths(pipe, {"adapter_0": 1.0})
+            fuse(pipe)
+
+        mine = timed(load)
+        theirs = timed(lambda pipe=second: pipe.load_lora_weights(str(folder / "diffusers"), adapter_name="adapter_0"))
+        found.append(mine / theirs)
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found: dict[str, object] = {"base": options.base, "torch": torch.__version__}
+    with tempfile.TemporaryDirectory() as place:
+        folders = make_adapters(options.base, max(options.adapters), Path(place))
+        for count in options.adapters:
+            own = folders[:count]
+            sides = {
+                "ours": ours(options.base, own),
+                "none": load_pipeline(Recipe(prompt="", base=options.base)),
+                "stock": stock(options.base, own, fused=False),
+                "stock fused": stock(options.base, own, fused=True),
+            }
+            draw = lambda pipe: denoise(  # noqa: E731
+                pipe, ["a creature"], seeds=[0], steps=STEPS, guidance_scale=3.0, side=64, output_type="latent"
+            )
+            for pipe in sides.values():
+                draw(pipe)
+            rows = [
+                {name: timed(lambda p=pipe: draw(p)) for name, pipe in sides.items()} for _ in range(options.rounds)
+            ]
+            result = {
+                f"ours over {name}": spread([row["ours"] / row[name] for row in rows])
+                for name in sides
+                if name != "ours"
+            }
+            found[f"{count} adapters"] = result
+            print(count, json.dumps(result), flush=True)
+        found["loading, ours over stock"] = spread(loading(options.base, folders[0], options.rounds))
+        print(json.dumps(found["loading, ours over stock"]))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
