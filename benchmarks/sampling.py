@@ -71,6 +71,10 @@ def stock(base: str, folders: list[Path], *, fused: bool) -> Any:
     return pipe
 
 
+def draw(pipe: Any) -> None:
+    denoise(pipe, ["a creature"], seeds=[0], steps=STEPS, guidance_scale=3.0, side=64, output_type="latent")
+
+
 def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
@@ -118,13 +122,11 @@ def main() -> None:
                 "stock": stock(options.base, own, fused=False),
                 "stock fused": stock(options.base, own, fused=True),
             }
-            draw = lambda pipe: denoise(  # noqa: E731
-                pipe, ["a creature"], seeds=[0], steps=STEPS, guidance_scale=3.0, side=64, output_type="latent"
-            )
             for pipe in sides.values():
                 draw(pipe)
             rows = [
-                {name: timed(lambda p=pipe: draw(p)) for name, pipe in sides.items()} for _ in range(options.rounds)
+                {name: timed(lambda pipe=pipe: draw(pipe)) for name, pipe in sides.items()}
+                for _ in range(options.rounds)
             ]
             result = {
                 f"ours over {name}": spread([row["ours"] / row[name] for row in rows])

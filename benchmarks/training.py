@@ -6,7 +6,8 @@ Random weights in the released architectures: bf16 in the released sizes (latent
 on a CPU. Both sides start from latents and prompt states, as cached, and train rank 16 on the attention layers: ours is MoSLoRA by
 `attach`, make_optimizer and the loop's one-norm clipping; the plain loop is `add_adapter(LoraConfig)`, torch's AdamW and
 clip_grad_norm_, as the example scripts have it. The floor is what the step's operations would take at the rate of large matrix
-products. Printed: medians of the rounds' ratios and their spread (least, most); on a GPU also the memory that a step takes beside the weights.
+products. Printed: medians of the rounds' ratios and their spread (least, most); on a GPU also what a step takes
+beside the weights.
 """
 
 from __future__ import annotations
