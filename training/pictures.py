@@ -5,127 +5,26 @@ photos + captions -> latents and prompt states (cached) -> noise -> predict (ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from peft import PeftConfig
 from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..pipelines.generate import denoise
-from ..toolkit import losses
-from ..toolkit.adapters.attach import adapters_off, attach
-from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, load_mask, load_picture, picture_size
-from ..toolkit.models.base import DTYPES, PictureModel, Words, stacked
+from ..toolkit.models.base import DTYPES, Words, stacked
 from ..toolkit.models.diffusion import cache_folder, open_model
-from ..toolkit.noise import Noise
 from ..toolkit.randomness import generator
-from ..toolkit.runs import Run
-from .config import PictureConfig, SearchConfig, SubjectConfig
+from ..toolkit.runs import Run, write_png
+from .config import PictureConfig
+from .denoising import DenoisingLoss, compile_blocks, weighing
+from .processes import shared
 from .rows import Rows, bucket_size, other_orders, picked
-
-
-def attach_to_parts(
-    model: PictureModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
-) -> dict[str, nn.Module]:
-    """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
-
-    config_of: the PEFT config for these target modules. Returns the parts.
-    """
-    names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
-    parts = {name: getattr(model, name) for name in names}
-    torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
-    for name, part in parts.items():
-        if name == model.denoiser_name:
-            attach(part, config_of(config.target_modules or model.targets))
-        else:
-            targets = config.text_target_modules or model.text_targets(name)
-            attach(part, config_of(targets), field="--text-target-modules")
-    return parts
-
-
-class DenoisingLoss(nn.Module):
-    """Adapted denoiser (and text encoders) with the loss as its forward, so that one module is all DDP has to wrap."""
-
-    def __init__(
-        self,
-        model: PictureModel,
-        parts: dict[str, nn.Module],
-        noise: Noise,
-        words_of: Callable[[torch.Tensor], Words],
-        weigh: Callable[[torch.Tensor], torch.Tensor] | None,
-    ) -> None:
-        """words_of: what the prompts of these numbers (B,) are to the denoiser.
-
-        weigh: signal-to-noise ratios (B,) -> what the squared error of the clean latents counts for; None is the plain loss.
-        """
-        super().__init__()
-        self.parts = nn.ModuleDict({model.denoiser_name: model.denoiser} | parts)
-        self.model, self.noise, self.words_of, self.weigh = model, noise, words_of, weigh
-
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of each sample, (B,).
-
-        Batch: mean, std, spread, noise (B, C, H, W); levels, prompt, weight (B,); by choice mask (B, 1, H, W), and kept, kept_prompt
-        and kept_weight (K,): rows that are asked a second time, with another prompt, for what the model without adapters says.
-        """
-        clean = batch["mean"] + batch["std"] * batch["spread"]
-        noise, levels, prompt, count = batch["noise"], batch["levels"], batch["prompt"], len(clean)
-        noisy, goal = self.noise.add(clean, noise, levels), self.noise.target(clean, noise, levels)
-        mask, weight = batch.get("mask"), batch["weight"]
-        if (kept := batch.get("kept")) is not None:
-            frozen = self.frozen(noisy[kept], levels[kept], batch["kept_prompt"])
-            noisy, levels = torch.cat([noisy, noisy[kept]]), torch.cat([levels, levels[kept]])
-            goal, prompt = torch.cat([goal, frozen.to(goal)]), torch.cat([prompt, batch["kept_prompt"]])
-            weight = torch.cat([weight, batch["kept_weight"]])
-            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[kept])])
-        with auxiliary_losses() as auxiliary:
-            guess = self.predict(noisy, levels, prompt)
-        loss = losses.per_sample_mse(guess, goal, mask) * weight
-        if self.weigh is not None:
-            loss = loss * self.weigh(self.noise.snr(levels)) * self.noise.clean_error(levels)
-        if kept is not None:
-            loss = loss[:count].index_add(0, kept, loss[count:])
-        return loss + auxiliary.total()
-
-    def predict(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """What the model says of noisy latents with the prompts of these numbers."""
-        dtype = self.model.dtype
-        words = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.words_of(prompt).items()}
-        return self.model.predict(noisy.to(dtype), levels, words)
-
-    @torch.no_grad()
-    def frozen(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """The same without any adapter."""
-        with adapters_off(*self.parts.values()):
-            return self.predict(noisy, levels, prompt)
-
-
-def compile_blocks(denoiser: nn.Module) -> None:
-    """Compiles a denoiser block by block, so that alike blocks are compiled once.
-
-    They are those that diffusers names, or, where it names none, the members of the denoiser's own lists.
-    """
-    named = getattr(denoiser, "_repeated_blocks", None)
-    lists = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
-    blocks = (
-        [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
-    )
-    for block in blocks:
-        block.compile()
-
-
-def weighing(config: PictureConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """How the config weighs timesteps, see DenoisingLoss."""
-    if (gamma := config.min_snr_gamma) is not None:
-        return lambda snr: losses.min_snr(snr, gamma)
-    return losses.debiased if config.debiased else None
-
 
 KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
 
@@ -148,30 +47,29 @@ class PictureTask:
         held_out: Sequence[Sample] = (),
     ) -> None:
         """held_out: pictures that are not trained on but made ready as well, as `held_out`."""
-        self.config, self.device = config, accelerator.device
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         self.model = model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
         self.noise = model.noise(config.timestep_sampling, config.timestep_shift)
         self.prompts: dict[str, int] = {}  # text -> number
         self.words: dict[str, torch.Tensor] = {}  # that the text encoders have been given
         self.side = config.resolution or model.native_resolution
         self.cache = cache_folder()
-        # One process fills the caches, the others then read them. Encoders have done their work before the denoiser is loaded,
-        # so that the largest parts are never in memory together.
-        with accelerator.main_process_first():
-            prior = self.class_samples() if config.prior_weight else []  # by the base model, still as it is
-            self.instance = self.rows(samples, config.prompt, subject=True)
-            self.prior = self.rows(prior, config.class_prompt) if prior else None
-            self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
-            self.preview_texts = [
-                text.format(token=config.token, noun=config.class_noun) for text in (*config.preview_prompts, "")
-            ]
-            self.prompt_numbers(self.preview_texts)  # the empty one among them, which dropped captions are
-            self.states = None if self.may_train_text() else self.prompt_states()
-            model.release(text=self.states is not None)
-            self.parts = self.attach()
-            text = [name for name in self.parts if name != model.denoiser_name]
-            if self.states is None and not text:
-                self.states = self.prompt_states()
+        # Each process makes its share of what is cached and reads the rest. Encoders have done their work before the denoiser is
+        # loaded, so that the largest parts are never in memory together.
+        prior = self.class_samples() if config.prior_weight else []  # by the base model, still as it is
+        self.instance = self.rows(samples, config.prompt, subject=True)
+        self.prior = self.rows(prior, config.class_prompt) if prior else None
+        self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
+        self.preview_texts = [
+            text.format(token=config.token, noun=config.class_noun) for text in (*config.preview_prompts, "")
+        ]
+        self.prompt_numbers(self.preview_texts)  # the empty one among them, which dropped captions are
+        self.states = None if self.may_train_text() else self.prompt_states()
+        model.release(text=self.states is not None)
+        self.parts = self.attach()
+        text = [name for name in self.parts if name != model.denoiser_name]
+        if self.states is None and not text:
+            self.states = self.prompt_states()
         model.release(text=not text)
         if config.compile:
             compile_blocks(model.denoiser)
@@ -208,7 +106,7 @@ class PictureTask:
     def bucket(self, samples: list[Sample], size: tuple[int, int], default_prompt: str, subject: bool) -> Rows:
         """Samples of one size: latents, from the cache where they are, masks, and their prompts' numbers."""
         model, vae, config = self.model, self.model.fingerprint("vae"), self.config
-        latents = []
+        makers = []
         for sample in samples:
             key = key_of(
                 kind="latents",
@@ -219,7 +117,8 @@ class PictureTask:
                 flip=sample.flip,
             )
             make = lambda s=sample: model.encode_picture(load_picture(s, size, config.crop))  # noqa: E731
-            latents.append(cached(self.cache / "latents", key, make))
+            makers.append(lambda key=key, make=make: cached(self.cache / "latents", key, make))
+        latents = shared(self.accelerator, makers)
         captions = [sample.caption or default_prompt for sample in samples]
         ways = [other_orders(caption, config.caption_orders, config.seed) for caption in captions]
         most = max(len(own) for own in ways)
@@ -254,13 +153,14 @@ class PictureTask:
         encoder = model.fingerprint(*model.text_encoders(), *tokenizers)
         if self.words:
             encoder += key_of(**{name: vectors.tolist() for name, vectors in self.words.items()})
-        rows = []
+        makers = []
         for text in self.prompts:
             key = key_of(
                 kind="words", encoder=encoder, text=text, dtype=self.config.precision, quantize=self.config.quantize
             )
             make = lambda t=text: {name: value.cpu() for name, value in model.words([t]).items()}  # noqa: E731
-            rows.append(cached(self.cache / "prompts", key, make))
+            makers.append(lambda key=key, make=make: cached(self.cache / "prompts", key, make))
+        rows = shared(self.accelerator, makers)
         return {name: value.to(self.device) for name, value in stacked(rows).items()}
 
     def words_of(self, numbers: torch.Tensor) -> Words:
@@ -283,7 +183,8 @@ class PictureTask:
         )
         folder = self.cache / "class" / key
         paths = [folder / f"{number:05d}.png" for number in range(config.prior_pictures)]
-        missing = [number for number, path in enumerate(paths) if not path.is_file()]
+        own = range(self.accelerator.process_index, len(paths), self.accelerator.num_processes)
+        missing = [number for number in own if not paths[number].is_file()]
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
@@ -298,7 +199,8 @@ class PictureTask:
                     side=self.side,
                 )
                 for number, picture in zip(chunk, pictures, strict=True):
-                    picture.save(paths[number])
+                    write_png(paths[number], picture)
+        self.accelerator.wait_for_everyone()
         return [Sample(path) for path in paths]
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,8 @@ from ..toolkit.errors import UserError
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import open_model, resolve_base
 from .config import SubjectConfig
-from .pictures import KEPT_EVERY, DenoisingLoss, attach_to_parts, weighing
+from .denoising import DenoisingLoss, attach_to_parts, weighing
+from .pictures import KEPT_EVERY
 from .subject import adapter_config
 
 QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1 + 4 / 1024}  # bytes a weight, with its share of the scales

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -13,6 +14,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from ..toolkit.errors import UserError
 from .config import LoopConfig
+
+Made = TypeVar("Made")
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -44,6 +47,14 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
             "it counts the pictures of all processes together."
         )
     return accelerator
+
+
+def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> list[Made]:
+    """What all makers give. Each process calls its share of them first, and the others' behind that, out of a cache by then."""
+    own = range(accelerator.process_index, len(makers), accelerator.num_processes)
+    made = {number: makers[number]() for number in own}
+    accelerator.wait_for_everyone()
+    return [made[number] if number in made else make() for number, make in enumerate(makers)]
 
 
 class StopSignal:

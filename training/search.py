@@ -39,7 +39,8 @@ from ..toolkit.formats import native
 from ..toolkit.models.base import ATTENTION
 from ..toolkit.runs import Run, append_line, write_text
 from .config import SearchConfig, SubjectConfig, to_yaml
-from .pictures import PictureTask, attach_to_parts
+from .denoising import attach_to_parts
+from .pictures import PictureTask
 from .search_report import write_report
 
 

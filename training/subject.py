@@ -21,7 +21,8 @@ from ..toolkit.formats import native
 from ..toolkit.models.new_words import NewWords, learn_word, save_words
 from ..toolkit.runs import write_text
 from .config import SubjectConfig
-from .pictures import PictureTask, attach_to_parts
+from .denoising import attach_to_parts
+from .pictures import PictureTask
 
 
 def adapter_config(config: SubjectConfig, targets: Sequence[str]) -> PeftConfig:
