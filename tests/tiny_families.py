@@ -130,13 +130,15 @@ def stable_diffusion_xl():
     )  # fmt: skip
 
 
-def stable_diffusion_3():
+def stable_diffusion_3(*, with_t5: bool = True):
     (first, tokenizer), (second, tokenizer_2), (third, tokenizer_3) = (
         clip(projection=True), clip(projection=True), t5(),
     )  # fmt: skip
     wide = 2 * WIDTH
     third.config.d_model = wide
     third = transformers.T5EncoderModel(third.config)
+    if not with_t5:
+        third = tokenizer_3 = None
     return diffusers.StableDiffusion3Pipeline(
         vae=vae(16, shift_factor=0.06, scaling_factor=1.5), text_encoder=first, text_encoder_2=second, text_encoder_3=third,
         tokenizer=tokenizer, tokenizer_2=tokenizer_2, tokenizer_3=tokenizer_3,
@@ -244,6 +246,7 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd-v": lambda: stable_diffusion("v_prediction"),
     "sdxl": stable_diffusion_xl,
     "sd3": stable_diffusion_3,
+    "sd3-without-t5": lambda: stable_diffusion_3(with_t5=False),
     "flux-dev": flux,
     "flux-schnell": lambda: flux(guidance=False),
     "flux2-klein": flux_2_klein,
