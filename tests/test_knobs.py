@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,17 +11,19 @@ from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from test_training import train_until
+from tiny_families import build
 
 from rankfold.toolkit.adapters.attach import adapter_layers
+from rankfold.toolkit.data import world
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.formats import native
 from rankfold.toolkit.noise import FlowNoise
 from rankfold.toolkit.randomness import generator
-from rankfold.training.config import SubjectConfig, check_numbers
+from rankfold.training.config import SubjectConfig, check_numbers, from_yaml
 from rankfold.training.pictures import without_token
 from rankfold.training.rows import bucket_size, other_orders, picked
-from rankfold.training.start import resume, train
+from rankfold.training.start import preflight, resume, train
 from rankfold.training.subject import SubjectTask
 
 
@@ -89,6 +92,65 @@ def test_preservation_in_training(config):
     without = train(replace(config, preservation_weight=0.0, out=config.out / "b"))
     file = "adapter/unet/adapter_model.safetensors"
     assert (with_it.folder / file).read_bytes() != (without.folder / file).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------- compiling
+
+
+@pytest.mark.campaign  # more than a minute of compiling
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+def test_compiled_blocks_learn_the_same(images, tmp_path):
+    """Blocks that diffusers names (a UNet's) and blocks in a transformer's own list; previews in between go on without harm."""
+    for name in ("sd", "sd3-without-t5"):
+        config = SubjectConfig(
+            base=str(build(name, tmp_path / name)), images=images, steps=4, batch_size=2, resolution=32, log_every=1,
+            preview_every=2, preview_steps=1, threads=1, out=tmp_path / "plain",
+        )  # fmt: skip
+        plain, compiled = train(config), train(replace(config, compile=True, out=tmp_path / "compiled"))
+        for a, b in zip(plain.metrics(), compiled.metrics(), strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- several subjects
+
+
+def test_several_subjects_in_one_adapter(config, tmp_path):
+    """Each has its own prompt, loses its own token for preservation, and is previewed."""
+    cats = tmp_path / "cats"
+    cats.mkdir()
+    for number, (picture, _) in enumerate(world.subject_pictures(4_000_009, 3)):
+        picture.save(cats / f"{number}.png")
+    (cats / "0.txt").write_text("a large sks2 cat at night")
+    config = replace(config, also={"sks2 cat": str(cats)}, preview_every=3, preview_steps=2)
+    samples, _ = preflight(config)
+    task = SubjectTask(config, samples, config.base, Accelerator(cpu=True))
+    (rows,), texts = task.instance, list(task.prompts)
+    assert len(rows) == 8
+    assert [texts[n] for n in rows.prompts[4:, 0].tolist()] == [
+        "a sks creature", "a large sks2 cat at night", "a sks2 cat", "a sks2 cat",
+    ]  # fmt: skip
+    assert [texts[n] for n in rows.without_token[4:].tolist()] == [
+        "a creature", "a large cat at night", "a cat", "a cat",
+    ]  # fmt: skip
+    run = train(config)
+    assert from_yaml(run.config_file) == config
+    assert len(list(run.samples.glob("*.png"))) == 2 * len(config.preview_prompts)
+    assert json.loads((run.adapter / "rankfold.json").read_text())["also"] == "sks2 cat"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"also": {"cat": "FOLDER"}}, "must be a token and a class noun"),
+        ({"also": {"sks cat": "FOLDER"}}, "name the same token twice"),
+        ({"also": {"sks2 cat": "FOLDER"}, "prior_weight": 1.0}, "--prior-weight knows one subject only"),
+        ({"also": {"sks2 cat": "FOLDER"}, "token_vectors": 1}, "--token-vectors knows one subject only"),
+        ({"also": {"sks2 cat": "nowhere"}}, "--also nowhere is not a folder"),
+    ],
+)
+def test_subjects_that_cannot_be_told_apart(config, changes, message):
+    with pytest.raises(UserError, match=message):
+        preflight(replace(config, **changes))
 
 
 # ---------------------------------------------------------------------------------------------- masks
@@ -192,16 +254,17 @@ def test_caption_dropout(config):
     assert 0.22 < (numbers == task.prompts[""]).float().mean() < 0.38
 
 
-def test_caption_orders(config):
+def test_caption_orders(config, tmp_path):
     said = other_orders("a sks creature, red, in the snow, smiling", 6, 0)
     assert len(said) == 7
     assert all(text.startswith("a sks creature, ") for text in said)
     assert all(sorted(text.split(", ")) == sorted(said[0].split(", ")) for text in said)
     assert len(set(said)) > 3
     assert other_orders("a sks creature", 6, 0) == ["a sks creature"]
-    for path in config.images.glob("*.png"):
+    own = shutil.copytree(config.images, tmp_path / "own")  # other tests use the same pictures, without captions
+    for path in own.glob("*.png"):
         path.with_suffix(".txt").write_text("a sks creature, red, small, happy")
-    task = task_of(replace(config, caption_orders=3))
+    task = task_of(replace(config, images=own, caption_orders=3))
     assert len({int(n) for k in range(40) for n in task.batch(4 * k, [0, 1, 2, 3])["prompt"]}) > 1
 
 

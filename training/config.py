@@ -155,10 +155,23 @@ class PictureConfig(LoopConfig):
         """The prompt of the class pictures."""
         return f"a {self.class_noun}"
 
+    @property
+    def subjects(self) -> dict[str, str]:
+        """Token -> class noun of every subject."""
+        return {self.token: self.class_noun}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectConfig(PictureConfig, AdapterChoice):
-    """Teaches a diffusion model one subject from a few pictures."""
+    """Teaches a diffusion model a subject, or several, from a few pictures."""
+
+    also: dict[str, str] = field(default_factory=dict)
+    """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        more = [name.strip().split(None, 1) for name in self.also]
+        return super().subjects | {token: noun for token, noun in more}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,8 +288,22 @@ def check_numbers(config: PictureConfig) -> None:
         )
     if config.debiased and config.min_snr_gamma is not None:
         raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
+    if isinstance(config, SubjectConfig) and config.also:
+        check_also(config)
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
+
+
+def check_also(config: SubjectConfig) -> None:
+    """Raises UserError when subjects beside the first cannot be told apart, or meet a setting that knows only one."""
+    for name in config.also:
+        if len(name.split()) < 2:
+            raise UserError(f"--also '{name}' must be a token and a class noun, such as 'sks2 cat', before the folder.")
+    if len(config.subjects) <= len(config.also):
+        raise UserError("--token and --also name the same token twice: give each subject one of its own.")
+    for flag, value in (("--prior-weight", config.prior_weight), ("--token-vectors", config.token_vectors)):
+        if value:
+            raise UserError(f"{flag} knows one subject only: leave it or --also out.")
 
 
 METHODS: dict[str, type[PictureConfig]] = {"subject": SubjectConfig, "compose": ComposeConfig, "search": SearchConfig}

@@ -31,7 +31,7 @@ KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks 
 
 def without_token(caption: str, config: PictureConfig) -> str:
     """The caption of the same picture for any instance of the class."""
-    bare = " ".join(word for word in caption.split() if word.strip(",.") != config.token)
+    bare = " ".join(word for word in caption.split() if word.strip(",.") not in config.subjects)
     return bare if bare != caption else config.class_prompt
 
 
@@ -61,8 +61,11 @@ class PictureTask:
         self.prior = self.rows(prior, config.class_prompt) if prior else None
         self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
         self.preview_texts = [
-            text.format(token=config.token, noun=config.class_noun) for text in (*config.preview_prompts, "")
+            text.format(token=token, noun=noun)
+            for token, noun in config.subjects.items()
+            for text in config.preview_prompts
         ]
+        self.preview_texts.append("")
         self.prompt_numbers(self.preview_texts)  # the empty one among them, which dropped captions are
         self.states = None if self.may_train_text() else self.prompt_states()
         model.release(text=self.states is not None)

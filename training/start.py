@@ -91,6 +91,9 @@ def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
     if config.images is None:
         raise UserError("--images is missing: give the folder with the pictures of the subject.")
     samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
+    for name, folder in config.also.items() if isinstance(config, SubjectConfig) else ():
+        more = find_samples(Path(folder), flip=config.flip, skip_bad=config.skip_bad, option="--also")
+        samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
     if Run(config.out).is_live():
         Run(config.out).claim()  # says which process has it
     if config.masks:

@@ -118,4 +118,6 @@ class SubjectTask(PictureTask):
             words = {f"{name}.{self.config.token}": word.vectors for name, word in self.new_words.items()}
             save_words(folder, words)
         facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
+        if self.config.also:
+            facts["also"] = ", ".join(self.config.also)
         write_text(folder / "rankfold.json", json.dumps(facts | {"adapter": self.config.adapter}, indent=1))

@@ -26,23 +26,24 @@ class Sample:
     flip: bool = False
 
 
-def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False) -> list[Sample]:
+def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False, option: str = "--images") -> list[Sample]:
     """The pictures of a folder with their captions, sorted by name.
 
     A caption stands in `name.txt` beside the picture or in the `text` field of metadata.jsonl (imagefolder convention).
+    option: what errors call the folder.
 
     Raises:
         UserError: naming the file that is missing, empty, broken, too small or too large, or a caption without a picture.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--images {folder} is not a folder.")
+        raise UserError(f"{option} {folder} is not a folder.")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES]
     captions = read_captions(folder, files, {p.name for p in pictures})
     if not pictures:
         what = "is empty" if not files else "holds no pictures"
-        raise UserError(f"--images {folder} {what}: put in at least one of {', '.join(SUFFIXES)}.")
+        raise UserError(f"{option} {folder} {what}: put in at least one of {', '.join(SUFFIXES)}.")
     good = []
     for path in pictures:
         fault = picture_fault(path)
@@ -51,7 +52,7 @@ def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False) ->
         elif not skip_bad:
             raise UserError(f"{path}: {fault} Remove it, or leave such files out with --skip-bad.")
     if not good:
-        raise UserError(f"--images {folder}: none of the {len(pictures)} pictures can be used.")
+        raise UserError(f"{option} {folder}: none of the {len(pictures)} pictures can be used.")
     mirrored = (False, True) if flip else (False,)
     return [Sample(path, captions.get(path.name), side) for path in good for side in mirrored]
 
