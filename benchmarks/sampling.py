@@ -4,7 +4,8 @@
 
 k adapters (LoRA, random, on attention and feed-forward layers) are kept as run folders and as diffusers files. Of one picture of 10
 steps, alternating: ours with k adapters, a pipeline with no adapter at all, stock diffusers with k active adapters, and stock
-diffusers behind fuse_lora. And of loading: our adapter folder with fusing, against load_lora_weights of the same adapter's file.
+diffusers behind fuse_lora. And of loading one adapter, and of loading and fusing it: our folder against load_lora_weights of the
+same adapter's file.
 Printed: medians of the rounds' ratios and their spread.
 """
 
@@ -81,21 +82,23 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def loading(base: str, folder: Path, rounds: int) -> list[float]:
-    """Seconds of ours over seconds of stock, for one adapter onto a pipeline that is there."""
-    found = []
-    for _ in range(rounds):
+def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
+    """Seconds of ours over seconds of stock, for one adapter onto a pipeline that is there: loaded, and loaded and fused."""
+    rows = []
+    for number in range(rounds + 1):
         first, second = (load_pipeline(Recipe(prompt="", base=base)) for _ in range(2))
-
-        def load(pipe: Any = first) -> None:
-            native.load_into_pipeline(pipe, folder / "native", "adapter_0")
-            native.set_strengths(pipe, {"adapter_0": 1.0})
-            fuse(pipe)
-
-        mine = timed(load)
-        theirs = timed(lambda pipe=second: pipe.load_lora_weights(str(folder / "diffusers"), adapter_name="adapter_0"))
-        found.append(mine / theirs)
-    return found
+        sides: dict[str, list[Callable[[], object]]] = {
+            "ours": [lambda p=first: native.load_into_pipeline(p, folder / "native", "a"), lambda p=first: fuse(p)],
+            "stock": [
+                lambda p=second: p.load_lora_weights(str(folder / "diffusers"), adapter_name="a"),
+                lambda p=second: p.fuse_lora(),
+            ],
+        }
+        order = list(sides) if number % 2 else list(sides)[::-1]
+        times = {name: [timed(call) for call in sides[name]] for name in order}
+        rows.append((times["ours"][0] / times["stock"][0], sum(times["ours"]) / sum(times["stock"])))
+    loaded, fused = zip(*rows[1:], strict=True)  # the first round also imports
+    return {"loading": spread(list(loaded)), "loading and fusing": spread(list(fused))}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -135,8 +138,8 @@ def main() -> None:
             }
             found[f"{count} adapters"] = result
             print(count, json.dumps(result), flush=True)
-        found["loading, ours over stock"] = spread(loading(options.base, folders[0], options.rounds))
-        print(json.dumps(found["loading, ours over stock"]))
+        found["ours over stock"] = loading(options.base, folders[0], options.rounds)
+        print(json.dumps(found["ours over stock"]))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1))

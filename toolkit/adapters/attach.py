@@ -139,11 +139,15 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
 
 
 def adapter_state(model: nn.Module, adapter: str = "default") -> dict[str, torch.Tensor]:
-    """The adapter's own tensors, named as PEFT names them in a file."""
+    """Copies of the adapter's own tensors, named as PEFT names them in a file."""
+    return {key: value.detach().cpu().clone() for key, value in own_tensors(model, adapter).items()}
+
+
+def own_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
+    """The adapter's own tensors by those names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        state = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
-    return {key: value.detach().cpu().clone() for key, value in state.items()}
+        return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
 
 
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter: str = "default") -> None:
@@ -153,7 +157,7 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter
         UserError: when the tensors do not fit the adapter.
     """
     # A PeftModel's names begin with this, those of a model with injected layers do not, and files always do.
-    own = {name.removeprefix("base_model.model."): name for name in adapter_state(model, adapter)}
+    own = {name.removeprefix("base_model.model."): name for name in own_tensors(model, adapter)}
     given = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
     if strange := sorted(set(given) - set(own)):
         raise UserError(f"The adapter does not fit this base model: it has no place for {strange[0]}.")
