@@ -1,5 +1,6 @@
 """A word of its own for the subject: learned, resumed, sampled, composed, and read by stock diffusers."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,6 +127,11 @@ def test_words_that_cannot_be_learned(config, tmp_path):
         preflight(replace(config, token="sks one"))
     with pytest.raises(UserError, match="A SanaPipeline cannot learn new words"):
         preflight(replace(config, base=str(build("sana", tmp_path / "sana"))))
+    own = shutil.copytree(config.images, tmp_path / "own")
+    for path in own.glob("*.png"):
+        path.with_suffix(".txt").write_text("a sks creature")
+    with pytest.raises(UserError, match="No caption says <sks>"):
+        train(replace(config, images=own))
     with pytest.raises(UserError, match="--token-vectors must be at least 0"):
         preflight(replace(config, token_vectors=-1))
 

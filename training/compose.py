@@ -144,7 +144,8 @@ class ComposeTask(PictureTask):
             config.tie, lambda: Weights(len(self.sources), temperature=config.temperature, free=config.free)
         )
         self.words = words_together(self.sources)
-        new_words.load_words(model.text_pipeline(), self.words)
+        if self.words:
+            new_words.load_words(model.text_pipeline(), self.words)
         self.mixtures: dict[str, dict[str, Mixture]] = {}
         for part in parts_of(self.sources):
             module = getattr(model, part).requires_grad_(False)

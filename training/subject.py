@@ -83,13 +83,22 @@ class SubjectTask(PictureTask):
     def attach(self) -> dict[str, nn.Module]:
         """Puts the adapter on the model, and the token into its text encoders when it is to be a word of its own."""
         config, model = self.config, self.model
-        count, self.new_words = config.token_vectors, {}
-        if count:
-            self.new_words: dict[str, NewWords] = learn_word(model, config.token, count, config.class_noun)
+        self.new_words: dict[str, NewWords] = {}
+        if config.token_vectors:
+            self.check_token_is_said()
+            self.new_words = learn_word(model, config.token, config.token_vectors, config.class_noun)
         parts = attach_to_parts(model, config, lambda targets: adapter_config(config, targets))
         for word in self.new_words.values():
             word.vectors.requires_grad_(True)  # attaching has frozen all else
         return parts | {name: getattr(model, name) for name in self.new_words}
+
+    def check_token_is_said(self) -> None:
+        """Raises UserError when no picture's caption has the token, so that its vectors would never learn."""
+        texts, token = list(self.prompts), self.config.token
+        if not any(token in texts[number] for rows in self.instance for number in rows.prompts.flatten().tolist()):
+            raise UserError(
+                f"No caption says {token}, so --token-vectors would learn nothing: put it into the captions, or remove them."
+            )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The adapter's parameters, one group a part of the pipeline."""

@@ -35,9 +35,7 @@ class StableDiffusion3(PictureModel):
 
     def text_pipeline(self) -> Any:
         pipe = super().text_pipeline()
-        if not self.has(
-            "text_encoder_3"
-        ):  # the pipeline puts zeros in its place, as wide as the transformer wants them
+        if not self.has("text_encoder_3"):  # zeros stand in its place, as wide as the pipeline's transformer says
             pipe.transformer = SimpleNamespace(config=SimpleNamespace(**self.config_of("transformer")))
         return pipe
 
