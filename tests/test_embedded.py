@@ -49,12 +49,12 @@ def test_prompts_steer_the_picture(request, name):
 
     pipe = request.getfixturevalue(name)
     rng = np.random.default_rng(5)
-    things = [world.random_thing(rng, held=True) for _ in range(24)]
-    pictures = denoise(pipe, [world.caption(t) for t in things], seeds=range(24), steps=20, guidance_scale=4.0, side=64)
+    things = [world.random_thing(rng, held=True) for _ in range(16)]
+    pictures = denoise(pipe, [world.caption(t) for t in things], seeds=range(16), steps=20, guidance_scale=4.0, side=64)
     answers = embedded_judge().read(pictures)
     for name in ("shape", "colour", "scene"):
         right = sum(answer[name] == getattr(thing, name) for answer, thing in zip(answers, things, strict=True))
-        assert right >= 18, name
+        assert right >= 12, name
 
 
 @torch.no_grad()
