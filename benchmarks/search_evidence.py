@@ -35,7 +35,7 @@ from rankfold.toolkit.runs import Run
 from rankfold.training.config import SearchConfig, from_yaml
 from rankfold.training.loop import Loop
 from rankfold.training.processes import make_accelerator
-from rankfold.training.search import SearchTask
+from rankfold.training.search_subject import SearchTask
 from rankfold.training.subject import SubjectTask
 
 NEW = 2_000_500

@@ -24,7 +24,8 @@ from rankfold.toolkit.evolution import EvolutionConfig, Space, evolve, front, ra
 from rankfold.toolkit.formats import native
 from rankfold.toolkit.runs import Run, append_line
 from rankfold.training.config import SearchConfig, from_yaml
-from rankfold.training.search import SearchTask, Stopped
+from rankfold.training.search import Stopped
+from rankfold.training.search_subject import SearchTask
 from rankfold.training.start import resume, train
 
 # ---------------------------------------------------------------------------------------------- evolution

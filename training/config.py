@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 from ..toolkit.errors import UserError, nearest
 from ..toolkit.evolution import EvolutionConfig
 
+Part = Literal["language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -67,8 +69,8 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterChoice:
-    """Which adapter, and where it attaches."""
+class AdapterSettings:
+    """Which adapter."""
 
     adapter: str = "moslora"
     """Adapter variant, see 'rankfold adapters'."""
@@ -80,6 +82,14 @@ class AdapterChoice:
     """Dropout on the adapter's input."""
     adapter_options: dict[str, str] = field(default_factory=dict)
     """Fields of the variant's own config, as in: --adapter-options mixer frozen."""
+    lora_plus_ratio: float = 1.0
+    """Up-factors learn so many times faster than the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterChoice(AdapterSettings):
+    """Where it attaches to a diffusion model."""
+
     target_modules: tuple[str, ...] = ()
     """Names of the denoiser's layers to adapt; unset means its attention layers."""
     train_text_encoder: bool = False
@@ -90,8 +100,6 @@ class AdapterChoice:
     """The token becomes a new word of so many vectors, learned beside the adapter; 0 leaves it as the text encoders have it."""
     text_learning_rate: float | None = None
     """Learning rate of the text encoders' adapters and of the token's vectors; unset means the same."""
-    lora_plus_ratio: float = 1.0
-    """Up-factors learn so many times faster than the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,28 +209,15 @@ class ComposeConfig(PictureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(PictureConfig, EvolutionConfig):
-    """Searches each layer's own GLoRA structure (Chavan et al. 2023, arXiv 2306.07967): a supernet is trained, then structures
-    are bred and judged on held-out pictures."""
+class SearchSettings(EvolutionConfig):
+    """The space of GLoRA structures that is searched (Chavan et al. 2023, arXiv 2306.07967)."""
 
-    unused_parameters: ClassVar[bool] = True
-
-    out: Path = Path("runs/search")
-    """Run folder."""
-    steps: int = 1000
-    """Optimizer steps of the supernet."""
     rank: int = 4
     """Rank of the low-rank choices."""
     form: Literal["matmul", "elementwise"] = "matmul"
     """How A meets the weight: matmul (folds into LoRA), elementwise (the released code)."""
     a_rate: float = 1.0
     """Factor on the learning rate of A."""
-    target_modules: tuple[str, ...] = ()
-    """Names of the denoiser's layers; unset means its attention layers."""
-    train_text_encoder: bool = False
-    """Search the text encoders' layers too."""
-    text_target_modules: tuple[str, ...] = ()
-    """Names of the text encoders' layers; unset means their attention layers."""
     choices_a: tuple[str, ...] = ("lora", "vector", "constant", "none")
     """Choices of the weight scale A."""
     choices_b: tuple[str, ...] = ("lora", "vector", "constant", "none")
@@ -237,12 +232,100 @@ class SearchConfig(PictureConfig, EvolutionConfig):
     """Most parameters of a structure; 0 means as many as plain LoRA of this rank has on the same layers."""
     largest_every: int = 0
     """Every so many steps the largest structure is trained (sandwich rule); 0 means random ones only."""
-    held_out: Path | None = None
-    """Folder with the pictures that structures are judged on; unset means a share of --images, which is then not trained on."""
     held_out_share: float = 0.2
-    """That share; at least one picture."""
+    """Share of the data that structures are judged on, and that is then not trained on; at least one row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(PictureConfig, SearchSettings):
+    """Searches each layer's own GLoRA structure: a supernet is trained, then structures are bred and judged on held-out pictures."""
+
+    unused_parameters: ClassVar[bool] = True
+
+    out: Path = Path("runs/search")
+    """Run folder."""
+    steps: int = 1000
+    """Optimizer steps of the supernet."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the denoiser's layers; unset means its attention layers."""
+    train_text_encoder: bool = False
+    """Search the text encoders' layers too."""
+    text_target_modules: tuple[str, ...] = ()
+    """Names of the text encoders' layers; unset means their attention layers."""
+    held_out: Path | None = None
+    """Folder with the pictures that structures are judged on, in the place of a share of --images."""
     held_out_draws: int = 32
     """Noise and timesteps drawn once for each held-out picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationConfig(LoopConfig):
+    """What every training on conversations about pictures has (visual instruction tuning, Liu et al. 2023, arXiv 2304.08485)."""
+
+    unused_parameters: ClassVar[bool] = True  # rows without a picture use no part of the tower
+
+    out: Path = Path("runs/instruct")
+    """Run folder."""
+    data: Path | None = None
+    """Conversations: LLaVA JSON, ShareGPT, chat messages or questions, as .json, .jsonl, .parquet or a data-set folder."""
+    images: Path | None = None
+    """Folder that the pictures' paths start from; unset means the data file's own."""
+    base: str = "tiny-vlm"
+    """Base model: 'tiny-vlm' (embedded), a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
+    chat_template: Path | None = None
+    """File with a chat template in the place of the base's own."""
+    epochs: float | None = None
+    """Passes over the data, in the place of --steps."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of the adapter."""
+    replay: Path | None = None
+    """More conversations, of what the base can do already and shall keep."""
+    replay_share: float = 0.25
+    """Share of the rows that come from --replay."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be used instead of stopping."""
+    max_length: int = 2048
+    """Most tokens of a row, those of pictures counted; longer rows are left out."""
+    shorten: bool = False
+    """Of a longer row keep as many exchanges as fit, from the first; a picture is never cut."""
+    group_by_length: bool = True
+    """Batches of rows of similar length, so that little is padding."""
+    workers: int = 2
+    """Processes that read pictures ahead; 0 reads them when they are wanted."""
+    preview_rows: int = 4
+    """Rows whose first question is answered in previews."""
+    preview_tokens: int = 64
+    """Most tokens of such an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructConfig(ConversationConfig, AdapterSettings):
+    """Teaches a vision-language model a task from pictures with questions and answers."""
+
+    adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
+    """Parts whose linear layers get the adapter."""
+    target_modules: tuple[str, ...] = ()
+    """Names of layers, in the place of --adapt."""
+    train_projector: bool = False
+    """Train the projector between tower and language model in full, as LLaVA does."""
+    projector_learning_rate: float | None = None
+    """Its learning rate; unset means the adapter's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructSearchConfig(ConversationConfig, SearchSettings):
+    """Searches each layer's own GLoRA structure for a vision-language task, judged on held-out conversations."""
+
+    out: Path = Path("runs/search-instruct")
+    """Run folder."""
+    steps: int = 1000
+    """Optimizer steps of the supernet."""
+    adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
+    """Parts whose linear layers are searched."""
+    target_modules: tuple[str, ...] = ()
+    """Names of layers, in the place of --adapt."""
+    held_out: Path | None = None
+    """Conversations that structures are judged on, in the place of a share of --data."""
 
 
 LEAST = {
@@ -250,7 +333,7 @@ LEAST = {
     "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
     "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0, "max_rank": 0,
     "limit": 0, "largest_every": 0, "held_out_draws": 1, "noise_offset": 0, "preservation_weight": 0, "caption_orders": 0,
-    "unmasked_weight": 0, "token_vectors": 0,
+    "unmasked_weight": 0, "token_vectors": 0, "max_length": 16, "workers": 0, "preview_rows": 0, "preview_tokens": 1,
 }  # fmt: skip
 ABOVE_ZERO = (
     "learning_rate",
@@ -263,17 +346,19 @@ ABOVE_ZERO = (
     "held_out_share",
     "timestep_shift",
     "lora_plus_ratio",
+    "projector_learning_rate",
+    "epochs",
 )
-BELOW_ONE = ("dropout", "ema_decay", "held_out_share", "caption_dropout", "unmasked_weight")
+BELOW_ONE = ("dropout", "ema_decay", "held_out_share", "caption_dropout", "unmasked_weight", "replay_share")
 
 
-def check_numbers(config: PictureConfig) -> None:
+def check_numbers(config: LoopConfig) -> None:
     """Checks every field that can be checked without files or models.
 
     Raises:
         UserError: naming the first field that is out of range.
     """
-    values = asdict(config)
+    values = asdict(config)  # type: ignore[call-overload]
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
         if name in LEAST and value < LEAST[name]:
@@ -282,6 +367,12 @@ def check_numbers(config: PictureConfig) -> None:
             raise UserError(f"{flag} must be above 0, not {value}.")
         if name in BELOW_ONE and value is not None and not 0 <= value < 1:
             raise UserError(f"{flag} must lie between 0 and below 1, not {value}.")
+    if isinstance(config, PictureConfig):
+        check_pictures(config)
+
+
+def check_pictures(config: PictureConfig) -> None:
+    """Raises UserError when settings of training on pictures contradict each other."""
     if config.crop == "bucket" and config.prior_weight:
         raise UserError(
             "--prior-weight works with square pictures only: take --preservation-weight, or --crop center or pad."
@@ -306,10 +397,16 @@ def check_also(config: SubjectConfig) -> None:
             raise UserError(f"{flag} knows one subject only: leave it or --also out.")
 
 
-METHODS: dict[str, type[PictureConfig]] = {"subject": SubjectConfig, "compose": ComposeConfig, "search": SearchConfig}
+METHODS: dict[str, type[LoopConfig]] = {
+    "subject": SubjectConfig,
+    "compose": ComposeConfig,
+    "search": SearchConfig,
+    "instruct": InstructConfig,
+    "search-instruct": InstructSearchConfig,
+}
 
 
-def to_yaml(config: PictureConfig) -> str:
+def to_yaml(config: LoopConfig) -> str:
     """The complete config as YAML, its method first; `from_yaml` reads it back."""
     import yaml
 

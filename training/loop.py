@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import nn
 
 from ..toolkit.errors import UserError
 from ..toolkit.randomness import mixed
-from ..toolkit.runs import Run, write_atomic, write_png
+from ..toolkit.runs import Run, write_atomic, write_png, write_text
 from .config import LoopConfig
 from .optimizer import make_optimizer
 from .processes import StopSignal
@@ -61,8 +61,8 @@ class Task(Protocol):
         """The rows `slots` of the forward pass that begins at sample number `position`."""
         ...
 
-    def preview(self) -> list[Image.Image]:
-        """Pictures that show what has been learned so far."""
+    def preview(self) -> Sequence[Image.Image | str]:
+        """Pictures, or texts in JSON, that show what has been learned so far."""
         ...
 
     def is_dead(self) -> bool:
@@ -235,10 +235,13 @@ class Loop:
             self.accelerator.log({"loss": loss, "images_per_second": speed}, step=self.step)
 
     def preview(self) -> None:
-        """Writes the preview pictures of this step; randomness and averaged weights are put back afterwards."""
-        for number, picture in enumerate(self.with_average(self.task.preview)):
-            path = self.run.samples / f"{self.step:06d}_{number:02d}.png"
-            write_png(path, picture)
+        """Writes the previews of this step; randomness and averaged weights are put back afterwards."""
+        for number, shown in enumerate(self.with_average(self.task.preview)):
+            name = f"{self.step:06d}_{number:02d}"
+            if isinstance(shown, str):
+                write_text(self.run.samples / f"{name}.json", shown)
+            else:
+                write_png(self.run.samples / f"{name}.png", shown)
 
     def with_average(self, action: Callable[[], Any]) -> Any:
         """Runs the action with the averaged weights in place, when there are any: ours, or those of a schedule-free optimizer."""

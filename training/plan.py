@@ -24,10 +24,10 @@ from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import open_model, resolve_base
+from .adapter_config import adapter_config
 from .config import SubjectConfig
 from .denoising import DenoisingLoss, attach_to_parts, weighing
 from .pictures import KEPT_EVERY
-from .subject import adapter_config
 
 QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1 + 4 / 1024}  # bytes a weight, with its share of the scales
 STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}

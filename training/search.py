@@ -1,7 +1,7 @@
 """Structure search: a supernet is trained with another path in every step, then structures are bred and judged.
 
-The judgement is the denoising loss on held-out pictures, at noise and timesteps that are drawn once. Every answer is written down
-before the next is asked for; a stopped search runs again from the start with those answers, and so goes on where it was.
+Every answer is written down before the next is asked for; a stopped search runs again from the start with those answers, and so goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,19 +31,15 @@ from ..toolkit.adapters.glora_supernet import (
     supernet_layers,
     untrained,
 )
-from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.evolution import Space, Structure, check_evolution, evolve, front, ranked
 from ..toolkit.formats import native
-from ..toolkit.models.base import ATTENTION
 from ..toolkit.runs import Run, append_line, write_text
-from .config import SearchConfig, SubjectConfig, to_yaml
-from .denoising import attach_to_parts
-from .pictures import PictureTask
+from .config import LoopConfig, SearchSettings, to_yaml
 from .search_report import write_report
 
 
-def check_search(config: SearchConfig) -> None:
+def check_search(config: SearchSettings) -> None:
     """Checks the settings of the search that need neither pictures nor a model.
 
     Raises:
@@ -56,15 +51,15 @@ def check_search(config: SearchConfig) -> None:
         if wrong or not own or len(set(own)) < len(own):
             raise UserError(f"--choices-{part} must name some of {', '.join(known)}, each once, not '{' '.join(own)}'.")
     check_evolution(config, Space(costs=((0,),), limit=0))
-    supernet_config(config, config.target_modules or ATTENTION)
+    supernet_config(config, ["any"])
 
 
-def choices_of(config: SearchConfig, part: str) -> tuple[str, ...]:
+def choices_of(config: SearchSettings, part: str) -> tuple[str, ...]:
     """The choices that the search may take for A, B, C, D or E."""
     return getattr(config, f"choices_{part}")
 
 
-def supernet_config(config: SearchConfig, targets: Sequence[str]) -> GloraSupernetConfig:
+def supernet_config(config: SearchSettings, targets: Sequence[str]) -> GloraSupernetConfig:
     """The PEFT config of the supernet."""
     try:
         return GloraSupernetConfig(r=config.rank, target_modules=list(targets), form=config.form, a_rate=config.a_rate)
@@ -72,23 +67,23 @@ def supernet_config(config: SearchConfig, targets: Sequence[str]) -> GloraSupern
         raise UserError(str(error)) from error
 
 
-class SearchTask(PictureTask):
-    """The Task of training the supernet, and the search behind it."""
+class StructureSearch:
+    """What every search's Task has: the supernet's space, its training by random paths, and the breeding behind the last step.
 
-    config: SearchConfig
+    A sub-class also is a Task on data, and says what its held-out loss is, what the winner's folder tells and how it is retrained.
+    """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        samples: list[Sample],
-        base: str,
-        accelerator: Accelerator,
-        judge: Callable[[PictureTask], float] | None = None,
-    ) -> None:
-        """judge: fitness of the task's model as it stands, higher is better; unset means by the held-out pictures' loss."""
+    config: Any
+    parts: dict[str, nn.Module]
+    module: nn.Module
+
+    def open_space(self, judge: Callable[[Any], float] | None) -> None:
+        """Finds the genes of the supernet that `attach` has put on the model.
+
+        judge: fitness of the task's model as it stands, higher is better; None is by the held-out loss.
+        """
+        config = self.config
         self.judge, self.measure = judge, "minus the judge's fitness" if judge else "held-out loss"
-        train, held_out = split(config, samples)
-        super().__init__(config, train, base, accelerator, held_out)
         self.layers: dict[str, GloraSupernetLayer] = {
             f"{part}.{name}": layer
             for part, model in self.parts.items()
@@ -101,14 +96,18 @@ class SearchTask(PictureTask):
         )
         self.space = Space(costs, config.limit or self.plain_lora())
         check_evolution(config, self.space)
-        self.judged = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
 
-    def may_train_text(self) -> bool:
-        return self.config.train_text_encoder
+    def held_out_loss(self) -> float:
+        """Loss on what was held out, in eval mode."""
+        raise NotImplementedError
 
-    def attach(self) -> dict[str, nn.Module]:
-        """Puts the supernet on the model."""
-        return attach_to_parts(self.model, self.config, lambda targets: supernet_config(self.config, targets))
+    def save_facts(self, folder: Path) -> None:
+        """Writes what the winner's folder tells of itself."""
+        raise NotImplementedError
+
+    def retraining(self, run: Run, options: dict[str, str]) -> LoopConfig:
+        """A config that trains the winner from the start, on the same data; options: of the adapter."""
+        raise NotImplementedError
 
     # -------------------------------------------------------------------------- the space
 
@@ -145,7 +144,7 @@ class SearchTask(PictureTask):
         config = self.config
         step = position // (config.batch_size * config.gradient_accumulation)
         self.take(self.path_at(step))
-        return super().batch(position, slots)
+        return super().batch(position, slots)  # type: ignore[misc]
 
     def path_at(self, step: int) -> dict[str, Choices]:
         """The path of a step: all choices alike, independently; now and then the largest."""
@@ -170,11 +169,9 @@ class SearchTask(PictureTask):
     # -------------------------------------------------------------------------- judging structures
 
     def fitness(self, structure: Structure) -> float:
-        """What the judge says, or minus the mean denoising loss on the held-out pictures."""
+        """What the judge says, or minus the loss on what was held out."""
         self.take(self.path_of(structure))
-        if self.judge:
-            return self.judge(self)
-        return -float(self.losses_on(self.judged).mean())
+        return self.judge(self) if self.judge else -self.held_out_loss()
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """The search. Writes candidates.jsonl as it goes, then the winner as adapter, config, table and plot."""
@@ -233,9 +230,8 @@ class SearchTask(PictureTask):
                 state |= {f"{name}.glora_{key}": value.detach().cpu().float().clone() for key, value in tensors.items()}
             (run.adapter / part).mkdir(parents=True, exist_ok=True)
             native.write_state(run.adapter / part, state, self.winner_config(own))
-        facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
-        write_text(run.adapter / "rankfold.json", json.dumps(facts | {"adapter": "glora"}, indent=1))
-        write_text(run.folder / "best.yaml", to_yaml(self.retraining(run, path)))
+        self.save_facts(run.adapter)
+        write_text(run.folder / "best.yaml", to_yaml(self.retraining(run, self.structure_options(path))))
         points = [(self.space.cost(s), -scores[s]) for s in scores]
         ahead = [(self.space.cost(s), -scores[s]) for s in front(scores, self.space)]
         sizes = {name: sum(self.cost(name, p, c) for p, c in zip(CHOICES, path[name], strict=True)) for name in path}
@@ -252,37 +248,14 @@ class SearchTask(PictureTask):
             structure={name: ",".join(choices) for name, choices in path.items()},
         )
 
-    def retraining(self, run: Run, path: dict[str, Choices]) -> SubjectConfig:
-        """A config that trains the structure from the start, on the same pictures with the same settings."""
-        config = self.config
-        shared = {k: v for k, v in asdict(config).items() if k in SubjectConfig.__dataclass_fields__}
+    def structure_options(self, path: dict[str, Choices]) -> dict[str, str]:
+        """The adapter options that say a structure."""
         short = {name.split(".", 1)[1]: ",".join(choices) for name, choices in path.items()}
-        options = {"structure": json.dumps(short), "form": config.form, "a_rate": str(config.a_rate)}
-        own = {"adapter": "glora", "alpha": float(config.rank), "adapter_options": options}
-        return SubjectConfig(**(shared | own | {"out": run.folder / "retrained"}))
+        return {"structure": json.dumps(short), "form": self.config.form, "a_rate": str(self.config.a_rate)}
 
 
 class Stopped(Exception):
     """The search was asked to stop."""
-
-
-def split(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Pictures to train on, and pictures to judge on.
-
-    Raises:
-        UserError: when there are too few to hold one out.
-    """
-    if config.held_out is not None:
-        return samples, find_samples(config.held_out, flip=False, skip_bad=config.skip_bad)
-    files = sorted({sample.path for sample in samples})
-    if len(files) < 2:
-        raise UserError(
-            "--images holds one picture, so none can be held out: add pictures, or give others with --held-out."
-        )
-    count = max(1, round(config.held_out_share * len(files)))
-    out = set(Random(f"{config.search_seed}/held out").sample(files, min(count, len(files) - 1)))
-    kept = [sample for sample in samples if sample.path not in out]
-    return kept, [sample for sample in samples if sample.path in out and not sample.flip]
 
 
 def read_answers(run: Run) -> dict[Structure, float]:

@@ -5,35 +5,78 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from ..toolkit.data.subjects import Sample, check_masks, find_samples
+from ..toolkit.data.subjects import check_masks, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import ATTENTION
 from ..toolkit.models.diffusion import open_model, resolve_base
 from ..toolkit.models.new_words import check_new_word
 from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
+from .adapter_config import adapter_config
 from .compose import ComposeTask, check_compose, compose_fixed
-from .config import ComposeConfig, PictureConfig, SearchConfig, SubjectConfig, check_numbers, from_yaml, to_yaml
+from .config import (
+    ComposeConfig,
+    InstructConfig,
+    InstructSearchConfig,
+    LoopConfig,
+    PictureConfig,
+    SearchConfig,
+    SubjectConfig,
+    check_numbers,
+    from_yaml,
+    to_yaml,
+)
+from .instruct import InstructTask, prepare_instruct
 from .loop import Loop
 from .optimizer import check_optimizer
 from .processes import make_accelerator
-from .search import SearchTask, check_search
-from .subject import SubjectTask, adapter_config
+from .search import check_search
+from .search_instruct import InstructSearchTask, prepare_instruct_search
+from .search_subject import SearchTask
+from .subject import SubjectTask
 
-# What each method checks without a model, and its Task.
-METHODS: dict[type[PictureConfig], tuple[Callable[[Any], Any], Callable[..., Any]]] = {
-    SubjectConfig: (lambda config: adapter_config(config, config.target_modules or ATTENTION), SubjectTask),
-    ComposeConfig: (check_compose, ComposeTask),
-    SearchConfig: (check_search, SearchTask),
+Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
+
+
+def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tuple[PictureConfig, Inputs]:
+    """Samples and the base's folder."""
+    check(config)
+    if config.images is None:
+        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+    samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
+    for name, folder in config.also.items() if isinstance(config, SubjectConfig) else ():
+        more = find_samples(Path(folder), flip=config.flip, skip_bad=config.skip_bad, option="--also")
+        samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
+    if config.masks:
+        check_masks(samples, config.masks)
+    base = resolve_base(config.base)
+    model = open_model(base)
+    model.check_side(config.resolution, "--resolution")
+    if isinstance(config, SubjectConfig) and config.token_vectors:
+        check_new_word(model, config.token)
+    return config, (samples, base)
+
+
+# What each method checks and finds without loading a model, and its Task.
+METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Callable[..., Any]]] = {
+    SubjectConfig: (
+        partial(prepare_pictures, check=lambda c: adapter_config(c, c.target_modules or ATTENTION)),
+        SubjectTask,
+    ),
+    ComposeConfig: (partial(prepare_pictures, check=check_compose), ComposeTask),
+    SearchConfig: (partial(prepare_pictures, check=check_search), SearchTask),
+    InstructConfig: (prepare_instruct, InstructTask),
+    InstructSearchConfig: (prepare_instruct_search, InstructSearchTask),
 }
 
 
-def train(config: PictureConfig, make_task: Callable[..., Any] | None = None) -> Run:
+def train(config: LoopConfig, make_task: Callable[..., Any] | None = None) -> Run:
     """Checks everything that can be checked, then trains; the run folder holds all that comes of it.
 
     make_task: builds the Task in the place of the method's own, as functools.partial(SearchTask, judge=...) does.
@@ -41,7 +84,7 @@ def train(config: PictureConfig, make_task: Callable[..., Any] | None = None) ->
     Raises:
         UserError: for anything in the config, the pictures or the base that cannot work.
     """
-    samples, base = preflight(config)
+    config, inputs = preflight(config)
     run = Run(config.out)
     run.folder.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config)
@@ -53,7 +96,7 @@ def train(config: PictureConfig, make_task: Callable[..., Any] | None = None) ->
         run.cut_metrics(-1)
         write_text(run.config_file, to_yaml(config))
     accelerator.wait_for_everyone()
-    return carry_out(config, samples, base, run, accelerator, make_task)
+    return carry_out(config, inputs, run, accelerator, make_task)
 
 
 def compose(config: ComposeConfig) -> Run:
@@ -73,43 +116,28 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None) -> Run:
     """
     run = Run.open(folder)
     config = replace(from_yaml(run.config_file), out=Path(folder))
-    samples, base = preflight(config)
+    config, inputs = preflight(config)
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
         run.claim()
     accelerator.wait_for_everyone()
-    return carry_out(config, samples, base, run, accelerator, make_task)
+    return carry_out(config, inputs, run, accelerator, make_task)
 
 
-def preflight(config: PictureConfig) -> tuple[list[Sample], str]:
-    """All checks that need no model: numbers, names, pictures, base. Returns the samples and the base's folder."""
+def preflight(config: Any) -> tuple[Any, Inputs]:
+    """All checks that need no model. Returns the config, with what the data settle in it, and what the Task is built of."""
     check_numbers(config)
-    check, _ = METHODS[type(config)]
-    check(config)
     check_optimizer(config)
     check_quantize(config.quantize)
-    if config.images is None:
-        raise UserError("--images is missing: give the folder with the pictures of the subject.")
-    samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
-    for name, folder in config.also.items() if isinstance(config, SubjectConfig) else ():
-        more = find_samples(Path(folder), flip=config.flip, skip_bad=config.skip_bad, option="--also")
-        samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
     if Run(config.out).is_live():
         Run(config.out).claim()  # says which process has it
-    if config.masks:
-        check_masks(samples, config.masks)
-    base = resolve_base(config.base)
-    model = open_model(base)
-    model.check_side(config.resolution, "--resolution")
-    if isinstance(config, SubjectConfig) and config.token_vectors:
-        check_new_word(model, config.token)
-    return samples, base
+    prepare, _ = METHODS[type(config)]
+    return prepare(config)
 
 
 def carry_out(
-    config: PictureConfig,
-    samples: list[Sample],
-    base: str,
+    config: LoopConfig,
+    inputs: Inputs,
     run: Run,
     accelerator: Accelerator,
     make_task: Callable[..., Any] | None,
@@ -118,7 +146,7 @@ def carry_out(
     state, error, loop = "failed", "ended by the system", None
     try:
         _, method_task = METHODS[type(config)]
-        task = (make_task or method_task)(config, samples, base, accelerator)
+        task = (make_task or method_task)(config, *inputs, accelerator)
         loop = Loop(config, task, run, accelerator)
         loop.resume()
         outcome = loop.train()

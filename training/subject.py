@@ -9,36 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from peft import PeftConfig
 from torch import nn
 
 from ..toolkit.adapters.attach import adapter_layers, calibrate, drop_unused, parameter_groups
 from ..toolkit.adapters.fold import is_dead
-from ..toolkit.adapters.registry import make_config
 from ..toolkit.data.subjects import Sample
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.models.new_words import NewWords, learn_word, save_words
 from ..toolkit.runs import write_text
+from .adapter_config import adapter_config
 from .config import SubjectConfig
 from .denoising import attach_to_parts
 from .pictures import PictureTask
-
-
-def adapter_config(config: SubjectConfig, targets: Sequence[str]) -> PeftConfig:
-    """The PEFT config that the run's settings ask for.
-
-    Raises:
-        UserError: for an adapter that does not exist or a setting that it refuses.
-    """
-    return make_config(
-        config.adapter,
-        rank=config.rank,
-        alpha=config.alpha,
-        dropout=config.dropout,
-        target_modules=tuple(targets),
-        options=config.adapter_options,
-    )
 
 
 class SubjectTask(PictureTask):

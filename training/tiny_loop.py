@@ -17,7 +17,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTinyConfig:
-    """Builds the embedded models from drawn pictures (about two and a half hours on two cores)."""
+    """Builds the embedded models from drawn pictures (about three hours on two cores)."""
 
     out: Path = Path("assets/tiny")
     """Folder of the finished models."""
@@ -33,9 +33,13 @@ class BuildTinyConfig:
     """Steps of each of the denoiser's two rounds."""
     dit_steps: int = 12_000
     """Steps of the flow transformer."""
+    vlm_pictures: int = 80_000
+    """Number of pictures that the vision-language model is asked about."""
+    vlm_steps: int = 8_000
+    """Its steps."""
     seed: int = 0
-    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit")
-    """Stages to run; each needs the ones before it (clip needs only the pictures)."""
+    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit", "vlm")
+    """Stages to run; each needs the ones before it (clip needs only the pictures, vlm nothing)."""
     threads: int = 2
     """Torch threads."""
 

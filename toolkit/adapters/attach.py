@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..errors import UserError
@@ -125,10 +126,15 @@ def adapter_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
+def switchable(model: nn.Module) -> list[Any]:
+    """What carries an adapter: its layers, and modules that are trained in full (modules_to_save)."""
+    return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
 @contextmanager
 def adapters_off(*models: nn.Module) -> Iterator[None]:
     """Within the block the models compute what they would without any adapter."""
-    layers = [layer for model in models for layer in adapter_layers(model).values() if not layer.disable_adapters]
+    layers = [layer for model in models for layer in switchable(model) if not layer._disable_adapters]
     for layer in layers:
         layer._disable_adapters = True  # enable_adapters(False) would also take the parameters out of training
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
+from .pictures import load_rgb, size_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SMALLEST = 16  # a side below this has nothing to learn from, pixels
@@ -106,13 +107,7 @@ def picture_fault(path: Path) -> str | None:
 
 def load_picture(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
     """The picture as RGB of this (width, height): turned as its EXIF says, transparency on white, cropped or padded."""
-    with Image.open(sample.path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(ground, image)
-        image = image.convert("RGB")
+    image = load_rgb(sample.path)
     return brought_to(image, sample, size, crop, border_colour(image))
 
 
@@ -137,9 +132,7 @@ def brought_to(
 
 def picture_size(sample: Sample) -> tuple[int, int]:
     """(width, height) as the picture is seen."""
-    with Image.open(sample.path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5  # orientations that lie on their side
-        return (image.height, image.width) if turned else image.size
+    return size_of(sample.path)
 
 
 def mask_path(sample: Sample, masks: str) -> Path:

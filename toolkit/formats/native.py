@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -17,7 +18,7 @@ from ..errors import UserError
 from ..models import new_words
 from ..runs import write_atomic, write_text
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model")
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -45,7 +46,7 @@ def check_adapter_folder(folder: Path) -> list[str]:
     parts = [part for part in PARTS if (folder / part / WEIGHTS).is_file()]
     if not parts:
         raise UserError(
-            f"{folder} holds no adapter: no folder such as unet/ with {WEIGHTS} is in it. Has the run finished?"
+            f"{folder} holds no adapter: no folder such as unet/ or model/ with {WEIGHTS} is in it. Has the run finished?"
         )
     return parts
 
@@ -122,7 +123,30 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
         for layer in adapter_layers(model).values():
             for name in here:
                 set_strength(layer, name, strengths[name])
+        for module in model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                set_full_strength(module, {name: strengths[name] for name in here})
         model.requires_grad_(False)
+
+
+@torch.no_grad()
+def set_full_strength(module: ModulesToSaveWrapper, strengths: dict[str, float]) -> None:
+    """Sets the strength of a module that was trained in full: so far on the way from the base's weights to its own.
+
+    Raises:
+        UserError: when several adapters bring one.
+    """
+    own = [name for name in strengths if name in module.modules_to_save]
+    if len(own) > 1:
+        raise UserError(
+            "Several of the adapters bring a projector trained in full, and a model has only one: take one of them."
+        )
+    for name in own:
+        trained: dict[str, torch.Tensor] = module.__dict__.setdefault("trained", {})
+        for key, parameter in module.modules_to_save[name].named_parameters():
+            goal = trained.setdefault(f"{name}.{key}", parameter.detach().clone())
+            start = module.original_module.get_parameter(key).to(goal)
+            parameter.copy_(goal if strengths[name] == 1 else torch.lerp(start, goal, strengths[name]))
 
 
 def set_strength(layer: Any, adapter: str, strength: float) -> None:

@@ -1,0 +1,133 @@
+"""Questions about pictures, answered by a vision-language model, with any adapters at any strengths or with none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..toolkit.adapters.attach import adapters_off
+from ..toolkit.data.instructions import Conversation
+from ..toolkit.data.pictures import load_rgb
+from ..toolkit.errors import UserError
+from ..toolkit.formats import native
+from ..toolkit.models.base import DTYPES
+from ..toolkit.models.vision import VisionModel, resolve_vision_base
+
+
+def open_chat(
+    base: str,
+    adapters: Sequence[Path] = (),
+    strengths: Sequence[float] = (),
+    *,
+    precision: str = "fp32",
+    device: str = "cpu",
+    template: str | None = None,
+) -> VisionModel:
+    """A base model with adapters, ready to answer. strengths: one for each adapter; 1 is as trained.
+
+    Raises:
+        UserError: for a base or an adapter that is not there, or one that was made for another base.
+    """
+    strengths = list(strengths) or [1.0] * len(adapters)
+    if len(strengths) != len(adapters):
+        raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")
+    vision = VisionModel(resolve_vision_base(base), DTYPES[precision], device, template=template)
+    names = {}
+    for number, (folder, strength) in enumerate(zip(adapters, strengths, strict=True)):
+        native.load_layers(vision, Path(folder), f"adapter_{number}")
+        names[f"adapter_{number}"] = strength
+    native.set_strengths(vision, names)
+    vision.model.to(vision.device)
+    return vision
+
+
+def inputs_of(vision: VisionModel, rows: Sequence[Conversation]) -> dict[str, Any]:
+    """What generation is given for rows that end with a question."""
+    made = vision.chat.questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows])
+    dtype = vision.dtype
+    return {k: v.to(vision.device, dtype if v.is_floating_point() else None) for k, v in made.items()}
+
+
+@torch.no_grad()
+def answers(
+    vision: VisionModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
+) -> list[str]:
+    """Greedy answers to rows that end with a question. The model must be in eval mode."""
+    tokenizer, said = vision.processor.tokenizer, []
+    for start in range(0, len(rows), batch):
+        inputs = inputs_of(vision, rows[start : start + batch])
+        ids = vision.model.generate(**inputs, **settings(vision, max_new_tokens))
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        said += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return said
+
+
+def settings(vision: VisionModel, max_new_tokens: int) -> dict[str, Any]:
+    """Greedy, to the first end token."""
+    pad = vision.processor.tokenizer.pad_token_id
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "eos_token_id": list(vision.chat.ends),
+        "pad_token_id": vision.chat.ends[0] if pad is None else pad,
+    }
+
+
+def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256) -> Iterator[str]:
+    """The answer piece by piece, as it is made.
+
+    Raises:
+        Exception: what generation raised, once the stream ends.
+    """
+    from transformers import TextIteratorStreamer
+
+    streamer = TextIteratorStreamer(vision.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    faults: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with torch.no_grad():
+                vision.model.generate(**inputs_of(vision, [row]), **settings(vision, max_new_tokens), streamer=streamer)
+        except BaseException as fault:  # it would die with the thread
+            faults.append(fault)
+            streamer.end()
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if faults:
+        raise faults[0]
+
+
+@torch.no_grad()
+def option_scores(vision: VisionModel, row: Conversation, options: Sequence[str]) -> list[float]:
+    """Log-likelihood of each option as the answer to a row that ends with a question, its end token counted."""
+    pictures = [load_rgb(picture) for picture in row.pictures]
+    asked = [
+        Conversation(
+            (*row.messages, {"role": "assistant", "content": [{"type": "text", "text": option}]}),
+            row.pictures,
+            row.place,
+        )
+        for option in options
+    ]
+    made = vision.chat.batch(asked, [pictures] * len(options))
+    labels = made.pop("labels")
+    inputs = {k: v.to(vision.device, vision.dtype if v.is_floating_point() else None) for k, v in made.items()}
+    places = (labels != -100).any(0).nonzero()[:, 0] - 1
+    logits = vision.model(**inputs, logits_to_keep=places.to(vision.device), use_cache=False).logits.float().cpu()
+    goal = labels[:, places + 1]
+    losses = F.cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=-100, reduction="none")
+    return (-losses.view(goal.shape).sum(1)).tolist()
+
+
+def base_only(vision: VisionModel) -> Any:
+    """Within the block the model answers as it would without any adapter."""
+    return adapters_off(vision.model) if hasattr(vision.model, "peft_config") else nullcontext()

@@ -1,0 +1,465 @@
+"""A random picture-and-text model of each family with its true classes, well under a megabyte, saved as a folder.
+
+Widths and depths are the smallest that the architectures allow. Layouts, special tokens, the counts of picture tokens
+and the shape of the chat templates are those of the published models; the templates themselves are written anew here.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, pre_tokenizers
+
+WIDTH = 32
+SIDE = 28  # of what a vision tower sees, pixels
+PATCH = 7
+GRID = SIDE // PATCH
+TILES = [[SIDE, SIDE], [SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
+SQUARE = {"height": SIDE, "width": SIDE}
+# pieces of more than one letter, the first with the space before them, the second without
+WORDS = ["a", "the", "is", "it", "in", "of", "this", "what", "red", "blue", "green", "square", "circle", "picture"]
+NAMES = ["user", "assistant", "model", "system"]
+
+
+# ---------------------------------------------------------------------------------------------- tokenizers
+
+
+def grow(letters: list[str], words: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The pieces of a BPE tokenizer that starts from these letters and knows these words, and its merges."""
+    pieces, merges = list(letters), []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in pieces:
+                pieces.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    return pieces, merges
+
+
+def byte_level() -> dict:
+    """As GPT-2's: a letter for each byte. Two line breaks are one piece, as in all the real ones."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces, merges = grow(letters, [*(f"Ġ{word}" for word in WORDS), *NAMES, "ĊĊ"])
+    return {"vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": merges}
+
+
+def byte_fallback(first: list[str], breaks: list[str]) -> dict:
+    """As SentencePiece's: ▁ for a space, a piece for each byte that has no letter; `first` take the first ids."""
+    letters = [*first, *(f"<0x{i:02X}>" for i in range(256)), "▁", *(chr(i) for i in range(33, 127)), *breaks[:1]]
+    pieces, merges = grow(letters, [*(f"▁{word}" for word in WORDS), *NAMES, *breaks[1:]])
+    return {"vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": merges}
+
+
+def llama(*extra: str, pad: str, **named: str):
+    """Of Llama 2 and Mistral: puts `<s>` first by itself; a line break is a bare byte."""
+    return transformers.LlamaTokenizerFast(
+        **byte_fallback(["<unk>", "<s>", "</s>"], []), pad_token=pad, add_bos_token=True, padding_side="left",
+        extra_special_tokens=list(extra), **named,
+    )  # fmt: skip
+
+
+def llama_3(*extra: str, **named: str):
+    """Of Llama 3: byte-level, and still puts its `<|begin_of_text|>` first by itself."""
+    return plain(
+        *extra, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>", pad_token="<|reserved|>",
+        add_bos_token=True, **named,
+    )  # fmt: skip
+
+
+def plain(*extra: str, **named):
+    """Byte-level and of no class of its own."""
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(**byte_level()))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=list(extra), **named)
+
+
+def qwen(*extra: str, **named: str):
+    """Of Qwen: nothing is put first, a turn ends with the token that ends the text, padding has its own."""
+    return transformers.Qwen2TokenizerFast(
+        **byte_level(), eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        extra_special_tokens=["<|im_start|>", "<|im_end|>", *extra], **named,
+    )  # fmt: skip
+
+
+def gemma(*extra: str, **named: str):
+    """Of Gemma: puts `<bos>` first by itself; one and two line breaks are pieces."""
+    return transformers.GemmaTokenizerFast(
+        **byte_fallback(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], ["\n", "\n\n"]), add_bos_token=True,
+        extra_special_tokens=list(extra), **named,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- chat templates
+
+MACROS = (
+    "{% macro pictures(content) %}{% if content is not string %}{% for part in content if part.type == 'image' %}"
+    "IMAGE{% endfor %}{% endif %}{% endmacro %}"
+    "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{% endmacro %}"
+    "{% macro say(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
+    "{% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
+)
+
+
+def template(image: str, body: str) -> str:
+    """A template whose body may call `say(content)`, or `pictures(content)` and then `words(content)`."""
+    return MACROS.replace("IMAGE", image) + body
+
+
+# pictures first; no token ends an answer, and the prompt stops short of the space that the answer begins with
+LLAVA = template(
+    "<image>\n",
+    "{% for m in messages %}{{ '' if m.role == 'system' else (m.role | upper) ~ ': ' }}"
+    "{{ pictures(m.content) ~ words(m.content) ~ ' ' }}{% endfor %}{{ 'ASSISTANT:' if add_generation_prompt else '' }}",
+)
+# the prompt is no turn of its own, `[/INST]` ends it; marks what is learnt
+LLAVA_NEXT = template(
+    "<image>\n",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ ' ' ~ words(m.content) ~ '</s>' }}"
+    "{% endgeneration %}{% elif m.role == 'system' %}{{ words(m.content) ~ '\n' }}"
+    "{% else %}{{ '[INST] ' ~ pictures(m.content) ~ words(m.content) ~ ' [/INST]' }}{% endif %}{% endfor %}",
+)
+# an answer's role is followed by a space and the prompt's is not, so that the prompt is no beginning of the whole
+ONEVISION = template(
+    "<image>",
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' ' ~ pictures(m.content) ~ '\n' ~ words(m.content) }}"
+    "<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+)
+TURNS = (
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ say(m.content) ~ '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
+LLAVA_QWEN = template("<image>\n", TURNS)
+INTERNVL = template("<IMG_CONTEXT>\n", TURNS)
+# a system turn that nobody asked for
+QWEN_2 = template(
+    "<|vision_start|><|image_pad|><|vision_end|>",
+    "{{ '' if messages[0].role == 'system' else '<|im_start|>system\nAnswer in short.<|im_end|>\n' }}" + TURNS,
+)
+# marks what is learnt
+QWEN_3 = template(
+    "<|vision_start|><|image_pad|><|vision_end|>",
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ say(m.content) ~ '<|im_end|>' }}{% endgeneration %}{% else %}"
+    "{{ say(m.content) ~ '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+)
+# begins with the token that (Idefics 3) the tokenizer puts first too; a space only before words
+IDEFICS = template(
+    "<image>",
+    "{{ bos_token }}{% for m in messages %}{{ (m.role | capitalize) ~ ':' }}"
+    "{{ ' ' if m.content is string or m.content[0].type == 'text' else '' }}"
+    "{{ say(m.content) ~ '<end_of_utterance>\n' }}{% endfor %}{{ 'Assistant:' if add_generation_prompt else '' }}",
+)
+# the processor itself puts `<bos>` behind the pictures and a line break behind everything
+PALIGEMMA = template(
+    "<image>",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ '\n' ~ words(m.content) ~ eos_token }}{% else %}"
+    "{{ pictures(m.content) ~ words(m.content) }}{% endif %}{% endfor %}",
+)
+# begins with the token that the tokenizer puts first too; the answers' role is `model`, every text is trimmed and the
+# system's goes before the next turn's
+GEMMA_3 = template(
+    "<start_of_image>",
+    "{% set before = namespace(text='') %}{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set before.text = say(m.content) ~ '\n\n' %}{% else %}"
+    "{{ '<start_of_turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\n' }}"
+    "{{ before.text ~ say(m.content) ~ '<end_of_turn>\n' }}{% set before.text = '' %}{% endif %}{% endfor %}"
+    "{{ '<start_of_turn>model\n' if add_generation_prompt else '' }}",
+)
+GEMMA_3 = GEMMA_3.replace("{{ content }}", "{{ content | trim }}").replace("{{ part.text }}", "{{ part.text | trim }}")
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def text(kind: type, tokenizer, **more):
+    """The configuration of a language model, with a few more rows of embeddings than there are tokens."""
+    return kind(**{
+        "vocab_size": -(-(len(tokenizer) + 1) // 64) * 64, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": WIDTH // 4,
+        "max_position_embeddings": 1024, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.1, **more,
+    })  # fmt: skip
+
+
+def tower(kind: type, **more):
+    """The configuration of a vision tower."""
+    return kind(**{
+        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": SIDE, "patch_size": PATCH, **more,
+    })  # fmt: skip
+
+
+def ends(model, tokenizer, *tokens: str):
+    """Tells the model at which tokens it stops when it generates."""
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=[tokenizer.convert_tokens_to_ids(token) for token in tokens],
+    )  # fmt: skip
+    return model
+
+
+# ---------------------------------------------------------------------------------------------- families
+
+
+def llava():
+    """LLaVA 1.5: the last but one layer of CLIP less its first token; every picture is cropped to the same square."""
+    tokenizer = llama("<image>", pad="<pad>")
+    config = transformers.LlavaConfig(
+        text_config=text(transformers.LlamaConfig, tokenizer), vision_config=tower(transformers.CLIPVisionConfig),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=GRID**2,
+        vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE), tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=LLAVA,
+    )  # fmt: skip
+    return ends(transformers.LlavaForConditionalGeneration(config), tokenizer, "</s>"), processor
+
+
+def llava_siglip():
+    """LLaVA Interleave: the last layer of SigLIP in full, a small Qwen 2 whose head is its table of embeddings."""
+    tokenizer = qwen("<image>")
+    words = text(transformers.Qwen2Config, tokenizer, tie_word_embeddings=True)
+    config = transformers.LlavaConfig(
+        text_config=words, vision_config=tower(transformers.SiglipVisionConfig, vision_use_head=False),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=GRID**2,
+        vision_feature_layer=-1, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    processor = transformers.LlavaProcessor(
+        transformers.SiglipImageProcessor(size=SQUARE), tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy="full", num_additional_image_tokens=0, chat_template=LLAVA_QWEN,
+    )  # fmt: skip
+    return ends(transformers.LlavaForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
+
+
+def llava_next():
+    """LLaVA 1.6 on Mistral: the picture as a whole and cut into tiles, whose number depends on its shape."""
+    tokenizer = llama("<image>", pad="<pad>")
+    config = transformers.LlavaNextConfig(
+        text_config=text(transformers.MistralConfig, tokenizer, sliding_window=None),
+        vision_config=tower(transformers.CLIPVisionConfig), image_grid_pinpoints=TILES[1:], image_seq_length=GRID**2,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+    pictures = transformers.LlavaNextImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=TILES[1:]
+    )
+    processor = transformers.LlavaNextProcessor(
+        pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=LLAVA_NEXT,
+    )  # fmt: skip
+    return ends(transformers.LlavaNextForConditionalGeneration(config), tokenizer, "</s>"), processor
+
+
+def llava_onevision():
+    """LLaVA OneVision: tiles for a picture that is alone in its row, one small square for each of several."""
+    tokenizer = qwen("<image>", "<video>")
+    config = transformers.LlavaOnevisionConfig(
+        text_config=text(transformers.Qwen2Config, tokenizer),
+        vision_config=tower(transformers.SiglipVisionConfig, vision_use_head=False), image_grid_pinpoints=TILES,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+    )  # fmt: skip
+    processor = transformers.LlavaOnevisionProcessor(
+        transformers.LlavaOnevisionImageProcessor(size=SQUARE, image_grid_pinpoints=TILES), tokenizer,
+        transformers.LlavaOnevisionVideoProcessor(size=SQUARE), num_image_tokens=GRID**2,
+        vision_feature_select_strategy="full", chat_template=ONEVISION,
+    )  # fmt: skip
+    return ends(transformers.LlavaOnevisionForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
+
+
+def qwen_vl(config: type, kind: type, processor: type, chat: str, vision: dict, words: dict, videos: type, **more):
+    """What the Qwen-VL families share: as many patches as the picture is large, positions in three dimensions."""
+    tokenizer = qwen("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    patch = {"patch_size": vision["patch_size"], "temporal_patch_size": 2}
+    made = config(
+        text_config=text(dict, tokenizer, **words),
+        vision_config={"depth": 2, "num_heads": 2, "spatial_merge_size": 2, "temporal_patch_size": 2, **vision},
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"), **more,
+    )  # fmt: skip
+    size = {"shortest_edge": SIDE**2, "longest_edge": (2 * SIDE) ** 2}
+    pictures = transformers.Qwen2VLImageProcessor(size=size, merge_size=2, **patch)
+    films = videos(size=size, merge_size=2, **patch)
+    model = ends(kind(made), tokenizer, "<|im_end|>", "<|endoftext|>")
+    return model, processor(pictures, tokenizer, films, chat_template=chat)
+
+
+def qwen_2_vl():
+    """Qwen2-VL: full attention in the vision tower, LayerNorm, an MLP of two linears."""
+    return qwen_vl(
+        transformers.Qwen2VLConfig, transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLProcessor, QWEN_2,
+        {"embed_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2, "patch_size": PATCH},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+        transformers.Qwen2VLVideoProcessor,
+    )  # fmt: skip
+
+
+def qwen_2_5_vl():
+    """Qwen2.5-VL: windows in the first layer of the vision tower, all of the picture in the second; gated MLPs."""
+    return qwen_vl(
+        transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration,
+        transformers.Qwen2_5_VLProcessor, QWEN_2,
+        {
+            "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "out_hidden_size": WIDTH, "patch_size": PATCH,
+            "window_size": 4 * PATCH, "fullatt_block_indexes": [1],
+        },
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+        transformers.Qwen2VLVideoProcessor,
+    )  # fmt: skip
+
+
+def qwen_3_vl():
+    """Qwen3-VL: the first vision layer also feeds the first language layer; the head is the table of embeddings."""
+    return qwen_vl(
+        transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLProcessor, QWEN_3,
+        {
+            "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "out_hidden_size": WIDTH, "patch_size": PATCH + 1,
+            "num_position_embeddings": GRID**2, "deepstack_visual_indexes": [0],
+        },
+        {
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+            }
+        },
+        transformers.Qwen3VLVideoProcessor, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+CELLS = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+FRAME = {
+    "image_token": "<image>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+}
+SPLIT = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+
+
+def idefics(config: type, tower_config: type, kind: type, tokenizer, stops: list[str]):
+    """What Idefics 3 and SmolVLM share: a picture is cut into rows and columns that words announce."""
+    config = config(
+        text_config=text(transformers.LlamaConfig, tokenizer), vision_config=tower(tower_config), scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return ends(kind(config), tokenizer, *stops)
+
+
+def idefics_3():
+    """Idefics 3 on Llama 3: every picture has more than one cell here, whose rows end with line breaks."""
+    tokenizer = llama_3("<end_of_utterance>", *CELLS, **FRAME)
+    model = idefics(
+        transformers.Idefics3Config, transformers.Idefics3VisionConfig, transformers.Idefics3ForConditionalGeneration,
+        tokenizer, ["<end_of_utterance>", "<|end_of_text|>"],
+    )  # fmt: skip
+    pictures = transformers.Idefics3ImageProcessor(**SPLIT)
+    tokens = (GRID // 2) ** 2
+    return model, transformers.Idefics3Processor(pictures, tokenizer, image_seq_len=tokens, chat_template=IDEFICS)
+
+
+def smolvlm():
+    """SmolVLM 2: as Idefics 3, but its tokenizer puts nothing first. Its processor needs the package `num2words`."""
+    tokenizer = plain(
+        "<|endoftext|>", *CELLS, bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|im_end|>",
+        end_of_utterance_token="<end_of_utterance>", **FRAME,
+    )  # fmt: skip
+    model = idefics(
+        transformers.SmolVLMConfig, transformers.SmolVLMVisionConfig, transformers.SmolVLMForConditionalGeneration,
+        tokenizer, ["<end_of_utterance>"],
+    )  # fmt: skip
+    films = transformers.SmolVLMVideoProcessor(
+        **SPLIT, video_sampling={"fps": 1, "max_frames": 4, "video_size": {"longest_edge": SIDE}}
+    )
+    processor = transformers.SmolVLMProcessor(
+        transformers.SmolVLMImageProcessor(**SPLIT), tokenizer, films, image_seq_len=(GRID // 2) ** 2,
+        chat_template=IDEFICS,
+    )  # fmt: skip
+    return model, processor
+
+
+def paligemma():
+    """PaliGemma: what comes before the answer is seen in both directions. The published ones have no chat template."""
+    tokenizer = gemma(image_token="<image>")
+    pictures = transformers.SiglipImageProcessor(size=SQUARE)
+    pictures.image_seq_length = GRID**2
+    processor = transformers.PaliGemmaProcessor(pictures, tokenizer, chat_template=PALIGEMMA)  # adds a thousand tokens
+    words = text(transformers.GemmaConfig, tokenizer, num_key_value_heads=1)
+    config = transformers.PaliGemmaConfig(
+        text_config=words, vision_config=tower(transformers.SiglipVisionConfig, vision_use_head=False),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), projection_dim=WIDTH, hidden_size=WIDTH,
+        vocab_size=words.vocab_size,
+    )  # fmt: skip
+    return ends(transformers.PaliGemmaForConditionalGeneration(config), tokenizer, "<eos>"), processor
+
+
+def gemma_3():
+    """Gemma 3: the tokens of a picture see each other in both directions; one layer of the two has a sliding window."""
+    tokenizer = gemma(
+        "<start_of_turn>", "<end_of_turn>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )  # fmt: skip
+    tokens = (GRID // 2) ** 2
+    words = text(
+        transformers.Gemma3TextConfig, tokenizer, num_key_value_heads=1, query_pre_attn_scalar=WIDTH // 4,
+        sliding_window=16, layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=words, vision_config=tower(transformers.SiglipVisionConfig, vision_use_head=False),
+        mm_tokens_per_image=tokens, boi_token_index=tokenizer.boi_token_id, eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+    )  # fmt: skip
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessor(size=SQUARE), tokenizer, image_seq_length=tokens, chat_template=GEMMA_3
+    )
+    return ends(transformers.Gemma3ForConditionalGeneration(config), tokenizer, "<eos>", "<end_of_turn>"), processor
+
+
+def internvl():
+    """InternVL 3: the picture cut into tiles and as a whole, all of it one run of tokens between two that frame it."""
+    tokenizer = qwen(
+        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
+    )
+    tokens = (GRID // 2) ** 2
+    config = transformers.InternVLConfig(
+        text_config=text(transformers.Qwen2Config, tokenizer), image_token_id=tokenizer.context_image_token_id,
+        vision_config=tower(transformers.InternVLVisionConfig, image_size=[SIDE, SIDE], patch_size=[PATCH, PATCH]),
+        image_seq_length=tokens, tie_word_embeddings=True,
+    )  # fmt: skip
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=4), tokenizer,
+        transformers.InternVLVideoProcessor(size=SQUARE), image_seq_length=tokens, chat_template=INTERNVL,
+    )  # fmt: skip
+    return ends(transformers.InternVLForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
+
+
+BUILDERS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, transformers.ProcessorMixin]]] = {
+    "llava": llava,
+    "llava-siglip": llava_siglip,
+    "llava-next": llava_next,
+    "llava-onevision": llava_onevision,
+    "qwen2-vl": qwen_2_vl,
+    "qwen2.5-vl": qwen_2_5_vl,
+    "qwen3-vl": qwen_3_vl,
+    "idefics3": idefics_3,
+    "smolvlm": smolvlm,
+    "paligemma": paligemma,
+    "gemma3": gemma_3,
+    "internvl": internvl,
+}
+
+
+def build(name: str, folder: Path) -> Path:
+    """Saves the model and the processor of this name, the model's weights drawn from a seed."""
+    torch.manual_seed(0)
+    model, processor = BUILDERS[name]()
+    for parameter in model.parameters():  # some layers begin at zero, which would hide what they do
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

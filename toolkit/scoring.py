@@ -1,0 +1,140 @@
+"""Answers read strictly and counted honestly: what a model said, whether it is right, and how sure one can be of a share.
+
+Three kinds of questions: short answers (vqa), yes or no (yesno), multiple choice (mcq). What cannot be read is unparsed, counts as
+wrong, and is shown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+LETTERS = "ABCDEFGHIJ"
+LEVEL = 1.959964  # of the normal distribution, for intervals of 95 %
+NUMBERS = {w: str(n) for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])}
+ARTICLES = {"a", "an", "the"}
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation and articles, numbers as digits: answers that are alike for people become alike."""
+    words = re.sub(r"[^\w\s']", " ", text.lower()).split()
+    return " ".join(NUMBERS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def read_yesno(text: str) -> str | None:
+    """'yes' or 'no' when exactly one of the two words is in the first sentence; None otherwise."""
+    first = re.split(r"[.!?\n]", text.strip(), maxsplit=1)[0].lower()
+    found = {word for word in re.findall(r"[a-z]+", first) if word in ("yes", "no")}
+    return found.pop() if len(found) == 1 else None
+
+
+def read_choice(text: str, options: Sequence[str]) -> str | None:
+    """The letter of the chosen option: 'B', 'B.', '(B)', 'B: ...', 'The answer is B', or an option's own text; None otherwise."""
+    letters = LETTERS[: len(options)]
+    text = text.strip()
+    patterns = (rf"\(?([{letters}])\)?(?:[.:),].*)?", rf"(?i:the answer is|answer:)\s*\(?([{letters}])\)?\.?")
+    for pattern in patterns:
+        if match := re.fullmatch(pattern, text, flags=re.DOTALL):
+            return match.group(1)
+    same = [letter for letter, option in zip(letters, options, strict=False) if normalised(option) == normalised(text)]
+    return same[0] if len(same) == 1 else None
+
+
+def vqa_score(said: str, answers: Sequence[str]) -> float:
+    """Right or wrong for one reference; for several the soft accuracy of VQAv2: min(1, matches / 3), one reference left out in turn."""
+    said, known = normalised(said), [normalised(answer) for answer in answers]
+    if len(known) < 3:
+        return float(said in known)
+    turns = [min(1.0, sum(said == k for n, k in enumerate(known) if n != left) / 3) for left in range(len(known))]
+    return sum(turns) / len(turns)
+
+
+# ---------------------------------------------------------------------------------------------- counting
+
+
+def wilson(right: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927)."""
+    if not count:
+        return 0.0, 1.0
+    share, z = right / count, LEVEL**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = LEVEL / (1 + z) * math.sqrt(share * (1 - share) / count + z / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p of as uneven a split or more, among the rows on which two models differ (McNemar 1947)."""
+    count, most = gained + lost, max(gained, lost)
+    tail = sum(math.comb(count, k) for k in range(most, count + 1)) / 2**count
+    return min(1.0, 2 * tail)
+
+
+def cluster_interval(
+    values: Sequence[float], clusters: Sequence[str], *, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean whose values come in clusters (questions about one picture): whole clusters are drawn."""
+    names = sorted(set(clusters))
+    sums, counts = Counter(), Counter()
+    for value, name in zip(values, clusters, strict=True):
+        sums[name] += value
+        counts[name] += 1
+    total, size = np.array([sums[n] for n in names], dtype=float), np.array([counts[n] for n in names], dtype=float)
+    chosen = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    means = total[chosen].sum(1) / size[chosen].sum(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def share(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float | int]:
+    """A mean with its interval: Wilson's when all is right or wrong and no two values share a cluster, the clusters' otherwise."""
+    mean = sum(values) / len(values)
+    whole = all(value in (0.0, 1.0) for value in values)
+    if whole and len(set(clusters)) == len(clusters):
+        low, high = wilson(sum(values), len(values))
+    else:
+        low, high = cluster_interval(values, clusters)
+        if whole and low == high:  # all alike: the bootstrap would be sure after three rows
+            low, high = wilson(sum(values) * len(set(clusters)) / len(values), len(set(clusters)))
+    return {"mean": mean, "low": low, "high": high, "rows": len(values)}
+
+
+def verdict(difference: Sequence[float], clusters: Sequence[str]) -> tuple[str, float, float]:
+    """'improved' or 'worse' only when the paired 95 % interval says so, 'no difference shown' otherwise; and that interval.
+
+    difference: what each row gained, tuned minus base.
+    """
+    low, high = cluster_interval(difference, clusters)
+    word = "improved" if low > 0 else "worse" if high < 0 else "no difference shown"
+    return word, low, high
+
+
+def yes_no_figures(said: Sequence[str | None], right: Sequence[str]) -> dict[str, float]:
+    """POPE's figures, 'yes' being what is looked for. The rate of yes is that of what was said, not of the truth."""
+    pairs = list(zip(said, right, strict=True))
+    true = sum(a == "yes" == b for a, b in pairs)
+    claimed, there = sum(a == "yes" for a in said), sum(b == "yes" for b in right)
+    precision, recall = ratio(true, claimed), ratio(true, there)
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": ratio(2 * precision * recall, precision + recall),
+        "yes_rate": ratio(claimed, len(pairs)),
+        "yes_rate_of_the_truth": ratio(there, len(pairs)),
+    }
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, 0 where there is nothing."""
+    return part / whole if whole else 0.0
+
+
+def majority(right: Sequence[str], score: Callable[[str, int], float]) -> tuple[str, float]:
+    """The commonest answer, and what saying nothing else scores. score: of an answer to row number n."""
+    answer, _ = Counter(right).most_common(1)[0]
+    return answer, sum(score(answer, n) for n in range(len(right))) / len(right)
