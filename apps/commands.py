@@ -25,10 +25,19 @@ COMMANDS = {
         "Teach the embedded model a new creature, offline, in minutes, and show before and after.", "demo:demo"
     ),
     "train subject": Command("Teach a diffusion model your subject from a folder of pictures.", "train:train_subject"),
+    "train instruct": Command(
+        "Teach a vision-language model your task from pictures with questions and answers.", "instruct:train_instruct"
+    ),
     "plan subject": Command(
         "Say what memory a training run will take, before anything is loaded.", "train:plan_subject"
     ),
     "search subject": Command("Search each layer's own GLoRA structure for your subject.", "train:search_subject"),
+    "search instruct": Command("Search each layer's own GLoRA structure for your task.", "instruct:search_instruct"),
+    "evaluate instruct": Command(
+        "Set a tuned vision-language model against its base, with controls and what it forgot.",
+        "instruct:evaluate_instruct",
+    ),
+    "chat": Command("Ask a tuned vision-language model about pictures.", "chat:chat"),
     "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
     "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),
     "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
@@ -41,7 +50,9 @@ COMMANDS = {
     "export": Command(
         "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "files:export"
     ),
-    "inspect": Command("Say what a LoRA file is, whether it is sound, and who can load it.", "files:inspect"),
+    "inspect": Command(
+        "Say what a LoRA file is and who can load it, or show what a data file teaches.", "files:inspect"
+    ),
     "convert-base": Command("Turn a base model in one file into a pipeline folder.", "convert_base:convert_base"),
     "adapters": Command("List the adapter variants and their options.", "adapters:adapters"),
     "doctor": Command("Show versions, devices, memory and caches, and what is missing.", "doctor:doctor"),

@@ -15,8 +15,9 @@ def export(words: list[str]) -> None:
     class Options:
         run: Annotated[Path, positional()]
         """Run folder."""
-        format: str = "diffusers"
-        """diffusers, peft, kohya (A1111, ComfyUI), kohya-full (whole weight changes) or kohya-glora (GLoRA's own factors)."""
+        format: str = ""
+        """diffusers (unset), peft, kohya (A1111, ComfyUI), kohya-full (whole weight changes) or kohya-glora (GLoRA's own factors);
+        of a vision-language model peft (unset), or merged: the whole tuned model."""
         out: Path | None = None
         """Folder for the file; unset means export/ in the run."""
         approximate: bool = False
@@ -30,14 +31,20 @@ def export(words: list[str]) -> None:
     quiet_libraries()
     from ..pipelines.export import export_adapter
     from ..toolkit.runs import Run
-    from ..training.config import from_yaml
+    from ..training.config import ConversationConfig, from_yaml
 
     run = Run.open(options.run)
     config = from_yaml(run.config_file)
+    if isinstance(config, ConversationConfig):
+        from ..pipelines.export_chat import export_chat
+
+        out = options.out or run.folder / "export"
+        print_chat_proof(export_chat(run.adapter, config.base, options.format or "peft", out))
+        return
     proof = export_adapter(
         run.adapter,
         config.base,
-        options.format,
+        options.format or "diffusers",
         options.out or run.folder / "export",
         prompt=config.prompt,
         max_error=options.max_error if options.approximate else None,
@@ -68,13 +75,32 @@ def print_proof(proof: Any) -> None:
         raise UserError(f"{proof.path} does not reproduce the adapter; do not use it, and please report this.")
 
 
+def print_chat_proof(proof: Any) -> None:
+    """The outcome of an export of a vision-language model's adapter."""
+    print(proof.path)
+    print(
+        f"read back by {proof.reader}: largest difference of a probability {proof.difference:.1e} "
+        f"(the adapter itself changes it by {proof.effect:.2f})"
+    )
+    if proof.difference > 1e-4:
+        raise UserError(f"{proof.path} does not reproduce the adapter; do not use it, and please report this.")
+
+
 def inspect(words: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
-        """A LoRA file, or the folder it lies in."""
+        """A LoRA file, or the folder it lies in; or conversations about pictures (.json, .jsonl, .parquet)."""
         base: str | None = None
-        """Base model; with it, each layer's change is set against the base's weight."""
+        """Base model: each layer's change is set against its weight, conversations are written in its tokens."""
+        images: Path | None = None
+        """Folder that the pictures' paths of conversations start from; unset means the data file's own."""
+        rows: int = 1
+        """Conversations that are shown in full."""
+        skip_bad: bool = False
+        """List conversations that cannot be used instead of stopping at the first."""
+        max_length: int = 2048
+        """Most tokens of a conversation."""
         layers: bool = False
         """List every layer."""
         json: bool = False
@@ -82,6 +108,18 @@ def inspect(words: list[str]) -> None:
 
     options = parse(Options, words, "inspect")
     quiet_libraries()
+    from .inspect_data import DATA, inspect_data
+
+    if options.file.suffix in DATA:
+        inspect_data(
+            options.file,
+            options.base or "tiny-vlm",
+            options.images,
+            rows=options.rows,
+            skip_bad=options.skip_bad,
+            max_length=options.max_length,
+        )
+        return
     from ..pipelines.generate import Recipe, load_pipeline
     from ..toolkit.formats.report import as_json, inspect_lora
 

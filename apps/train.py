@@ -98,7 +98,11 @@ def resume(words: list[str]) -> None:
     quiet_libraries()
     from ..training.start import resume as go_on
 
-    report(go_on(options.run).folder)
+    from ..training.config import ConversationConfig, from_yaml
+
+    run = go_on(options.run)
+    talks = isinstance(from_yaml(run.config_file), ConversationConfig)
+    report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION" if talks else "")
 
 
 def stop(words: list[str]) -> None:
@@ -116,8 +120,8 @@ def stop(words: list[str]) -> None:
     print(f"{run.folder} will write a checkpoint and stop after this step.")
 
 
-def report(folder: Path) -> None:
-    """Says how a run ended and what can be done with it."""
+def report(folder: Path, then: str = "") -> None:
+    """Says how a run ended and what can be done with it. then: the next command."""
     from ..toolkit.runs import Run
 
     if os.environ.get("RANK", "0") != "0":
@@ -126,4 +130,4 @@ def report(folder: Path) -> None:
     if status["state"] == "stopped":
         print(f"Stopped at step {status['step']}; a checkpoint is kept. Go on with: rankfold resume {folder}")
     else:
-        print(f"Done: {folder / 'adapter'}\nNext: rankfold sample --run {folder} --n 4 --grid")
+        print(f"Done: {folder / 'adapter'}\nNext: {then or f'rankfold sample --run {folder} --n 4 --grid'}")

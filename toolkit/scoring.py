@@ -15,7 +15,10 @@ import numpy as np
 
 LETTERS = "ABCDEFGHIJ"
 LEVEL = 1.959964  # of the normal distribution, for intervals of 95 %
-NUMBERS = {w: str(n) for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])}
+NUMBERS = {
+    w: str(n)
+    for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+}
 ARTICLES = {"a", "an", "the"}
 
 

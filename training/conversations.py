@@ -236,5 +236,6 @@ class Ahead:
                 num_workers=self.workers,
                 prefetch_factor=4 if self.workers else None,
                 pin_memory=self.pinned,
+                generator=torch.Generator(),  # its own, or starting it would draw from the one that dropout draws from
             )
         )

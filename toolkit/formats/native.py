@@ -118,6 +118,7 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
             if known:
                 model.disable_adapters()  # or the ones that were active before would stay so
             continue
+        check_one_in_full(model, here)
         model.enable_adapters()
         model.set_adapter(here)
         for layer in adapter_layers(model).values():
@@ -131,22 +132,22 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
 
 @torch.no_grad()
 def set_full_strength(module: ModulesToSaveWrapper, strengths: dict[str, float]) -> None:
-    """Sets the strength of a module that was trained in full: so far on the way from the base's weights to its own.
-
-    Raises:
-        UserError: when several adapters bring one.
-    """
-    own = [name for name in strengths if name in module.modules_to_save]
-    if len(own) > 1:
-        raise UserError(
-            "Several of the adapters bring a projector trained in full, and a model has only one: take one of them."
-        )
-    for name in own:
+    """Sets the strength of a module that was trained in full: so far on the way from the base's weights to its own."""
+    for name, strength in strengths.items():
         trained: dict[str, torch.Tensor] = module.__dict__.setdefault("trained", {})
-        for key, parameter in module.modules_to_save[name].named_parameters():
+        for key, parameter in module.modules_to_save[name].named_parameters() if name in module.modules_to_save else ():
             goal = trained.setdefault(f"{name}.{key}", parameter.detach().clone())
             start = module.original_module.get_parameter(key).to(goal)
-            parameter.copy_(goal if strengths[name] == 1 else torch.lerp(start, goal, strengths[name]))
+            parameter.copy_(goal if strength == 1 else torch.lerp(start, goal, strength))
+
+
+def check_one_in_full(model: Any, names: list[str]) -> None:
+    """Raises UserError when several adapters bring the same module, trained in full."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and sum(name in module.modules_to_save for name in names) > 1:
+            raise UserError(
+                "Several of the adapters bring a projector trained in full, and a model has only one: take one of them."
+            )
 
 
 def set_strength(layer: Any, adapter: str, strength: float) -> None:

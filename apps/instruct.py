@@ -1,0 +1,154 @@
+"""`rankfold train instruct`, `search instruct` and `evaluate instruct`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..toolkit.errors import UserError
+from .options import parse, quiet_libraries, take_option
+from .train import report
+
+
+def train_instruct(words: list[str]) -> None:
+    """`--config FILE` gives the defaults; other options change them."""
+    config = configured("InstructConfig", words, "train instruct")
+    quiet_libraries()
+    from ..training.start import train
+
+    run = train(config)
+    report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION")
+
+
+def search_instruct(words: list[str]) -> None:
+    config = configured("InstructSearchConfig", words, "search instruct")
+    quiet_libraries()
+    from ..training.start import train
+
+    run = train(config)
+    report(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")
+
+
+def configured(kind: str, words: list[str], name: str) -> Any:
+    """The config that the options ask for."""
+    from ..training import config as configs
+
+    file, words = take_option(words, "--config")
+    default = configs.from_yaml(Path(file)) if file else getattr(configs, kind)()
+    return parse(getattr(configs, kind), words, name, default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    run: Path | None = None
+    """Run folder whose adapter is tuned."""
+    adapters: tuple[Path, ...] = ()
+    """More adapter folders."""
+    strength: tuple[float, ...] = ()
+    """One number for all adapters, or one for each; 1 is as trained."""
+    base: str | None = None
+    """Base model; unset means the run's, or 'tiny-vlm'."""
+    data: Path | None = None
+    """Questions with answers: {"image", "question", "answer" | "answers" | "choices" and "answer"}, or conversations."""
+    images: Path | None = None
+    """Folder that the pictures' paths start from; unset means the data file's own."""
+    retention: Path | None = None
+    """Questions of what the base could do before; what was forgotten is shown."""
+    ask_short: bool = False
+    """Put LLaVA's words for short answers behind each question."""
+    max_new_tokens: int = 32
+    """Most tokens of an answer."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format."""
+    device: str = ""
+    """Where to run; unset means the GPU if there is one."""
+    seed: int = 0
+    """Which pictures are given to whom in the control."""
+    out: Path | None = None
+    """Folder for evaluation.json and answers.jsonl; unset means evaluation/ in the run."""
+    vlmevalkit: bool = False
+    """Also write the questions as a table that VLMEvalKit reads."""
+
+
+def evaluate_instruct(words: list[str]) -> None:
+    options = parse(EvaluateOptions, words, "evaluate instruct")
+    if options.data is None:
+        raise UserError("--data is missing: give a file with questions and answers.")
+    if options.run is None and not options.adapters:
+        raise UserError("--run is missing: give the run (or --adapters) that is to be set against its base.")
+    quiet_libraries()
+    from ..training.evaluate import evaluate, leaked, read_items, report, write_figures, write_vlmevalkit
+
+    items = read_items(options.data, options.images, ask_short=options.ask_short)
+    retention = read_items(options.retention, options.images) if options.retention else []
+    out = options.out or (options.run / "evaluation" if options.run else Path("evaluation"))
+    if options.vlmevalkit:
+        table = write_vlmevalkit(items, out / f"{options.data.stem}.tsv")
+        print(f"{table}\n{vlmevalkit_advice(options, table)}")
+    vision, trained_on = opened(options)
+    figures = evaluate(vision, items, retention=retention, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    if trained_on is not None:
+        figures["leaked"] = leaked(items, trained_on)
+    print(report(figures))
+    print(write_figures(out, figures))
+
+
+def vlmevalkit_advice(options: EvaluateOptions, table: Path) -> str:
+    """How to run the table elsewhere."""
+    run = options.run or "RUN"
+    return (
+        "To run it in VLMEvalKit: put the table into its LMUData folder, write the tuned model whole with\n"
+        f"  rankfold export {run} --format merged\n"
+        f"and there: python run.py --data {table.stem} --model MODEL (MODEL: an entry of its config that loads the merged folder)\n"
+        f"lmms-eval: accelerate launch -m lmms_eval --model llava_hf --model_args pretrained={run}/export/merged --tasks TASK"
+    )
+
+
+def opened(options: Any) -> tuple[Any, list[Any] | None]:
+    """The model with its adapters, and the conversations that it was trained on where they are still there."""
+    from ..pipelines.chat import open_chat
+    from ..toolkit.data.instructions import read_conversations
+
+    adapters, base, template, trained_on = list(options.adapters), options.base, None, None
+    if options.run is not None:
+        run, config = instruct_run(options.run)
+        adapters.insert(0, run.adapter)
+        base = base or config.base
+        template = (run.adapter / "chat_template.jinja").read_text() if config.chat_template else None
+        if config.data is not None and Path(config.data).exists():
+            folder = config.images or Path(config.data).parent
+            trained_on = read_conversations(config.data, folder, skip_bad=True).rows
+    strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
+    vision = open_chat(
+        base or "tiny-vlm",
+        adapters,
+        strengths,
+        precision=options.precision,
+        device=options.device or best_device(),
+        template=template,
+    )
+    return vision, trained_on
+
+
+def instruct_run(folder: Path) -> tuple[Any, Any]:
+    """A run of visual instruction tuning, and its config.
+
+    Raises:
+        UserError: when it is a run of another kind.
+    """
+    from ..toolkit.runs import Run
+    from ..training.config import ConversationConfig, from_yaml
+
+    run = Run.open(folder)
+    config = from_yaml(run.config_file)
+    if not isinstance(config, ConversationConfig):
+        raise UserError(f"{folder} is a run on a diffusion model: use `rankfold sample --run {folder}`.")
+    return run, config
+
+
+def best_device() -> str:
+    """The GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,153 @@
+"""Adapters of vision-language models for other tools: plain LoRA for PEFT, or the whole model with the adapter in its weights.
+
+What was written is loaded by the stock classes and compared with the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from ..toolkit.adapters.attach import adapter_layers, replace_module
+from ..toolkit.adapters.fold import fold
+from ..toolkit.errors import UserError, nearest
+from ..toolkit.formats.native import write_state
+from ..toolkit.formats.write import Part, check_sayable, peft_state
+from ..toolkit.models.vision import VisionModel
+from ..toolkit.runs import write_text
+from .chat import open_chat
+
+FORMATS = ("peft", "merged")
+ADAPTER = "adapter_0"
+QUESTION = "What is in the picture?"
+
+
+@dataclass(frozen=True)
+class ChatProof:
+    """What the reloaded model differs in from the adapter it was made of."""
+
+    path: Path
+    reader: str
+    difference: float
+    """Largest difference of a next token's probability on a question about a noise picture."""
+    effect: float
+    """Largest difference that the adapter makes to the base's, for scale."""
+
+
+def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
+    """Writes the adapter of `folder` and proves what was written.
+
+    Raises:
+        UserError: for an unknown format, or an adapter that the format cannot say.
+    """
+    if format not in FORMATS:
+        raise UserError(
+            f"--format {format} is not one of a vision-language model: choose {' or '.join(FORMATS)}.{nearest(format, FORMATS)}"
+        )
+    template = folder / "chat_template.jinja"
+    text = template.read_text() if template.is_file() else None
+    plain = probabilities(open_chat(base, template=text), None)
+    vision = open_chat(base, [folder], template=text)
+    tuned = probabilities(vision, None)
+    path = out / format
+    path.mkdir(parents=True, exist_ok=True)
+    if format == "peft":
+        write_peft(vision, path)
+        model: Any = PeftModel.from_pretrained(
+            AutoModelForImageTextToText.from_pretrained(vision.folder, dtype=torch.float32), str(path)
+        )
+    else:
+        write_merged(vision, path)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    for name in ("rankfold.json", "chat_template.jinja"):
+        if (folder / name).is_file() and not (path / name).is_file():
+            shutil.copyfile(folder / name, path / name)
+    again = probabilities(vision, model.eval())
+    proof = ChatProof(
+        path,
+        "PEFT" if format == "peft" else "transformers",
+        float((again - tuned).abs().max()),
+        float((tuned - plain).abs().max()),
+    )
+    facts = {"difference": proof.difference, "effect": proof.effect, "reader": proof.reader}
+    write_text(path / "rankfold_proof.json", json.dumps(facts, indent=1))
+    return proof
+
+
+@torch.no_grad()
+def probabilities(vision: VisionModel, model: Any) -> torch.Tensor:
+    """Probabilities of the next token behind every token of a question about a noise picture, (L, vocabulary).
+
+    model: in the place of the vision model's own.
+    """
+    picture = Image.effect_noise((64, 64), 80).convert("RGB")
+    torch.manual_seed(0)
+    noise = (torch.rand(64, 64, 3) * 255).byte().numpy()
+    picture = Image.fromarray(noise)
+    from ..toolkit.data.instructions import Conversation
+
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    row = Conversation(({"role": "user", "content": content},), (b"",), "the question")
+    inputs = vision.chat.questions([row], [[picture]])
+    inputs = {k: v.to(vision.device, vision.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+    return (model or vision.model)(**inputs, use_cache=False).logits[0].float().softmax(-1).cpu()
+
+
+def write_peft(vision: VisionModel, path: Path) -> None:
+    """Plain LoRA with alpha = rank, and modules that were trained in full as they are.
+
+    Raises:
+        UserError: when the adapter is no plain LoRA.
+    """
+    part = Part(vision.model, fold(vision.model, ADAPTER), ADAPTER)
+    try:
+        check_sayable(part, "peft")
+    except UserError as error:
+        raise UserError(f"{str(error).split(': use')[0]}: use --format merged.") from error
+    state, config = peft_state(part)
+    for name, module in vision.model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            own = module.modules_to_save[ADAPTER].state_dict()
+            state |= {f"{name}.{key}": value.detach().float().cpu() for key, value in own.items()}
+            config.modules_to_save = [*(config.modules_to_save or []), name]
+    write_state(path, state, config)
+
+
+@torch.no_grad()
+def write_merged(vision: VisionModel, path: Path) -> None:
+    """The whole model, its processor and template; `vision` is what was written afterwards.
+
+    Raises:
+        UserError: when the adapter is not linear, so that no weight could do what it does.
+    """
+    model = vision.model
+    changes = fold(model, ADAPTER)
+    for name, layer in adapter_layers(model).items():
+        base: Any = layer.get_base_layer()
+        change = changes[name]
+        weight = base.weight.float()
+        base.weight.copy_(weight + change.delta_weight(weight.flatten(1).cpu()).view_as(weight).to(weight.device))
+        if change.bias is not None:
+            if base.bias is None:
+                raise UserError(
+                    f"The adapter gives {name} a bias that the base's layer does not have: use --format peft."
+                )
+            base.bias.add_(change.bias.to(base.bias))
+        replace_module(model, name, base)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            replace_module(model, name, module.modules_to_save[ADAPTER])
+    for key in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(key, None)
+    model._hf_peft_config_loaded = False
+    model.save_pretrained(path)
+    vision.processor.save_pretrained(path)
