@@ -24,6 +24,10 @@ COMMANDS = {
     "demo": Command(
         "Teach the embedded model a new creature, offline, in minutes, and show before and after.", "demo:demo"
     ),
+    "demo instruct": Command(
+        "Teach the embedded vision-language model a task, and show what it saw, learned and forgot.",
+        "demo_instruct:demo_instruct",
+    ),
     "train subject": Command("Teach a diffusion model your subject from a folder of pictures.", "train:train_subject"),
     "train instruct": Command(
         "Teach a vision-language model your task from pictures with questions and answers.", "instruct:train_instruct"

@@ -127,6 +127,25 @@ def test_the_loss_is_the_models_own(vlm, pictures):
     assert ours.item() == pytest.approx(theirs.item() * learned, rel=1e-4)
 
 
+def test_packed_rows_do_not_see_one_another(vlm, pictures, tmp_path):
+    """The losses of rows end to end in one sequence are those of a padded batch, and so are the gradients."""
+    vision, rows = VisionModel(resolve_vision_base(str(vlm))), rows_for(vlm, pictures)
+    if not vision.family.packs:
+        with pytest.raises(UserError, match="packing"):
+            train(a_config(vlm, pictures, tmp_path, packing=True))
+        return
+    batch = vision.chat.batch(rows, [pictures_of(row) for row in rows]) | {"weight": torch.ones(())}
+    layer = vision.model.get_submodule(vision.layers(("language-attention",))[0]).requires_grad_(True)
+    found = []
+    for packing in (False, True):
+        layer.zero_grad()
+        losses = AnswerLoss(vision.model, packing=packing).eval()(dict(batch))
+        losses.sum().backward()
+        found.append((losses.detach(), layer.weight.grad.clone()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-2, atol=1e-4)
+
+
 def test_answers_do_not_see_themselves(vlm, pictures):
     """Changing a learned token changes nothing that is predicted at or before it."""
     vision = VisionModel(resolve_vision_base(str(vlm)))

@@ -290,6 +290,8 @@ class ConversationConfig(LoopConfig):
     """Of a longer row keep as many exchanges as fit, from the first; a picture is never cut."""
     group_by_length: bool = True
     """Batches of rows of similar length, so that little is padding."""
+    packing: bool = False
+    """Put a batch's rows end to end in one sequence, in which none sees another, so that no padding is computed."""
     workers: int = 2
     """Processes that read pictures ahead; 0 reads them when they are wanted."""
     preview_rows: int = 4

@@ -24,6 +24,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.models.base import DTYPES
 from ..toolkit.models.chat_tokens import IGNORE
+from ..toolkit.models.packing import packed
 from ..toolkit.models.vision import VisionModel, resolve_vision_base
 from ..toolkit.runs import Run, write_text
 from .adapter_config import adapter_config
@@ -55,13 +56,18 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
     if config.data is None:
         raise UserError("--data is missing: give a file with conversations about pictures.")
     base = resolve_vision_base(config.base)
-    chat = VisionModel(base, template=template_of(config)).chat
+    vision = VisionModel(base, template=template_of(config))
+    chat, family = vision.chat, vision.family
     planned, certificates = [], []
     for file in (config.data, config.replay):
         rows = plan_rows(file, config, chat) if file else PlannedRows()
         if file:
             certificates.append(certificate(file, rows, chat, prove_rows(rows, chat)))
         planned.append(rows)
+    if config.packing and not family.packs:
+        raise UserError(
+            f"--packing does not work with {config.base}: in its attention the questions of packed rows would see one another."
+        )
     found = Instructions(planned[0], planned[1], certificates)
     if config.epochs is not None:
         window = config.batch_size * config.gradient_accumulation
@@ -94,23 +100,31 @@ def row_count(config: ConversationConfig, found: Instructions) -> int:
 class AnswerLoss(nn.Module):
     """The model with the loss of what it is to answer as its forward, so that one module is all DDP has to wrap."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, packing: bool = False) -> None:
+        """packing: rows end to end in one sequence, see `packed`."""
         super().__init__()
-        self.model = model
+        self.model, self.packing = model, packing
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
         """Loss of each row, (B,): cross-entropy summed over its learned tokens, times `weight`.
 
         Logits are made only where some row learns a token: most tokens are pictures and questions.
         """
-        inputs = {key: value for key, value in batch.items() if key not in ("labels", "weight")}
-        goal = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)  # what each token is to say next
+        inputs = {key: value for key, value in batch.items() if key != "weight"}
+        count = len(inputs["labels"])
+        rows = torch.arange(count, device=inputs["labels"].device)[:, None]
+        if self.packing:
+            inputs, rows = packed(self.model, inputs)
+            rows = rows[None]
+        labels = inputs.pop("labels")
+        goal = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # what each token is to say next
         places = (goal != IGNORE).any(0).nonzero()[:, 0]
-        with auxiliary_losses(inputs["attention_mask"]) as auxiliary:
+        with auxiliary_losses(inputs.get("attention_mask")) as auxiliary:
             logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
-        goal = goal[:, places]
+        goal, rows = goal[:, places], rows.expand(*labels.shape)[:, places]
         losses = F.cross_entropy(logits.flatten(0, 1).float(), goal.flatten(), ignore_index=IGNORE, reduction="none")
-        return losses.view(goal.shape).sum(1) * batch["weight"] + auxiliary.total()
+        sums = torch.zeros(count, device=losses.device).index_add(0, rows.flatten(), losses)
+        return sums * batch["weight"] + auxiliary.total()
 
 
 class ConversationTask:
@@ -139,7 +153,7 @@ class ConversationTask:
             model.compile()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.module = AnswerLoss(model).train()
+        self.module = AnswerLoss(model, packing=config.packing).train()
         self.parts = {PART: model}
 
     def attach(self, model: nn.Module) -> None:

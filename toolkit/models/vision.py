@@ -39,6 +39,8 @@ class VisionFamily:
     language_mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     template: str | None = None
     """Chat template for bases that have none."""
+    packs: bool = True
+    """Whether rows can lie end to end in one sequence without seeing one another."""
 
 
 CLIP = {"tower_attention": ("q_proj", "k_proj", "v_proj", "out_proj"), "tower_mlp": ("fc1", "fc2")}
@@ -52,8 +54,10 @@ PALIGEMMA = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 FAMILIES = (
-    VisionFamily(("llava", "llava_next", "llava_onevision", "gemma3"), *LLAVA, **CLIP),
-    VisionFamily(("paligemma",), *LLAVA, **CLIP, template=PALIGEMMA),
+    VisionFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
+    # transformers 5.23 looks pictures of packed rows up by their place in their own row, and so takes another row's.
+    VisionFamily(("gemma3",), *LLAVA, **CLIP, packs=False),
+    VisionFamily(("paligemma",), *LLAVA, **CLIP, template=PALIGEMMA, packs=False),
     VisionFamily(("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP),
     VisionFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
     VisionFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),

@@ -1,0 +1,62 @@
+"""What the embedded vision-language model can do: exact answers on held-out pictures, by kind of question.
+
+    python benchmarks/tiny_vlm_bars.py [--pictures 600] [--out benchmarks/results/tiny_vlm_bars.json]
+
+Pictures of things are of the combinations of shape, colour and scene that training never draws; those of groups are new draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from rankfold.apps.options import quiet_libraries
+from rankfold.pipelines.chat import answers, open_chat
+from rankfold.toolkit import scoring
+from rankfold.toolkit.data.instructions import Conversation
+from rankfold.training.tiny_vlm import HELD_OUT, question_picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--base", default="tiny-vlm")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(1)
+    rows, wanted, kinds = [], [], []
+    for number in range(options.pictures):
+        picture, asked = question_picture(number, seed=1_000, stream=HELD_OUT)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format="png")
+        for kind, question, answer in asked:
+            content = [{"type": "image"}, {"type": "text", "text": question}]
+            rows.append(
+                Conversation(({"role": "user", "content": content},), (buffer.getvalue(),), f"picture {number}")
+            )
+            wanted.append(answer)
+            kinds.append(kind)
+    start = time.time()
+    said = answers(open_chat(options.base), rows, max_new_tokens=48, batch=64)
+    right = [float(a == b) for a, b in zip(said, wanted, strict=True)]
+    figures = {
+        kind: scoring.share([r for r, k in zip(right, kinds, strict=True) if k == kind],
+                            [row.place for row, k in zip(rows, kinds, strict=True) if k == kind])
+        for kind in sorted(set(kinds))
+    }  # fmt: skip
+    for kind, own in figures.items():
+        print(f"{kind:14} {own['mean']:.1%}  ({own['low']:.1%} to {own['high']:.1%}, {own['rows']} questions)")
+    print(f"{1000 * (time.time() - start) / len(rows):.0f} ms a question on one core")
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
