@@ -17,7 +17,7 @@ class DemoInstructConfig:
 
     out: Path = Path("runs/demo-instruct")
     """Folder of data, runs and answers."""
-    steps: int = 120
+    steps: int = 200
     """Training steps of the new task alone; with replay a third more."""
     adapter: str = "moslora"
     """Adapter variant."""

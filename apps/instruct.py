@@ -35,8 +35,16 @@ def configured(kind: str, words: list[str], name: str) -> Any:
     from ..training import config as configs
 
     file, words = take_option(words, "--config")
-    default = configs.from_yaml(Path(file)) if file else getattr(configs, kind)()
+    default = configs.from_yaml(recipe_file(file)) if file else getattr(configs, kind)()
+    if not isinstance(default, getattr(configs, kind)):
+        raise UserError(f"--config {file} is of another method: use the command it was made for.")
     return parse(getattr(configs, kind), words, name, default)
+
+
+def recipe_file(name: str) -> Path:
+    """A config file by its path, or one of those that ship with rankfold by its name."""
+    shipped = Path(__file__).parent.parent / "assets" / "recipes" / f"{name}.yaml"
+    return shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +125,7 @@ def opened(options: Any) -> tuple[Any, list[Any] | None]:
         base = base or config.base
         template = (run.adapter / "chat_template.jinja").read_text() if config.chat_template else None
         if config.data is not None and Path(config.data).exists():
-            folder = config.images or Path(config.data).parent
-            trained_on = read_conversations(config.data, folder, skip_bad=True).rows
+            trained_on = read_conversations(config.data, config.images, skip_bad=True).rows
     strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
     vision = open_chat(
         base or "tiny-vlm",

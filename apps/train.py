@@ -96,9 +96,8 @@ def resume(words: list[str]) -> None:
 
     options = parse(Options, words, "resume")
     quiet_libraries()
-    from ..training.start import resume as go_on
-
     from ..training.config import ConversationConfig, from_yaml
+    from ..training.start import resume as go_on
 
     run = go_on(options.run)
     talks = isinstance(from_yaml(run.config_file), ConversationConfig)

@@ -16,6 +16,7 @@ from ..toolkit.data.instructions import Conversation
 from ..toolkit.data.pictures import load_rgb
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
+from ..toolkit.formats.source import facts_of
 from ..toolkit.models.base import DTYPES
 from ..toolkit.models.vision import VisionModel, resolve_vision_base
 
@@ -37,7 +38,10 @@ def open_chat(
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
         raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")
-    vision = VisionModel(resolve_vision_base(base), DTYPES[precision], device, template=template)
+    square = any(facts_of(Path(folder)).get("pad_to_square") for folder in adapters)
+    vision = VisionModel(
+        resolve_vision_base(base), DTYPES[precision], device, template=template, pad_to_square=bool(square)
+    )
     names = {}
     for number, (folder, strength) in enumerate(zip(adapters, strengths, strict=True)):
         native.load_layers(vision, Path(folder), f"adapter_{number}")

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 from ..toolkit.adapters.attach import adapter_layers, replace_module
 from ..toolkit.adapters.fold import fold
+from ..toolkit.data.instructions import Conversation
 from ..toolkit.errors import UserError, nearest
 from ..toolkit.formats.native import write_state
 from ..toolkit.formats.write import Part, check_sayable, peft_state
@@ -89,12 +90,8 @@ def probabilities(vision: VisionModel, model: Any) -> torch.Tensor:
 
     model: in the place of the vision model's own.
     """
-    picture = Image.effect_noise((64, 64), 80).convert("RGB")
-    torch.manual_seed(0)
-    noise = (torch.rand(64, 64, 3) * 255).byte().numpy()
-    picture = Image.fromarray(noise)
-    from ..toolkit.data.instructions import Conversation
-
+    noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray((noise * 255).byte().numpy())
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     row = Conversation(({"role": "user", "content": content},), (b"",), "the question")
     inputs = vision.chat.questions([row], [[picture]])

@@ -31,9 +31,38 @@ def dit():
 
 
 def test_size():
-    size = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in (TINY, TINY / "dit")}
+    folders = (TINY, TINY / "dit", TINY / "vlm")
+    size = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
     assert size[TINY / "dit"] < 10e6
-    assert size[TINY] - size[TINY / "dit"] < 15e6
+    assert size[TINY / "vlm"] < 2e6
+    assert size[TINY] - size[TINY / "dit"] - size[TINY / "vlm"] < 15e6
+
+
+def test_the_vision_language_model_answers():
+    """Held-out pictures, every kind of question, through the stock classes alone."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from rankfold.training.tiny_vlm import HELD_OUT, question_picture
+
+    model = AutoModelForImageTextToText.from_pretrained(TINY / "vlm").eval()
+    processor = AutoProcessor.from_pretrained(TINY / "vlm")
+    assert model.dtype == torch.float32
+    talks, wanted = [], []
+    for number in range(12):
+        picture, asked = question_picture(number, seed=77, stream=HELD_OUT)
+        for _, question, answer in asked:
+            content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": question}]
+            talks.append([{"role": "user", "content": content}])
+            wanted.append(answer)
+    inputs = processor.apply_chat_template(
+        talks, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )  # fmt: skip
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+    said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert sum(a == b for a, b in zip(said, wanted, strict=True)) >= 0.95 * len(wanted)
 
 
 def test_tokenizer_spells_rare_words(pipe):

@@ -56,10 +56,6 @@ def block(**fields):
     return [{"type": "image", **fields}, {"type": "text", "text": " Why? "}]
 
 
-def url(folder):
-    return "data:image/png;base64," + base64.b64encode((folder / "a.png").read_bytes()).decode()
-
-
 SEEN = ["user: <image>Why?", "assistant: So."]
 
 
@@ -79,14 +75,14 @@ SEEN = ["user: <image>Why?", "assistant: So."]
         ({"image": "a.png", "messages": [{"role": "system", "content": "Be kind."}, *user("Why?")]}, ["system: Be kind.", *SEEN], "a"),
         ({"messages": user(block(image="a.png"))}, SEEN, "a"),
         ({"messages": user(block(path="a.png", text=None))}, SEEN, "a"),
-        ({"image": "a.png", "question": "Why?", "answer": "So."}, SEEN, "a"),
+        ({"image": "a.png", **PLAIN}, SEEN, "a"),
         ({"image": "a.png", "question": "Why?", "answers": ["So.", "Thus."]}, SEEN, "a"),
         ({"question": "Why?", "answer": 3}, ["user: Why?", "assistant: 3"], ""),
-        ({"question": "Why?", "answer": "So.", "image": None, "images": None, "conversations": None, "messages": None}, PLAIN_TOLD, ""),
+        ({**PLAIN, "image": None, "images": None, "conversations": None, "messages": None}, PLAIN_TOLD, ""),
         # Blocks as in the table llava-instruct-mix-vsft: which of the pictures beside stands there.
         ({"images": ["a.png"], "messages": user(block(index=0, text=None))}, SEEN, "a"),
         ({"images": ["a.png"], "messages": user([{"type": "text", "text": "<image>\nWhy?"}])}, SEEN, "a"),
-        ({"images": [], "image": "a.png", "question": "Why?", "answer": "So."}, SEEN, "a"),
+        ({"images": [], "image": "a.png", **PLAIN}, SEEN, "a"),
         ({"question": "Why?", "answers": "So."}, PLAIN_TOLD, ""),
     ],
 )  # fmt: skip
@@ -96,7 +92,8 @@ def test_every_format_becomes_the_same_messages(folder, row, words, pictures):
 
 
 def test_pictures_in_a_block_as_data(folder):
-    blocks = [{"type": "image_url", "image_url": {"url": url(folder)}}, {"type": "text", "text": "Why?"}]
+    url = "data:image/png;base64," + base64.b64encode((folder / "a.png").read_bytes()).decode()
+    blocks = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Why?"}]
     [row] = read(folder, {"messages": user(blocks)}).rows
     assert (told(row), shown(row)) == (SEEN, "a")
     assert isinstance(row.pictures[0], bytes)
@@ -127,17 +124,14 @@ def table(folder):
         "answer": ["So.", "So.", None],
         "messages": [None, None, [{"role": turn["role"], "content": turn["content"], "name": None} for turn in user("Why?")]],
     }  # fmt: skip
-    made = datasets.Dataset.from_dict(columns)
-    return made.cast_column("images", datasets.List(datasets.Image()))
+    return datasets.Dataset.from_dict(columns)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_tables(folder, kind):
-    if kind == "parquet":
-        table(folder).to_parquet(folder / "x.parquet")
-    else:
-        table(folder).save_to_disk(folder / "x.parquet")
-    rows = read_conversations(folder / "x.parquet").rows
+    made, place = table(folder), folder / f"x.{kind}"
+    made.to_parquet(place) if kind == "parquet" else made.save_to_disk(place)
+    rows = read_conversations(place).rows
     assert [told(row) for row in rows] == [["user: <image><image>Why?", "assistant: So."], PLAIN_TOLD, SEEN]
     assert [shown(row) for row in rows] == ["ab", "", "a"]
 
@@ -147,19 +141,16 @@ def test_pictures_deep_in_a_table(folder, mode):
     """Pictures in the blocks of messages, which the library datasets unpacks on its own."""
     import datasets
 
-    Image.open(folder / "a.png").convert(mode).save(folder / "a.jpg", quality=95)
-    part = {"type": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
-    kind = datasets.Features(messages=datasets.List({"role": datasets.Value("string"), "content": datasets.List(part)}))
-    content = [
-        {"type": "image", "image": str(folder / "a.jpg"), "text": None},
-        {"type": "text", "text": "Why?", "image": None},
-    ]
-    answer = [{"type": "text", "text": "So.", "image": None}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    datasets.Dataset.from_dict({"messages": [messages]}, features=kind).to_parquet(folder / "x.parquet")
+    Image.open(folder / "a.png").convert(mode).save(folder / "a.tif")
+    text, pixels = datasets.Value("string"), datasets.Image()
+    part = {"type": text, "text": text, "image": pixels}
+    kinds = datasets.Features(messages=datasets.List({"role": text, "content": datasets.List(part)}))
+    asked = [{"type": "image", "image": str(folder / "a.tif")}, {"type": "text", "text": "Why?"}]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": [{"type": "text", "text": "So."}]}]
+    datasets.Dataset.from_list([{"messages": messages}], features=kinds).to_parquet(folder / "x.parquet")
     [row] = read_conversations(folder / "x.parquet").rows
     assert told(row) == SEEN
-    assert load_rgb(row.pictures[0]).size == (8, 6)
+    assert load_rgb(row.pictures[0]).getpixel((0, 0))[0] > 200
 
 
 def test_several_splits_are_refused(folder):
@@ -193,10 +184,12 @@ def test_files_that_cannot_be_read(folder, name, text, words):
 
 
 def test_files_and_folders_that_are_not_there(folder):
+    there = folder / "x.json"
+    there.write_text("[]")
     with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
         read_conversations(folder / "nowhere.json")
     with pytest.raises(UserError, match=r"--images .*nowhere is not a folder"):
-        read_conversations(folder / "x.json", folder / "nowhere")
+        read_conversations(there, folder / "nowhere")
     with pytest.raises(UserError, match="is no data set"):
         read_conversations(folder)
 
@@ -253,6 +246,16 @@ def test_bad_rows_are_named_or_left_out(folder, row, words):
     assert len(kept.faults) == 1
     assert kept.faults[0].startswith("data.json, row 2: ")
     assert words in kept.faults[0]
+
+
+def test_pictures_are_looked_for_beside_the_file(folder):
+    (folder / "x.jsonl").write_text(json.dumps({"image": "b.png", **PLAIN}))
+    assert [shown(row) for row in read_conversations(folder / "x.jsonl").rows] == ["b"]
+
+
+def test_a_folder_that_nobody_named_is_not_blamed(folder):
+    with pytest.raises(UserError, match=r"x\.json does not exist"):
+        read_conversations(folder / "nowhere" / "x.json")
 
 
 def test_no_row_is_left(folder):

@@ -122,7 +122,7 @@ def test_several_subjects_in_one_adapter(config, tmp_path):
         picture.save(cats / f"{number}.png")
     (cats / "0.txt").write_text("a large sks2 cat at night")
     config = replace(config, also={"sks2 cat": str(cats)}, preview_every=3, preview_steps=2)
-    samples, _ = preflight(config)
+    _, (samples, _) = preflight(config)
     task = SubjectTask(config, samples, config.base, Accelerator(cpu=True))
     (rows,), texts = task.instance, list(task.prompts)
     assert len(rows) == 8

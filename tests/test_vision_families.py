@@ -104,6 +104,24 @@ def test_labels_of_two_ways_agree(vlm, pictures):
                     assert "".join(part["text"].split()) in "".join(said.split())
 
 
+@pytest.mark.parametrize("name", ["llava-next", "qwen3-vl"])
+def test_the_processors_own_mask_agrees(bases, pictures, name):
+    """Where a template marks what is generated, transformers finds the same tokens (from 5.20 on; before, none at all)."""
+    folder = bases(name)
+    chat = VisionModel(str(folder)).chat
+    for row in rows_for(folder, pictures):
+        shown, messages = iter(pictures_of(row)), []
+        for message in row.messages:
+            parts = [{"type": "image", "image": next(shown)} if p["type"] == "image" else p for p in message["content"]]
+            messages.append({"role": message["role"], "content": parts})
+        theirs = chat.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ours = chat.labels_by_marks(row, [picture.size for picture in pictures_of(row)])
+        assert list(theirs["input_ids"][0]) == ours.ids
+        assert list(theirs["assistant_masks"][0]) == [int(label != IGNORE) for label in ours.labels]
+
+
 def test_a_batch_is_its_rows(vlm, pictures):
     """Losses of rows in one padded batch are those of each row alone, and weigh as asked."""
     vision = VisionModel(resolve_vision_base(str(vlm)))

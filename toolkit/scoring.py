@@ -40,20 +40,30 @@ def read_yesno(text: str) -> str | None:
 
 def read_choice(text: str, options: Sequence[str]) -> str | None:
     """The letter of the chosen option: 'B', 'B.', '(B)', 'B: ...', 'The answer is B', or an option's own text; None otherwise."""
-    letters = LETTERS[: len(options)]
-    text = text.strip()
-    patterns = (rf"\(?([{letters}])\)?(?:[.:),].*)?", rf"(?i:the answer is|answer:)\s*\(?([{letters}])\)?\.?")
-    for pattern in patterns:
-        if match := re.fullmatch(pattern, text, flags=re.DOTALL):
-            return match.group(1)
-    same = [letter for letter, option in zip(letters, options, strict=False) if normalised(option) == normalised(text)]
-    return same[0] if len(same) == 1 else None
+    known = dict(zip(LETTERS, options, strict=False))
+    letters, text = "".join(known), text.strip()
+    same = [letter for letter, option in known.items() if plain(option) == plain(text)]
+    if len(same) == 1:
+        return same[0]
+    if match := re.fullmatch(rf"(?i:the answer is|answer:)\s*\(?([{letters}])\)?\.?", text):
+        return match.group(1)
+    match = re.fullmatch(rf"\(?([{letters}])\)?(?:[.:),](.*))?", text, flags=re.DOTALL)
+    if match is None:
+        return None
+    letter, rest = match.group(1), (match.group(2) or "").strip()
+    others = set(re.findall(rf"\b([{letters}])\b", rest)) - {letter}
+    return None if others and plain(rest) != plain(known[letter]) else letter
+
+
+def plain(text: str) -> str:
+    """The text normalised, or as it is when nothing would be left of it (a letter, a sign)."""
+    return normalised(text) or text.strip().lower()
 
 
 def vqa_score(said: str, answers: Sequence[str]) -> float:
-    """Right or wrong for one reference; for several the soft accuracy of VQAv2: min(1, matches / 3), one reference left out in turn."""
-    said, known = normalised(said), [normalised(answer) for answer in answers]
-    if len(known) < 3:
+    """Right or wrong for up to three references; for more the soft accuracy of VQAv2: min(1, matches / 3), one left out in turn."""
+    said, known = plain(said), [plain(answer) for answer in answers]
+    if len(known) < 4:
         return float(said in known)
     turns = [min(1.0, sum(said == k for n, k in enumerate(known) if n != left) / 3) for left in range(len(known))]
     return sum(turns) / len(turns)
@@ -75,8 +85,11 @@ def wilson(right: float, count: int) -> tuple[float, float]:
 def mcnemar(gained: int, lost: int) -> float:
     """Two-sided exact p of as uneven a split or more, among the rows on which two models differ (McNemar 1947)."""
     count, most = gained + lost, max(gained, lost)
-    tail = sum(math.comb(count, k) for k in range(most, count + 1)) / 2**count
-    return min(1.0, 2 * tail)
+    term = tail = math.comb(count, most)
+    for k in range(most, count):
+        term = term * (count - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**count)
 
 
 def cluster_interval(
@@ -96,24 +109,28 @@ def cluster_interval(
 
 def share(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float | int]:
     """A mean with its interval: Wilson's when all is right or wrong and no two values share a cluster, the clusters' otherwise."""
-    mean = sum(values) / len(values)
-    whole = all(value in (0.0, 1.0) for value in values)
-    if whole and len(set(clusters)) == len(clusters):
+    mean, count = sum(values) / len(values), len(set(clusters))
+    if count == len(clusters) and all(value in (0.0, 1.0) for value in values):
         low, high = wilson(sum(values), len(values))
     else:
         low, high = cluster_interval(values, clusters)
-        if whole and low == high:  # all alike: the bootstrap would be sure after three rows
-            low, high = wilson(sum(values) * len(set(clusters)) / len(values), len(set(clusters)))
+        if low == high:  # all alike: the bootstrap would be sure after three rows
+            low, high = wilson(mean * count, count)
     return {"mean": mean, "low": low, "high": high, "rows": len(values)}
 
 
 def verdict(difference: Sequence[float], clusters: Sequence[str]) -> tuple[str, float, float]:
-    """'improved' or 'worse' only when the paired 95 % interval says so, 'no difference shown' otherwise; and that interval.
+    """'improved' or 'worse' only when the paired 95 % interval says so and the clusters' signs too, 'no difference shown' otherwise;
+    and that interval.
 
-    difference: what each row gained, tuned minus base.
+    The bootstrap alone would be sure after one row. difference: what each row gained, tuned minus base.
     """
     low, high = cluster_interval(difference, clusters)
-    word = "improved" if low > 0 else "worse" if high < 0 else "no difference shown"
+    sums: Counter[str] = Counter()
+    for value, name in zip(difference, clusters, strict=True):
+        sums[name] += value  # type: ignore[assignment]
+    sure = mcnemar(sum(value > 0 for value in sums.values()), sum(value < 0 for value in sums.values())) < 0.05
+    word = "improved" if low > 0 and sure else "worse" if high < 0 and sure else "no difference shown"
     return word, low, high
 
 

@@ -274,6 +274,10 @@ class ConversationConfig(LoopConfig):
     """Base model: 'tiny-vlm' (embedded), a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
     chat_template: Path | None = None
     """File with a chat template in the place of the base's own."""
+    pad_to_square: bool = False
+    """Give pictures borders in the processor's mean colour, so that one that crops cuts nothing off; LLaVA-1.5 was trained so."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """How attention is calculated."""
     epochs: float | None = None
     """Passes over the data, in the place of --steps."""
     learning_rate: float = 2e-4
@@ -306,6 +310,8 @@ class InstructConfig(ConversationConfig, AdapterSettings):
 
     adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
     """Parts whose linear layers get the adapter."""
+    vision_alpha: float | None = None
+    """Alpha of the tower's layers; unset means --alpha."""
     target_modules: tuple[str, ...] = ()
     """Names of layers, in the place of --adapt."""
     train_projector: bool = False
@@ -341,6 +347,7 @@ ABOVE_ZERO = (
     "learning_rate",
     "text_learning_rate",
     "alpha",
+    "vision_alpha",
     "min_snr_gamma",
     "temperature",
     "density",

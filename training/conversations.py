@@ -53,8 +53,7 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
     Raises:
         UserError: for a row that cannot be used, and when none is left.
     """
-    images = config.images or Path(file).parent
-    read = read_conversations(file, images, skip_bad=config.skip_bad)
+    read = read_conversations(file, config.images, skip_bad=config.skip_bad)
     planned = PlannedRows(faults=read.faults)
     for row in read.rows:
         try:

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 16,
     "rank": 8,
     "alpha": 8.0,
-    "learning_rate": 2e-3,
+    "learning_rate": 5e-3,
     "lr_scheduler": "cosine",
     "adapt": ("language-attention", "language-mlp"),
     "workers": 0,

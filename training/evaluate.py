@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from ..pipelines.chat import answers, base_only, option_scores
 from ..toolkit import scoring
-from ..toolkit.data.instructions import Conversation, Read, read_conversations, read_rows
+from ..toolkit.data.instructions import Conversation, conversation, read_conversations, read_rows, references_of
 from ..toolkit.data.pictures import Source, load_rgb
 from ..toolkit.errors import UserError
 from ..toolkit.models.vision import VisionModel
@@ -31,6 +32,8 @@ class Item:
     """One question with its right answer."""
 
     asked: Conversation
+    question: str
+    """Its words, without the options."""
     kind: str
     """vqa, yesno or mcq."""
     references: tuple[str, ...]
@@ -47,7 +50,7 @@ class Item:
             return scoring.read_yesno(text)
         if self.kind == "mcq":
             return scoring.read_choice(text, self.options)
-        return scoring.normalised(text) or None
+        return scoring.plain(text) or None
 
     def score(self, said: str | None) -> float:
         """0 to 1."""
@@ -66,54 +69,43 @@ def read_items(file: Path, images: Path | None, *, ask_short: bool = False) -> l
     Raises:
         UserError: for a row that cannot be used.
     """
-    images = images or Path(file).parent
     if next((isinstance(row, dict) and "question" in row for _, row in read_rows(Path(file))), False):
-        return [item_of(row, images, place, ask_short) for place, row in read_rows(Path(file))]
-    return [item_of_conversation(row, ask_short) for row in as_read(file, images).rows]
-
-
-def as_read(file: Path, images: Path) -> Read:
-    return read_conversations(file, images)
+        folder = Path(images or Path(file).parent)
+        return [item_of(row, folder, place, ask_short) for place, row in read_rows(Path(file))]
+    return [item_of_conversation(row, ask_short) for row in read_conversations(file, images).rows]
 
 
 def item_of(row: Any, images: Path, place: str, ask_short: bool) -> Item:
     """One row of questions."""
     if not isinstance(row, dict) or "question" not in row:
         raise UserError(f"{place}: the row has no question.")
-    references = [str(answer) for answer in row.get("answers", [row.get("answer")]) if answer is not None]
+    references = references_of(row)
     if not references:
         raise UserError(f"{place}: the row has no answer.")
     options = tuple(str(option) for option in row.get("choices", ()))
-    kind = str(
-        row.get("type")
-        or ("mcq" if options else "yesno" if set(map(str.lower, references)) <= {"yes", "no"} else "vqa")
-    )
+    if len(options) > len(scoring.LETTERS):
+        raise UserError(f"{place}: {len(options)} choices are more than the {len(scoring.LETTERS)} that have letters.")
+    polar = {answer.strip(" .").lower() for answer in references}
+    kind = str(row.get("type") or ("mcq" if options else "yesno" if polar <= {"yes", "no"} else "vqa"))
     if kind not in ("vqa", "yesno", "mcq"):
         raise UserError(f"{place}: the type '{kind}' is none of vqa, yesno, mcq.")
     if kind == "mcq":
         references = [letter_of(references[0], options, place)]
     elif kind == "yesno":
-        references = [references[0].strip().lower()]
-        if references[0] not in ("yes", "no"):
+        if not polar <= {"yes", "no"}:
             raise UserError(
                 f"{place}: the answer to a question of type yesno must be yes or no, not '{references[0]}'."
             )
-    words = question_text(str(row["question"]), kind, options, ask_short)
+        references = [Counter(answer.strip(" .").lower() for answer in references).most_common(1)[0][0]]
+    question = str(row["question"])
     try:
         given = {key: row[key] for key in ("image", "images") if key in row}
-        asked = read_one(given | {"question": words, "answer": references[0]}, images, place)
+        words = question_text(question, kind, options, ask_short)
+        asked = conversation(given | {"question": words, "answer": references[0]}, images, place).until(1)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
-    return Item(
-        asked, kind, tuple(references), options, str(row.get("split", row.get("category", ""))), cluster_of(asked)
-    )
-
-
-def read_one(row: dict[str, Any], images: Path, place: str) -> Conversation:
-    """The question of a row."""
-    from ..toolkit.data.instructions import conversation
-
-    return conversation(row, images, place).until(1)
+    split = str(row.get("split", row.get("category", "")))
+    return Item(asked, question, kind, tuple(references), options, split, cluster_of(asked))
 
 
 def item_of_conversation(row: Conversation, ask_short: bool) -> Item:
@@ -127,7 +119,8 @@ def item_of_conversation(row: Conversation, ask_short: bool) -> Item:
         more = {"role": "user", "content": [*message["content"], {"type": "text", "text": SHORT}]}
         asked = replace(asked, messages=(*asked.messages[:-1], more))
     answer = answer.strip(" .").lower() if kind == "yesno" else answer
-    return Item(asked, kind, (answer,), (), "", cluster_of(asked))
+    words = " ".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
+    return Item(asked, words, kind, (answer,), (), "", cluster_of(asked))
 
 
 def question_text(question: str, kind: str, options: Sequence[str], ask_short: bool) -> str:
@@ -272,16 +265,20 @@ def evaluate(
         other = ask(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
         figures["controls"][name] = scoring.share(other.scores, clusters)
         gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
-        figures["controls"][name]["seen"] = dict(
-            zip(("low", "high"), scoring.cluster_interval(gain, clusters), strict=True)
-        ) | {"mean": sum(gain) / len(gain)}
+        word, low, high = scoring.verdict(gain, clusters)
+        seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
+        figures["controls"][name]["seen"] = seen
     if retention:
         figures["retention"] = retained(vision, retention, max_new_tokens)
-    figures["rows"] = [
-        {"place": i.asked.place, "kind": i.kind, "split": i.split, "right": i.references[0], "tuned": t, "base": b, "score": s, "base_score": z}
-        for i, t, b, s, z in zip(items, tuned.texts, base.texts, tuned.scores, base.scores, strict=True)
-    ]  # fmt: skip
+    figures["rows"] = [answer_row(item, n, tuned, base) for n, item in enumerate(items)]
     return figures
+
+
+def answer_row(item: Item, number: int, tuned: Asked, base: Asked) -> dict[str, Any]:
+    """What both models said to an item."""
+    facts = {"place": item.asked.place, "kind": item.kind, "split": item.split, "right": item.references[0]}
+    said = {"tuned": tuned.texts[number], "base": base.texts[number]}
+    return facts | said | {"score": tuned.scores[number], "base_score": base.scores[number]}
 
 
 def retained(vision: VisionModel, items: Sequence[Item], max_new_tokens: int) -> dict[str, Any]:
@@ -368,8 +365,8 @@ def report(figures: dict[str, Any]) -> str:
     if "yes_no" in tuned:
         own = tuned["yes_no"]
         lines.append(
-            f"yes or no: F1 {own['f1']:.3f}, precision {own['precision']:.3f}, recall {own['recall']:.3f}; says yes to {own['yes_rate']:.0%}, "
-            f"right would be {own['yes_rate_of_the_truth']:.0%}"
+            f"yes or no: F1 {own['f1']:.3f}, precision {own['precision']:.3f}, recall {own['recall']:.3f}; "
+            f"says yes to {own['yes_rate']:.0%}, right would be {own['yes_rate_of_the_truth']:.0%}"
         )
     lines.append(
         f"tuned against base, same rows: {both['verdict']} ({both['difference']:+.3f}, {both['low']:+.3f} to {both['high']:+.3f}; "
@@ -381,7 +378,7 @@ def report(figures: dict[str, Any]) -> str:
             continue
         lines.append(line(f"tuned, {name}", own))
         seen = own["seen"]
-        word = "it looks" if seen["low"] > 0 else "no sign that it looks"
+        word = "it looks" if seen["it_looks"] else "no sign that it looks"
         lines.append(
             f"{'':28} with the right picture {seen['mean']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}): {word}"
         )
@@ -431,9 +428,7 @@ def write_vlmevalkit(items: Sequence[Item], path: Path) -> Path:
                 f"{item.asked.place}: VLMEvalKit's tables hold one picture a row, not {len(item.asked.pictures)}."
             )
         picture = base64.b64encode(content(item.asked.pictures[0])).decode()
-        words = [part["text"] for part in item.asked.messages[-1]["content"] if part["type"] == "text"]
-        question = "\n".join(words).split("\nA. ")[0] if item.options else "\n".join(words)
         options = [*item.options, *[""] * (most - len(item.options))]
-        table.writerow([number, picture, question, *options, item.references[0], item.split])
+        table.writerow([number, picture, item.question, *options, item.references[0], item.split])
     write_text(path, buffer.getvalue())
     return path

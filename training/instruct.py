@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..toolkit.formats import native
 from ..toolkit.models.base import DTYPES
 from ..toolkit.models.chat_tokens import IGNORE
 from ..toolkit.models.packing import packed
-from ..toolkit.models.vision import VisionModel, resolve_vision_base
+from ..toolkit.models.vision import VisionModel, check_attention, resolve_vision_base
 from ..toolkit.runs import Run, write_text
 from .adapter_config import adapter_config
 from .config import ConversationConfig, InstructConfig
@@ -56,7 +57,8 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
     if config.data is None:
         raise UserError("--data is missing: give a file with conversations about pictures.")
     base = resolve_vision_base(config.base)
-    vision = VisionModel(base, template=template_of(config))
+    check_attention(config.attention)
+    vision = VisionModel(base, template=template_of(config), pad_to_square=config.pad_to_square)
     chat, family = vision.chat, vision.family
     planned, certificates = [], []
     for file in (config.data, config.replay):
@@ -133,7 +135,13 @@ class ConversationTask:
     def __init__(self, config: Any, found: Instructions, base: str, accelerator: Accelerator) -> None:
         self.config, self.found, self.accelerator, self.device = config, found, accelerator, accelerator.device
         self.vision = VisionModel(
-            base, DTYPES[config.precision], accelerator.device, config.quantize, template_of(config)
+            base,
+            DTYPES[config.precision],
+            accelerator.device,
+            config.quantize,
+            template=template_of(config),
+            pad_to_square=config.pad_to_square,
+            attention=config.attention,
         )
         self.rows = found.data.rows + found.replay.rows
         self.learned = found.data.learned + found.replay.learned
@@ -245,6 +253,8 @@ class InstructTask(ConversationTask):
         wanted = adapter_config(config, targets)
         if config.train_projector:
             wanted.modules_to_save = self.vision.projectors()  # type: ignore[attr-defined]
+        if config.vision_alpha is not None:
+            wanted.alpha_pattern = {rf"{re.escape(self.vision.family.tower)}\..*": config.vision_alpha}  # type: ignore[attr-defined]
         attach(model, wanted, field="--target-modules" if config.target_modules else "--adapt")
 
     def leave_out_unused(self, batch: dict[str, torch.Tensor]) -> None:
@@ -318,5 +328,6 @@ class InstructTask(ConversationTask):
 def save_facts(folder: Path, base: str, adapter: str, vision: VisionModel, found: Instructions) -> None:
     """Writes rankfold.json, with a certificate for each data file, and the template."""
     facts = {"base": base, "kind": vision.config["model_type"], "adapter": adapter, "data": found.certificates}
+    facts["pad_to_square"] = vision.chat.pad_to_square
     write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
     write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))

@@ -33,7 +33,7 @@ def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearc
     check_search(config)
     config, (found, base) = prepare_conversations(config)
     if config.held_out is not None:
-        chat = VisionModel(base, template=template_of(config)).chat
+        chat = VisionModel(base, template=template_of(config), pad_to_square=config.pad_to_square).chat
         return config, (found, plan_rows(config.held_out, config, chat), base)
     data = found.data
     if len(data) < 2:

@@ -1,8 +1,8 @@
 """Builds the embedded models from scratch: `rankfold build-tiny`.
 
-Stages: pictures -> judge -> vae -> clip -> draft -> unet, dit beside the last two, and vlm, which needs none of them. A finished stage leaves its file, so a
-stopped build goes on where it was. Every stage appends its curve to curves.jsonl. Nothing is downloaded; the pictures are drawn by
-toolkit/data/world.py.
+Stages: pictures -> judge -> vae -> clip -> draft -> unet, dit beside the last two, and vlm-draft -> vlm, which need none of them. A
+finished stage leaves its file, so a stopped build goes on where it was. Every stage appends its curve to curves.jsonl. Nothing is
+downloaded; the pictures are drawn by toolkit/data/world.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..toolkit.models import tiny
 from .tiny_dit import train_dit
 from .tiny_loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, note, shuffled, to_pixels
 from .tiny_unet import train_draft, train_unet
-from .tiny_vlm import train_vlm
+from .tiny_vlm import train_vlm, train_vlm_draft
 
 
 def build_tiny(config: BuildTinyConfig) -> None:
@@ -39,6 +39,7 @@ def build_tiny(config: BuildTinyConfig) -> None:
         "draft": (config.work / "sd-draft" / "model_index.json", train_draft),
         "unet": (config.out / "sd" / "model_index.json", train_unet),
         "dit": (config.out / "dit" / "model_index.json", train_dit),
+        "vlm-draft": (config.work / "vlm-draft" / "processor_config.json", train_vlm_draft),
         "vlm": (config.out / "vlm" / "processor_config.json", train_vlm),
     }
     for name in config.stages:

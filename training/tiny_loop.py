@@ -34,12 +34,12 @@ class BuildTinyConfig:
     dit_steps: int = 12_000
     """Steps of the flow transformer."""
     vlm_pictures: int = 80_000
-    """Number of pictures that the vision-language model is asked about."""
+    """Number of pictures that the vision-language model is asked about, in each of two rounds."""
     vlm_steps: int = 8_000
-    """Its steps."""
+    """Its steps in each round."""
     seed: int = 0
-    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit", "vlm")
-    """Stages to run; each needs the ones before it (clip needs only the pictures, vlm nothing)."""
+    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit", "vlm-draft", "vlm")
+    """Stages to run; each needs the ones before it (clip needs only the pictures, vlm-draft nothing)."""
     threads: int = 2
     """Torch threads."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,13 +24,13 @@ IGNORE = -100
 LENGTH = 192  # tokens of a picture's row; questions beyond are left out
 
 
-def question_picture(number: int, *, seed: int, stream: int = TRAIN) -> Asked:
+def question_picture(number: int, *, seed: int, stream: int = TRAIN, group_every: int = 2) -> Asked:
     """Picture `number` (64, 64, 3) and all that is asked about it: a group of things, a kind of thing, or a creature.
 
     Held-out pictures of things are of the combinations that training never draws.
     """
     rng = np.random.default_rng((seed, 17, stream, number))
-    if number % 2:
+    if number % group_every == 1:
         group = groups.random_group(rng)
         return np.asarray(groups.draw_group(group, rng)), questions.about_group(group, rng)
     alive = stream == TRAIN and rng.random() < CREATURES
@@ -38,24 +39,41 @@ def question_picture(number: int, *, seed: int, stream: int = TRAIN) -> Asked:
     return np.asarray(world.draw(thing, rng)), questions.about_thing(thing)
 
 
-def train_vlm(config: BuildTinyConfig) -> None:
-    """Trains tower, projector and language model together. The step is compiled, for which torch needs a C++ compiler."""
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        rows = pool.map(partial(question_picture, seed=config.seed), range(config.vlm_pictures), chunksize=500)
-    pictures = torch.from_numpy(np.stack([picture for picture, _ in rows])).permute(0, 3, 1, 2).contiguous()
+def train_vlm_draft(config: BuildTinyConfig) -> None:
+    """The first round, from random weights."""
     tokenizer = tiny_vlm.make_chat_tokenizer()
-    texts = Texts(tokenizer, [asked for _, asked in rows])
     torch.manual_seed(config.seed)
-    model = tiny_vlm.make_model(tokenizer).train()
+    model = tiny_vlm.make_model(tokenizer)
+    train_round(config, model, tokenizer, seed=config.seed, lr=1.5e-3, group_every=2)
+    save_vlm(model, tokenizer, config.work / "vlm-draft")
+
+
+def train_vlm(config: BuildTinyConfig) -> None:
+    """The second round, on other pictures, fewer of them groups: what is left to learn are patterns and shapes behind faces."""
+    tokenizer = tiny_vlm.make_chat_tokenizer()
+    model = LlavaForConditionalGeneration.from_pretrained(config.work / "vlm-draft", dtype=torch.float32)
+    train_round(config, model, tokenizer, seed=config.seed + 1, lr=7e-4, group_every=4)
+    save_vlm(model.half(), tokenizer, config.out / "vlm")
+
+
+def train_round(
+    config: BuildTinyConfig, model: LlavaForConditionalGeneration, tokenizer, *, seed: int, lr: float, group_every: int
+) -> None:
+    """Trains tower, projector and language model together. The step is compiled, for which torch needs a C++ compiler."""
+    draw = partial(question_picture, seed=seed, group_every=group_every)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        rows = pool.map(draw, range(config.vlm_pictures), chunksize=500)
+    pictures = torch.from_numpy(np.stack([picture for picture, _ in rows])).permute(0, 3, 1, 2).contiguous()
+    texts = Texts(tokenizer, [asked for _, asked in rows])
     forward = torch.compile(answers_loss, dynamic=False)
+    model.train()
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         return forward(model, to_pixels(pictures[rows]), *texts.batch(rows))
 
     steps = config.vlm_steps
-    batches = shuffled(len(pictures), 32, steps, config.seed)
-    fit(config, "vlm", list(model.parameters()), batches, loss_of, steps=steps, lr=1.5e-3, bf16=True)
-    save_vlm(model, tokenizer, config)
+    batches = shuffled(len(pictures), 32, steps, seed)
+    fit(config, "vlm", list(model.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=True)
 
 
 def answers_loss(
@@ -122,9 +140,8 @@ class Texts:
         return tuple(self.rows[rows].long().unbind(1))
 
 
-def save_vlm(model: LlavaForConditionalGeneration, tokenizer, config: BuildTinyConfig) -> None:
-    """Writes model and processor in fp16."""
-    folder = config.out / "vlm"
-    model.half().save_pretrained(folder)
+def save_vlm(model: LlavaForConditionalGeneration, tokenizer, folder: Path) -> None:
+    """Writes model and processor; whoever names no number format loads fp32."""
+    model.save_pretrained(folder)
     tiny_vlm.make_processor(tokenizer).save_pretrained(folder)
     load_as_fp32(folder)

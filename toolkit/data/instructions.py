@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .pictures import Source, source_of
+from .pictures import PICTURE_KEYS, Source, source_of
 
 MARK = "<image>"  # where a picture stands in a text
 ROLES = {
@@ -59,12 +59,18 @@ class Read:
 
 
 def read_conversations(file: Path, images: Path | None = None, *, skip_bad: bool = False) -> Read:
-    """All conversations of a file. skip_bad: leave out rows that cannot be used, instead of stopping at the first.
+    """All conversations of a file.
+
+    images: what pictures' paths start from, by default the file's own folder; skip_bad: leave out rows that cannot be used, instead of
+    stopping at the first.
 
     Raises:
         UserError: naming the file, and line and column or the row, of what is wrong.
     """
-    if images is not None and not Path(images).is_dir():
+    if not Path(file).exists():
+        raise UserError(f"--data {file} does not exist.")
+    images = Path(images or Path(file).parent)
+    if not images.is_dir():
         raise UserError(f"--images {images} is not a folder.")
     rows: list[Conversation] = []
     faults: list[str] = []
@@ -88,14 +94,13 @@ def read_rows(file: Path) -> Iterator[tuple[str, Any]]:
     if not file.exists():
         raise UserError(f"--data {file} does not exist.")
     if file.is_dir() or file.suffix == ".parquet":
-        rows, unit = data_set(file), "row"
+        rows, unit = enumerate(data_set(file), 1), "row"
     elif file.suffix == ".jsonl":
         rows, unit = json_lines(file), "line"
     else:
-        rows, unit = json_list(file), "row"
-    for number, row in enumerate(rows, 1):
-        if row is not None:
-            yield f"{file.name}, {unit} {number}", without_nulls(row)
+        rows, unit = enumerate(json_list(file), 1), "row"
+    for number, row in rows:
+        yield f"{file.name}, {unit} {number}", without_nulls(row)
 
 
 def json_list(file: Path) -> list[Any]:
@@ -116,14 +121,17 @@ def json_list(file: Path) -> list[Any]:
     return rows
 
 
-def json_lines(file: Path) -> Iterator[Any]:
-    """The rows of a file with one JSON object a line; None for empty lines."""
+def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line, row) of a file with one JSON object a line; empty lines are none."""
     with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line) if line.strip() else None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file} is not JSON: {error.msg} at line {number}, column {error.colno}.") from error
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file} is not JSON: {error.msg} at line {number}, column {error.colno}.") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not text in UTF-8: byte {error.start} of a block cannot be read.") from error
 
 
 def data_set(place: Path) -> Iterator[Any]:
@@ -158,7 +166,7 @@ def without_nulls(value: Any) -> Any:
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def conversation(row: Any, images: Path | None, place: str) -> Conversation:
+def conversation(row: Any, images: Path, place: str) -> Conversation:
     """A row of any of the formats.
 
     Raises:
@@ -167,17 +175,17 @@ def conversation(row: Any, images: Path | None, place: str) -> Conversation:
     if not isinstance(row, dict):
         raise UserError(f"the row must be an object, not {type(row).__name__}.")
     messages, inline = messages_of(row)
-    given = row.get("images", row.get("image", []))
+    given = row["images"] if row.get("images", []) != [] else row.get("image", [])
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if inline and given:
         raise UserError("pictures stand both in the messages and beside them: keep one of the two.")
+    check_order(messages)
     if given and not marks:
         first = next(message for message in messages if message["role"] == "user")
         first["content"][:0] = [{"type": "image"}] * len(given)
-    elif not inline and marks != len(given):
-        raise UserError(f"there are {marks} marks {MARK} for {len(given)} pictures.")
-    check_order(messages)
+    elif marks != len(inline or given):
+        raise UserError(f"there are {marks} marks {MARK} for {len(inline or given)} pictures.")
     return Conversation(tuple(messages), tuple(source_of(value, images) for value in inline or given), place)
 
 
@@ -185,42 +193,47 @@ def messages_of(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
     """The messages of a row, and the pictures that stand within them."""
     inline: list[Any] = []
     if "question" in row:
-        if not {"answer", "answers"} & set(row):
+        known = references_of(row)
+        if not known:
             raise UserError("the row has a question and no answer.")
-        answer = row.get("answer") if "answer" in row else row["answers"][0]
-        turns = [("user", row["question"]), ("assistant", str(answer))]
-    elif "conversations" in row:
-        turns = [
-            (turn.get("from", turn.get("role")), turn.get("value", turn.get("content")))
-            for turn in row["conversations"]
-        ]
-    elif "messages" in row:
-        turns = [(turn.get("role"), turn.get("content")) for turn in row["messages"]]
+        turns = [("user", row["question"]), ("assistant", known[0])]
     else:
-        raise UserError("the row has none of the fields conversations, messages or question.")
+        field = next((name for name in ("conversations", "messages") if name in row), None)
+        if field is None:
+            raise UserError("the row has none of the fields conversations, messages or question.")
+        if not isinstance(row[field], list) or not all(isinstance(turn, dict) for turn in row[field]):
+            raise UserError(f"the field {field} must be a list of objects, one a message.")
+        turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in row[field]]
     messages = []
     for role, content in turns:
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"the role '{role}' is unknown; known are {', '.join(ROLES)}.")
         messages.append({"role": ROLES[role], "content": parts_of(content, inline)})
     return messages, inline
+
+
+def references_of(row: dict[str, Any]) -> list[str]:
+    """The right answers of a row with a question: of `answers` (texts, or objects with an `answer`), or of `answer`."""
+    given = row.get("answers", row.get("answer"))
+    given = given if isinstance(given, list) else [] if given is None else [given]
+    return [str(one.get("answer", "") if isinstance(one, dict) else one) for one in given]
 
 
 def parts_of(content: Any, inline: list[Any]) -> list[dict[str, str]]:
     """A message's content as blocks; pictures named in blocks are appended to `inline`."""
     if isinstance(content, str):
         return text_parts(content)
-    if not isinstance(content, list):
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         raise UserError(f"a message's content must be text or a list of blocks, not {content!r}.")
     parts = []
     for block in content:
         kind = block.get("type")
         if kind == "text":
-            parts.append({"type": "text", "text": str(block.get("text", "")).strip()})
+            parts += text_parts(str(block.get("text", "")))
         elif kind in ("image", "image_url"):
             parts.append({"type": "image"})
-            if len(block) > 1:
-                inline.append({key: value for key, value in block.items() if key != "type"})
+            if set(block) & set(PICTURE_KEYS):
+                inline.append({key: value for key, value in block.items() if key in PICTURE_KEYS})
         else:
             raise UserError(f"a block of type '{kind}' cannot be used: known are text and image.")
     return parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import warnings
 from pathlib import Path
@@ -16,7 +15,9 @@ from ..errors import UserError
 
 Source = Path | bytes
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
-SIDEWAYS = 5  # EXIF orientations from here on lie on their side
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
+PICTURE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names a picture
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError)  # what Pillow raises for no picture
 ORIENTATION = 0x0112
 
 
@@ -38,7 +39,7 @@ def load_rgb(source: Source) -> Image.Image:
                 return as_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{named(source)} unpacks to far more pixels than its size suggests.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise UserError(f"{named(source)} is not a whole picture (truncated, or another kind of file).") from error
 
 
@@ -47,8 +48,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in DEEP:
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        most = 255 if values.max() <= 255 else 65535
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        most = next((white for white in (1, 255) if values.max() <= white and (image.mode == "F" or white > 1)), 65535)
         image = Image.fromarray((values.clip(0, most) * 255 / most).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -66,10 +67,22 @@ def size_of(source: Source) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with opened(source) as image:
-                turned = image.getexif().get(ORIENTATION, 1) >= SIDEWAYS
-                return (image.height, image.width) if turned else image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                return (image.height, image.width) if lies_on_its_side(image, source) else image.size
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise UserError(f"{named(source)} is not a picture that can be read.") from error
+
+
+def lies_on_its_side(image: Image.Image, source: Source) -> bool:
+    """Whether EXIF says to turn an opened picture by a right angle."""
+    if image.format == "TIFF":  # Pillow has turned its size already
+        return False
+    if (
+        image.format == "PNG" and "exif" not in image.info
+    ):  # it may stand behind the pixels, which Pillow would decode to get there
+        whole = source.read_bytes() if isinstance(source, Path) else source
+        if b"eXIf" not in whole:
+            return False
+    return image.getexif().get(ORIENTATION, 1) in SIDEWAYS
 
 
 def named(source: Source) -> str:
@@ -86,15 +99,15 @@ def source_of(value: Any, folder: Path | None) -> Source:
         UserError: for an address on the network, a file that is not there, or anything else.
     """
     if isinstance(value, dict):
-        for key in ("image", "bytes", "path", "url", "image_url", "base64"):
+        for key in PICTURE_KEYS:
             if value.get(key) is not None:
-                return source_of(value[key], folder)
+                return decoded(f",{value[key]}") if key == "base64" else source_of(value[key], folder)
         raise UserError("a picture's block names no picture: give it a path.")
     if isinstance(value, bytes):
         return value
     if isinstance(value, Image.Image):
         buffer = io.BytesIO()
-        value.save(buffer, format="png")
+        as_rgb(ImageOps.exif_transpose(value)).save(buffer, format="png")
         return buffer.getvalue()
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise UserError(f"a picture cannot be {value!r}: give its path.")
@@ -104,8 +117,12 @@ def source_of(value: Any, folder: Path | None) -> Source:
         raise UserError(f"the picture {value} is on the network: fetch it first and give its path.")
     path = Path(str(value).removeprefix("file://"))
     path = path if path.is_absolute() or folder is None else folder / path
-    if not path.is_file():
-        raise UserError(f"there is no picture {path}.{'' if folder else ' Is --images missing?'}")
+    try:
+        there = path.is_file()
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
+        raise UserError(f"there is no picture {path}. Is --images right?")
     return path
 
 
@@ -113,5 +130,5 @@ def decoded(url: str) -> bytes:
     """The bytes of a data URL."""
     try:
         return base64.b64decode(url.split(",", 1)[1], validate=True)
-    except (IndexError, binascii.Error) as error:
+    except (IndexError, ValueError) as error:
         raise UserError("a picture given as data is not valid base64.") from error

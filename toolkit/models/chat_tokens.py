@@ -45,8 +45,8 @@ class Tokens:
 class ChatTokens:
     """A processor, its chat template, and the tokens that end an answer."""
 
-    def __init__(self, processor: Any, ends: Sequence[int]) -> None:
-        """ends: ids that stop generation.
+    def __init__(self, processor: Any, ends: Sequence[int], *, pad_to_square: bool = False) -> None:
+        """ends: ids that stop generation; pad_to_square: pictures get borders, so that a processor that crops cuts nothing off.
 
         Raises:
             UserError: when there is no chat template, or one that does not say which words are an answer.
@@ -58,7 +58,7 @@ class ChatTokens:
             )
         if not self.tokenizer.is_fast:
             raise UserError("The base's tokenizer does not say where its tokens stand in the text (it is a slow one).")
-        self.ends = tuple(ends)
+        self.ends, self.pad_to_square = tuple(ends), pad_to_square
         self.end_texts = [self.tokenizer.convert_ids_to_tokens(i) for i in self.ends]
         self.prefix_sees_all = type(processor).__name__ == "PaliGemmaProcessor"
         self.appended = "\n" if self.prefix_sees_all else ""  # what the processor itself puts behind every text
@@ -100,8 +100,8 @@ class ChatTokens:
             self.lead = len(self.written) - len(self.asking + self.appended)
         elif not begins or self.written.split() != self.asking.split():
             raise UserError(
-                f"The base's chat template asks for an answer with {self.asking!r} and writes {self.written!r} before a finished one, so training "
-                "would not teach what generation needs: give a corrected template with --chat-template FILE."
+                f"The base's chat template asks for an answer with {self.asking!r} and writes {self.written!r} before a finished one, so "
+                "training would not teach what generation needs: give a corrected template with --chat-template FILE."
             )
 
     def marked(self, message: Message) -> Message:
@@ -131,9 +131,18 @@ class ChatTokens:
 
     def find_replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
         """What the marks of pictures of these sizes become, when they stand together in one conversation."""
-        blanks = [Image.new("RGB", size) for size in sizes]
+        blanks = [self.framed(Image.new("RGB", size)) for size in sizes]
         out = self.processor(text=[self.image_mark * len(sizes)], images=[blanks], return_text_replacement_offsets=True)
         return tuple(one["replacement"] for one in out["text_replacement_offsets"][0])
+
+    def framed(self, picture: Image.Image) -> Image.Image:
+        """The picture as the processor is given it: in a square of its mean colour, if so wished (LLaVA-1.5 was trained so)."""
+        if not self.pad_to_square or picture.width == picture.height:
+            return picture
+        side, mean = max(picture.size), getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
+        ground = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
+        ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return ground
 
     def image_ids(self) -> set[int]:
         """Tokens that stand for what pictures become."""
@@ -257,7 +266,7 @@ class ChatTokens:
     def encoded(self, row: Conversation, pictures: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
         """The processor's own tokens."""
         text = self.text_of(row.messages, ask=ask)
-        images = list(pictures[: len(row.pictures)])
+        images = [self.framed(picture) for picture in pictures[: len(row.pictures)]]
         out = self.processor(
             text=[text], images=[images] if images else None, add_special_tokens=self.adds_special(text)
         )
@@ -330,7 +339,7 @@ class ChatTokens:
         some = any(len(own) for own in pictures)
         out = self.processor(
             text=list(texts),
-            images=[list(own) for own in pictures] if some else None,
+            images=[[self.framed(picture) for picture in own] for own in pictures] if some else None,
             padding=True,
             padding_side=side,
             return_tensors="pt",

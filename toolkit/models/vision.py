@@ -6,6 +6,7 @@ model, which the vision tower, and which the projector between them: adapters go
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +123,14 @@ class VisionModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         quantize: str = "none",
+        *,
         template: str | None = None,
+        pad_to_square: bool = False,
+        attention: str = "sdpa",
     ) -> None:
-        """template: a chat template in the place of the base's own."""
+        """template: a chat template in the place of the base's own; pad_to_square: see ChatTokens; attention: its implementation."""
         self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
+        self.attention = attention
         self.config = json.loads((Path(folder) / "config.json").read_text())
         family = family_of(self.config["model_type"])
         assert family is not None, "resolve_vision_base refuses unknown kinds"
@@ -133,7 +138,7 @@ class VisionModel:
         self.processor = load_processor(folder)
         template = template or getattr(self.processor, "chat_template", None) or family.template
         self.processor.chat_template = template
-        self.chat = ChatTokens(self.processor, end_tokens(folder, self.processor))
+        self.chat = ChatTokens(self.processor, end_tokens(folder, self.processor), pad_to_square=pad_to_square)
 
     @property
     def model(self) -> Any:
@@ -146,7 +151,9 @@ class VisionModel:
         """Loads the model."""
         from transformers import AutoModelForImageTextToText
 
-        model: Any = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=self.dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=self.dtype, attn_implementation=self.attention
+        )
         if self.quantize != "none":
             model = quantise(model, self.quantize, self.dtype)
         return model.to(self.device).requires_grad_(False).eval()
@@ -204,6 +211,14 @@ class VisionModel:
         if inside(name, family.tower):
             return "vision tower"
         return "language model" if inside(name, family.language) else "elsewhere"
+
+
+def check_attention(kind: str) -> None:
+    """Raises UserError when an implementation of attention cannot run here."""
+    if kind.startswith("flash") and not torch.cuda.is_available():
+        raise UserError(f"--attention {kind} needs a GPU: leave it at sdpa.")
+    if kind == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(f"--attention {kind} needs the library flash_attn, which is not installed: leave it at sdpa.")
 
 
 def inside(name: str, root: str) -> bool:

@@ -1,0 +1,376 @@
+"""Reading answers, counting them, and the questions that are asked: against values found by hand."""
+
+import base64
+import csv
+import io
+import json
+
+import pytest
+from PIL import Image
+
+from rankfold.toolkit import scoring
+from rankfold.toolkit.data.instructions import read_conversations
+from rankfold.toolkit.data.pictures import load_rgb
+from rankfold.toolkit.errors import UserError
+from rankfold.training import evaluate
+
+DOGS = ("a cat", "a dog")
+
+
+@pytest.fixture
+def items(tmp_path):
+    """Makes items of rows; without more to say, a row shows a.png and asks 'What?'. There are five pictures, a.png to e.png."""
+    for n, name in enumerate("abcde"):
+        Image.new("RGB", (8, 6), (40 * n, 0, 0)).save(tmp_path / f"{name}.png")
+
+    def make(*rows, **options):
+        (tmp_path / "data.json").write_text(json.dumps([{"image": "a.png", "question": "What?"} | row for row in rows]))
+        return evaluate.read_items(tmp_path / "data.json", None, **options)
+
+    return make
+
+
+def words(item):
+    """The text that is put to the model."""
+    return "\n".join(part["text"] for part in item.asked.messages[-1]["content"] if part["type"] == "text")
+
+
+def asked(items, *texts):
+    """What a model would be noted for that gave these answers."""
+    read = [item.read(text) for item, text in zip(items, texts, strict=True)]
+    scores = [item.score(said) for item, said in zip(items, read, strict=True)]
+    return evaluate.Asked(list(texts), read, scores, [None] * len(items))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Yes.", "yes"), ("no", "no"), ("YES!", "yes"), (" Yes, it is.\nNo doubt.", "yes"), ("No, there is none", "no"),
+        ("**No**", "no"), ("Answer: yes", "yes"), ("yes and no", None), ("yes-no", None), ("not sure", None), ("I know", None),
+        ("nowhere, yesterday", None), ("", None),
+    ],
+)  # fmt: skip
+def test_yes_or_no(text, said):
+    assert scoring.read_yesno(text) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("B", "B"), (" B\n", "B"), ("B.", "B"), ("(B)", "B"), ("B. a dog", "B"), ("B: a dog", "B"), ("(B) a dog", "B"), ("B) a dog", "B"),
+        ("The answer is B", "B"), ("the answer is (B).", "B"), ("Answer: B", "B"), ("a dog", "B"), ("A dog.", "B"), ("a cat", "A"),
+        ("C", None), ("C. a bird", None), ("The answer is C", None), ("a bird", None), ("A or B", None), ("A and B", None), ("", None),
+        ("The answer is A or B", None), ("A dog is here", None), ("A, B", None), ("A. or B.", None), ("A. a cat\nB. a dog", None),
+    ],
+)  # fmt: skip
+def test_choices(text, said):
+    """None also for several letters at once, and for the list of options said back: neither is an answer."""
+    assert scoring.read_choice(text, DOGS) == said
+
+
+def test_options_that_are_alike_are_not_told_apart():
+    assert scoring.read_choice("dog", ["a dog", "The dog"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [("Two dogs.", "2 dogs"), ("the  Cat!", "cat"), ("T-shirt", "t shirt"), ("it's", "it's"), ("an apple", "apple"), ("ten", "10")],
+)  # fmt: skip
+def test_answers_that_are_alike_become_alike(text, same):
+    assert scoring.normalised(text) == same
+    assert scoring.normalised(same) == same
+
+
+@pytest.mark.parametrize(("matches", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_soft_accuracy(matches, score):
+    """Of 10 answers, e.g. 2 matches: left out in 2 of 10 turns (1/3), both there in 8 (2/3); the mean is 0.6."""
+    answers = ["The cat."] * matches + ["dog"] * (10 - matches)
+    assert scoring.vqa_score("a cat", answers) == pytest.approx(score)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 10])
+def test_what_every_reference_says_is_right(count):
+    assert scoring.vqa_score("cat", ["cat"] * count) == 1.0
+    assert scoring.vqa_score("dog", ["cat"] * count) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["red", "A", "?", "3.5", "日本"])
+def test_what_the_reference_says_is_right_and_readable(items, answer):
+    """Also a letter on a sign that is an article elsewhere."""
+    [item] = items({"answer": answer})
+    assert item.score(item.read(answer)) == 1.0
+    assert item.score(item.read("the")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 5, 0.0, 0.4345), (5, 5, 0.5655, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)],
+)
+def test_wilson(right, count, low, high):
+    assert scoring.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    [(10, 2, 2 * (1 + 12 + 66) / 2**12), (5, 0, 2 / 2**5), (3, 3, 1.0), (1, 0, 1.0), (0, 0, 1.0)],
+)
+def test_mcnemar(gained, lost, p):
+    """The tail of a fair coin, by hand: 10 or more of 12 are 66 + 12 + 1 of 4096."""
+    assert scoring.mcnemar(gained, lost) == scoring.mcnemar(lost, gained) == pytest.approx(p)
+
+
+def test_what_repeats_within_a_cluster_is_not_more_evidence():
+    """20 pictures with five questions each, all five right or all wrong: as sure as 20 rows, not as 100."""
+    values, clusters = (
+        [float(n % 2) for n in range(20) for _ in range(5)],
+        [str(n) for n in range(20) for _ in range(5)],
+    )
+    low, high = scoring.cluster_interval(values, clusters)
+    wide, narrow = scoring.wilson(10, 20), scoring.wilson(50, 100)
+    assert high - low > 1.5 * (narrow[1] - narrow[0])
+    assert (low, high) == pytest.approx(wide, abs=0.05)
+    assert (low, high) == scoring.cluster_interval(values, clusters)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters"),
+    [([1.0] * 3, "abc"), ([0.0] * 3, "abc"), ([1.0] * 30, "abc" * 10), ([0.6] * 3, "abc"), ([0.6, 0.9], "aa")],
+)
+def test_three_rows_never_make_sure(values, clusters):
+    own = scoring.share(values, clusters)
+    assert own["mean"] == pytest.approx(sum(values) / len(values))
+    assert own["high"] - own["low"] > 0.3
+
+
+def test_share_is_wilsons_where_rows_are_independent():
+    own = scoring.share([1.0] * 8 + [0.0] * 2, "abcdefghij")
+    assert (own["low"], own["high"], own["mean"], own["rows"]) == (*scoring.wilson(8, 10), 0.8, 10)
+
+
+@pytest.mark.parametrize(
+    ("gains", "clusters"),
+    [
+        ([0] * 30, range(30)), ([1, -1] * 15, range(30)), ([1] + [0] * 29, range(30)),
+        ([1], "a"), ([1] * 3, "abc"), ([1, 1, 1, 0], "abcd"), ([1] * 5, "abcde"), ([1] * 10, "a" * 10),
+    ],
+)  # fmt: skip
+def test_no_verdict_without_evidence(gains, clusters):
+    """Neither after a handful of rows (a fair coin falls like this in more than 5 % of all cases), nor after one picture."""
+    clusters = [str(name) for name in clusters]
+    assert scoring.verdict(gains, clusters)[0] == "no difference shown"
+    assert scoring.verdict([-gain for gain in gains], clusters)[0] == "no difference shown"
+
+
+def test_a_verdict_with_evidence():
+    gains, clusters = [1] * 12 + [0] * 18, [str(n) for n in range(30)]
+    word, low, high = scoring.verdict(gains, clusters)
+    assert (word, low < 0.4 < high) == ("improved", True)
+    assert scoring.verdict([-gain for gain in gains], clusters)[0] == "worse"
+
+
+def test_yes_no_figures():
+    """The rate of yes is that of what was said: 3 of 4, where 1 of 4 would be right."""
+    right = {"precision": 1 / 3, "recall": 1, "f1": 0.5, "yes_rate": 0.75, "yes_rate_of_the_truth": 0.25}
+    assert scoring.yes_no_figures(["yes", "yes", "yes", None], ["yes", "no", "no", "no"]) == pytest.approx(right)
+    assert scoring.yes_no_figures([None], ["yes"])["f1"] == 0.0
+
+
+def test_majority():
+    right = ["no", "yes", "no"]
+    assert scoring.majority(right, lambda said, n: float(said == right[n])) == ("no", pytest.approx(2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "references"),
+    [
+        ({"answer": "red"}, "vqa", ("red",)),
+        ({"answers": ["red", "pink"]}, "vqa", ("red", "pink")),
+        ({"answers": "red"}, "vqa", ("red",)),
+        ({"answer": 3}, "vqa", ("3",)),
+        ({"answer": "Yes"}, "yesno", ("yes",)),
+        ({"answer": "Yes", "type": "vqa"}, "vqa", ("Yes",)),
+        ({"answer": "a dog", "choices": DOGS}, "mcq", ("B",)),
+        ({"answer": "b", "choices": DOGS}, "mcq", ("B",)),
+        ({"answer": 7, "choices": [5, 7]}, "mcq", ("B",)),
+    ],
+)
+def test_kinds_of_questions(items, row, kind, references):
+    [item] = items(row)
+    assert (item.kind, item.references) == (kind, references)
+    assert len(item.asked.messages) == 1
+    assert words(item).startswith("What?")
+
+
+def test_ten_answers_to_yes_or_no_count_together(items):
+    """One person of ten says no: 'yes' has nine matches, 'no' has one."""
+    [item] = items({"answers": ["no"] + ["yes"] * 9})
+    assert item.score(item.read("Yes.")) == 1.0
+    assert item.score(item.read("No.")) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "the row has no answer"),
+        ({"answers": []}, "the row has no answer"),
+        ({"answer": " "}, "an answer is empty"),
+        ({"answer": "x", "type": "essay"}, "the type 'essay' is none of vqa, yesno, mcq"),
+        ({"answer": "maybe", "type": "yesno"}, "must be yes or no, not 'maybe'"),
+        ({"answer": "a bird", "choices": DOGS}, "the answer 'a bird' is none of the choices"),
+        ({"answer": "C", "choices": DOGS}, "the answer 'C' is none of the choices"),
+        ({"answer": "A", "type": "mcq"}, "the answer 'A' is none of the choices"),
+        ({"answer": "x", "image": "z.png"}, "there is no picture"),
+        ({"answer": "x1", "choices": [f"x{n}" for n in range(30)]}, "choices"),
+        ({"answer": "x29", "choices": [f"x{n}" for n in range(30)]}, "choices"),
+    ],
+)
+def test_questions_that_cannot_be_asked(items, row, message):
+    """Also more choices than there are letters: a choice that is not shown cannot be chosen."""
+    with pytest.raises(UserError) as error:
+        items({"answer": "x"}, row)
+    assert "data.json, row 2: " in str(error.value)
+    assert message in str(error.value)
+
+
+def test_words_behind_the_question(items):
+    assert words(items({"answer": "a dog", "choices": DOGS})[0]) == f"What?\nA. a cat\nB. a dog\n{evaluate.LETTER}"
+    assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{evaluate.SHORT}"
+
+
+def test_first_questions_of_conversations(tmp_path):
+    first = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]
+    rows = [{"messages": [{"role": "system", "content": "Be kind."}, *first, *first]}]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    [item] = evaluate.read_items(tmp_path / "data.json", None, ask_short=True)
+    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{evaluate.SHORT}")
+    assert [message["role"] for message in item.asked.messages] == ["system", "user"]
+
+
+def pictures(items):
+    return [item.asked.pictures for item in items]
+
+
+def pair(first, second):
+    return {"image": None, "images": [f"{first}.png", f"{second}.png"], "answer": "x"}
+
+
+def test_shuffled_shows_pictures_of_others(items, tmp_path):
+    """Also where a copy has another name; as many pictures as before, and the same for the same seed."""
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    many = [{"image": f"{name}.png", "answer": "x"} for name in ("a", "a", "copy", "b", "b", "b")]
+    made = items(*many, pair("c", "d"), pair("d", "e"), {"image": None, "answer": "x"})
+    contents = [[evaluate.content(picture) for picture in own] for own in pictures(made)]
+    for seed in range(20):
+        mixed = evaluate.shuffled(made, seed)
+        others = [[evaluate.content(picture) for picture in own] for own in pictures(mixed)]
+        assert [len(own) for own in others] == [len(own) for own in contents]
+        assert all(own != other for own, other in zip(contents[:8], others[:8], strict=True))
+        assert pictures(mixed) == pictures(evaluate.shuffled(made, seed))
+        assert [words(item) for item in mixed] == [words(item) for item in made]
+
+
+def test_shuffled_differs_by_seed(items):
+    made = items(*({"image": f"{name}.png", "answer": "x"} for name in "abcde"))
+    assert len({str(pictures(evaluate.shuffled(made, seed))) for seed in range(9)}) > 1
+
+
+def test_shuffled_keeps_the_only_picture(items):
+    made = items({"answer": "x"}, {"answer": "y"}, pair("b", "c"))
+    assert pictures(evaluate.shuffled(made, 0)) == pictures(made)
+
+
+def test_blank_pictures_are_grey_and_as_large(items):
+    made = items({"answer": "x"}, pair("a", "b"), {"image": None, "answer": "x"})
+    grey = [[load_rgb(picture) for picture in own] for own in pictures(evaluate.blank(made))]
+    assert [len(own) for own in grey] == [1, 2, 0]
+    assert all((one.size, one.getcolors()) == ((8, 6), [(48, (128, 128, 128))]) for own in grey for one in own)
+
+
+def test_leaked_counts_rows_by_what_pictures_show(items, tmp_path):
+    """A copy under another name is found, too."""
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    url = "data:image/png;base64," + base64.b64encode((tmp_path / "b.png").read_bytes()).decode()
+    rows = [{"images": ["copy.png", url], "question": "Why?", "answer": "So."}]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    trained = read_conversations(tmp_path / "train.json", tmp_path).rows
+    made = items(*({"image": f"{name}.png", "answer": "x"} for name in "aabc"))
+    assert evaluate.leaked(made, trained) == 3
+    assert evaluate.leaked(made, []) == 0
+
+
+def figures(made, base, tuned, gain):
+    """Figures as evaluate() puts them together, with a control of which the right picture gains this much: low, high."""
+    base, tuned = asked(made, *base), asked(made, *tuned)
+    control = {
+        "mean": 0.4,
+        "low": 0.3,
+        "high": 0.5,
+        "rows": len(made),
+        "seen": {"mean": 0.1, "low": gain[0], "high": gain[1], "it_looks": gain[0] > 0},
+    }
+    return {
+        "base": evaluate.figures_of(base, made),
+        "tuned": evaluate.figures_of(tuned, made),
+        "compared": evaluate.compared(base, tuned, [item.cluster for item in made]),
+        "controls": {"commonest answer": {"answer": "yes", "mean": 0.5}, "blank picture": control},
+    }  # fmt: skip
+
+
+def test_report_of_a_model_that_learned(items, tmp_path):
+    """40 pictures, half of them yes: the base always says no, and cannot be read in two cases."""
+    for n in range(40):
+        Image.new("RGB", (4, 4), (n, n, 0)).save(tmp_path / f"{n}.png")
+    right = ["yes", "no"] * 20
+    made = items(*({"image": f"{n}.png", "answer": own, "split": "ab"[n % 4 < 2]} for n, own in enumerate(right)))
+    own = figures(made, ["no"] * 38 + ["perhaps"] * 2, right, (0.02, 0.2))
+    text = evaluate.report(own | {"leaked": 3})
+    assert "base                            0.475  0.329 to 0.625       40         2" in text
+    assert "says yes to 50%, right would be 50%" in text
+    assert "same rows: improved (+0.525" in text
+    assert "21 rows gained, 0 lost, McNemar p 9.5e-07" in text
+    assert "always 'yes' would score 0.500" in text
+    assert "with the right picture +0.100 (+0.020 to +0.200): it looks" in text
+    assert "3 rows show a picture that was trained on" in text
+    assert "tuned, b                        1.000" in text
+    assert own["tuned"]["mean_of_splits"] == 1.0
+
+
+def test_report_of_a_model_that_learned_nothing(items):
+    right = dict(zip("abcde", ["yes", "no", "no", "yes", "no"], strict=True))
+    made = items(*({"image": f"{name}.png", "answer": own} for name, own in right.items()))
+    text = evaluate.report(figures(made, ["no"] * 5, ["no"] * 5, (0.0, 0.2)))
+    assert "same rows: no difference shown (+0.000, " in text
+    assert "0 rows gained, 0 lost, McNemar p 1)" in text
+    assert "(+0.000 to +0.200): no sign that it looks" in text
+    assert "says yes to 0%, right would be 40%" in text
+
+
+def test_report_of_one_row_claims_nothing(items):
+    text = evaluate.report(figures(items({"answer": "yes"}), ["no"], ["yes"], (0.0, 0.2)))
+    assert "same rows: no difference shown (+1.000, " in text
+
+
+def test_tables_for_vlmevalkit(items, tmp_path):
+    question = 'Which "one"\tis\r\nit? ü'
+    listed = "Look:\nA. first\nB. second\nWhich?"
+    made = items(
+        {"question": question, "answer": "red", "split": "hard"},
+        {"image": "b.png", "question": question, "answer": "a dog", "choices": DOGS},
+        {"question": listed, "answer": "2", "choices": [1, 2, 3]},
+    )
+    text = evaluate.write_vlmevalkit(made, tmp_path / "out.tsv").read_bytes().decode("utf-8")
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+    assert list(rows[0]) == ["index", "image", "question", "A", "B", "C", "answer", "category"]
+    pixels = [base64.b64decode(row.pop("image"), validate=True) for row in rows]
+    assert pixels == [(tmp_path / f"{name}.png").read_bytes() for name in "aba"]
+    assert [list(row.values()) for row in rows] == [
+        ["0", question, "", "", "", "red", "hard"],
+        ["1", question, "a cat", "a dog", "", "B", ""],
+        ["2", listed, "1", "2", "3", "B", ""],
+    ]
+
+
+def test_tables_for_vlmevalkit_need_one_picture_a_row(items, tmp_path):
+    made = items({"answer": "x"}, pair("a", "b"))
+    with pytest.raises(UserError, match=r"data\.json, row 2: .* one picture a row, not 2"):
+        evaluate.write_vlmevalkit(made, tmp_path / "x.tsv")
