@@ -58,6 +58,7 @@ def devices_and_caches() -> list[str]:
 
     from ..toolkit.models.diffusion import EMBEDDED, cache_folder
     from ..toolkit.models.tiny import assets
+    from ..toolkit.models.vision import EMBEDDED as VISION
 
     memory = psutil.virtual_memory()
     print(
@@ -76,6 +77,7 @@ def devices_and_caches() -> list[str]:
         print(f"{name:<13} {folder} ({size / 2**20:.0f} MiB)")
     print(f"disk          {shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here")
     missing = [name for name, place in EMBEDDED.items() if not (assets() / place / "model_index.json").is_file()]
+    missing += [name for name, place in VISION.items() if not (assets() / "tiny" / place / "config.json").is_file()]
     return [f"the embedded models {' and '.join(missing)} in {assets()}: rankfold build-tiny"] if missing else []
 
 

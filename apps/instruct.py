@@ -86,7 +86,9 @@ def evaluate_instruct(words: list[str]) -> None:
     if options.run is None and not options.adapters:
         raise UserError("--run is missing: give the run (or --adapters) that is to be set against its base.")
     quiet_libraries()
-    from ..training.evaluate import evaluate, leaked, read_items, report, write_figures, write_vlmevalkit
+    from ..training.evaluate import evaluate
+    from ..training.evaluation_report import report, write_figures
+    from ..training.items import leaked, read_items, write_vlmevalkit
 
     items = read_items(options.data, options.images, ask_short=options.ask_short)
     retention = read_items(options.retention, options.images) if options.retention else []

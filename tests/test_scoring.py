@@ -12,7 +12,8 @@ from rankfold.toolkit import scoring
 from rankfold.toolkit.data.instructions import read_conversations
 from rankfold.toolkit.data.pictures import load_rgb
 from rankfold.toolkit.errors import UserError
-from rankfold.training import evaluate
+from rankfold.training import evaluate, evaluation_report
+from rankfold.training import items as module
 
 DOGS = ("a cat", "a dog")
 
@@ -25,7 +26,7 @@ def items(tmp_path):
 
     def make(*rows, **options):
         (tmp_path / "data.json").write_text(json.dumps([{"image": "a.png", "question": "What?"} | row for row in rows]))
-        return evaluate.read_items(tmp_path / "data.json", None, **options)
+        return module.read_items(tmp_path / "data.json", None, **options)
 
     return make
 
@@ -233,16 +234,16 @@ def test_questions_that_cannot_be_asked(items, row, message):
 
 
 def test_words_behind_the_question(items):
-    assert words(items({"answer": "a dog", "choices": DOGS})[0]) == f"What?\nA. a cat\nB. a dog\n{evaluate.LETTER}"
-    assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{evaluate.SHORT}"
+    assert words(items({"answer": "a dog", "choices": DOGS})[0]) == f"What?\nA. a cat\nB. a dog\n{module.LETTER}"
+    assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{module.SHORT}"
 
 
 def test_first_questions_of_conversations(tmp_path):
     first = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]
     rows = [{"messages": [{"role": "system", "content": "Be kind."}, *first, *first]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    [item] = evaluate.read_items(tmp_path / "data.json", None, ask_short=True)
-    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{evaluate.SHORT}")
+    [item] = module.read_items(tmp_path / "data.json", None, ask_short=True)
+    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{module.SHORT}")
     assert [message["role"] for message in item.asked.messages] == ["system", "user"]
 
 
@@ -259,29 +260,29 @@ def test_shuffled_shows_pictures_of_others(items, tmp_path):
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     many = [{"image": f"{name}.png", "answer": "x"} for name in ("a", "a", "copy", "b", "b", "b")]
     made = items(*many, pair("c", "d"), pair("d", "e"), {"image": None, "answer": "x"})
-    contents = [[evaluate.content(picture) for picture in own] for own in pictures(made)]
+    contents = [[module.content(picture) for picture in own] for own in pictures(made)]
     for seed in range(20):
-        mixed = evaluate.shuffled(made, seed)
-        others = [[evaluate.content(picture) for picture in own] for own in pictures(mixed)]
+        mixed = module.shuffled(made, seed)
+        others = [[module.content(picture) for picture in own] for own in pictures(mixed)]
         assert [len(own) for own in others] == [len(own) for own in contents]
         assert all(own != other for own, other in zip(contents[:8], others[:8], strict=True))
-        assert pictures(mixed) == pictures(evaluate.shuffled(made, seed))
+        assert pictures(mixed) == pictures(module.shuffled(made, seed))
         assert [words(item) for item in mixed] == [words(item) for item in made]
 
 
 def test_shuffled_differs_by_seed(items):
     made = items(*({"image": f"{name}.png", "answer": "x"} for name in "abcde"))
-    assert len({str(pictures(evaluate.shuffled(made, seed))) for seed in range(9)}) > 1
+    assert len({str(pictures(module.shuffled(made, seed))) for seed in range(9)}) > 1
 
 
 def test_shuffled_keeps_the_only_picture(items):
     made = items({"answer": "x"}, {"answer": "y"}, pair("b", "c"))
-    assert pictures(evaluate.shuffled(made, 0)) == pictures(made)
+    assert pictures(module.shuffled(made, 0)) == pictures(made)
 
 
 def test_blank_pictures_are_grey_and_as_large(items):
     made = items({"answer": "x"}, pair("a", "b"), {"image": None, "answer": "x"})
-    grey = [[load_rgb(picture) for picture in own] for own in pictures(evaluate.blank(made))]
+    grey = [[load_rgb(picture) for picture in own] for own in pictures(module.blank(made))]
     assert [len(own) for own in grey] == [1, 2, 0]
     assert all((one.size, one.getcolors()) == ((8, 6), [(48, (128, 128, 128))]) for own in grey for one in own)
 
@@ -294,8 +295,8 @@ def test_leaked_counts_rows_by_what_pictures_show(items, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(rows))
     trained = read_conversations(tmp_path / "train.json", tmp_path).rows
     made = items(*({"image": f"{name}.png", "answer": "x"} for name in "aabc"))
-    assert evaluate.leaked(made, trained) == 3
-    assert evaluate.leaked(made, []) == 0
+    assert module.leaked(made, trained) == 3
+    assert module.leaked(made, []) == 0
 
 
 def figures(made, base, tuned, gain):
@@ -323,7 +324,7 @@ def test_report_of_a_model_that_learned(items, tmp_path):
     right = ["yes", "no"] * 20
     made = items(*({"image": f"{n}.png", "answer": own, "split": "ab"[n % 4 < 2]} for n, own in enumerate(right)))
     own = figures(made, ["no"] * 38 + ["perhaps"] * 2, right, (0.02, 0.2))
-    text = evaluate.report(own | {"leaked": 3})
+    text = evaluation_report.report(own | {"leaked": 3})
     assert "base                            0.475  0.329 to 0.625       40         2" in text
     assert "says yes to 50%, right would be 50%" in text
     assert "same rows: improved (+0.525" in text
@@ -338,7 +339,7 @@ def test_report_of_a_model_that_learned(items, tmp_path):
 def test_report_of_a_model_that_learned_nothing(items):
     right = dict(zip("abcde", ["yes", "no", "no", "yes", "no"], strict=True))
     made = items(*({"image": f"{name}.png", "answer": own} for name, own in right.items()))
-    text = evaluate.report(figures(made, ["no"] * 5, ["no"] * 5, (0.0, 0.2)))
+    text = evaluation_report.report(figures(made, ["no"] * 5, ["no"] * 5, (0.0, 0.2)))
     assert "same rows: no difference shown (+0.000, " in text
     assert "0 rows gained, 0 lost, McNemar p 1)" in text
     assert "(+0.000 to +0.200): no sign that it looks" in text
@@ -346,7 +347,7 @@ def test_report_of_a_model_that_learned_nothing(items):
 
 
 def test_report_of_one_row_claims_nothing(items):
-    text = evaluate.report(figures(items({"answer": "yes"}), ["no"], ["yes"], (0.0, 0.2)))
+    text = evaluation_report.report(figures(items({"answer": "yes"}), ["no"], ["yes"], (0.0, 0.2)))
     assert "same rows: no difference shown (+1.000, " in text
 
 
@@ -358,7 +359,7 @@ def test_tables_for_vlmevalkit(items, tmp_path):
         {"image": "b.png", "question": question, "answer": "a dog", "choices": DOGS},
         {"question": listed, "answer": "2", "choices": [1, 2, 3]},
     )
-    text = evaluate.write_vlmevalkit(made, tmp_path / "out.tsv").read_bytes().decode("utf-8")
+    text = module.write_vlmevalkit(made, tmp_path / "out.tsv").read_bytes().decode("utf-8")
     rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
     assert list(rows[0]) == ["index", "image", "question", "A", "B", "C", "answer", "category"]
     pixels = [base64.b64decode(row.pop("image"), validate=True) for row in rows]
@@ -373,4 +374,4 @@ def test_tables_for_vlmevalkit(items, tmp_path):
 def test_tables_for_vlmevalkit_need_one_picture_a_row(items, tmp_path):
     made = items({"answer": "x"}, pair("a", "b"))
     with pytest.raises(UserError, match=r"data\.json, row 2: .* one picture a row, not 2"):
-        evaluate.write_vlmevalkit(made, tmp_path / "x.tsv")
+        module.write_vlmevalkit(made, tmp_path / "x.tsv")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,7 +150,10 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
 
 def run_in_two_processes(words):
     """A command in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    with socket.socket() as free:  # tests run beside each other
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run([*launch, "-m", "rankfold.apps.cli", *words], capture_output=True, text=True, env=environment)
 

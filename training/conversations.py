@@ -125,7 +125,7 @@ def certificate(file: Path, planned: PlannedRows, chat: ChatTokens, proven: int)
     files = sorted(f"{named(picture)}:{size(picture)}" for row in planned.rows for picture in row.pictures)
     return {
         "file": Path(file).name,
-        "sha256": file_hash(Path(file)) if Path(file).is_file() else "",
+        "sha256": data_hash(Path(file)),
         "rows": len(planned),
         "left_out_too_long": len(planned.too_long),
         "left_out_faulty": len(planned.faults),
@@ -137,6 +137,14 @@ def certificate(file: Path, planned: PlannedRows, chat: ChatTokens, proven: int)
         "template_sha256": hashlib.sha256(str(chat.processor.chat_template).encode()).hexdigest(),
         "labels_proven_in_two_ways": proven,
     }
+
+
+def data_hash(file: Path) -> str:
+    """Hash of a data file's bytes, or of all files of a data-set folder."""
+    if file.is_file():
+        return file_hash(file)
+    names = sorted(path for path in file.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(f"{path.name}{file_hash(path)}" for path in names).encode()).hexdigest()
 
 
 def size(picture: Any) -> int:

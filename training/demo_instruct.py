@@ -16,7 +16,9 @@ from ..toolkit.data import groups, questions, world
 from ..toolkit.data.world import Thing
 from ..toolkit.runs import Run, write_png, write_text
 from .config import InstructConfig
-from .evaluate import evaluate, read_items, report, write_figures
+from .evaluate import evaluate
+from .evaluation_report import report, write_figures
+from .items import read_items
 from .start import train
 
 WARM, COLD = ("red", "orange", "yellow"), ("green", "blue", "purple")
