@@ -37,6 +37,8 @@ COMMANDS = {
     ),
     "search subject": Command("Search each layer's own GLoRA structure for your subject.", "train:search_subject"),
     "search instruct": Command("Search each layer's own GLoRA structure for your task.", "instruct:search_instruct"),
+    "evaluate": Command("Measure what a subject's adapter is worth, against its base.", "evaluate:evaluate"),
+    "report": Command("Put runs side by side on one page.", "evaluate:report"),
     "evaluate instruct": Command(
         "Set a tuned vision-language model against its base, with controls and what it forgot.",
         "instruct:evaluate_instruct",

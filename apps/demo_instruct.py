@@ -17,7 +17,7 @@ class DemoInstructConfig:
 
     out: Path = Path("runs/demo-instruct")
     """Folder of data, runs and answers."""
-    steps: int = 200
+    steps: int = 150
     """Training steps of the new task alone; with replay a third more."""
     adapter: str = "moslora"
     """Adapter variant."""

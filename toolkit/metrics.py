@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .errors import UserError
 from .models.tiny import assets
+
+EMBEDDED_CLIP = "embedded"
 
 
 class ClipScorer:
@@ -23,10 +26,17 @@ class ClipScorer:
     def __init__(self, name: str | None = None) -> None:
         import open_clip
 
-        self.name = name or f"local-dir:{assets() / 'tiny' / 'clip'}"
-        model, _, preprocess = open_clip.create_model_and_transforms(self.name)
+        self.name = name or EMBEDDED_CLIP
+        place = f"local-dir:{assets() / 'tiny' / 'clip'}" if self.name == EMBEDDED_CLIP else self.name
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(place)
+        except Exception as error:
+            raise UserError(
+                f"--clip {self.name} cannot be loaded ({type(error).__name__}): give a name of open_clip, such as "
+                "hf-hub:ORGANISATION/MODEL or local-dir:FOLDER."
+            ) from error
         self.model, self.preprocess = model.float().eval(), preprocess
-        self.tokenizer: Any = open_clip.get_tokenizer(self.name)
+        self.tokenizer: Any = open_clip.get_tokenizer(place)
 
     @torch.no_grad()
     def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -48,6 +58,30 @@ def clip_i(generated_ND: torch.Tensor, references_MD: torch.Tensor) -> torch.Ten
 def clip_t(generated_ND: torch.Tensor, texts_ND: torch.Tensor) -> torch.Tensor:
     """Cosine of each picture with its own prompt, (N,)."""
     return (generated_ND * texts_ND).sum(1)
+
+
+def drift(before_ND: torch.Tensor, after_ND: torch.Tensor) -> torch.Tensor:
+    """How far each picture of the same seed and prompt has moved: 1 - cosine, (N,); 0 is not at all."""
+    return 1 - (before_ND * after_ND).sum(1)
+
+
+def diversity(pictures_ND: torch.Tensor) -> torch.Tensor:
+    """1 - mean cosine of each picture with the others of its prompt, (N,); near 0 they are all the same picture."""
+    if len(pictures_ND) < 2:
+        return torch.zeros(len(pictures_ND))
+    alike = pictures_ND @ pictures_ND.T
+    return 1 - (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
+
+
+def nearest(pictures_ND: torch.Tensor, others_MD: torch.Tensor) -> torch.Tensor:
+    """Cosine of each picture with the most like of others, (N,): for the copy check, the photos it was trained on."""
+    return (pictures_ND @ others_MD.T).max(1).values
+
+
+def leave_one_out(references_ND: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of each reference with the others, (N,): what a real photo of the subject scores."""
+    alike = references_ND @ references_ND.T
+    return (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
 
 
 def interval(values_N: torch.Tensor, *, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:

@@ -175,6 +175,18 @@ class SubjectConfig(PictureConfig, AdapterChoice):
 
     also: dict[str, str] = field(default_factory=dict)
     """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""
+    evaluate_every: int = 0
+    """Steps between measurements of likeness and prompt fidelity; 0 makes none."""
+    evaluate_images: Path | None = None
+    """Photos that likeness is measured by; unset means one in five of --images, which is then not trained on."""
+    evaluate_prompts: str = ""
+    """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others."""
+    evaluate_clip: str = ""
+    """Name of an open_clip model; unset means the embedded one for embedded bases."""
+    keep: Literal["last", "best"] = "last"
+    """Which step's adapter becomes the run's; best needs --evaluate-every."""
+    patience: int = 0
+    """Stop after so many measurements without a sure gain; 0 never does."""
 
     @property
     def subjects(self) -> dict[str, str]:
@@ -342,6 +354,7 @@ LEAST = {
     "prior_weight": 0, "prior_pictures": 1, "preview_steps": 1, "threads": 0, "resolution": 0, "seed": 0, "max_rank": 0,
     "limit": 0, "largest_every": 0, "held_out_draws": 1, "noise_offset": 0, "preservation_weight": 0, "caption_orders": 0,
     "unmasked_weight": 0, "token_vectors": 0, "max_length": 16, "workers": 0, "preview_rows": 0, "preview_tokens": 1,
+    "evaluate_every": 0, "patience": 0,
 }  # fmt: skip
 ABOVE_ZERO = (
     "learning_rate",
@@ -388,20 +401,31 @@ def check_pictures(config: PictureConfig) -> None:
         )
     if config.debiased and config.min_snr_gamma is not None:
         raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
-    if isinstance(config, SubjectConfig) and config.also:
+    if isinstance(config, SubjectConfig):
         check_also(config)
+        if not config.evaluate_every and (config.patience or config.keep == "best"):
+            raise UserError(
+                "--keep best and --patience go by measurements, of which there are none: set --evaluate-every."
+            )
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
 
 
 def check_also(config: SubjectConfig) -> None:
     """Raises UserError when subjects beside the first cannot be told apart, or meet a setting that knows only one."""
+    if not config.also:
+        return
     for name in config.also:
         if len(name.split()) < 2:
             raise UserError(f"--also '{name}' must be a token and a class noun, such as 'sks2 cat', before the folder.")
     if len(config.subjects) <= len(config.also):
         raise UserError("--token and --also name the same token twice: give each subject one of its own.")
-    for flag, value in (("--prior-weight", config.prior_weight), ("--token-vectors", config.token_vectors)):
+    one_only = {
+        "--prior-weight": config.prior_weight,
+        "--token-vectors": config.token_vectors,
+        "--evaluate-every": config.evaluate_every,
+    }
+    for flag, value in one_only.items():
         if value:
             raise UserError(f"{flag} knows one subject only: leave it or --also out.")
 

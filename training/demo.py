@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..pipelines.generate import Recipe, generate, grid, sampling_pipeline
 from ..toolkit.data import world
-from ..toolkit.metrics import ClipScorer, clip_i, embedded_judge, interval
+from ..toolkit.metrics import ClipScorer, clip_i, embedded_judge, interval, leave_one_out
 from ..toolkit.runs import Run, write_png, write_text
 from .config import from_yaml
 
@@ -37,8 +37,7 @@ def before_and_after(run: Run, creature: int, *, seed: int = 0, each: int = 4) -
     config = from_yaml(run.config_file)
     judge, scorer = embedded_judge(), ClipScorer()
     references = scorer.pictures([p for p, _ in world.subject_pictures(creature, REFERENCES, seed=HELD_OUT_SEED)])
-    among = references @ references.T
-    real = (among.sum(1) - 1) / (REFERENCES - 1)
+    real = leave_one_out(references)
     subject = f"{config.token} {config.class_noun}"
     base = Recipe(prompt="", base=config.base, seed=seed + 1000, guidance_scale=config.guidance_scale)
     tuned = replace(base, adapters=(str(run.adapter),), strengths=(1.0,))

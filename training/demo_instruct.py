@@ -1,7 +1,8 @@
 """The demo of visual instruction tuning: a task that the embedded model cannot do, learned twice, without and with replay.
 
-The task is whether a thing's colour is warm or cold, in words the base never says. What the base could do before is asked again
-afterwards: after training on the new task alone it has forgotten most of it, and with a quarter of old questions mixed in it has not.
+The task is to sort things into two boxes by their colour, warm ones into box one, cold ones into box two: a rule that the base never saw.
+What the base could do before is asked again afterwards: after training on the new task alone it has forgotten some of it, and with a
+quarter of old questions mixed in it has not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from .evaluation_report import report, write_figures
 from .items import read_items
 from .start import train
 
-WARM, COLD = ("red", "orange", "yellow"), ("green", "blue", "purple")
-QUESTION = "Is its colour warm or cold?"
+QUESTION = "Which box does it go into?"
+BOXES = {"one": ("red", "orange", "yellow"), "two": ("green", "blue", "purple")}
 TRAIN, TEST, REPLAY, RETENTION = 0, 1, 2, 3  # streams of pictures
 SETTINGS: dict[str, Any] = {
     "base": "tiny-vlm",
@@ -57,18 +58,13 @@ def write_demo_data(
 
 
 def new_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
-    """A picture of one thing, and whether its colour is warm."""
+    """A picture of one thing, and its box."""
     rng = np.random.default_rng((seed, 23, stream, number))
-    warm = number % 2 == 0
-    while True:
+    box = sorted(BOXES)[number % 2]
+    thing = world.random_thing(rng)
+    while thing.count != "one" or thing.colour not in BOXES[box]:
         thing = world.random_thing(rng)
-        if thing.colour in (WARM if warm else COLD) and thing.count == "one":
-            break
-    return {
-        "image": drawn(folder, thing, rng, stream, number),
-        "question": QUESTION,
-        "answer": "warm" if warm else "cold",
-    }
+    return {"image": drawn(folder, thing, rng, stream, number), "question": QUESTION, "answer": box}
 
 
 def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
@@ -116,7 +112,7 @@ def judged(run: Run, files: dict[str, Path]) -> dict[str, Any]:
 
     vision = open_chat("tiny-vlm", [run.adapter])
     items, retention = (read_items(files[name], None) for name in ("test", "retention"))
-    figures = evaluate(vision, items, retention=retention, max_new_tokens=32, likelihood=False)
+    figures = evaluate(vision, items, retention=retention, max_new_tokens=48, likelihood=False)
     write_text(run.folder / "report.txt", report(figures))
     write_figures(run.folder, figures)
     return figures

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,10 @@ class ConversationTask:
     def attach(self, model: nn.Module) -> None:
         """Puts what is trained on the model, which comes frozen."""
         raise NotImplementedError
+
+    def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
+        """Nothing."""
+        return False
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """What comes behind the last step: nothing."""

@@ -73,6 +73,11 @@ class Task(Protocol):
         """Writes the adapter."""
         ...
 
+    def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
+        """What the method does behind a step, on the main process; True ends the training. averaged: runs an action with the
+        averaged weights in place."""
+        ...
+
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """What comes behind the last step; returns 'done' or 'stopped'."""
         ...
@@ -108,7 +113,7 @@ class Loop:
             self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
         self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
         self.beat, self.looked, self.logged_at = 0.0, 0.0, time.perf_counter()
-        self.stop_wanted = False
+        self.stop_wanted = self.enough_said = False
         self.logged_step = self.step
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:
@@ -121,6 +126,8 @@ class Loop:
                     after_step(self.step)
                 if stopping and self.step < self.config.steps:
                     return "stopped"
+                if self.enough():
+                    break
         self.finish()
         return "done"
 
@@ -175,6 +182,12 @@ class Loop:
             return set()
         self.looked = time.perf_counter()
         return self.run.take_requests()
+
+    def enough(self) -> bool:
+        """Whether the method wants no more steps."""
+        if self.accelerator.is_main_process:
+            self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
+        return self.agreed(self.enough_said)
 
     def agreed(self, wish: bool) -> bool:
         """True when any process wishes it; all processes get the same answer.

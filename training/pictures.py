@@ -5,7 +5,7 @@ photos + captions -> latents and prompt states (cached) -> noise -> predict (ada
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,8 @@ class PictureTask:
             for text in config.preview_prompts
         ]
         self.preview_texts.append("")
-        self.prompt_numbers(self.preview_texts)  # the empty one among them, which dropped captions are
+        # The empty one is among them, which dropped captions are.
+        self.prompt_numbers([*self.preview_texts, *self.measured_texts()])
         self.states = None if self.may_train_text() else self.prompt_states()
         model.release(text=self.states is not None)
         self.parts = self.attach()
@@ -81,6 +82,14 @@ class PictureTask:
             for name in text:
                 self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
         self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, weighing(config)).train()
+
+    def measured_texts(self) -> list[str]:
+        """Prompts of the pictures that are measured while training."""
+        return []
+
+    def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
+        """What the method does behind a step; averaged: runs an action with the averaged weights. True ends the training."""
+        return False
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
@@ -310,19 +319,23 @@ class PictureTask:
 
     # -------------------------------------------------------------------------- previews
 
-    @torch.no_grad()
     def preview(self) -> list[Image.Image]:
         """One picture a preview prompt, always from the same noise."""
+        texts = self.preview_texts[:-1]  # the last is the empty one
+        return self.draw(texts, [self.config.seed + number for number in range(len(texts))])
+
+    @torch.no_grad()
+    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """A picture a text, by the model as it is; the texts are among `prompts`."""
         config, model = self.config, self.model
         self.module.eval()
-        numbers = torch.tensor([self.prompts[text] for text in self.preview_texts])
-        words = self.words_of(numbers)
-        count = len(numbers) - 1  # the last is the empty one
+        words = self.words_of(torch.tensor([self.prompts[text] for text in [*texts, ""]]))
+        count = len(texts)
         pictures = denoise(
             model.pipeline(model.denoiser_name, "vae"),
             {name: value[:-1] for name, value in words.items()},
             negative={name: value[-1:].expand(count, *value.shape[1:]) for name, value in words.items()},
-            seeds=[config.seed + number for number in range(count)],
+            seeds=list(seeds),
             steps=config.preview_steps,
             guidance_scale=config.guidance_scale,
             side=self.side,

@@ -11,10 +11,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..toolkit.data.subjects import check_masks, find_samples
+from ..toolkit.data.subjects import Sample, check_masks, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import ATTENTION
-from ..toolkit.models.diffusion import open_model, resolve_base
+from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
 from ..toolkit.models.new_words import check_new_word
 from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
@@ -32,6 +32,7 @@ from .config import (
     from_yaml,
     to_yaml,
 )
+from .evaluate_subject import read_prompts
 from .instruct import InstructTask, prepare_instruct
 from .loop import Loop
 from .optimizer import check_optimizer
@@ -39,7 +40,7 @@ from .processes import make_accelerator
 from .search import check_search
 from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
-from .subject import SubjectTask
+from .subject import SubjectTask, measured_by
 
 Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
 
@@ -58,9 +59,24 @@ def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tupl
     base = resolve_base(config.base)
     model = open_model(base)
     model.check_side(config.resolution, "--resolution")
-    if isinstance(config, SubjectConfig) and config.token_vectors:
-        check_new_word(model, config.token)
+    if isinstance(config, SubjectConfig):
+        check_measuring(config, samples)
+        if config.token_vectors:
+            check_new_word(model, config.token)
     return config, (samples, base)
+
+
+def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
+    """Raises UserError when measuring during training lacks photos, prompts or a backbone."""
+    if not config.evaluate_every:
+        return
+    measured_by(config, samples)
+    if config.evaluate_prompts:
+        read_prompts(config.evaluate_prompts)
+    if not config.evaluate_clip and config.base not in EMBEDDED:
+        raise UserError(
+            "--evaluate-clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as ViT-B-32."
+        )
 
 
 # What each method checks and finds without loading a model, and its Task.

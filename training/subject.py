@@ -4,24 +4,56 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from random import Random
+from statistics import fmean
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
-from ..toolkit.adapters.attach import adapter_layers, calibrate, drop_unused, parameter_groups
+from ..toolkit.adapters.attach import adapter_layers, adapters_off, calibrate, drop_unused, parameter_groups
 from ..toolkit.adapters.fold import is_dead
-from ..toolkit.data.subjects import Sample
+from ..toolkit.data.pictures import load_rgb
+from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
+from ..toolkit.metrics import ClipScorer
+from ..toolkit.models.diffusion import EMBEDDED
 from ..toolkit.models.new_words import NewWords, learn_word, save_words
-from ..toolkit.runs import write_text
+from ..toolkit.runs import Run, write_text
+from . import measuring
 from .adapter_config import adapter_config
 from .config import SubjectConfig
 from .denoising import attach_to_parts
+from .evaluate_subject import SubjectTest, read_prompts
+from .measuring import Yardstick
 from .pictures import PictureTask
+
+LEAST_PHOTOS = 4  # of which one can be held out
+
+
+def measured_by(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Sample], list[Path]]:
+    """The samples to train on, and the photos that likeness is measured by.
+
+    Raises:
+        UserError: when there are too few to hold one out.
+    """
+    if not config.evaluate_every:
+        return samples, []
+    if config.evaluate_images is not None:
+        found = find_samples(config.evaluate_images, skip_bad=config.skip_bad, option="--evaluate-images")
+        return samples, [sample.path for sample in found]
+    files = sorted({sample.path for sample in samples})
+    if len(files) < LEAST_PHOTOS:
+        raise UserError(
+            f"--images holds {len(files)} photos, too few to hold one out for --evaluate-every: add photos up to {LEAST_PHOTOS}, or give "
+            "others with --evaluate-images."
+        )
+    out = set(Random(f"{config.seed}/measured by").sample(files, max(1, len(files) // 5)))
+    return [sample for sample in samples if sample.path not in out], sorted(out)
 
 
 class SubjectTask(PictureTask):
@@ -37,12 +69,73 @@ class SubjectTask(PictureTask):
         accelerator: Accelerator,
         held_out: Sequence[Sample] = (),
     ) -> None:
+        samples, self.measured_by = measured_by(config, samples)
         super().__init__(config, samples, base, accelerator, held_out)
+        self.yardstick: Yardstick | None = None
+        self.trained_photos = [sample.path for sample in samples if not sample.flip]
         first = self.batch(0, list(range(config.batch_size)))  # the same on every process
         for part in self.parts.values():
             calibrate(part, lambda: self.module.eval()(first))
         self.module.train()
         self.leave_out_unused()
+
+    # -------------------------------------------------------------------------- measuring
+
+    def measured_texts(self) -> list[str]:
+        if not self.config.evaluate_every:
+            return []
+        return self.test.texts(token=True)
+
+    @cached_property
+    def test(self) -> SubjectTest:
+        """The prompts that are measured."""
+        config = self.config
+        name = config.evaluate_prompts or ("world" if config.base in EMBEDDED else "object")
+        return SubjectTest(read_prompts(name), (), config.token, config.class_noun)
+
+    def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
+        """Measures when it is time to; True when there is no more gain."""
+        config = self.config
+        if not config.evaluate_every:
+            return False
+        if self.yardstick is None:
+            self.yardstick = Yardstick(
+                ClipScorer(config.evaluate_clip or None),
+                [load_rgb(path) for path in self.measured_by],
+                self.test.texts(token=True),
+                self.test.texts(token=False),
+                [load_rgb(path) for path in self.trained_photos],
+            )
+            measuring.cut(run, step - 1 if step > 1 else -1)
+            if not measuring.recorded(run):
+                with adapters_off(*self.parts.values()):
+                    self.measure(run, 0)
+        if step % config.evaluate_every and step < config.steps:
+            return False
+        averaged(lambda: self.measure(run, step))
+        base, *measured = measuring.recorded(run)
+        return measuring.no_more_gain(measured, base, self.yardstick.real, config.patience)
+
+    def measure(self, run: Run, step: int) -> None:
+        """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
+        assert self.yardstick is not None
+        texts = self.test.texts(token=True)
+        pictures = self.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
+        one = self.yardstick.measure(step, pictures)
+        measuring.record(run, one, self.save_adapter)
+        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
+        run.append_metrics(step=step, likeness_real=self.yardstick.real, **means)
+        run.append_log(f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}")
+
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """Keeps the best of the measured steps, if so wished."""
+        if accelerator.is_main_process and self.config.keep == "best":
+            assert self.yardstick is not None
+            base, *measured = measuring.recorded(run)
+            choice = measuring.choose(measured, base, self.yardstick.real)
+            measuring.keep(run, choice)
+            print(measuring.told(choice))
+        return "done"
 
     def leave_out_unused(self) -> None:
         """Takes the adapter off layers that have no part in the loss, found by one backward pass over one row.

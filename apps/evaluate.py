@@ -1,0 +1,124 @@
+"""`rankfold evaluate` and `report`: what a run is worth, and runs side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..toolkit.errors import UserError
+from .options import parse, positional, quiet_libraries
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    run: Annotated[Path, positional()]
+    """Run folder, or adapter folder."""
+    images: Path | None = None
+    """Photos of the subject, best those it was not trained on; unset means the run's own."""
+    prompts: str = ""
+    """object, live (the protocol's 25 each), world (the embedded models'), or a file with {token} and {noun} in each line;
+    unset means world for embedded bases and object for others."""
+    n: int = 4
+    """Pictures a prompt."""
+    strength: float = 1.0
+    """Of the adapter."""
+    base: str | None = None
+    """Base model; unset means the run's."""
+    clip: str = ""
+    """Name of an open_clip model, for CLIP-I and CLIP-T; unset means the embedded one for embedded bases."""
+    dino: tuple[str, ...] = ()
+    """Hub ids or folders of DINO models, such as facebook/dino-vits16, for likeness beside CLIP's."""
+    steps: int = 25
+    """Denoising steps."""
+    side: int = 0
+    """Side of the pictures in pixels; 0 means the base model's own."""
+    seed: int = 0
+    """Seed of the first picture."""
+    out: Path | None = None
+    """Folder for metrics.json, pictures.png and report.html; unset means the run's."""
+
+
+def evaluate(words: list[str]) -> None:
+    options = parse(EvaluateOptions, words, "evaluate")
+    if options.n < 1:
+        raise UserError(f"--n must be at least 1, not {options.n}.")
+    quiet_libraries()
+    from ..toolkit.data.subjects import find_samples
+    from ..toolkit.metrics import ClipScorer
+    from ..toolkit.models.backbones import DinoScorer
+    from ..toolkit.models.diffusion import EMBEDDED, resolve_base
+    from ..training.evaluate_subject import SubjectTest, evaluate_subject, read_prompts, unrelated_prompts
+    from ..training.evaluation_page import write_evaluation
+
+    recipe, facts, trained_on = recipe_of(options)
+    embedded = recipe.base in EMBEDDED
+    name = options.prompts or ("world" if embedded else "object")
+    test = SubjectTest(read_prompts(name), unrelated_prompts(name), facts["token"], facts["class_noun"], options.n)
+    if not options.clip and not embedded:
+        raise UserError(
+            "--clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as ViT-B-32."
+        )
+    folder = options.images or (trained_on[0].parent if trained_on else None)
+    if folder is None:
+        raise UserError("--images is missing: give photos of the subject, best those it was not trained on.")
+    references = [sample.path for sample in find_samples(folder)]
+    resolve_base(recipe.base)
+    clip, others = ClipScorer(options.clip or None), [DinoScorer(one) for one in options.dino]
+    figures, drawn = evaluate_subject(recipe, test, references, trained_on, clip, others)
+    out = options.out or options.run
+    print(write_evaluation(out, figures, drawn, references))
+    for key in (out / "metrics.json", out / "pictures.png", out / "report.html"):
+        print(key)
+
+
+def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]]:
+    """How pictures are made, what the subject is called, and what was trained on where that is known."""
+    from ..pipelines.generate import Recipe
+    from ..toolkit.data.subjects import find_samples
+    from ..training.config import PictureConfig, from_yaml
+
+    run, guidance, trained_on = options.run, 4.0, []
+    adapter, base = run, options.base
+    if (run / "config.yaml").is_file():
+        config = from_yaml(run / "config.yaml")
+        if not isinstance(config, PictureConfig):
+            raise UserError(f"{run} is a run on a vision-language model: use `rankfold evaluate instruct --run {run}`.")
+        adapter, base, guidance = run / "adapter", base or config.base, config.guidance_scale
+        if config.images is not None and Path(config.images).is_dir():
+            trained_on = [sample.path for sample in find_samples(config.images)]
+    file = adapter / "rankfold.json"
+    if not file.is_file():
+        raise UserError(f"{run} is neither a run folder nor an adapter of rankfold: it has no rankfold.json.")
+    facts = json.loads(file.read_text())
+    recipe = Recipe(
+        prompt="",
+        base=base or facts["base"],
+        adapters=(str(adapter),),
+        strengths=(options.strength,),
+        steps=options.steps,
+        guidance_scale=guidance,
+        side=options.side,
+        seed=options.seed,
+    )
+    return recipe, facts, trained_on
+
+
+def report(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        runs: Annotated[tuple[Path, ...], positional()]
+        """Run folders."""
+        out: Path = Path("report.html")
+        """The page."""
+
+    options = parse(Options, words, "report")
+    if not options.runs:
+        raise UserError("Name at least one run folder.")
+    quiet_libraries()
+    from ..toolkit.runs import write_text
+    from ..training.report import report as made
+
+    write_text(options.out, made(options.runs))
+    print(options.out)

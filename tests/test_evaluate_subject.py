@@ -1,0 +1,160 @@
+"""What a subject's adapter is worth: the figures, the page, the commands, and runs side by side."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from rankfold.apps.cli import main
+from rankfold.toolkit import metrics
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.metrics import ClipScorer
+from rankfold.toolkit.models.backbones import DinoScorer
+from rankfold.training.evaluate_subject import read_prompts, unrelated_prompts
+from rankfold.training.report import report
+from rankfold.training.start import train
+
+
+@pytest.fixture(scope="session")
+def dino(tmp_path_factory):
+    """A tiny ViT with random weights and its processor, as the hub has DINO's."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a {token} {noun} on the beach\n\na large {token} {noun} in the snow\n")
+    return file
+
+
+def test_figures_by_hand():
+    a = F.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1]]), dim=-1)
+    half = 2**-0.5
+    torch.testing.assert_close(metrics.drift(a, a), torch.zeros(3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(metrics.drift(a[:2], a[[1, 0]]), torch.ones(2))
+    torch.testing.assert_close(metrics.diversity(a), torch.tensor([1 - half / 2, 1 - half / 2, 1 - half]))
+    torch.testing.assert_close(metrics.nearest(a, a[:2]), torch.tensor([1.0, 1.0, half]))
+    torch.testing.assert_close(metrics.leave_one_out(a), torch.tensor([half / 2, half / 2, half]))
+    assert metrics.diversity(a[:1]).tolist() == [0.0]
+
+
+def test_shipped_prompts():
+    assert len(read_prompts("object")) == len(read_prompts("live")) == 25
+    assert all("{token} {noun}" in line for name in ("object", "live", "world") for line in read_prompts(name))
+    assert len(unrelated_prompts("world")) == len(unrelated_prompts("object")) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a dog", "line 1: needs both"),
+        ("", "is empty"),
+        ("a {token} {noun}\na {thing}", "line 2: the only placeholders"),
+    ],
+)
+def test_bad_prompt_files(tmp_path, text, words):
+    file = tmp_path / "p.txt"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_prompts(str(file))
+    with pytest.raises(UserError, match="neither a file nor one of"):
+        read_prompts("nowhere")
+
+
+def test_dino_sees_what_transformers_does(dino):
+    """Unit class tokens, the same in a batch as alone."""
+    scorer = DinoScorer(str(dino))
+    shown = [Image.effect_noise((40, 30 + 10 * n), 80).convert("RGB") for n in range(3)]
+    found = scorer.pictures(shown)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(found[1:2], scorer.pictures(shown[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(DinoScorer, "--dino"), (ClipScorer, "--clip")])
+def test_backbones_that_are_not_there(tmp_path, kind, words):
+    with pytest.raises(UserError, match=words):
+        kind(str(tmp_path / "nowhere"))
+
+
+def test_a_run_is_measured(config, dino, prompts, images, capsys):
+    run = train(replace(config, preservation_weight=0.0, learning_rate=0.05))
+    words = ["--prompts", str(prompts), "--n", "2", "--steps", "2", "--dino", str(dino), "--clip", "embedded"]
+    main(["evaluate", str(run.folder), "--images", str(images), *words])
+    said = capsys.readouterr().out
+    found = json.loads((run.folder / "metrics.json").read_text())
+    settings = found["settings"]
+    assert settings["references_trained_on"] == settings["references"] == 5
+    assert settings["backbones"] == ["embedded", str(dino)]
+    for name in ("embedded", str(dino)):
+        own = found[f"likeness, {name}"]
+        assert own["tuned"]["pictures"] == 4
+        assert own["tuned"]["mean"] != own["base"]["mean"]
+        assert own["base"]["low"] <= own["base"]["mean"] <= own["base"]["high"]
+    assert found["drift on unrelated prompts"]["tuned"]["mean"] > 1e-4
+    assert 0 <= found["copies"]["copied"]["mean"] <= 1
+    assert "closed" in said
+    page = (run.folder / "report.html").read_text()
+    assert page.count("<img") > 20
+    assert "http" not in page.replace("http://www.w3.org", "")
+    with Image.open(run.folder / "pictures.png") as sheet:
+        assert sheet.width > 8 * 64
+
+
+def test_an_adapter_without_effect_measures_as_nothing(config, prompts, images, tmp_path):
+    """Strength 0: no drift, nothing closed, the same prompt fidelity."""
+    run = train(replace(config, steps=2))
+    words = ["--prompts", str(prompts), "--n", "1", "--steps", "2", "--strength", "0", "--out", str(tmp_path / "out")]
+    main(["evaluate", str(run.folder), "--clip", "embedded", *words])
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["drift on unrelated prompts"]["tuned"]["mean"] == pytest.approx(0, abs=1e-5)
+    likeness = found["likeness, embedded"]
+    assert likeness["tuned"] == pytest.approx(likeness["base"], abs=1e-5)
+    assert found["prompt fidelity"]["tuned"] == pytest.approx(found["prompt fidelity"]["base"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere"], "neither a run folder nor an adapter"),
+        (["nowhere", "--n", "0"], "--n must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, says, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", *words])
+    assert says in capsys.readouterr().err
+
+
+def test_a_real_base_asks_for_a_backbone(config, images, capsys):
+    """The embedded CLIP knows drawn pictures only."""
+    run = train(replace(config, steps=2))
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run.folder), "--images", str(images)])
+    assert "--clip is missing" in capsys.readouterr().err
+
+
+def test_runs_side_by_side(config, tmp_path):
+    one = train(replace(config, out=tmp_path / "one", preview_every=3, preview_steps=2))
+    two = train(replace(config, out=tmp_path / "two", rank=2))
+    page = report([one.folder, two.folder])
+    assert "<svg" in page
+    assert "Previews of one" in page
+    assert "<td>rank</td><td>4</td><td>2</td>" in page
+    assert "<td>base</td>" not in page
+    main(["report", str(one.folder), str(two.folder), "--out", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(UserError, match="twice"):
+        report([one.folder, one.folder])

@@ -1,0 +1,137 @@
+"""Measuring while training: what is held out, which step is kept, when to stop, and that a resume measures the same."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training import adapter, train_until
+
+from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.runs import Run
+from rankfold.training import measuring
+from rankfold.training.measuring import Measured, choose, no_more_gain, scores, told
+from rankfold.training.start import preflight, resume, train
+from rankfold.training.subject import measured_by
+
+PROMPTS = tuple(f"prompt {number}" for number in range(8))
+
+
+def made(step, likeness, fidelity, spread=0.0):
+    random = torch.Generator().manual_seed(step)
+    noise = spread * torch.randn(2, len(PROMPTS), generator=random)
+    return Measured(step, tuple((likeness + noise[0]).tolist()), tuple((fidelity + noise[1]).tolist()), PROMPTS)
+
+
+BASE = made(0, 0.2, 0.5)
+
+
+@pytest.fixture
+def measured(config, tmp_path):
+    """Two prompts, two denoising steps."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a {token} {noun} on the beach\na {token} {noun} in the snow\n")
+    more = {"evaluate_every": 2, "evaluate_prompts": str(file), "evaluate_clip": "embedded", "preview_steps": 2}
+    return replace(config, learning_rate=0.02, **more)
+
+
+def test_scores_by_hand():
+    """Half of the way to real photos, a fifth of the prompt fidelity lost."""
+    torch.testing.assert_close(scores(made(10, 0.5, 0.4), BASE, 0.8), torch.full((8,), 0.5 - 0.2), rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_is_kept_when_it_is_sure():
+    choice = choose([made(10, 0.3, 0.5), made(20, 0.6, 0.49), made(30, 0.65, 0.2)], BASE, 0.8)
+    assert (choice.step, choice.best, choice.alike) == (20, 20, (20,))
+    assert choice.front == (10, 20, 30)
+    assert "surely" in told(choice)
+
+
+def test_of_steps_that_cannot_be_told_apart_the_earliest_is_kept():
+    noisy = [made(step, 0.6 + 0.001 * step / 10, 0.5, spread=0.1) for step in (10, 20, 30)]
+    choice = choose(noisy, BASE, 0.8)
+    assert choice.step == 10
+    assert set(choice.alike) == {10, 20, 30}
+    assert "cannot be told apart" in told(choice)
+
+
+def test_training_stops_when_nothing_is_gained():
+    rising = [made(step, 0.2 + step / 100, 0.5) for step in (10, 20, 30)]
+    flat = [*rising, made(40, 0.5, 0.5), made(50, 0.5, 0.5)]
+    assert not no_more_gain(rising, BASE, 0.8, 2)
+    assert no_more_gain(flat, BASE, 0.8, 2)
+    assert not no_more_gain(flat, BASE, 0.8, 0)
+    assert not no_more_gain(flat[:2], BASE, 0.8, 2)
+
+
+def test_what_is_held_out_is_not_trained_on(measured, images):
+    samples = find_samples(images)
+    kept, out = measured_by(measured, samples)
+    assert len(out) == 1
+    assert len(kept) == 4
+    assert out[0] not in [sample.path for sample in kept]
+    assert measured_by(measured, samples)[1] == out
+    assert measured_by(replace(measured, evaluate_images=images), samples) == (samples, sorted(s.path for s in samples))
+
+
+def test_a_run_keeps_its_best_step(measured, capsys):
+    run = train(replace(measured, keep="best"))
+    base, *found = measuring.recorded(run)
+    assert base.step == 0
+    assert [one.step for one in found] == [2, 4, 6]
+    assert all(len(one.likeness) == 2 for one in found)
+    choice = json.loads((run.folder / "choice.json").read_text())
+    assert f"step {choice['step']} is kept" in capsys.readouterr().out
+    kept, own = adapter(run.folder), measuring.snapshot(run, choice["step"])
+    from safetensors.torch import load_file
+
+    theirs = load_file(own / "unet" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[key], theirs[key]) for key in kept)
+    assert len([row for row in run.metrics() if "likeness" in row]) == 4
+
+
+def test_measuring_changes_nothing_that_is_trained(measured, images):
+    """The weights are those of a run that measures by other photos than it trains on, and measures nothing."""
+    plain = replace(measured, evaluate_every=0, evaluate_images=None, out=measured.out.parent / "plain")
+    both = train(replace(measured, evaluate_images=images)), train(plain)
+    assert all(torch.equal(a, b) for a, b in zip(*(adapter(run.folder).values() for run in both), strict=True))
+
+
+def test_a_resumed_run_measures_the_same(measured):
+    whole = train(measured)
+    part = train_until(replace(measured, out=measured.out.parent / "part"), 3)
+    resume(part.folder)
+    assert measuring.recorded(Run(part.folder)) == measuring.recorded(whole)
+
+
+def test_patience_ends_a_run(measured):
+    """A learning rate of nearly nothing gains nothing."""
+    run = train(replace(measured, learning_rate=1e-12, steps=12, patience=2, evaluate_every=2))
+    assert run.status()["step"] < 12
+    assert run.status()["state"] == "done"
+    assert (run.adapter / "unet").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"evaluate_every": 0, "keep": "best"}, "set --evaluate-every"),
+        ({"evaluate_every": 0, "patience": 2}, "set --evaluate-every"),
+        ({"evaluate_clip": ""}, "--evaluate-clip is missing"),
+        ({"evaluate_prompts": "nowhere"}, "--prompts nowhere"),
+        ({"also": {"sks2 cat": "x"}}, "--evaluate-every"),
+    ],
+)
+def test_mistakes_are_one_sentence(measured, change, words):
+    with pytest.raises(UserError, match=words):
+        preflight(replace(measured, **change))
+
+
+def test_too_few_photos_to_hold_one_out(measured, images, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted(images.iterdir())[:3]:
+        (few / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="too few to hold one out"):
+        preflight(replace(measured, images=few))
