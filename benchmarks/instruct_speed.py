@@ -1,6 +1,6 @@
 """A step of visual instruction tuning, ours against TRL's SFTTrainer with PEFT's LoRA: same model, rows, rank, batch and optimizer.
 
-    python benchmarks/instruct_speed.py [--rounds 5] [--steps 24] [--out benchmarks/results/instruct_speed.json]
+    python benchmarks/instruct_speed.py [--rounds 3] [--steps 10] [--out benchmarks/results/instruct_speed.json]
 
 Each side runs in a process of its own, the two alternating. Two models: the embedded one (64 px, 511 words), and a LLaVA with random
 weights, 256 wide, with the picture size and the vocabulary of LLaVA-1.5 (336 px, 576 tokens a picture, 32,064 words). TRL is given
@@ -19,14 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH, RANK, WARM = 8, 16, 6
+BATCH, RANK, WARM = 8, 16, 3
 TARGETS = r"model\.language_model\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
