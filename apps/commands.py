@@ -50,6 +50,9 @@ COMMANDS = {
     "compose": Command(
         "Make one adapter of several, with weights given, alike, or learned on a few pictures.", "compose:compose"
     ),
+    "compose instruct": Command(
+        "The same for adapters of a vision-language model, learned on a few conversations.", "compose:compose_instruct"
+    ),
     "library add": Command("Put a trained adapter into the library.", "library:add"),
     "library list": Command("List the adapters in the library.", "library:list_all"),
     "library show": Command("Say what one of them is.", "library:show"),

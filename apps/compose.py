@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from .options import parse, quiet_libraries
 from .train import report
@@ -13,15 +14,27 @@ def compose(words: list[str]) -> None:
     """`rankfold compose A B C --out D ...`: the words before the first option are the adapters."""
     from ..training.config import ComposeConfig
 
+    report(composed(ComposeConfig, words, "compose"))
+
+
+def compose_instruct(words: list[str]) -> None:
+    from ..training.config import ComposeInstructConfig
+
+    folder = composed(ComposeInstructConfig, words, "compose instruct")
+    report(folder, f"rankfold chat --run {folder} --image PICTURE QUESTION")
+
+
+def composed(kind: Any, words: list[str], name: str) -> Path:
+    """Composes as the words say, and prints what came of it; returns the run folder."""
     count = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     named = ["--adapters", *words[:count]] if count else []
-    config = parse(ComposeConfig, [*named, *words[count:]], "compose")
+    config = parse(kind, [*named, *words[count:]], name)
     quiet_libraries()
     from ..training.start import compose as run_compose
 
     run = run_compose(config)
     print_composition(run.adapter / "rankfold.json")
-    report(run.folder)
+    return run.folder
 
 
 def print_composition(facts_file: Path) -> None:

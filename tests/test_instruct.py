@@ -292,6 +292,16 @@ def test_mistakes_are_one_sentence(config, change, words):
         train(replace(config, **change))
 
 
+def test_a_processor_that_lacks_a_library_says_which(config, tmp_path, monkeypatch):
+    """As on a machine without num2words, which SmolVLM's processor needs."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    folder = build("smolvlm", tmp_path / "base")
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(UserError, match="needs a library that is not installed: .*num2words"):
+        preflight(replace(config, base=str(folder)))
+
+
 def test_a_diffusion_pipeline_is_sent_elsewhere(config, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="train subject"):
@@ -427,6 +437,71 @@ def test_trl_trains_a_vision_language_model(base, data, tmp_path):
     inputs["mm_token_type_ids"] = torch.zeros(1, 3, dtype=torch.long)
     with torch.no_grad():
         torch.testing.assert_close(fresh(**inputs).logits, trainer.model.eval()(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- composition
+
+
+def test_adapters_are_composed(config, data, tmp_path, capsys):
+    """By fixed weights the logits are those of both adapters at these strengths; learned weights are an adapter, too."""
+    from rankfold.pipelines.chat import inputs_of, open_chat
+
+    runs = [
+        train(replace(config, out=tmp_path / str(n), seed=n, adapter=kind)) for n, kind in ((1, "lora"), (2, "moslora"))
+    ]
+    folders = [str(run.folder) for run in runs]
+    main(
+        [
+            "compose",
+            "instruct",
+            *folders,
+            "--weights",
+            "0.7",
+            "0.4",
+            "--base",
+            config.base,
+            "--out",
+            str(tmp_path / "sum"),
+        ]
+    )
+    asked = [read_conversations(data).rows[0].until(1)]
+    both = open_chat(config.base, [run.adapter for run in runs], [0.7, 0.4])
+    whole = open_chat(config.base, [tmp_path / "sum" / "adapter"])
+    with torch.no_grad():
+        logits = [vision.model(**inputs_of(vision, asked)).logits for vision in (both, whole)]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-4)
+    more = ["--data", str(data), "--steps", "3", "--batch-size", "4", "--workers", "0", "--preview-every", "0"]
+    main(["compose", "instruct", *folders, "--base", config.base, "--out", str(tmp_path / "learned"), *more])
+    assert "Learning" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "learned" / "adapter" / "rankfold.json").read_text())
+    weights = torch.tensor(list(json.loads(facts["composed_weights"]).values()))
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)), rtol=0, atol=1e-4)
+    assert weights.std() > 1e-4
+    open_chat(config.base, [tmp_path / "learned" / "adapter"])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--weights", "1"], "holds 1 numbers for 2"),
+        (["--weights", "1", "1", "--data", "DATA"], "leave --weights and --merge out"),
+        (["--base", "tiny-vlm"], "was trained on"),
+    ],
+)
+def test_compositions_that_cannot_be(config, data, tmp_path, capsys, more, words):
+    run = train(replace(config, steps=1))
+    more = [str(data) if word == "DATA" else word for word in more]
+    base = [] if "--base" in more else ["--base", config.base]
+    with pytest.raises(SystemExit):
+        main(["compose", "instruct", str(run.folder), str(run.folder), *base, *more, "--out", str(tmp_path / "out")])
+    assert words in capsys.readouterr().err
+
+
+def test_a_full_projector_is_not_composed(config, tmp_path, capsys):
+    run = train(replace(config, steps=1, train_projector=True))
+    with pytest.raises(SystemExit):
+        main(["compose", "instruct", str(run.folder), "--base", config.base, "--out", str(tmp_path / "out")])
+    assert "projector trained in full" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- recipes

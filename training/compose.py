@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from ..toolkit.formats import native
 from ..toolkit.formats.source import Source, adapter_path, content_hash, facts_of, load_source
 from ..toolkit.formats.write import Part, peft_state
 from ..toolkit.models import new_words
-from ..toolkit.models.base import DTYPES, PictureModel
+from ..toolkit.models.base import DTYPES
 from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
+from ..toolkit.models.vision import EMBEDDED as EMBEDDED_VISION
 from ..toolkit.peft_merge import check_merge, peft_merge
 from ..toolkit.runs import Run, write_text
-from .config import ComposeConfig, check_numbers, to_yaml
+from .config import ComposeConfig, ComposeSettings, check_numbers, to_yaml
 from .pictures import PictureTask
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -35,6 +36,21 @@ def check_compose(config: ComposeConfig) -> None:
         UserError: for no adapters, another number of weights, settings that exclude each other, or an adapter that is
             missing or says that it was made for another base.
     """
+    if config.images is not None and (config.weights or config.merge):
+        raise UserError("With --images the weights are learned: leave --weights and --merge out, or --images.")
+    if config.preservation_weight:
+        raise UserError(
+            "--preservation-weight is for new adapters: what composing could preserve is already in its sources."
+        )
+    check_sources(config, config.base, resolve_base)
+
+
+def check_sources(config: ComposeSettings, base: str, resolve: Callable[[str], str]) -> None:
+    """What `check_compose` checks of any kind of model. resolve: a base's name -> its folder.
+
+    Raises:
+        UserError: see there.
+    """
     if not config.adapters:
         raise UserError(
             "No adapters were given: name run folders, adapter folders, LoRA files or names in the library."
@@ -43,33 +59,35 @@ def check_compose(config: ComposeConfig) -> None:
         raise UserError(
             f"--weights holds {len(config.weights)} numbers for {len(config.adapters)} adapters: give one for each."
         )
-    if config.images is not None and (config.weights or config.merge):
-        raise UserError("With --images the weights are learned: leave --weights and --merge out, or --images.")
-    if config.preservation_weight:
-        raise UserError(
-            "--preservation-weight is for new adapters: what composing could preserve is already in its sources."
-        )
     if config.merge:
         check_merge(config.merge)
         if config.density > 1:
             raise UserError(f"--density must be at most 1, not {config.density}.")
-    wanted = resolve_base(config.base)
+    wanted = resolve(base)
     for text in config.adapters:
         place = adapter_path(library.resolve(text))
         content_hash(place)  # says what is wrong with a file that is no adapter
-        check_base(text, facts_of(place).get("base", ""), wanted, config.base)
+        check_base(text, facts_of(place).get("base", ""), wanted, base, resolve)
 
 
-def check_base(name: str, base: str, wanted: str, asked: str) -> None:
+def check_base(name: str, base: str, wanted: str, asked: str, resolve: Callable[[str], str]) -> None:
     """Raises UserError when an adapter says that it was made for another base than the resolved one.
 
     A base that is not on this machine is not fetched for the comparison.
     """
-    here = base in EMBEDDED or Path(base).is_dir()
-    if base and base != asked and not (here and resolve_base(base) == wanted):
+    here = base in EMBEDDED or base in EMBEDDED_VISION or Path(base).is_dir()
+    if base and base != asked and not (here and same_base(base, wanted, resolve)):
         raise UserError(
             f"{name} was trained on {base}, not on {asked}: give --base {base}, or compose adapters of one base only."
         )
+
+
+def same_base(base: str, wanted: str, resolve: Callable[[str], str]) -> bool:
+    """Whether a base resolves to this folder; one of another kind does not."""
+    try:
+        return resolve(base) == wanted
+    except UserError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------- fixed weights
@@ -84,13 +102,19 @@ def compose_fixed(config: ComposeConfig) -> Run:
     check_numbers(config)
     check_compose(config)
     base = resolve_base(config.base)
+    facts = {"base": config.base, "token": config.token, "class_noun": config.class_noun}
+    return summed(config, lambda: open_model(base, DTYPES[config.precision]), facts)
+
+
+def summed(config: Any, open_base: Callable[[], Any], facts: dict[str, Any]) -> Run:
+    """A run folder with the sum, or PEFT's merge, of checked adapters. facts: what its adapter says of itself."""
     run = Run(config.out)
     run.folder.mkdir(parents=True, exist_ok=True)
     run.claim()
     state, error = "failed", "ended by the system"
     try:
         write_text(run.config_file, to_yaml(config))
-        model = open_model(base, DTYPES[config.precision])
+        model = open_base()
         sources = load_sources(config, model)
         weights = list(config.weights) or [1 / len(sources)] * len(sources)
         parts = {}
@@ -103,7 +127,7 @@ def compose_fixed(config: ComposeConfig) -> Run:
             else:
                 whole = composition.weighted(folded, weights)
             parts[part] = Part(getattr(model, part), whole, "")
-        save_composed(run.adapter, parts, config, sources, {"everywhere": weights})
+        save_composed(run.adapter, parts, config, sources, {"everywhere": weights}, facts)
         state, error = "done", None
     except Exception as fault:
         error = str(fault)
@@ -113,7 +137,7 @@ def compose_fixed(config: ComposeConfig) -> Run:
     return run
 
 
-def load_sources(config: ComposeConfig, model: PictureModel) -> list[Source]:
+def load_sources(config: ComposeSettings, model: Any) -> list[Source]:
     """The adapters as changes of this model's layers."""
     return [load_source(library.resolve(text), model, Path(text).name) for text in config.adapters]
 
@@ -131,21 +155,21 @@ def parts_of(sources: Sequence[Source]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- learned weights
 
 
-class ComposeTask(PictureTask):
-    """The Task of learning the weights on a few pictures; all else is frozen."""
+class Composing:
+    """What every Task of learning weights has: the sources on the model's parts, and their weights, which alone are trained.
 
-    config: ComposeConfig
+    A sub-class also is a Task on data.
+    """
 
-    def attach(self) -> dict[str, nn.Module]:
-        """Puts the sources on the model, alike at the start."""
-        config, model = self.config, self.model
+    config: Any
+
+    def put_sources(self, model: Any) -> dict[str, nn.Module]:
+        """Puts the sources on a model with the attributes native.PARTS, alike at the start; returns its changed parts."""
+        config = self.config
         self.sources = load_sources(config, model)
         weights_of = composition.sharing(
             config.tie, lambda: Weights(len(self.sources), temperature=config.temperature, free=config.free)
         )
-        self.words = words_together(self.sources)
-        if self.words:
-            new_words.load_words(model.text_pipeline(), self.words)
         self.mixtures: dict[str, dict[str, Mixture]] = {}
         for part in parts_of(self.sources):
             module = getattr(model, part).requires_grad_(False)
@@ -156,7 +180,12 @@ class ComposeTask(PictureTask):
         layers = sum(len(mixtures) for mixtures in self.mixtures.values())
         scalars = sum(weights.logits.numel() for weights in self.weights())
         print(f"Learning {scalars} weights: {len(self.sources)} adapters, {layers} layers, weights by {config.tie}")
-        return {part: getattr(model, part) for part in self.mixtures}
+        self.changed = {part: getattr(model, part) for part in self.mixtures}
+        return self.changed
+
+    def facts(self) -> dict[str, Any]:
+        """What the adapter says of itself."""
+        raise NotImplementedError
 
     def weights(self) -> list[Weights]:
         """The sets of weights, each once."""
@@ -173,14 +202,31 @@ class ComposeTask(PictureTask):
     def save_adapter(self, folder: Path) -> None:
         """Writes the sum as an ordinary adapter."""
         parts = {
-            part: Part(self.parts[part], composition.totals(mixtures), "") for part, mixtures in self.mixtures.items()
+            part: Part(self.changed[part], composition.totals(mixtures), "") for part, mixtures in self.mixtures.items()
         }
         learned = {
             f"{part}.{name}": [round(w, 5) for w in mixture.weights().tolist()]
             for part, mixtures in self.mixtures.items()
             for name, mixture in mixtures.items()
         }
-        save_composed(folder, parts, self.config, self.sources, learned)
+        save_composed(folder, parts, self.config, self.sources, learned, self.facts())
+
+
+class ComposeTask(Composing, PictureTask):
+    """The Task of learning the weights on a few pictures; all else is frozen."""
+
+    config: ComposeConfig
+
+    def attach(self) -> dict[str, nn.Module]:
+        """Puts the sources on the model, and the words they bring."""
+        parts = self.put_sources(self.model)
+        self.words = words_together(self.sources)
+        if self.words:
+            new_words.load_words(self.model.text_pipeline(), self.words)
+        return parts
+
+    def facts(self) -> dict[str, str]:
+        return {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
 
 
 def check_sayable(mixtures: dict[str, Mixture], max_rank: int) -> None:
@@ -198,11 +244,12 @@ def check_sayable(mixtures: dict[str, Mixture], max_rank: int) -> None:
 def save_composed(
     folder: Path,
     parts: dict[str, Part],
-    config: ComposeConfig,
+    config: ComposeSettings,
     sources: Sequence[Source],
     weights: dict[str, list[float]],
+    facts: dict[str, Any],
 ) -> None:
-    """Writes an ordinary LoRA adapter, with the names, hashes and weights of what it was made of.
+    """Writes an ordinary LoRA adapter, with the names, hashes and weights of what it was made of. facts: what else it says.
 
     Raises:
         UserError: for changes of full rank without a rank to cut them to.
@@ -216,7 +263,7 @@ def save_composed(
         native.write_state(folder / name, state, lora)
     if words := words_together(sources):
         new_words.save_words(folder, words)
-    facts = {"base": config.base, "token": config.token, "class_noun": config.class_noun, "adapter": "lora"}
+    facts = facts | {"adapter": "lora"}
     facts["composed_of"] = json.dumps([{"name": source.name, "hash": source.hash} for source in sources])
     facts["composed_how"] = config.merge or "weighted sum"
     facts["composed_weights"] = json.dumps(weights)

@@ -195,17 +195,13 @@ class SubjectConfig(PictureConfig, AdapterChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComposeConfig(PictureConfig):
-    """Makes one adapter of several; with pictures, learns how much of each to take in every layer (arXiv 2402.15414)."""
+class ComposeSettings:
+    """How one adapter is made of several (learned weights: arXiv 2402.15414)."""
 
-    out: Path = Path("runs/composed")
-    """Run folder."""
-    preservation_weight: float = 0.0
-    """Not for composing: what it could preserve is already in its sources."""
     adapters: tuple[str, ...] = ()
     """Run folders, adapter folders, LoRA files, or names in the library."""
     weights: tuple[float, ...] = ()
-    """Fixed weights, one for each adapter; unset means learned if there are pictures, and otherwise alike (1 / N)."""
+    """Fixed weights, one for each adapter; unset means learned if there is something to learn from, and otherwise alike (1 / N)."""
     tie: Literal["layer", "block", "global"] = "layer"
     """Learned weights of their own for each layer, each block, or one set for the whole model."""
     temperature: float = 1.0
@@ -218,6 +214,16 @@ class ComposeConfig(PictureConfig):
     """Merge by a method of PEFT instead: linear, svd, ties, dare_linear, dare_ties, magnitude_prune, ..."""
     density: float = 0.5
     """Share of the values that the pruning methods of --merge keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig(PictureConfig, ComposeSettings):
+    """Makes one adapter of several; with pictures, learns how much of each to take in every layer."""
+
+    out: Path = Path("runs/composed")
+    """Run folder."""
+    preservation_weight: float = 0.0
+    """Not for composing: what it could preserve is already in its sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +354,16 @@ class InstructSearchConfig(ConversationConfig, SearchSettings):
     """Conversations that structures are judged on, in the place of a share of --data."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComposeInstructConfig(ConversationConfig, ComposeSettings):
+    """Makes one adapter of several of a vision-language model; with conversations, learns how much of each to take in every layer."""
+
+    out: Path = Path("runs/composed-instruct")
+    """Run folder."""
+    learning_rate: float = 0.05
+    """Peak learning rate of the weights."""
+
+
 LEAST = {
     "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
     "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,
@@ -436,6 +452,7 @@ METHODS: dict[str, type[LoopConfig]] = {
     "search": SearchConfig,
     "instruct": InstructConfig,
     "search-instruct": InstructSearchConfig,
+    "compose-instruct": ComposeInstructConfig,
 }
 
 

@@ -22,6 +22,8 @@ def report(figures: dict[str, Any]) -> str:
             lines.append(line(f"{name}, likeliest option", figures[name]["by_likelihood"]))
     for split, own in tuned.get("splits", {}).items():
         lines.append(line(f"tuned, {split or 'no split'}", own))
+    if "mean_of_splits" in tuned:
+        lines.append(f"{'tuned, mean of the splits':28} {tuned['mean_of_splits']:8.3f}")
     if "yes_no" in tuned:
         own = tuned["yes_no"]
         lines.append(

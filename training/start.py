@@ -20,8 +20,10 @@ from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
 from .adapter_config import adapter_config
 from .compose import ComposeTask, check_compose, compose_fixed
+from .compose_instruct import ComposeInstructTask, compose_instruct_fixed, prepare_compose_instruct
 from .config import (
     ComposeConfig,
+    ComposeInstructConfig,
     InstructConfig,
     InstructSearchConfig,
     LoopConfig,
@@ -88,6 +90,7 @@ METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Calla
     ComposeConfig: (partial(prepare_pictures, check=check_compose), ComposeTask),
     SearchConfig: (partial(prepare_pictures, check=check_search), SearchTask),
     InstructConfig: (prepare_instruct, InstructTask),
+    ComposeInstructConfig: (prepare_compose_instruct, ComposeInstructTask),
     InstructSearchConfig: (prepare_instruct_search, InstructSearchTask),
 }
 
@@ -115,12 +118,14 @@ def train(config: LoopConfig, make_task: Callable[..., Any] | None = None) -> Ru
     return carry_out(config, inputs, run, accelerator, make_task)
 
 
-def compose(config: ComposeConfig) -> Run:
-    """One adapter of several: by weights learned on the config's pictures, or fixed when there are none.
+def compose(config: ComposeConfig | ComposeInstructConfig) -> Run:
+    """One adapter of several: by weights learned on the config's pictures or conversations, or fixed when there are none.
 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other, and as `train` does.
     """
+    if isinstance(config, ComposeInstructConfig):
+        return compose_instruct_fixed(config) if config.data is None else train(config)
     return compose_fixed(config) if config.images is None else train(config)
 
 

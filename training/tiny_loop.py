@@ -17,7 +17,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTinyConfig:
-    """Builds the embedded models from drawn pictures (about three hours on two cores)."""
+    """Builds the embedded models from drawn pictures (about four hours on two cores)."""
 
     out: Path = Path("assets/tiny")
     """Folder of the finished models."""

@@ -44,7 +44,7 @@ def train_vlm_draft(config: BuildTinyConfig) -> None:
     tokenizer = tiny_vlm.make_chat_tokenizer()
     torch.manual_seed(config.seed)
     model = tiny_vlm.make_model(tokenizer)
-    train_round(config, model, tokenizer, seed=config.seed, lr=1.5e-3, group_every=2)
+    train_round(config, "vlm-draft", model, tokenizer, seed=config.seed, lr=1.5e-3, group_every=2)
     save_vlm(model, tokenizer, config.work / "vlm-draft")
 
 
@@ -52,12 +52,19 @@ def train_vlm(config: BuildTinyConfig) -> None:
     """The second round, on other pictures, fewer of them groups: what is left to learn are patterns and shapes behind faces."""
     tokenizer = tiny_vlm.make_chat_tokenizer()
     model = LlavaForConditionalGeneration.from_pretrained(config.work / "vlm-draft", dtype=torch.float32)
-    train_round(config, model, tokenizer, seed=config.seed + 1, lr=7e-4, group_every=4)
+    train_round(config, "vlm", model, tokenizer, seed=config.seed + 1, lr=7e-4, group_every=4)
     save_vlm(model.half(), tokenizer, config.out / "vlm")
 
 
 def train_round(
-    config: BuildTinyConfig, model: LlavaForConditionalGeneration, tokenizer, *, seed: int, lr: float, group_every: int
+    config: BuildTinyConfig,
+    name: str,
+    model: LlavaForConditionalGeneration,
+    tokenizer,
+    *,
+    seed: int,
+    lr: float,
+    group_every: int,
 ) -> None:
     """Trains tower, projector and language model together. The step is compiled, for which torch needs a C++ compiler."""
     draw = partial(question_picture, seed=seed, group_every=group_every)
@@ -73,7 +80,7 @@ def train_round(
 
     steps = config.vlm_steps
     batches = shuffled(len(pictures), 32, steps, seed)
-    fit(config, "vlm", list(model.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=True)
+    fit(config, name, list(model.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=True)
 
 
 def answers_loss(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..adapters.attach import take_off
 from ..adapters.change import Change
@@ -83,6 +84,8 @@ def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
             raise ValueError(f"{part} carries adapters already.")
     try:
         native.load_layers(model, folder, "source")
+        if any(isinstance(m, AuxiliaryTrainingWrapper) for module in carrying.values() for m in module.modules()):
+            raise UserError("it brings a projector trained in full, which is no low-rank change and cannot be summed.")
         return {part: fold(module, "source") for part, module in carrying.items()}
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error

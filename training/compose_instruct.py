@@ -1,0 +1,58 @@
+"""Composition for vision-language models: by fixed weights, by weights learned on a few conversations, or by PEFT's merges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..toolkit.errors import UserError
+from ..toolkit.models.base import DTYPES
+from ..toolkit.models.vision import VisionModel, resolve_vision_base
+from ..toolkit.runs import Run, write_text
+from .compose import Composing, check_sources, summed
+from .config import ComposeInstructConfig, check_numbers
+from .instruct import ConversationTask, prepare_conversations, template_of
+
+
+def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInstructConfig, tuple[Any, ...]]:
+    """Checks the adapters and reads the conversations; no model is loaded, only its processor."""
+    if config.weights or config.merge:
+        raise UserError("With --data the weights are learned: leave --weights and --merge out, or --data.")
+    check_sources(config, config.base, resolve_vision_base)
+    return prepare_conversations(config)
+
+
+def compose_instruct_fixed(config: ComposeInstructConfig) -> Run:
+    """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
+
+    Raises:
+        UserError: for adapters that are missing, do not fit the base or each other.
+    """
+    check_numbers(config)
+    check_sources(config, config.base, resolve_vision_base)
+    folder = resolve_vision_base(config.base)
+    template = template_of(config)
+    vision = VisionModel(folder, DTYPES[config.precision], template=template)
+    run = summed(config, lambda: vision, {"base": config.base, "kind": vision.config["model_type"]})
+    write_text(run.adapter / "chat_template.jinja", str(vision.processor.chat_template))
+    return run
+
+
+class ComposeInstructTask(Composing, ConversationTask):
+    """The Task of learning the weights on a few conversations; all else is frozen."""
+
+    config: ComposeInstructConfig
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts the sources on the model."""
+        self.put_sources(self.vision)
+
+    def facts(self) -> dict[str, Any]:
+        kind = self.vision.config["model_type"]
+        return {"base": self.config.base, "kind": kind, "data": self.found.certificates}
+
+    def save_adapter(self, folder: Path) -> None:
+        super().save_adapter(folder)
+        write_text(folder / "chat_template.jinja", str(self.vision.processor.chat_template))
