@@ -298,7 +298,7 @@ def test_a_processor_that_lacks_a_library_says_which(config, tmp_path, monkeypat
 
     folder = build("smolvlm", tmp_path / "base")
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
-    with pytest.raises(UserError, match="needs a library that is not installed: .*num2words"):
+    with pytest.raises(UserError, match=r"needs a library that is not installed: .*num2words"):
         preflight(replace(config, base=str(folder)))
 
 
