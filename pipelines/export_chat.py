@@ -30,6 +30,10 @@ from .chat import open_chat
 FORMATS = ("peft", "merged")
 ADAPTER = "adapter_0"
 QUESTION = "What is in the picture?"
+STAYS = (
+    "It stays what it is: a folder that PEFT reads once rankfold is imported. (GLoRA without such biases: search or train with prompts, "
+    "bias scales and bias shifts left out.)"
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def write_peft(vision: VisionModel, path: Path) -> None:
     try:
         check_sayable(part, "peft")
     except UserError as error:
-        raise UserError(f"{str(error).split(': use')[0]}: use --format merged.") from error
+        homeless = any(c.bias is not None and part.layer(name).bias is None for name, c in part.folded.items())
+        raise UserError(f"{str(error).split(': use')[0]}. {STAYS if homeless else 'Use --format merged.'}") from error
     state, config = peft_state(part)
     for name, module in vision.model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -136,7 +141,7 @@ def write_merged(vision: VisionModel, path: Path) -> None:
         if change.bias is not None:
             if base.bias is None:
                 raise UserError(
-                    f"The adapter gives {name} a bias that the base's layer does not have: use --format peft."
+                    f"The adapter gives {name} a bias that the base's layer does not have, so the base's class has no place for it. {STAYS}"
                 )
             base.bias.add_(change.bias.to(base.bias))
         replace_module(model, name, base)

@@ -400,6 +400,18 @@ def test_structures_are_searched(config, tmp_path):
     assert run.candidates.read_bytes() == answers
 
 
+@pytest.mark.parametrize("format", ["peft", "merged"])
+def test_what_no_format_can_say_is_said_so(config, capsys, format):
+    """A GLoRA of full rank with a bias where the base has none: no format is named that would only refuse it again."""
+    options = {"a": "vector", "b": "lora", "c": "none", "d": "none", "e": "vector"}
+    run = train(replace(config, adapter="glora", adapter_options=options, target_modules=("o_proj",)))
+    with pytest.raises(SystemExit):
+        main(["export", str(run.folder), "--format", format])
+    said = capsys.readouterr().err
+    assert "It stays what it is" in said
+    assert "use --format" not in said.lower()
+
+
 def test_trl_trains_a_vision_language_model(base, data, tmp_path):
     """TRL's SFTTrainer takes our config on a model with pictures as it is, and saves what loads."""
     trl = pytest.importorskip("trl")
