@@ -258,6 +258,8 @@ def test_strength_goes_from_base_to_trained(bases, pictures, tmp_path):
             logits[strength] = vision.model(**inputs_of(vision, [row])).logits
     with torch.no_grad():
         plain = open_chat(str(folder)).model(**inputs_of(vision, [row])).logits
+        with base_only(vision):
+            torch.testing.assert_close(vision.model(**inputs_of(vision, [row])).logits, plain, rtol=0, atol=0)
     torch.testing.assert_close(logits[0.0], plain, rtol=1e-5, atol=1e-6)
     distance = [(logits[s] - plain).norm() for s in (0.5, 1.0)]
     assert 0 < distance[0] < distance[1]

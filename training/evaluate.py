@@ -62,18 +62,13 @@ def evaluate(
     The base is the same model with its adapters off.
     """
     vision.model.eval()
-    put = {"max_new_tokens": max_new_tokens, "likelihood": likelihood}
-    tuned = ask(vision, items, **put)
-    with base_only(vision):
-        base = ask(vision, items, **put)
-    seen = any(item.asked.pictures for item in items)
-    controls = {"blank picture": blank(items), "another row's picture": shuffled(items, seed)} if seen else {}
+    base, tuned = both(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
     clusters = [item.cluster for item in items]
     figures: dict[str, Any] = {
         "tuned": figures_of(tuned, items),
         "base": figures_of(base, items),
         "compared": compared(base, tuned, clusters),
-        "controls": {},
+        "controls": controls(vision, items, tuned, max_new_tokens, seed),
         "settings": {
             "rows": len(items),
             "pictures": len(set(clusters)),
@@ -83,21 +78,37 @@ def evaluate(
             "seed": seed,
         },
     }
-    answer, score = scoring.majority(
-        [item.references[0] for item in items], lambda said, n: items[n].score(items[n].read(said))
-    )
-    figures["controls"]["commonest answer"] = {"answer": answer, "mean": score}
-    for name, others in controls.items():
-        other = ask(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
-        figures["controls"][name] = scoring.share(other.scores, clusters)
-        gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
-        word, low, high = scoring.verdict(gain, clusters)
-        seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
-        figures["controls"][name]["seen"] = seen
     if retention:
         figures["retention"] = retained(vision, retention, max_new_tokens)
     figures["rows"] = [answer_row(item, n, tuned, base) for n, item in enumerate(items)]
     return figures
+
+
+def both(vision: VisionModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool) -> tuple[Asked, Asked]:
+    """What the base says, and what the tuned model says."""
+    tuned = ask(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    with base_only(vision):
+        base = ask(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    return base, tuned
+
+
+def controls(
+    vision: VisionModel, items: Sequence[Item], tuned: Asked, max_new_tokens: int, seed: int
+) -> dict[str, Any]:
+    """What is right without looking: the commonest answer, and the tuned model's with blank and with other pictures."""
+    right = [item.references[0] for item in items]
+    answer, score = scoring.majority(right, lambda said, n: items[n].score(items[n].read(said)))
+    found: dict[str, Any] = {"commonest answer": {"answer": answer, "mean": score}}
+    if not any(item.asked.pictures for item in items):
+        return found
+    clusters = [item.cluster for item in items]
+    for name, others in (("blank picture", blank(items)), ("another row's picture", shuffled(items, seed))):
+        other = ask(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
+        gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
+        word, low, high = scoring.verdict(gain, clusters)
+        seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
+        found[name] = scoring.share(other.scores, clusters) | {"seen": seen}
+    return found
 
 
 def answer_row(item: Item, number: int, tuned: Asked, base: Asked) -> dict[str, Any]:
@@ -109,10 +120,7 @@ def answer_row(item: Item, number: int, tuned: Asked, base: Asked) -> dict[str, 
 
 def retained(vision: VisionModel, items: Sequence[Item], max_new_tokens: int) -> dict[str, Any]:
     """What is left of old tasks."""
-    put = {"max_new_tokens": max_new_tokens, "likelihood": False}
-    tuned = ask(vision, items, **put)
-    with base_only(vision):
-        base = ask(vision, items, **put)
+    base, tuned = both(vision, items, max_new_tokens=max_new_tokens, likelihood=False)
     clusters = [item.cluster for item in items]
     splits = sorted({item.split for item in items})
     own = {split: [n for n, item in enumerate(items) if item.split == split] for split in splits if split}
