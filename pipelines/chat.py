@@ -18,6 +18,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.source import facts_of
 from ..toolkit.models.base import DTYPES
+from ..toolkit.models.chat_tokens import IGNORE
 from ..toolkit.models.vision import VisionModel, resolve_vision_base
 
 
@@ -53,9 +54,7 @@ def open_chat(
 
 def inputs_of(vision: VisionModel, rows: Sequence[Conversation]) -> dict[str, Any]:
     """What generation is given for rows that end with a question."""
-    made = vision.chat.questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows])
-    dtype = vision.dtype
-    return {k: v.to(vision.device, dtype if v.is_floating_point() else None) for k, v in made.items()}
+    return vision.placed(vision.chat.questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows]))
 
 
 @torch.no_grad()
@@ -124,11 +123,11 @@ def option_scores(vision: VisionModel, row: Conversation, options: Sequence[str]
     ]
     made = vision.chat.batch(asked, [pictures] * len(options))
     labels = made.pop("labels")
-    inputs = {k: v.to(vision.device, vision.dtype if v.is_floating_point() else None) for k, v in made.items()}
-    places = (labels != -100).any(0).nonzero()[:, 0] - 1
+    inputs = vision.placed(made)
+    places = (labels != IGNORE).any(0).nonzero()[:, 0] - 1
     logits = vision.model(**inputs, logits_to_keep=places.to(vision.device), use_cache=False).logits.float().cpu()
     goal = labels[:, places + 1]
-    losses = F.cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=-100, reduction="none")
+    losses = F.cross_entropy(logits.flatten(0, 1), goal.flatten(), ignore_index=IGNORE, reduction="none")
     return (-losses.view(goal.shape).sum(1)).tolist()
 
 

@@ -98,8 +98,7 @@ def probabilities(vision: VisionModel, model: Any) -> torch.Tensor:
     picture = Image.fromarray((noise * 255).byte().numpy())
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     row = Conversation(({"role": "user", "content": content},), (b"",), "the question")
-    inputs = vision.chat.questions([row], [[picture]])
-    inputs = {k: v.to(vision.device, vision.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+    inputs = vision.placed(vision.chat.questions([row], [[picture]]))
     return (model or vision.model)(**inputs, use_cache=False).logits[0].float().softmax(-1).cpu()
 
 

@@ -185,7 +185,7 @@ class ConversationTask:
         if self.ahead is None:
             reading = Batches(self.rows, self.order, self.vision.chat, slots)
             self.ahead = Ahead(reading, self.config.workers, self.device.type == "cuda")
-        return self.on_device(self.ahead.take(number)) | {
+        return self.vision.placed(self.ahead.take(number)) | {
             "weight": torch.tensor(self.weight(number), device=self.device)
         }
 
@@ -196,18 +196,10 @@ class ConversationTask:
         window = [row for n in range(first, first + config.gradient_accumulation) for row in self.order.rows(n)]
         return len(window) / sum(self.learned[row] for row in window)
 
-    def on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors where the model is, pictures in its number format."""
-        dtype = self.vision.dtype
-        return {
-            key: value.to(self.device, dtype if value.is_floating_point() else None, non_blocking=True)
-            for key, value in tensors.items()
-        }
-
     def some_row(self) -> dict[str, torch.Tensor]:
         """One row as a batch, with a picture if there is one."""
         row = next((row for row in self.rows if row.pictures), self.rows[0])
-        return self.on_device(self.vision.chat.batch([row], [pictures_of(row)])) | {
+        return self.vision.placed(self.vision.chat.batch([row], [pictures_of(row)])) | {
             "weight": torch.ones((), device=self.device)
         }
 

@@ -87,7 +87,7 @@ class InstructSearchTask(StructureSearch, ConversationTask):
         for numbers in self.judged:
             rows = [self.held_out.rows[n] for n in numbers]
             batch = self.vision.chat.batch(rows, [pictures_of(row) for row in rows])
-            total += float(self.module(self.on_device(batch) | {"weight": weight}).double().sum())
+            total += float(self.module(self.vision.placed(batch) | {"weight": weight}).double().sum())
         return total / sum(self.held_out.learned)
 
     def save_facts(self, folder: Path) -> None:

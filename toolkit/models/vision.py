@@ -158,6 +158,13 @@ class VisionModel:
             model = quantise(model, self.quantize, self.dtype)
         return model.to(self.device).requires_grad_(False).eval()
 
+    def placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors where the model is, pictures in its number format."""
+        return {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
+            for key, value in tensors.items()
+        }
+
     def layers(self, parts: tuple[str, ...]) -> list[str]:
         """Full names of the linear layers of named parts, see PARTS.
 
