@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from .options import parse, positional, quiet_libraries
 @dataclass(frozen=True)
 class EvaluateOptions:
     run: Annotated[Path, positional()]
-    """Run folder, or adapter folder."""
+    """Run folder, adapter folder, or a LoRA file of any origin."""
     images: Path | None = None
     """Photos of the subject, best those it was not trained on; unset means the run's own."""
     prompts: str = ""
@@ -25,7 +24,11 @@ class EvaluateOptions:
     strength: float = 1.0
     """Of the adapter."""
     base: str | None = None
-    """Base model; unset means the run's."""
+    """Base model; unset means the one that the adapter names."""
+    token: str = ""
+    """Rare word that stands for the subject; unset means the one that the adapter names."""
+    class_noun: str = ""
+    """What the subject is; unset means what the adapter says."""
     clip: str = ""
     """Name of an open_clip model, for CLIP-I and CLIP-T; unset means the embedded one for embedded bases."""
     dino: tuple[str, ...] = ()
@@ -37,7 +40,7 @@ class EvaluateOptions:
     seed: int = 0
     """Seed of the first picture."""
     out: Path | None = None
-    """Folder for metrics.json, pictures.png and report.html; unset means the run's."""
+    """Folder for metrics.json, pictures.png and report.html; unset means the run's, or NAME-evaluation beside a file."""
 
 
 def evaluate(words: list[str]) -> None:
@@ -67,7 +70,9 @@ def evaluate(words: list[str]) -> None:
     resolve_base(recipe.base)
     clip, others = ClipScorer(options.clip or None), [DinoScorer(one) for one in options.dino]
     figures, drawn = evaluate_subject(recipe, test, references, trained_on, clip, others)
-    out = options.out or options.run
+    out = options.out or (
+        options.run if options.run.is_dir() else options.run.with_name(f"{options.run.stem}-evaluation")
+    )
     print(write_evaluation(out, figures, drawn, references))
     for key in (out / "metrics.json", out / "pictures.png", out / "report.html"):
         print(key)
@@ -77,25 +82,30 @@ def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]
     """How pictures are made, what the subject is called, and what was trained on where that is known."""
     from ..pipelines.generate import Recipe
     from ..toolkit.data.subjects import find_samples
+    from ..toolkit.formats.as_folder import check_adapter
+    from ..toolkit.formats.source import adapter_path, facts_of
     from ..training.config import PictureConfig, from_yaml
 
     run, guidance, trained_on = options.run, 4.0, []
-    adapter, base = run, options.base
+    check_adapter(run)
+    facts = dict(facts_of(adapter_path(run)))
     if (run / "config.yaml").is_file():
         config = from_yaml(run / "config.yaml")
         if not isinstance(config, PictureConfig):
             raise UserError(f"{run} is a run on a vision-language model: use `rankfold evaluate instruct --run {run}`.")
-        adapter, base, guidance = run / "adapter", base or config.base, config.guidance_scale
+        guidance = config.guidance_scale
         if config.images is not None and Path(config.images).is_dir():
             trained_on = [sample.path for sample in find_samples(config.images)]
-    file = adapter / "rankfold.json"
-    if not file.is_file():
-        raise UserError(f"{run} is neither a run folder nor an adapter of rankfold: it has no rankfold.json.")
-    facts = json.loads(file.read_text())
+    for name in ("base", "token", "class_noun"):
+        facts[name] = getattr(options, name) or facts.get(name, "")
+        if not facts[name]:
+            raise UserError(
+                f"{run} does not say its {name.replace('_', ' ')}: give it with --{name.replace('_', '-')}."
+            )
     recipe = Recipe(
         prompt="",
-        base=base or facts["base"],
-        adapters=(str(adapter),),
+        base=facts["base"],
+        adapters=(str(run),),
         strengths=(options.strength,),
         steps=options.steps,
         guidance_scale=guidance,

@@ -14,8 +14,8 @@ from .options import parse, quiet_libraries
 class SampleOptions:
     run: Path | None = None
     """Run folder whose adapter is used."""
-    adapters: tuple[Path, ...] = ()
-    """More adapter folders."""
+    adapters: tuple[str, ...] = ()
+    """More adapters: folders, runs, LoRA files of any origin, or names in the library."""
     strength: tuple[float, ...] = ()
     """One number for all adapters, or one for each; 1 is as trained."""
     regions: tuple[str, ...] = ()
@@ -74,10 +74,11 @@ def recipe_of(options: SampleOptions) -> Any:
     """The recipe that the options ask for."""
     from ..pipelines.generate import Recipe
     from ..pipelines.regions import parse_region
+    from ..toolkit.library import resolve
     from ..toolkit.runs import Run
     from ..training.config import from_yaml
 
-    adapters, base, prompt = [str(path) for path in options.adapters], options.base, options.prompt
+    adapters, base, prompt = [str(resolve(text)) for text in options.adapters], options.base, options.prompt
     guidance_scale = options.guidance_scale
     if options.run is not None:
         run = Run.open(options.run)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 def train_subject(words: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    config, fit = subject_options(words, "train subject")
+    config, fit, folds = subject_options(words, "train subject")
     quiet_libraries()
+    from ..training.cross_validation import cross_validated
     from ..training.start import train
 
     if fit is not None:
@@ -25,30 +26,34 @@ def train_subject(words: list[str]) -> None:
 
         config, flags, _ = fitted(config, fit)
         print(f"fits in {fit:g} GiB {'with: ' + ' '.join(flags) if flags else 'as it is'}")
-    report(train(config).folder)
+    report((cross_validated(config, folds) if folds else train(config)).folder)
 
 
-def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None]:
-    """The config of a subject's training, and how many GiB its peak may take."""
+def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None, int]:
+    """The config of a subject's training, how many GiB its peak may take, and in how many folds it is cross-validated."""
     from ..training.config import SubjectConfig, from_yaml
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SubjectConfig):
         fit: float | None = None
         """Choose the fewest savings that bring the peak of memory under so many GiB."""
+        folds: int = 0
+        """Cross-validation: so many runs, each measured by other photos, say how many steps the last one on all photos takes."""
 
     config_file, words = take_option(words, "--config")
     default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()
     options = parse(Options, words, name, default)
     if options.fit is not None and options.fit <= 0:
         raise UserError(f"--fit must be above 0, not {options.fit}.")
+    if options.folds < 0 or options.folds == 1:
+        raise UserError(f"--folds must be 0, or at least 2, not {options.folds}.")
     values = {field.name: getattr(options, field.name) for field in fields(SubjectConfig)}
-    return SubjectConfig(**values), options.fit
+    return SubjectConfig(**values), options.fit, options.folds
 
 
 def plan_subject(words: list[str]) -> None:
     """Nothing is loaded, nothing written."""
-    config, fit = subject_options(words, "plan subject")
+    config, fit, folds = subject_options(words, "plan subject")
     quiet_libraries()
     from ..training.plan import advice, disk, fitted, least_seconds, plan
 
@@ -67,6 +72,8 @@ def plan_subject(words: list[str]) -> None:
         f"{estimate.flops / 1e9:,.1f} GFLOP at the rate of large matrix products here"
     )
     print(*lines, sep="\n")
+    if folds:
+        print(f"That is one training; --folds makes {folds} more.")
     if config.train_text_encoder:
         print("What the text encoders' own step takes is not counted.")
 

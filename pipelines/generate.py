@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
+from ..toolkit.formats.as_folder import adapter_folder, check_adapter
+from ..toolkit.formats.source import adapter_path, content_hash
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
@@ -31,7 +34,7 @@ class Recipe:
     base: str = "tiny"
     negative_prompt: str = ""
     adapters: tuple[str, ...] = ()
-    """Adapter folders."""
+    """Adapter folders, run folders, or LoRA files of any origin."""
     strengths: tuple[float, ...] = ()
     """One for each adapter; 1 is as trained."""
     regions: tuple[Region, ...] = ()
@@ -114,8 +117,9 @@ def load_pipeline(recipe: Recipe) -> Any:
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
-    for name, path in zip(names, recipe.adapters, strict=True):
-        native.load_into_pipeline(pipe, Path(path), name)
+    folders = [adapter_folder(Path(path), pipe) for path in recipe.adapters]  # while the pipeline carries none
+    for name, folder in zip(names, folders, strict=True):
+        native.load_into_pipeline(pipe, folder, name)
     native.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
     return pipe
 
@@ -139,7 +143,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.scheduler and not hasattr(diffusers, recipe.scheduler):
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
-        native.check_adapter_folder(Path(path))
+        check_adapter(Path(path))
 
 
 def generate(recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8) -> list[tuple[Image.Image, Recipe]]:
@@ -160,12 +164,13 @@ def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
 def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tuple[Image.Image, Recipe]]:
     """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
     side = recipe.side or native_side(pipe)
-    hashes = tuple(native.adapter_hash(Path(path)) for path in recipe.adapters)
+    hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
     height = recipe.height or side
     common: Any = {
         "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side, "height": height,
+        "output_type": "np",
     }  # fmt: skip
     if recipe.regions:
         if type(pipe).__name__ != "StableDiffusionPipeline":
@@ -179,10 +184,21 @@ def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tu
             pictures = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
     else:
         pictures = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
+    check_finite(pictures)
+    pictures = pipe.image_processor.numpy_to_pil(pictures)
     whole = replace(
         recipe, batch=batch, side=side, height=height, hashes=hashes, scheduler=type(pipe.scheduler).__name__
     )
     return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
+
+
+def check_finite(pictures: np.ndarray) -> None:
+    """Raises UserError for pictures (B, H, W, 3) that are not numbers; as files they would be black."""
+    if not np.isfinite(pictures).all():
+        raise UserError(
+            "The pictures came out as values that are no numbers: take --precision fp32 (or bf16), or less --strength; an "
+            "adapter that does so at strength 1 in fp32 is spoilt, see 'rankfold inspect'."
+        )
 
 
 def save_picture(path: Path, picture: Image.Image, recipe: Recipe) -> None:
@@ -211,8 +227,8 @@ def read_recipe(path: Path) -> Recipe:
     values["regions"] = tuple(tuple(region) for region in values.get("regions", ()))
     recipe = Recipe(**values)
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
-        native.check_adapter_folder(Path(folder))
-        if native.adapter_hash(Path(folder)) != expected:
+        check_adapter(Path(folder))
+        if content_hash(adapter_path(Path(folder))) != expected:
             raise UserError(
                 f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated."
             )

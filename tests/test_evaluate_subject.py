@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rankfold.apps.cli import main
+from rankfold.pipelines.export import export_adapter
 from rankfold.toolkit import metrics
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.metrics import ClipScorer
@@ -114,6 +115,28 @@ def test_a_run_is_measured(config, dino, prompts, images, capsys):
         assert sheet.width > 8 * 64
 
 
+def test_a_lora_file_is_measured(config, base, prompts, images, tmp_path, capsys):
+    """The same figures as the run it came from; what a foreign file does not say is asked for."""
+    run = train(replace(config, preservation_weight=0.0, learning_rate=0.05))
+    file = export_adapter(run.adapter, str(base), "diffusers", tmp_path / "export").path
+    words = ["--images", str(images), "--prompts", str(prompts), "--n", "1", "--steps", "2", "--clip", "embedded"]
+    main(["evaluate", str(run.adapter), *words, "--out", str(tmp_path / "a")])
+    main(["evaluate", str(file), *words, "--base", str(base)])
+    one, other = (
+        json.loads((f / "metrics.json").read_text())
+        for f in (tmp_path / "a", file.with_name(f"{file.stem}-evaluation"))
+    )
+    for key in ("likeness, embedded", "prompt fidelity"):
+        assert other[key]["tuned"]["mean"] == pytest.approx(one[key]["tuned"]["mean"], abs=1e-3)
+    from safetensors.torch import load_file, save_file
+
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(file), bare)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(bare), *words, "--base", str(base)])
+    assert "does not say its token: give it with --token" in capsys.readouterr().err
+
+
 def test_an_adapter_without_effect_measures_as_nothing(config, prompts, images, tmp_path):
     """Strength 0: no drift, nothing closed, the same prompt fidelity."""
     run = train(replace(config, steps=2))
@@ -129,7 +152,7 @@ def test_an_adapter_without_effect_measures_as_nothing(config, prompts, images, 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["nowhere"], "neither a run folder nor an adapter"),
+        (["nowhere"], "does not exist: give a run folder, an adapter folder or a LoRA file"),
         (["nowhere", "--n", "0"], "--n must be at least 1"),
     ],
 )

@@ -163,6 +163,39 @@ def test_two_adapters_at_once(trained, base):
     assert difference <= 1
 
 
+@pytest.mark.parametrize("format", ["diffusers", "kohya", "kohya-full"])
+def test_files_of_any_origin_are_adapters(format, trained, base, tmp_path):
+    """A file makes the picture of the run it was exported from, at any strength, and is read only once."""
+    file = export_adapter(trained.adapter, str(base), format, tmp_path).path
+    recipe = recipe_for(trained, base, adapters=(str(file),), strengths=(0.7,), steps=2)
+    ours = generate(recipe_for(trained, base, strengths=(0.7,), steps=2))[0][0]
+    theirs, own = generate(recipe)[0]
+    difference = np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max()
+    assert difference <= 1
+    assert own.hashes != ()
+    again = generate(recipe)[0][0]
+    assert again.tobytes() == theirs.tobytes()
+
+
+def test_a_file_of_another_base_is_refused(trained, base, tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "other.safetensors"
+    names = ("unet.nothing.here.lora_A.weight", "unet.nothing.here.lora_B.weight")
+    save_file({names[0]: torch.ones(2, 8), names[1]: torch.ones(8, 2)}, file)
+    with pytest.raises(UserError, match="made for another base model"):
+        load_pipeline(recipe_for(trained, base, adapters=(str(file),)))
+
+
+def test_pictures_that_are_no_numbers_are_refused(trained, base):
+    recipe = recipe_for(trained, base, adapters=(), strengths=(), steps=1)
+    pipe = load_pipeline(recipe)
+    with torch.no_grad():
+        pipe.vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="no numbers: take --precision fp32"):
+        generate(recipe, pipe=pipe)
+
+
 def test_prior_is_free_of_the_adapter(trained, base):
     """The library call takes any stock pipeline."""
     pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
@@ -187,7 +220,7 @@ def test_sample_command(trained, base, tmp_path, capsys):
         ({"scheduler": "NoSuch"}, "not a scheduler"),
         ({"steps": 0}, "--steps"),
         ({"strengths": ()}, "strengths"),
-        ({"adapters": ("nowhere",)}, "holds no adapter"),
+        ({"adapters": ("nowhere",)}, "does not exist: give a run folder, an adapter folder or a LoRA file"),
     ],
 )
 def test_recipe_mistakes(trained, base, changes, words):

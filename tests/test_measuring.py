@@ -11,7 +11,9 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.runs import Run
 from rankfold.training import measuring
-from rankfold.training.measuring import Measured, choose, no_more_gain, scores, told
+from rankfold.training.config import from_yaml
+from rankfold.training.cross_validation import cross_validated
+from rankfold.training.measuring import Measured, Series, choose, no_more_gain, told
 from rankfold.training.start import preflight, resume, train
 from rankfold.training.subject import measured_by
 
@@ -27,6 +29,10 @@ def made(step, likeness, fidelity, spread=0.0):
 BASE = made(0, 0.2, 0.5)
 
 
+def series(*steps, real=0.8):
+    return Series(BASE, steps, real)
+
+
 @pytest.fixture
 def measured(config, tmp_path):
     """Two prompts, two denoising steps."""
@@ -38,11 +44,13 @@ def measured(config, tmp_path):
 
 def test_scores_by_hand():
     """Half of the way to real photos, a fifth of the prompt fidelity lost."""
-    torch.testing.assert_close(scores(made(10, 0.5, 0.4), BASE, 0.8), torch.full((8,), 0.5 - 0.2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        series(made(10, 0.5, 0.4)).scores()[10], torch.full((8,), 0.5 - 0.2), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_best_is_kept_when_it_is_sure():
-    choice = choose([made(10, 0.3, 0.5), made(20, 0.6, 0.49), made(30, 0.65, 0.2)], BASE, 0.8)
+    choice = choose([series(made(10, 0.3, 0.5), made(20, 0.6, 0.49), made(30, 0.65, 0.2))])
     assert (choice.step, choice.best, choice.alike) == (20, 20, (20,))
     assert choice.front == (10, 20, 30)
     assert "surely" in told(choice)
@@ -50,7 +58,7 @@ def test_the_best_is_kept_when_it_is_sure():
 
 def test_of_steps_that_cannot_be_told_apart_the_earliest_is_kept():
     noisy = [made(step, 0.6 + 0.001 * step / 10, 0.5, spread=0.1) for step in (10, 20, 30)]
-    choice = choose(noisy, BASE, 0.8)
+    choice = choose([series(*noisy)])
     assert choice.step == 10
     assert set(choice.alike) == {10, 20, 30}
     assert "cannot be told apart" in told(choice)
@@ -59,10 +67,10 @@ def test_of_steps_that_cannot_be_told_apart_the_earliest_is_kept():
 def test_training_stops_when_nothing_is_gained():
     rising = [made(step, 0.2 + step / 100, 0.5) for step in (10, 20, 30)]
     flat = [*rising, made(40, 0.5, 0.5), made(50, 0.5, 0.5)]
-    assert not no_more_gain(rising, BASE, 0.8, 2)
-    assert no_more_gain(flat, BASE, 0.8, 2)
-    assert not no_more_gain(flat, BASE, 0.8, 0)
-    assert not no_more_gain(flat[:2], BASE, 0.8, 2)
+    assert not no_more_gain(series(*rising), 2)
+    assert no_more_gain(series(*flat), 2)
+    assert not no_more_gain(series(*flat), 0)
+    assert not no_more_gain(series(*flat[:2]), 2)
 
 
 def test_what_is_held_out_is_not_trained_on(measured, images):
@@ -103,6 +111,57 @@ def test_a_resumed_run_measures_the_same(measured):
     part = train_until(replace(measured, out=measured.out.parent / "part"), 3)
     resume(part.folder)
     assert measuring.recorded(Run(part.folder)) == measuring.recorded(whole)
+
+
+def test_several_runs_are_chosen_by_together():
+    """Alone the first run's best is step 20 and the second's step 10; together it is 20."""
+    one = series(made(10, 0.3, 0.5), made(20, 0.7, 0.5))
+    other = series(made(10, 0.5, 0.5), made(20, 0.49, 0.5), made(30, 0.7, 0.5))
+    assert choose([other]).step == 30
+    together = choose([one, other])
+    assert (together.step, together.best) == (20, 20)
+    assert set(together.alike) <= {10, 20}
+
+
+def test_cross_validation(measured, images, capsys):
+    """Every photo is held out once; the last run has all of them and the steps that the folds chose; nothing is done twice."""
+    run = cross_validated(measured, 2)
+    folds = [Run(run.folder / "folds" / str(k)) for k in range(2)]
+    choice = json.loads((run.folder / "choice.json").read_text())
+    assert choice["step"] in (2, 4, 6)
+    assert run.status()["step"] == choice["step"]
+    held = [from_yaml(fold.config_file).hold_out for fold in folds]
+    assert sorted([*held[0], *held[1]]) == sorted(path.name for path in images.glob("*.png"))
+    assert "cross-validation of 2 runs" in capsys.readouterr().out
+    beats = [fold.status()["beat"] for fold in folds]
+    again = cross_validated(replace(measured, out=run.folder), 2)
+    assert [fold.status()["beat"] for fold in folds] == beats
+    assert all(
+        torch.equal(a, b) for a, b in zip(adapter(run.folder).values(), adapter(again.folder).values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "folds", "words"),
+    [
+        ({"evaluate_every": 0}, 2, "needs --evaluate-every"),
+        ({"hold_out": ("0.png",)}, 2, "needs no --hold-out"),
+        ({}, 9, "between 2 and the number of photos, 5"),
+    ],
+)
+def test_cross_validation_mistakes(measured, change, folds, words):
+    with pytest.raises(UserError, match=words):
+        cross_validated(replace(measured, **change), folds)
+
+
+def test_photos_that_are_named_are_held_out(measured, images):
+    samples = find_samples(images)
+    names = tuple(sorted({sample.path.name for sample in samples})[1:3])
+    kept, out = measured_by(replace(measured, hold_out=names), samples)
+    assert [path.name for path in out] == list(names)
+    assert len(kept) == 3
+    with pytest.raises(UserError, match="must name photos"):
+        measured_by(replace(measured, hold_out=("nobody.png",)), samples)
 
 
 def test_patience_ends_a_run(measured):

@@ -179,6 +179,8 @@ class SubjectConfig(PictureConfig, AdapterChoice):
     """Steps between measurements of likeness and prompt fidelity; 0 makes none."""
     evaluate_images: Path | None = None
     """Photos that likeness is measured by; unset means one in five of --images, which is then not trained on."""
+    hold_out: tuple[str, ...] = ()
+    """Names of the photos that are held out, in the place of one in five."""
     evaluate_prompts: str = ""
     """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others."""
     evaluate_clip: str = ""
@@ -422,6 +424,10 @@ def check_pictures(config: PictureConfig) -> None:
         if not config.evaluate_every and (config.patience or config.keep == "best"):
             raise UserError(
                 "--keep best and --patience go by measurements, of which there are none: set --evaluate-every."
+            )
+        if config.hold_out and (config.evaluate_images is not None or not config.evaluate_every):
+            raise UserError(
+                "--hold-out names photos of --images to measure by: it needs --evaluate-every, and no --evaluate-images."
             )
     if not config.token.strip():
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")

@@ -69,20 +69,50 @@ class Yardstick:
         return Measured(step, tuple(likeness.tolist()), tuple(fidelity.tolist()), self.texts)
 
 
-def scores(one: Measured, base: Measured, real: float) -> torch.Tensor:
-    """Score of each picture: way closed to real photos, less the share of prompt fidelity lost."""
-    before, fidelity = torch.tensor(base.likeness).mean(), torch.tensor(base.fidelity).mean()
-    closed = (torch.tensor(one.likeness) - before) / (real - before).clamp(min=1e-6)
-    lost = (fidelity - torch.tensor(one.fidelity)) / fidelity.abs().clamp(min=1e-6)
-    return closed - lost
+@dataclass(frozen=True)
+class Series:
+    """All measurements of one run."""
+
+    base: Measured
+    """Before the first step."""
+    steps: tuple[Measured, ...]
+    real: float
+    """Likeness of a real photo."""
+
+    @classmethod
+    def of(cls, run: Run) -> Series:
+        """Those that a run has recorded."""
+        base, *steps = recorded(run)
+        real = [row["likeness_real"] for row in run.metrics() if "likeness_real" in row]
+        return cls(base, tuple(steps), real[-1])
+
+    def scores(self) -> dict[int, torch.Tensor]:
+        """Step -> the score of each picture: way closed to real photos, less the share of prompt fidelity lost."""
+        before, fidelity = torch.tensor(self.base.likeness).mean(), torch.tensor(self.base.fidelity).mean()
+        found = {}
+        for one in self.steps:
+            closed = (torch.tensor(one.likeness) - before) / (self.real - before).clamp(min=1e-6)
+            lost = (fidelity - torch.tensor(one.fidelity)) / fidelity.abs().clamp(min=1e-6)
+            found[one.step] = closed - lost
+        return found
 
 
-def choose(measured: Sequence[Measured], base: Measured, real: float) -> Choice:
-    """The step to keep."""
-    own = {one.step: scores(one, base, real) for one in measured}
+def choose(runs: Sequence[Series]) -> Choice:
+    """The step to keep, by the pictures of all runs at once: one run, or those of a cross-validation."""
+    scored = [run.scores() for run in runs]
+    steps = [step for step in scored[0] if all(step in own for own in scored)]
+    own = {step: torch.cat([one[step] for one in scored]) for step in steps}
+    prompts = [prompt for run in runs for prompt in run.base.prompts]
     best = max(own, key=lambda step: (float(own[step].mean()), -step))
-    alike = [step for step in own if not surely_below(own[step], own[best], measured[0].prompts)]
-    means = {one.step: (sum(one.likeness), sum(one.fidelity)) for one in measured}
+    alike = [step for step in own if not surely_below(own[step], own[best], prompts)]
+    measured = [one for run in runs for one in run.steps]
+    means = {
+        step: (
+            sum(sum(one.likeness) for one in measured if one.step == step),
+            sum(sum(one.fidelity) for one in measured if one.step == step),
+        )
+        for step in steps
+    }
     front = [
         s for s, (a, b) in means.items() if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in means.values())
     ]
@@ -94,13 +124,13 @@ def surely_below(one: torch.Tensor, other: torch.Tensor, prompts: Sequence[str])
     return scoring.cluster_interval((one - other).tolist(), list(prompts))[1] < 0
 
 
-def no_more_gain(measured: Sequence[Measured], base: Measured, real: float, patience: int) -> bool:
+def no_more_gain(run: Series, patience: int) -> bool:
     """Whether none of the last `patience` measurements is surely above the best before them."""
-    if not patience or len(measured) <= patience:
+    if not patience or len(run.steps) <= patience:
         return False
-    before, last = measured[:-patience], measured[-patience:]
-    best = max((scores(one, base, real) for one in before), key=lambda values: float(values.mean()))
-    return not any(surely_below(best, scores(one, base, real), one.prompts) for one in last)
+    own = list(run.scores().values())
+    best = max(own[:-patience], key=lambda values: float(values.mean()))
+    return not any(surely_below(best, values, run.base.prompts) for values in own[-patience:])
 
 
 # ---------------------------------------------------------------------------------------------- in the run folder
@@ -134,6 +164,11 @@ def keep(run: Run, choice: Choice) -> None:
     """Makes the chosen step's adapter the run's own."""
     shutil.rmtree(run.adapter)
     shutil.copytree(snapshot(run, choice.step), run.adapter)
+    write_choice(run, choice)
+
+
+def write_choice(run: Run, choice: Choice) -> None:
+    """Writes down which step was best."""
     write_text(run.folder / "choice.json", json.dumps(asdict(choice), indent=1))
 
 

@@ -39,7 +39,7 @@ def measured_by(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Samp
     """The samples to train on, and the photos that likeness is measured by.
 
     Raises:
-        UserError: when there are too few to hold one out.
+        UserError: when there are too few to hold one out, or one that shall be held out is not there.
     """
     if not config.evaluate_every:
         return samples, []
@@ -47,6 +47,13 @@ def measured_by(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Samp
         found = find_samples(config.evaluate_images, skip_bad=config.skip_bad, option="--evaluate-images")
         return samples, [sample.path for sample in found]
     files = sorted({sample.path for sample in samples})
+    if config.hold_out:
+        named = [path for path in files if path.name in config.hold_out]
+        if len(named) != len(set(config.hold_out)) or len(named) == len(files):
+            raise UserError(
+                f"--hold-out {' '.join(config.hold_out)} must name photos of --images, and leave some to train on."
+            )
+        return [sample for sample in samples if sample.path not in named], named
     if len(files) < LEAST_PHOTOS:
         raise UserError(
             f"--images holds {len(files)} photos, too few to hold one out for --evaluate-every: add photos up to {LEAST_PHOTOS}, or give "
@@ -113,8 +120,7 @@ class SubjectTask(PictureTask):
         if step % config.evaluate_every and step < config.steps:
             return False
         averaged(lambda: self.measure(run, step))
-        base, *measured = measuring.recorded(run)
-        return measuring.no_more_gain(measured, base, self.yardstick.real, config.patience)
+        return measuring.no_more_gain(measuring.Series.of(run), config.patience)
 
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
@@ -130,9 +136,7 @@ class SubjectTask(PictureTask):
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
         """Keeps the best of the measured steps, if so wished."""
         if accelerator.is_main_process and self.config.keep == "best":
-            assert self.yardstick is not None
-            base, *measured = measuring.recorded(run)
-            choice = measuring.choose(measured, base, self.yardstick.real)
+            choice = measuring.choose([measuring.Series.of(run)])
             measuring.keep(run, choice)
             print(measuring.told(choice))
         return "done"

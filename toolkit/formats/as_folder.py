@@ -1,0 +1,56 @@
+"""Any adapter as an adapter folder of ours, which is what sampling takes: a run's, a folder, or anybody's LoRA file.
+
+A file is read once for each base and kept in the cache. A layer that it changes by a matrix of full rank becomes LoRA of as high a
+rank as the matrix has.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..adapters.approximate import low_rank
+from ..data.cache import key_of
+from ..models.diffusion import cache_folder
+from ..runs import write_text
+from . import native
+from .read import read_lora
+from .source import adapter_path, content_hash, file_changes, is_native
+from .write import Part, peft_state
+
+
+def check_adapter(path: Path) -> None:
+    """Raises UserError when there is no adapter at a path, without a model."""
+    place = adapter_path(path)
+    if not is_native(place):
+        read_lora(place)
+
+
+def adapter_folder(path: Path, pipe: Any) -> Path:
+    """The folder of an adapter for a pipeline without adapters.
+
+    Raises:
+        UserError: when there is no adapter, or a file was made for another base.
+    """
+    place = adapter_path(path)
+    if is_native(place):
+        return place
+    folder = cache_folder() / "adapters" / key_of(hash=content_hash(place), base=str(pipe.name_or_path))[:32]
+    if not (folder / "rankfold.json").is_file():  # written last
+        shutil.rmtree(folder, ignore_errors=True)
+        write_folder(place, pipe, folder)
+    return folder
+
+
+def write_folder(file: Path, pipe: Any, folder: Path) -> None:
+    """Writes a LoRA file's changes of a pipeline's layers as PEFT folders."""
+    for name, folded in file_changes(file, pipe).items():
+        part = Part(getattr(pipe, name), folded, "")
+        short = {
+            layer: low_rank(change, part.layer(layer).weight.detach().flatten(1).float().cpu())[0]  # type: ignore[union-attr]
+            for layer, change in folded.items()
+        }
+        native.write_state(folder / name, *peft_state(Part(part.model, short, "")))
+    write_text(folder / "rankfold.json", json.dumps({"adapter": "lora", "file": file.name}))
