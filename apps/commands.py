@@ -46,6 +46,8 @@ COMMANDS = {
     "chat": Command("Ask a tuned vision-language model about pictures.", "chat:chat"),
     "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
     "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),
+    "queue": Command("Put a run into the queue.", "work:queue"),
+    "work": Command("Carry out queued runs, one after another for each device.", "work:work"),
     "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
     "compose": Command(
         "Make one adapter of several, with weights given, alike, or learned on a few pictures.", "compose:compose"

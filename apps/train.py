@@ -120,9 +120,7 @@ def stop(words: list[str]) -> None:
     from ..toolkit.runs import Run
 
     run = Run.open(parse(Options, words, "stop").run)
-    if not run.is_live():
-        raise UserError(f"{run.folder} is not running.")
-    (run.requests / "stop").touch()
+    run.ask("stop")
     print(f"{run.folder} will write a checkpoint and stop after this step.")
 
 

@@ -2,6 +2,8 @@
 
     runs/<id>/ config.yaml  status.json  metrics.jsonl  log.txt  samples/  checkpoints/  adapter/  requests/
 
+States: queued -> starting -> running -> done, stopped or failed; lost is one whose process is gone without saying so.
+
 Everything is written whole or not at all: a file is written beside its final name, flushed, and renamed.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,11 @@ from .errors import UserError
 
 LIVE = ("starting", "running")
 REQUESTS = ("stop", "sample", "save")
+SILENCE = {
+    "starting": 1800.0,
+    "running": 300.0,
+}  # seconds without a sign of life after which a run on another machine is lost
+HOST = socket.gethostname()
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -105,22 +113,38 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The last status, {} when there is none yet."""
         try:
-            return json.loads(self.status_file.read_text())
-        except (OSError, json.JSONDecodeError):
+            status = json.loads(self.status_file.read_text())
+        except (OSError, ValueError):
             return {}
+        return status if isinstance(status, dict) else {}
 
     def set_status(self, **values: Any) -> None:
-        """Updates fields of status.json; the process and the time are added."""
-        status = self.status() | values | {"pid": os.getpid(), "born": born(os.getpid()), "beat": time.time()}
+        """Updates fields of status.json; the process, its machine and the time are added."""
+        own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
+        status = self.status() | values | own
         write_text(self.status_file, json.dumps(status, indent=1))
 
     def is_live(self) -> bool:
         """True while another process is at work in this folder."""
         status = self.status()
-        pid = status.get("pid")
-        if status.get("state") not in LIVE or pid is None or pid == os.getpid():
-            return False
-        return born(pid) is not None and born(pid) == status.get("born")
+        mine = status.get("pid") == os.getpid() and status.get("host", HOST) == HOST
+        return status.get("state") in LIVE and not mine and is_alive(status)
+
+    def state(self) -> str:
+        """The state as it is now, 'lost' for a run whose process is gone; '' for a folder that says none."""
+        status = self.status()
+        state = status.get("state", "")
+        return "lost" if state in LIVE and not is_alive(status) else state
+
+    def ask(self, request: str) -> None:
+        """Leaves a request (stop, sample, save) for the process at work here.
+
+        Raises:
+            UserError: when none is.
+        """
+        if not self.is_live():
+            raise UserError(f"{self.folder} is not running.")
+        (self.requests / request).touch()
 
     def claim(self) -> None:
         """Makes the folder this process's own.
@@ -188,6 +212,14 @@ class Run:
         """Deletes all but the newest `keep` checkpoints."""
         for path in self.checkpoint_files()[:-keep]:
             path.unlink(missing_ok=True)
+
+
+def is_alive(status: dict[str, Any]) -> bool:
+    """Whether the process that wrote a status is there; on another machine: whether it was heard of lately."""
+    pid = status.get("pid")
+    if status.get("host", HOST) != HOST:
+        return time.time() - status.get("beat", 0.0) < SILENCE.get(status.get("state", ""), 300.0)
+    return pid is not None and born(pid) is not None and born(pid) == status.get("born")
 
 
 def born(pid: int) -> float | None:

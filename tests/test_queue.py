@@ -1,0 +1,192 @@
+"""The queue: runs wait, a worker carries them out one by one, and whatever dies on the way is said plainly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from rankfold.apps.cli import main
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.runs import Run, write_text
+from rankfold.training import queue
+from rankfold.training.config import ComposeConfig
+from rankfold.training.start import train
+
+
+def wait_for(condition, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def worker(root):
+    """Starts workers as a user does, and ends whatever they have left."""
+    started = []
+
+    def start(device="0", *more):
+        words = [sys.executable, "-m", "rankfold.apps.cli", "work", "--runs", str(root), "--device", device, *more]
+        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+    for run in queue.runs_in(root):
+        if run.is_live():
+            psutil.Process(run.status()["pid"]).kill()
+
+
+def test_the_oldest_run_goes_first_and_equals_one_that_did_not_wait(config, root, worker):
+    from test_training import adapter
+
+    plain = train(replace(config, out=root.parent / "plain"))
+    runs = [queue.enqueue(replace(config, out=root / name, seed=seed)) for name, seed in (("b", 0), ("a", 1))]
+    assert [run.state() for run in runs] == ["queued", "queued"]
+    assert [run.folder.name for run in queue.waiting(root)] == ["b", "a"]
+    said, _ = worker("0", "--until-empty").communicate(timeout=240)
+    assert "2 runs were carried out" in said
+    assert [run.state() for run in runs] == ["done", "done"]
+    assert runs[0].status()["beat"] < runs[1].status()["beat"]
+    own, other = adapter(runs[0].folder), adapter(plain.folder)
+    assert all((own[key] == other[key]).all() for key in own)
+    assert not queue.workers(root)
+
+
+def test_a_run_that_fails_says_why_and_the_next_one_goes_on(config, images, root, worker):
+    bad = queue.enqueue(replace(config, out=root / "bad", learning_rate=1e30))
+    good = queue.enqueue(replace(config, out=root / "good"))
+    worker("0", "--until-empty").communicate(timeout=240)
+    assert (bad.state(), good.state()) == ("failed", "done")
+    assert "loss is not finite" in bad.status()["error"]
+    assert "loss is not finite" in (bad.folder / queue.OUTPUT).read_text()
+
+
+def test_what_can_be_checked_is_refused_at_once(config, root):
+    with pytest.raises(UserError, match="--rank must be at least 1"):
+        queue.enqueue(replace(config, out=root / "a", rank=0))
+    assert not (root / "a").exists()
+    queue.enqueue(replace(config, out=root / "a"))
+    with pytest.raises(UserError, match="is there already: choose another name"):
+        queue.enqueue(replace(config, out=root / "a"))
+
+
+def test_a_config_that_was_broken_by_hand_fails_with_its_sentence(config, root, worker):
+    run = queue.enqueue(replace(config, out=root / "a"))
+    write_text(run.config_file, run.config_file.read_text().replace("rank: 4", "rnk: 4"))
+    worker("0", "--until-empty").communicate(timeout=240)
+    assert run.state() == "failed"
+    assert "unknown key 'rnk'" in run.status()["error"]
+
+
+def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
+    """kill -9 of the run's process: lost, then queued again, then as if nothing had been."""
+    from test_training import adapter
+
+    whole = train(replace(config, steps=200, out=root.parent / "whole"))
+    run = queue.enqueue(replace(config, steps=200, out=root / "a"))
+    worker()
+    wait_for(lambda: run.checkpoint_files())
+    os.kill(run.status()["pid"], signal.SIGKILL)
+    wait_for(lambda: run.state() == "lost")
+    queue.enqueue_again(run)
+    wait_for(lambda: run.state() == "done")
+    steps = [row["step"] for row in run.metrics()]
+    assert steps == sorted(set(steps))
+    own, other = adapter(run.folder), adapter(whole.folder)
+    assert all((own[key] == other[key]).all() for key in own)
+
+
+def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
+    """The run goes on; the next worker waits for it, since the device is taken."""
+    first, second = (queue.enqueue(replace(config, steps=s, out=root / n)) for n, s in (("a", 300), ("b", 6)))
+    one = worker()
+    wait_for(lambda: first.state() == "running")
+    one.kill()
+    one.wait()
+    assert queue.workers(root) == []
+    other = worker("0", "--until-empty")
+    time.sleep(3)
+    assert first.state() == "running"
+    assert second.state() == "queued"
+    other.communicate(timeout=240)
+    assert (first.state(), second.state()) == ("done", "done")
+
+
+def test_one_worker_for_a_device(root, worker):
+    one = worker()
+    wait_for(lambda: queue.workers(root) == ["0"])
+    with pytest.raises(UserError, match="worker for device 0 is at work"):
+        queue.work(root, "0", until_empty=True)
+    assert queue.work(root, "1", until_empty=True) == 0
+    one.terminate()
+
+
+def test_waiting_runs_are_withdrawn_and_running_ones_stop(config, root, worker):
+    run = queue.enqueue(replace(config, out=root / "a"))
+    queue.withdraw(run)
+    assert run.state() == "stopped"
+    with pytest.raises(UserError, match="is not running"):
+        queue.withdraw(run)
+    queue.enqueue_again(run)
+    assert run.state() == "queued"
+    with pytest.raises(UserError, match="is queued: only a run that was stopped"):
+        queue.enqueue_again(run)
+    long = queue.enqueue(replace(config, steps=5000, out=root / "b"))
+    worker()
+    wait_for(lambda: long.state() == "running")
+    queue.withdraw(long)
+    wait_for(lambda: long.state() == "stopped")
+    assert long.checkpoint_files()
+    assert run.state() == "done"
+
+
+def test_fixed_compositions_wait_too(config, root, worker):
+    one = train(replace(config, out=root.parent / "one"))
+    both = (str(one.folder), str(one.folder))
+    run = queue.enqueue(ComposeConfig(adapters=both, base=config.base, out=root / "both"))
+    worker("0", "--until-empty").communicate(timeout=240)
+    assert run.state() == "done"
+    assert (run.adapter / "unet").is_dir()
+
+
+def test_a_run_on_another_machine_is_judged_by_its_signs_of_life(config, root):
+    run = queue.enqueue(replace(config, out=root / "a"))
+    status = run.status() | {"state": "running", "host": "elsewhere", "pid": 1}
+    write_text(run.status_file, json.dumps(status | {"beat": time.time()}))
+    assert run.state() == "running"
+    assert run.is_live()
+    write_text(run.status_file, json.dumps(status | {"beat": time.time() - 1000}))
+    assert run.state() == "lost"
+
+
+def test_folders_with_rubbish_are_passed_over(config, root):
+    queue.enqueue(replace(config, out=root / "a"))
+    (root / "rubbish").mkdir()
+    (root / "rubbish" / "status.json").write_text("{{{")
+    (root / "broken").mkdir()
+    (root / "broken" / "config.yaml").write_bytes(b"\x00\xff")
+    (root / "broken" / "status.json").write_text("[1, 2]")
+    (root / "file").write_text("x")
+    assert {run.folder.name: run.state() for run in queue.runs_in(root)} == {"a": "queued", "broken": ""}
+    assert [run.folder.name for run in queue.waiting(root)] == ["a"]
+
+
+def test_a_config_is_queued_from_the_command_line(config, root, capsys):
+    run = train(replace(config, steps=2, out=root.parent / "one"))
+    main(["queue", str(run.config_file), "--out", str(root / "again")])
+    assert "waits. Carry it out with: rankfold work" in capsys.readouterr().out
+    assert Run(root / "again").state() == "queued"
