@@ -48,6 +48,7 @@ COMMANDS = {
     "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),
     "queue": Command("Put a run into the queue.", "work:queue"),
     "work": Command("Carry out queued runs, one after another for each device.", "work:work"),
+    "app": Command("Train, watch, sample and compare in the browser.", "app:app"),
     "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
     "compose": Command(
         "Make one adapter of several, with weights given, alike, or learned on a few pictures.", "compose:compose"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,18 @@ def denoise(
     height: int = 0,
     negative: Sequence[str] | Words | None = None,
     output_type: str = "pil",
+    on_step: Callable[[], None] | None = None,
 ) -> Any:
     """Pictures from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed.
 
-    side: width, and height where that is 0, pixels.
+    side: width, and height where that is 0, pixels. on_step: called behind every denoising step; what it raises ends the pictures.
     """
+
+    def told(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if on_step:
+            on_step()
+        return values
+
     return pipe(
         **family_of(pipe).call_inputs(prompts, negative, guidance_scale),
         generator=[generator(seed, 101) for seed in seeds],
@@ -78,6 +85,7 @@ def denoise(
         height=height or side,
         width=side,
         output_type=output_type,
+        callback_on_step_end=told,
     ).images
 
 
@@ -146,12 +154,14 @@ def check_recipe(recipe: Recipe) -> None:
         check_adapter(Path(path))
 
 
-def generate(recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8) -> list[tuple[Image.Image, Recipe]]:
-    """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it."""
+def generate(
+    recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8, on_step: Callable[[], None] | None = None
+) -> list[tuple[Image.Image, Recipe]]:
+    """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
     pipe = pipe or sampling_pipeline(recipe)
     made = []
     for start in range(recipe.seed, recipe.seed + n, batch):
-        made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe)
+        made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
     return made
 
 
@@ -161,7 +171,9 @@ def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
     return generate_batch(recipe, batch, pipe or sampling_pipeline(recipe))[recipe.seed - batch[0]]
 
 
-def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tuple[Image.Image, Recipe]]:
+def generate_batch(
+    recipe: Recipe, batch: tuple[int, int], pipe: Any, on_step: Callable[[], None] | None = None
+) -> list[tuple[Image.Image, Recipe]]:
     """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
     side = recipe.side or native_side(pipe)
     hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
@@ -170,7 +182,7 @@ def generate_batch(recipe: Recipe, batch: tuple[int, int], pipe: Any) -> list[tu
     height = recipe.height or side
     common: Any = {
         "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side, "height": height,
-        "output_type": "np",
+        "output_type": "np", "on_step": on_step,
     }  # fmt: skip
     if recipe.regions:
         if type(pipe).__name__ != "StableDiffusionPipeline":

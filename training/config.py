@@ -481,13 +481,19 @@ def from_yaml(path: Path) -> Any:
     Raises:
         UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
     """
+    try:
+        return from_text(Path(path).read_text(errors="replace"), str(path))
+    except OSError as error:
+        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+
+
+def from_text(text: str, path: str) -> Any:
+    """The same for a config as text. path: what errors call it."""
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -31,7 +31,7 @@ from ..toolkit.runs import Run, write_atomic, write_png, write_text
 from .config import LoopConfig
 from .optimizer import make_optimizer
 from .processes import StopSignal
-from .progress import Progress
+from .progress import Progress, peak_memory_gib
 
 BEAT = 5.0  # seconds between signs of life in status.json
 LOOK = 0.2  # seconds between looks for requests
@@ -242,7 +242,10 @@ class Loop:
         self.logged_at, self.logged_step = now, self.step
         if self.accelerator.is_main_process:
             rate = self.schedule.get_last_lr()[0]
-            self.run.append_metrics(step=self.step, loss=loss, learning_rate=rate, images_per_second=round(speed, 3))
+            memory = round(peak_memory_gib(), 3)
+            self.run.append_metrics(
+                step=self.step, loss=loss, learning_rate=rate, images_per_second=round(speed, 3), memory_gib=memory
+            )
             self.run.append_log(self.progress.update(self.step, loss, speed))
         if self.config.tracker != "none":
             self.accelerator.log({"loss": loss, "images_per_second": speed}, step=self.step)

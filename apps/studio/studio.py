@@ -1,0 +1,58 @@
+"""The studio: its pages, each with an address of its own, and what they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import gradio as gr
+
+from .pipes import Pipes
+from .places import Places
+
+CSS = """
+.curve { margin: .4rem 0 1rem; } .curve svg { width: 100%; height: auto; } .curve figcaption { font-weight: 600; }
+.state { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: baseline; }
+.state b { font-size: 1.2rem; } .fault { color: #b91c1c; font-weight: 600; } .dark .fault { color: #fca5a5; }
+progress { width: 100%; height: 1rem; } .title h1 { font-size: 1.4rem; margin: .2rem 0; }
+@media (max-width: 640px) { .gradio-container { padding: .4rem !important; } }
+"""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What every page has."""
+
+    places: Places
+    device: str = "0"
+    start_workers: bool = True
+    """Whether starting a run also starts a worker for it."""
+    pipes: Pipes = field(default_factory=Pipes)
+
+    @cached_property
+    def theme(self) -> gr.themes.Base:
+        """Black on white or white on black, with the system's own fonts, so that nothing is fetched."""
+        sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+        return gr.themes.Monochrome(font=sans, font_mono=mono)
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """All pages."""
+    from . import train_page, watch_page
+    from .generate_page import build as generate_page
+
+    with gr.Blocks(title="rankfold", analytics_enabled=False) as demo:
+        title("Train")
+        train_page.build(studio)
+    with demo.route("Watch", "watch"):
+        title("Watch")
+        watch_page.build(studio)
+    with demo.route("Generate", "generate"):
+        title("Generate")
+        generate_page(studio)
+    return demo
+
+
+def title(name: str) -> None:
+    """The heading of a page."""
+    gr.HTML(f"<h1>{name}</h1>", elem_classes="title", padding=False)

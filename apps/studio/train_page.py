@@ -1,0 +1,234 @@
+"""Train: pictures, base, adapter and settings; what it will take; into the queue."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ...toolkit.data.subjects import find_samples
+from ...toolkit.errors import UserError
+from ...toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
+from ...toolkit.models.vision import EMBEDDED as EMBEDDED_VISION
+from ...training.config import ConversationConfig, LoopConfig, PictureConfig, SubjectConfig
+from ...training.queue import enqueue, start_worker
+from ..demo import DEMO_SETTINGS
+from .fields import values_of, yaml_of
+from .form import Form
+from .places import Places
+from .studio import Studio
+from .uploads import crop_preview, keep, look_at, write_captions
+from .words import note, plainly, time_left
+
+SUBJECT = ("base", "adapter", "token", "class_noun", "steps", "rank", "learning_rate", "seed")
+TASK = ("base", "adapter", "data", "images", "steps", "rank", "learning_rate", "seed")
+QUICK, STANDARD, THOROUGH = "Quick look", "Standard", "Thorough"
+STEPS = {QUICK: 0.3, STANDARD: 1.0, THOROUGH: 2.5}
+PATHS = ("images", "masks", "evaluate_images", "chat_template", "data", "replay", "held_out")
+SIDE = 160  # pixels of a thumbnail
+
+
+def preset(name: str, base: str) -> dict[str, Any]:
+    """Settings that suit a base: those of the demo for embedded ones, careful ones for others."""
+    if base in DEMO_SETTINGS:
+        settings = {key: list(v) if isinstance(v, tuple) else v for key, v in DEMO_SETTINGS[base].items()}
+        return settings | {"steps": round(300 * STEPS[name])}
+    settings = {"learning_rate": 1e-4, "batch_size": 1, "gradient_checkpointing": True, "precision": "bf16"}
+    return settings | {"steps": round(800 * STEPS[name]), "rank": 16, "alpha": 16.0}
+
+
+def checked(config: LoopConfig, places: Places, name: str) -> LoopConfig:
+    """The config with the run's folder set, if all its paths may be read.
+
+    Raises:
+        UserError: for a path outside what the studio may read.
+    """
+    values: dict[str, Any] = {"out": places.new_run(name)}
+    known = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    for key in PATHS:
+        text = str(getattr(config, key, None) or "")
+        if key in known and text and not (key == "masks" and text == "alpha"):
+            path = places.readable_path(text, f"The path of {key}")
+            values[key] = str(path) if key == "masks" else path
+    embedded = EMBEDDED_VISION if isinstance(config, ConversationConfig) else EMBEDDED
+    values["base"] = places.base(getattr(config, "base", ""), tuple(embedded))
+    if isinstance(config, SubjectConfig):
+        values["also"] = {
+            key: str(places.readable_folder(text, "The folder of also")) for key, text in config.also.items()
+        }
+        if config.evaluate_prompts and config.evaluate_prompts not in ("object", "live", "world"):
+            values["evaluate_prompts"] = str(places.readable_path(config.evaluate_prompts, "The prompts"))
+    return replace(config, **values)  # type: ignore[type-var]
+
+
+def build(studio: Studio) -> None:
+    """The page."""
+    with gr.Tabs():
+        with gr.Tab("A subject, from pictures", id="subject"):
+            subject_tab(studio)
+        with gr.Tab("A task, from questions about pictures", id="instruct"):
+            task_tab(studio)
+
+
+def subject_tab(studio: Studio) -> None:
+    """Pictures, settings, start."""
+    places = studio.places
+    form = Form("subject", SUBJECT, hidden=("out", "images"))
+
+    @plainly
+    def upload(files: list[str] | None, name: str) -> tuple[Any, ...]:
+        if not files:
+            raise UserError("No file has been chosen: drop pictures, captions (.txt) or a zip into the box.")
+        folder = places.pictures(name)
+        refused = keep(files, folder)
+        return show(folder, refused)
+
+    @plainly
+    def use(text: str) -> tuple[Any, ...]:
+        return show(places.readable_folder(text, "The folder"), [])
+
+    def show(folder: Path, refused: list[str], crop: str = "center") -> tuple[Any, ...]:
+        """The folder, its pictures, its captions, and what was noticed."""
+        found = look_at(folder)
+        pictures = [(crop_preview(one, SIDE, crop), f"{one.path.name}, {one.width} x {one.height}") for one in found]
+        bare, alike = sum(not one.caption for one in found), [one for one in found if one.like]
+        lines = [f"{len(found)} pictures."]
+        if bare:
+            lines.append(f"{bare} have no caption: they are taught as 'a TOKEN NOUN'.")
+        lines += [f"{one.path.name} looks like {one.like}: keep one of them." for one in alike]
+        small = [one.path.name for one in found if min(one.width, one.height) < 64]
+        lines += [f"{name} is small, less than 64 pixels." for name in small]
+        text = "".join(note(line) for line in lines) + "".join(note(line, "fault") for line in refused)
+        return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
+
+    @plainly
+    def save(folder: str, table: Any) -> tuple[Any, ...]:
+        if not folder:
+            raise UserError("There are no pictures yet.")
+        path = places.readable_folder(folder, "The folder")
+        write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
+        return show(path, [])
+
+    @plainly
+    def take_preset(name: str, text: str) -> tuple[Any, ...]:
+        config = form.config(text)
+        values = values_of(config) | preset(name, config.base)  # type: ignore[attr-defined]
+        new = yaml_of(form.method, values)
+        return new, *form.from_yaml(new)
+
+    @plainly
+    def estimate(folder: str, text: str) -> str:
+        from ...training.plan import advice, disk, least_seconds, plan
+
+        config: Any = checked(form.config(text), places, places.free_name("estimate"))
+        config = replace(config, images=Path(folder) if folder else None)
+        found = plan(config)
+        lines = [
+            f"Memory at the peak: {found.peak / 2**30:.2f} GiB (the base {found.base / 2**30:.2f}, the adapter "
+            f"{found.adapter / 2**30:.3f}, the step {found.working / 2**30:.2f}).",
+            f"{found.parameters:,} numbers are trained; {disk(config, found) / 2**20:.0f} MiB on the disk.",
+            f"At least {time_left(least_seconds(config, found))} for {config.steps} steps.",
+            *advice(config, found),
+        ]
+        return "".join(note(line) for line in lines)
+
+    @plainly
+    def start(folder: str, text: str, name: str) -> tuple[str, str]:
+        if not folder:
+            raise UserError("There are no pictures yet: add some in step 1.")
+        config: Any = replace(form.config(text), images=Path(folder))  # type: ignore[type-var]
+        return queued(studio, checked(config, places, name))
+
+    @plainly
+    def cloned(request: gr.Request) -> tuple[Any, ...]:
+        name = request.query_params.get("clone")
+        if not name:
+            text = yaml_of(form.method, preset(STANDARD, "tiny"))
+            return (*(gr.skip() for _ in range(4)), text, *form.from_yaml(text), places.free_name("run-1"))
+        config = places.config(name)
+        if not isinstance(config, PictureConfig) or config.images is None or not isinstance(config, SubjectConfig):
+            raise UserError(f"{name} is no run on a subject: only their settings can be used here.")
+        values = {key: value for key, value in values_of(config).items() if key not in ("out", "images")}
+        text = yaml_of(form.method, values)
+        return (*show(config.images, []), text, *form.from_yaml(text), places.free_name(name))
+
+    folder = gr.State("")
+    gr.Markdown("## 1. Pictures")
+    with gr.Row():
+        with gr.Column():
+            files = gr.File(
+                label="Pictures, captions or a zip", file_count="multiple", elem_id="files",
+                file_types=["image", ".zip", ".txt"],
+            )  # fmt: skip
+            set_name = gr.Textbox(label="Name of this set of pictures", value="my-subject", elem_id="set-name")
+            add = gr.Button("Add these pictures", variant="primary", elem_id="add")
+        with gr.Column():
+            typed = gr.Textbox(label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="folder")
+            point = gr.Button("Use this folder", elem_id="use-folder")
+    findings = gr.HTML(label="What was noticed", elem_id="findings")
+    gallery = gr.Gallery(
+        label="As training will see them", columns=6, height="auto", object_fit="contain", elem_id="crops"
+    )
+    captions = gr.Dataframe(
+        headers=["picture", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
+        wrap=True, elem_id="captions",
+    )  # fmt: skip
+    write = gr.Button("Save the captions", elem_id="save-captions")
+    gr.Markdown("## 2. Settings")
+    wish = gr.Radio([QUICK, STANDARD, THOROUGH], label="Preset for the chosen base", value=STANDARD, elem_id="preset")
+    form.build_basic()
+    form.build_rest()
+    form.build_yaml()
+    gr.Markdown("## 3. Start")
+    with gr.Row():
+        name = gr.Textbox(label="Name of the run", value="run-1", elem_id="run-name")
+        ask = gr.Button("What will it take?", elem_id="plan")
+        begin = gr.Button("Start", variant="primary", elem_id="start")
+    taken = gr.HTML(label="Estimate", elem_id="estimate")
+    started = gr.HTML(label="Started", elem_id="started")
+
+    form.wire()
+    shown_in = [folder, gallery, captions, findings]
+    filled = [form.yaml, form.command, form.said, form.options, *form.widgets.values()]
+    add.click(upload, [files, set_name], shown_in, api_name="upload")
+    point.click(use, typed, shown_in, api_name="use_folder")
+    write.click(save, [folder, captions], shown_in, api_visibility="private")
+    wish.input(take_preset, [wish, form.yaml], filled, api_visibility="private")
+    ask.click(estimate, [folder, form.yaml], taken, api_name="plan")
+    begin.click(start, [folder, form.yaml, name], [started, name], api_name="start")
+    page = gr.context.Context.root_block
+    page.load(cloned, None, [*shown_in, *filled, name], api_visibility="private", show_progress="hidden")
+
+
+def task_tab(studio: Studio) -> None:
+    """A vision-language model: data, settings, start."""
+    places, form = studio.places, Form("instruct", TASK)
+
+    @plainly
+    def start(text: str, name: str) -> tuple[str, str]:
+        return queued(studio, checked(form.config(text), places, name))
+
+    form.build_basic()
+    form.build_rest()
+    form.build_yaml()
+    with gr.Row():
+        name = gr.Textbox(label="Name of the run", value="task-1", elem_id="task-name")
+        begin = gr.Button("Start", variant="primary", elem_id="start-task")
+    started = gr.HTML(label="Started", elem_id="task-started")
+    form.wire()
+    begin.click(start, [form.yaml, name], [started, name], api_name="start_task")
+
+
+def queued(studio: Studio, config: LoopConfig) -> tuple[str, str]:
+    """Puts a run into the queue and says where to watch it; and a free name for the next."""
+    if isinstance(config, PictureConfig) and config.images is not None:
+        find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
+        open_model(resolve_base(config.base))
+    run = enqueue(config)
+    if studio.start_workers:
+        start_worker(studio.places.runs, studio.device)
+    name = run.folder.name
+    link = f'<p>{name} is in the queue. <a href="/watch?run={name}">Watch it</a></p>'
+    return link, studio.places.free_name(name)

@@ -1,0 +1,69 @@
+"""What every page shares: errors in one sentence, small pieces of HTML."""
+
+from __future__ import annotations
+
+import functools
+import html
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from ...toolkit.errors import UserError
+
+log = logging.getLogger(__name__)
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler with its errors as one sentence on the page; what nobody foresaw goes to the log with its traceback."""
+
+    def said(error: Exception) -> gr.Error:
+        if not isinstance(error, UserError):
+            log.error("%s failed", function.__name__, exc_info=error)
+        text = str(error) if isinstance(error, UserError) else f"That did not work: {type(error).__name__}: {error}"
+        return gr.Error(without_secrets(text), duration=None, print_exception=False, title="Not done")
+
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stream(*args: Any) -> Iterator[Any]:
+            try:
+                yield from function(*args)
+            except gr.Error:
+                raise
+            except Exception as error:
+                raise said(error) from None
+
+        return stream
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise said(error) from None
+
+    return call
+
+
+def without_secrets(text: str) -> str:
+    """The text with tokens of the hub blotted out."""
+    return SECRET.sub("hf_...", text)
+
+
+def note(text: str, kind: str = "note") -> str:
+    """A line of plain text as HTML."""
+    return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""
+
+
+def time_left(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
