@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
+from pydantic import TypeAdapter, ValidationError
 
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
@@ -226,24 +227,39 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: when the file is no PNG of ours, or an adapter it names has changed since.
     """
-    try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(TEXT_CHUNK)
-    except OSError as error:
-        raise UserError(f"--from {path} is not a picture that can be read.") from error
-    if text is None:
-        raise UserError(
-            f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since."
-        )
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(text).items()}
-    values["regions"] = tuple(tuple(region) for region in values.get("regions", ()))
-    recipe = Recipe(**values)
+    recipe = recipe_in(path)
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         check_adapter(Path(folder))
         if content_hash(adapter_path(Path(folder))) != expected:
             raise UserError(
                 f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated."
             )
+    return recipe
+
+
+def recipe_in(path: Path) -> Recipe:
+    """What a PNG says of itself; nothing that it names is looked at.
+
+    Raises:
+        UserError: when the file is no PNG of ours.
+    """
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(TEXT_CHUNK)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"--from {path} is not a picture that can be read.") from error
+    if text is None:
+        raise UserError(
+            f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since."
+        )
+    try:
+        recipe = TypeAdapter(Recipe).validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            f"--from {path}: what it says of its settings cannot be read: {error.errors()[0]['msg']}."
+        ) from error
+    if not len(recipe.adapters) == len(recipe.strengths) == len(recipe.hashes):
+        raise UserError(f"--from {path}: its adapters, their strengths and their hashes are not equally many.")
     return recipe
 
 

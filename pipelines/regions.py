@@ -18,7 +18,12 @@ from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 
 Region = tuple[str, float, float, float, float]  # prompt; left, top, right, bottom as shares of the picture
-NAMED = {"left": (0, 0, 0.5, 1), "right": (0.5, 0, 1, 1), "top": (0, 0, 1, 0.5), "bottom": (0, 0.5, 1, 1)}
+NAMED = {
+    "left": (0.0, 0.0, 0.5, 1.0),
+    "right": (0.5, 0.0, 1.0, 1.0),
+    "top": (0.0, 0.0, 1.0, 0.5),
+    "bottom": (0.0, 0.5, 1.0, 1.0),
+}
 SOFT = 1.0  # width of a region's edge, in latent pixels
 FLOOR = 1e-4  # share of every region everywhere, so that what none covers is a mixture of all
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...pipelines.generate import Recipe, read_recipe
+from ...pipelines.generate import Recipe, read_recipe, recipe_in
 from ...toolkit.errors import UserError
 from ...toolkit.formats.source import adapter_path, facts_of
 from ...toolkit.models.diffusion import EMBEDDED
@@ -119,8 +119,10 @@ def build(studio: Studio) -> None:
     def recall(file: str | None) -> tuple[Any, ...]:
         if not file:
             raise UserError("Drop a PNG that was made here, or by rankfold sample.")
-        recipe = read_recipe(Path(file))
-        names = [places.adapter_called(path) for path in recipe.adapters]
+        recipe = recipe_in(Path(file))
+        names = [places.adapter_called(path) for path in recipe.adapters]  # before anything that it names is read
+        places.base(recipe.base)
+        read_recipe(Path(file))
         if len(names) > ROWS:
             raise UserError(f"The picture has {len(names)} adapters, and this page shows {ROWS}.")
         rows: list[Any] = []

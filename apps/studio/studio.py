@@ -42,6 +42,7 @@ def build(studio: Studio) -> gr.Blocks:
     from .generate_page import build as generate_page
 
     with gr.Blocks(title="rankfold", analytics_enabled=False) as demo:
+        gr.Navbar(main_page_name="Train")
         title("Train")
         train_page.build(studio)
     with demo.route("Watch", "watch"):

@@ -1,0 +1,363 @@
+"""What the studio refuses: paths and names that lead elsewhere, archives and pictures that are not what they say, strangers."""
+
+import io
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from rankfold.apps.app import AppOptions, check_safe, login
+from rankfold.apps.studio import uploads
+from rankfold.apps.studio.curves import drawing, smoothed, thinned
+from rankfold.apps.studio.fields import command_of, config_of, fields_of, read, shown, values_of, yaml_of
+from rankfold.apps.studio.form import Form
+from rankfold.apps.studio.places import Places
+from rankfold.apps.studio.train_page import checked, preset
+from rankfold.apps.studio.watch_page import log_of, previews_of, signature, state_of
+from rankfold.apps.studio.watch_page import shown as shown_run
+from rankfold.apps.studio.words import without_secrets
+from rankfold.pipelines.generate import recipe_in
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.runs import Run, write_text
+from rankfold.training import queue
+from rankfold.training.config import METHODS, SubjectConfig, check_numbers
+
+
+@pytest.fixture
+def places(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "photos").mkdir()
+    return Places(tmp_path / "runs", (tmp_path / "photos",))
+
+
+def png(side=32):
+    buffer = io.BytesIO()
+    Image.effect_noise((side, side), 60).convert("RGB").save(buffer, "png")
+    return buffer.getvalue()
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- names and paths
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../other", "a/b", "/etc", "", ".hidden", "a\\b", "x" * 81, "a\0b", "a b", None, 3]
+)
+def test_names_that_lead_elsewhere(places, name):
+    for ask in (places.run, places.new_run, places.pictures):
+        with pytest.raises(UserError, match="is no name of a"):
+            ask(name)
+
+
+def test_paths_outside_are_refused(places, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "secret")
+    inside = places.readable_folder(str(tmp_path / "photos"), "The folder")
+    assert inside == (tmp_path / "photos").resolve()
+    for text in (
+        str(tmp_path / "secret"),
+        str(tmp_path / "photos" / ".." / "secret"),
+        str(tmp_path / "photos" / "link"),
+        "/etc",
+    ):
+        with pytest.raises(UserError, match="outside what the studio may read"):
+            places.readable_folder(text, "The folder")
+    for text in (str(tmp_path / "nowhere"), "a\0b", "~nobody/x"):
+        with pytest.raises(UserError, match="does not exist"):
+            places.readable_folder(text, "The folder")
+    with pytest.raises(UserError, match="outside"):
+        places.base("/etc")
+    assert places.base("tiny") == "tiny"
+    assert places.base("some/model") == "some/model"
+
+
+@pytest.mark.parametrize("key", ["images", "masks", "evaluate_images", "evaluate_prompts", "base", "also"])
+def test_every_path_of_a_config_is_checked(places, key):
+    value = {"also": {"sks2 cat": "/etc"}}.get(key, Path("/etc") if key in ("images", "evaluate_images") else "/etc")
+    with pytest.raises(UserError, match="outside what the studio may read"):
+        checked(replace(SubjectConfig(), **{key: value}), places, "run")
+
+
+def test_the_run_folder_is_the_studios_own(places):
+    config = checked(replace(SubjectConfig(), out=Path("/tmp/elsewhere")), places, "mine")
+    assert config.out == places.runs / "mine"
+
+
+def test_adapters_are_those_of_the_lists(places):
+    for name in ("../x", "/etc", "nothing"):
+        with pytest.raises(UserError, match="no adapter named"):
+            places.adapter(name)
+    with pytest.raises(UserError, match="neither in"):
+        places.adapter_called("/etc")
+
+
+# ---------------------------------------------------------------------------------------------- uploads
+
+
+def test_pictures_and_captions_are_kept(tmp_path):
+    archive = zipped(
+        tmp_path / "a.zip", {"one/a.png": png(), "one/a.txt": "a sks cat", "__MACOSX/a.png": b"x", ".b.png": b"x"}
+    )
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    single = tmp_path / "b.png"
+    single.write_bytes(png(48))
+    assert uploads.keep([archive, single], folder) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.txt", "b.png"]
+    found = uploads.look_at(folder)
+    assert [(one.path.name, one.width, one.caption) for one in found] == [("a.png", 32, "a sks cat"), ("b.png", 48, "")]
+
+
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "..\\a.png"])
+def test_a_zip_that_leads_out_is_refused(tmp_path, name):
+    archive = zipped(tmp_path / "a.zip", {"good.png": png(), name: png()})
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    with pytest.raises(UserError, match="leads out of its folder"):
+        uploads.keep([archive], folder)
+    assert not list(folder.iterdir())
+
+
+def test_bombs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_OF_ONE", 1 << 20)
+    monkeypatch.setattr(uploads, "MOST_BYTES", 3 << 20)
+    monkeypatch.setattr(uploads, "MOST_FILES", 5)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    cases = {
+        "more than 5": {f"{n}.png": png() for n in range(6)},
+        "unpacks to more than": {"a.png": bytes(2 << 20)},
+        "unpacks to more than 0 GiB": {f"{n}.png": bytes(1 << 20) for n in range(4)},
+    }
+    for words, files in cases.items():
+        with pytest.raises(UserError, match=words):
+            uploads.keep([zipped(tmp_path / "a.zip", files)], folder)
+        assert not list(folder.iterdir())
+    (tmp_path / "b.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="is no whole zip"):
+        uploads.keep([tmp_path / "b.zip"], folder)
+
+
+def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
+    """The header says 10 bytes; what comes out is counted."""
+    monkeypatch.setattr(uploads, "MOST_OF_ONE", 1 << 16)
+    archive = zipped(tmp_path / "a.zip", {"a.png": bytes(1 << 20)})
+    data = bytearray(archive.read_bytes())
+    size = (1 << 20).to_bytes(4, "little")
+    assert data.count(size) >= 2
+    archive.write_bytes(bytes(data).replace(size, (10).to_bytes(4, "little")))
+    (tmp_path / "kept").mkdir()
+    try:
+        refused = uploads.keep([archive], tmp_path / "kept")
+    except UserError:
+        refused = ["refused"]
+    assert refused
+    assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a whole picture"),
+        ("a.png", b"<html><script>alert(1)</script></html>", "not a whole picture"),
+        ("a.svg", b"<svg/>", "neither a picture"),
+        ("a.html", b"<html/>", "neither a picture"),
+        ("a.png", png()[:100], "not a whole picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_name(tmp_path, name, data, words):
+    file = tmp_path / name
+    file.write_bytes(data)
+    (tmp_path / "kept").mkdir()
+    (said,) = uploads.keep([file], tmp_path / "kept")
+    assert said.startswith(name)
+    assert words in said
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_picture_of_200_megapixels_is_refused(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("1", (14_200, 14_200)).save(file)
+    (tmp_path / "kept").mkdir()
+    (said,) = uploads.keep([file], tmp_path / "kept")
+    assert "decompression bomb" in said
+
+
+def test_near_duplicates_are_noticed(tmp_path):
+    picture = Image.effect_noise((64, 64), 80).convert("RGB").resize((256, 256))
+    picture.save(tmp_path / "a.png")
+    picture.resize((200, 200)).save(tmp_path / "b.jpg", quality=60)
+    Image.effect_noise((64, 64), 80).convert("RGB").resize((256, 256)).save(tmp_path / "c.png")
+    assert [one.like for one in uploads.look_at(tmp_path)] == ["", "a.png", ""]
+
+
+def test_captions_are_written_and_removed(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    uploads.write_captions(tmp_path, {"a.png": " a sks cat "})
+    assert (tmp_path / "a.txt").read_text() == "a sks cat"
+    uploads.write_captions(tmp_path, {"a.png": ""})
+    assert not (tmp_path / "a.txt").exists()
+    with pytest.raises(UserError, match="no picture named"):
+        uploads.write_captions(tmp_path, {"../b.png": "x"})
+
+
+# ---------------------------------------------------------------------------------------------- forms
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_setting_has_a_meaning_and_survives_its_box(method):
+    kind = METHODS[method]
+    for field in fields_of(kind):
+        assert field.help, field.name
+        assert read(field, shown(field, field.default)) == field.default, field.name
+    blank = kind()
+    assert config_of(yaml_of(method, values_of(blank))) == blank
+
+
+@pytest.mark.parametrize("base", ["tiny", "tiny-dit", "some/model"])
+def test_presets_are_configs(base):
+    config = config_of(yaml_of("subject", preset("Standard", base) | {"base": base}))
+    check_numbers(config)
+    assert config.base == base
+
+
+def test_the_command_means_the_same(capsys):
+    """The command line reads back what the form shows."""
+    from rankfold.apps.train import subject_options
+
+    text = yaml_of(
+        "subject",
+        preset("Quick look", "tiny")
+        | {
+            "flip": True,
+            "adapter_options": {"mixer": "frozen"},
+            "also": {"sks2 cat": "photos"},
+            "preview_prompts": ["a b", "c"],
+        },
+    )
+    config = config_of(text)
+    words = command_of(config)
+    assert words[:3] == ["rankfold", "train", "subject"]
+    assert subject_options(words[3:], "train subject")[0] == config
+
+
+def test_a_form_finds_settings_by_their_meaning():
+    form = Form("subject", ("base",))
+    found = [name for name, update in zip(form.rest, form.found("learning rate"), strict=True) if update["visible"]]
+    assert {"learning_rate", "lr_warmup_steps"} <= set(found)
+    assert "masks" not in found
+    assert all(update["visible"] for update in form.found(""))
+
+
+# ---------------------------------------------------------------------------------------------- watching
+
+
+def test_a_run_is_shown_from_its_folder(places, tmp_path):
+    run = Run(places.runs / "a")
+    run.folder.mkdir()
+    write_text(run.config_file, "method: subject\nbatch_size: 2\n")
+    run.set_status(state="running", step=20, total=100)
+    for step in (10, 20):
+        run.append_metrics(step=step, loss=1 / step, images_per_second=4.0, memory_gib=1.5)
+    run.append_log("first")
+    run.append_log("token hf_abcdefghijklmnop here")
+    text, curves, previews, log = shown_run(signature(run))
+    assert "step 20 of 100" in text
+    assert "about 40 s left" in text
+    assert "1.50 GiB" in text
+    assert 'role="img"' in curves
+    assert previews == ()
+    assert log.splitlines()[0].endswith("hf_... here")
+    run.set_status(state="failed", error="<b>out of memory</b>")
+    assert "&lt;b&gt;out of memory" in state_of(run, run.metrics())
+    assert signature(run) != signature(Run(places.runs / "b"))
+
+
+def test_rubbish_in_a_run_folder_is_passed_over(places):
+    run = Run(places.runs / "a")
+    (run.samples).mkdir(parents=True)
+    run.config_file.write_text("{{{")
+    run.status_file.write_bytes(b"\x00\xff")
+    run.metrics_file.write_text('{"step": 1, "loss": 2.0, "images_per_second": 1}\n{"step": 2, "lo')
+    for name in ("x.png", "000001_00.json", "000001.txt"):
+        (run.samples / name).write_text("rubbish")
+    assert "unknown" in state_of(run, run.metrics())
+    assert previews_of(run) == ()
+    assert isinstance(log_of(run), str)
+    assert queue.runs_in(places.runs)[0].folder == run.folder
+    assert places.adapters() == {}
+
+
+def test_curves():
+    assert smoothed([1.0, 1.0, 1.0]) == pytest.approx([1, 1, 1])
+    assert smoothed([0.0, 1.0], 0.5) == pytest.approx([0, 2 / 3])
+    x, y = thinned((list(range(2000)), list(range(2000))))
+    assert len(x) <= 501
+    assert (x[-1], y[-1]) == (1999, 1999)
+    assert drawing("Loss", {"a": ([], [])}) == ""
+    assert drawing("Loss", {"a": ([1.0], [float("nan")])}) == ""
+    text = drawing("<Loss>", {"a": ([1.0, 2.0], [3.0, float("inf")])})
+    assert "&lt;Loss&gt;" in text
+    assert "inf" not in text.split("points")[1].split("/>")[0]
+
+
+def test_secrets_are_blotted_out():
+    assert without_secrets("HF_TOKEN=hf_abcdefgh12345 rest") == "HF_TOKEN=hf_... rest"
+
+
+# ---------------------------------------------------------------------------------------------- strangers
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_other_machines_need_a_password(host):
+    with pytest.raises(UserError, match="asks for a login"):
+        check_safe(AppOptions(host=host), "")
+    with pytest.raises(UserError, match="needs a password"):
+        check_safe(AppOptions(host=host, user="me"), "")
+    with pytest.raises(UserError, match="shorter than 8"):
+        check_safe(AppOptions(host=host, user="me"), "short")
+    check_safe(AppOptions(host=host, user="me"), "long enough")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
+def test_this_machine_needs_none(host):
+    check_safe(AppOptions(host=host), "")
+
+
+def test_wrong_passwords_make_everybody_wait(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("rankfold.apps.app.time.monotonic", lambda: now[0])
+    check = login("me", "long enough")
+    assert check("me", "long enough")
+    assert not any(check("me", f"wrong {n}") for n in range(100))
+    assert not check("me", "long enough")
+    now[0] += 61
+    assert check("me", "long enough")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ('{"prompt": "x", "adapters": ["/etc"], "strengths": [1.0], "hashes": ["y"]}', "neither in"),
+        ('{"prompt": "x", "adapters": ["/etc"], "strengths": [1.0], "hashes": []}', "not equally many"),
+        ('{"prompt": "x", "steps": "many"}', "cannot be read"),
+        ("{}", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ("rubbish", "cannot be read"),
+    ],
+)
+def test_settings_in_a_png_are_not_trusted(places, tmp_path, said, words):
+    """A picture that somebody has prepared: nothing that it names is looked at before it is known to be ours."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("rankfold", said)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(UserError, match=words):
+        places.adapter_called(recipe_in(tmp_path / "a.png").adapters[0])
