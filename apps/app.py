@@ -74,7 +74,7 @@ def launchable(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from ..toolkit.library import library_folder
     from .studio.places import Places
-    from .studio.studio import CSS, Studio, build
+    from .studio.studio import CSS, HEAD, Studio, build
 
     options.runs.mkdir(parents=True, exist_ok=True)
     here = (Path.cwd(),) if is_this_machine(options.host) else ()
@@ -89,6 +89,7 @@ def launchable(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]
         "max_file_size": MOST_UPLOAD,
         "theme": studio.theme,
         "css": CSS,
+        "head": HEAD,
         "share": False,
         "ssr_mode": False,
         "quiet": True,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 
@@ -75,6 +76,7 @@ def end_all(root):
 def browser():
     from playwright.sync_api import sync_playwright
 
+    assert CHROMIUM, "these tests drive a real browser: install the distribution's chromium"
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
@@ -186,3 +188,159 @@ def draw(page, address, made):
     page.locator("#dropped input[type=file]").set_input_files(str(files[0]))
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks creature in the snow'")
     assert page.locator("#seed input").input_value() == "7"
+
+
+# ---------------------------------------------------------------------------------------------- one server for the rest
+
+
+PAGES = ("", "watch", "generate")
+NAMED = [
+    "/generate", "/look", "/plan", "/recall", "/resume", "/runs", "/sample", "/save", "/start", "/start_task", "/stop",
+    "/upload", "/use_folder",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A studio with a finished run in it, and a file beside its runs."""
+    folder = tmp_path_factory.mktemp("studio")
+    images = folder / "photos"
+    images.mkdir()
+    for number, (picture, _) in enumerate(world.subject_pictures(2_000_008, 4)):
+        picture.save(images / f"{number}.png")
+    (folder / "secret.txt").write_text("secret")
+    with serving(folder) as (address, process):
+        yield folder, address, process
+
+
+@pytest.fixture
+def client(server):
+    from gradio_client import Client
+
+    return Client(server[1], verbose=False)
+
+
+def test_the_names_of_the_endpoints_stay(client):
+    assert sorted(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == NAMED
+
+
+def test_a_program_trains_with_the_same_endpoints(client, server):
+    """And a mistake is one sentence; the run goes on when the program is gone, and is there for the next."""
+    from gradio_client.exceptions import AppError
+
+    folder = server[0]
+    with pytest.raises(AppError, match="outside what the studio may read"):
+        client.predict("/etc", api_name="/use_folder")
+    with pytest.raises(AppError, match="There are no pictures yet"):
+        client.predict("method: subject", "by-program", api_name="/start")
+    client.predict(str(folder / "photos"), api_name="/use_folder")
+    with pytest.raises(AppError, match="unknown key 'stps'"):
+        client.predict("method: subject\nstps: 3", "by-program", api_name="/start")
+    with pytest.raises(AppError, match="is no name of a run"):
+        client.predict("method: subject", "../by-program", api_name="/start")
+    settings = "method: subject\nsteps: 12\npreview_every: 6\nthreads: 1\nlog_every: 3\npreview_steps: 2"
+    client.predict(settings, "by-program", api_name="/start")
+    run = queue.Run(folder / "runs" / "by-program")
+    end = time.time() + 240
+    while run.state() != "done" and time.time() < end:
+        time.sleep(0.3)
+    assert run.state() == "done", run.status()
+    shown = client.predict("by-program", api_name="/look")
+    assert "step 12 of 12" in shown[0]
+    assert "<svg" in shown[1]
+    assert len(shown[2]) == 4
+
+
+def get(address, path):
+    try:
+        return urllib.request.urlopen(f"{address}/{path}", timeout=30).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_runs_and_library_are_served(server):
+    folder, address, _ = server
+    (folder / "runs" / "x").mkdir(exist_ok=True)
+    (folder / "runs" / "x" / "seen.txt").write_text("seen")
+    (folder / "runs" / "x" / "link.txt").symlink_to(folder / "secret.txt")
+    assert get(address, f"gradio_api/file={folder}/runs/x/seen.txt") == 200
+    for path in (
+        f"{folder}/secret.txt",
+        f"{folder}/runs/../secret.txt",
+        "/etc/passwd",
+        f"{folder}/runs/x/link.txt",
+        "~/.bashrc",
+    ):
+        assert get(address, f"gradio_api/file={path}") in (403, 404), path
+
+
+def test_pages_are_sane_for_keyboards_and_readers(server, browser):
+    """axe-core finds nothing serious or critical: light, dark, and as wide as a phone."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    _, address, _ = server
+    for theme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
+        opened = browser.new_page(viewport={"width": width, "height": 844})
+        for path in PAGES:
+            opened.goto(f"{address}/{path}?__theme={theme}", timeout=SLOW)
+            opened.locator("h1").wait_for(timeout=SLOW)
+            opened.wait_for_timeout(1500)
+            found = Axe().run(opened).response["violations"]
+            bad = [
+                (one["id"], [node["html"][:200] for node in one["nodes"]])
+                for one in found
+                if one["impact"] in ("serious", "critical")
+            ]
+            assert not bad, (path, theme, width, bad)
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width + 1, (path, width)
+        opened.close()
+
+
+@pytest.mark.timeout(900)
+def test_the_app_dies_and_nothing_is_lost(tmp_path):
+    """kill -9 of the app: the run goes on, and the next app shows it."""
+    from gradio_client import Client
+
+    images = tmp_path / "photos"
+    images.mkdir()
+    for number, (picture, _) in enumerate(world.subject_pictures(2_000_009, 4)):
+        picture.save(images / f"{number}.png")
+    with serving(tmp_path) as (address, process):
+        own = Client(address, verbose=False)
+        own.predict(str(images), api_name="/use_folder")
+        own.predict("method: subject\nsteps: 5000\nthreads: 1\npreview_every: 0", "long", api_name="/start")
+        run = queue.Run(tmp_path / "runs" / "long")
+        end = time.time() + 240
+        while not run.metrics() and time.time() < end:
+            time.sleep(0.3)
+        process.kill()
+        process.wait()
+        before = len(run.metrics())
+        with serving(tmp_path) as (again, _):
+            assert "running" in Client(again, verbose=False).predict("long", api_name="/look")[0]
+            assert len(run.metrics()) > before
+
+
+def test_strangers_see_nothing(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "seen.txt").write_text("seen")
+    with serving(tmp_path, "--user", "me", RANKFOLD_PASSWORD="long enough") as (address, _):
+        for path in (
+            "config",
+            "gradio_api/info",
+            "gradio_api/queue/data",
+            f"gradio_api/file={tmp_path}/runs/seen.txt",
+            "watch",
+        ):
+            assert get(address, path) == 401, path
+
+        def log_in(word):
+            body = urllib.parse.urlencode({"username": "me", "password": word}).encode()
+            try:
+                return urllib.request.urlopen(f"{address}/login", data=body, timeout=30).status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        assert log_in("long enough") == 200
+        assert {log_in(f"wrong {number}") for number in range(100)} == {400}
+        assert log_in("long enough") == 400

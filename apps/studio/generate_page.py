@@ -96,7 +96,7 @@ def build(studio: Studio) -> None:
     places, pipes = studio.places, studio.pipes
 
     @plainly
-    def generate(base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
+    def make_pictures(base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
                  width: float, height: float, *rows: Any) -> Any:  # fmt: skip
         if not 1 <= n <= MOST:
             raise UserError(f"The number of pictures must lie between 1 and {MOST}, not {n:g}.")
@@ -116,7 +116,7 @@ def build(studio: Studio) -> None:
             yield note("Stopped."), gr.skip(), gr.skip()
 
     @plainly
-    def recall(file: str | None) -> tuple[Any, ...]:
+    def take_back(file: str | None) -> tuple[Any, ...]:
         if not file:
             raise UserError("Drop a PNG that was made here, or by rankfold sample.")
         recipe = recipe_in(Path(file))
@@ -175,10 +175,10 @@ def build(studio: Studio) -> None:
 
     boxes = [base, prompt, negative, seed, n, steps, guidance, width, height, *adapters.boxes]
     last = gr.Number(visible=False)
-    event = go.click(generate, boxes, [said, gallery, last], api_name="generate", concurrency_id="device")
+    event = go.click(make_pictures, boxes, [said, gallery, last], api_name="generate", concurrency_id="device")
     stop.click(None, cancels=[event])
     shown_rows = [row for row, *_ in adapters.rows]
-    dropped.upload(recall, dropped, [said, *boxes, adapters.count, *shown_rows], api_name="recall")
+    dropped.upload(take_back, dropped, [said, *boxes, adapters.count, *shown_rows], api_name="recall")
     adapters.names[0].input(suit, adapters.names[0], [base, prompt], api_visibility="private", queue=False)
     page = gr.context.Context.root_block
     page.load(adapters.choices, None, adapters.names, api_visibility="private", show_progress="hidden")

@@ -15,8 +15,16 @@ CSS = """
 .state { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: baseline; }
 .state b { font-size: 1.2rem; } .fault { color: #b91c1c; font-weight: 600; } .dark .fault { color: #fca5a5; }
 progress { width: 100%; height: 1rem; } .title h1 { font-size: 1.4rem; margin: .2rem 0; }
+.cm-editor span { color: inherit !important; } a { color: inherit; text-decoration: underline; }
+.dark button[role=tab].selected, .dark input.subdued, .dark a { color: #f5f5f5 !important; }
 @media (max-width: 640px) { .gradio-container { padding: .4rem !important; } }
 """
+
+# Gradio labels some boxes that have no role, which screen readers must not read out.
+HEAD = """<script>
+const roles = () => document.querySelectorAll("div[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "group"));
+new MutationObserver(roles).observe(document, {childList: true, subtree: true});
+</script>"""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def subject_tab(studio: Studio) -> None:
     form = Form("subject", SUBJECT, hidden=("out", "images"))
 
     @plainly
-    def upload(files: list[str] | None, name: str) -> tuple[Any, ...]:
+    def add_files(files: list[str] | None, name: str) -> tuple[Any, ...]:
         if not files:
             raise UserError("No file has been chosen: drop pictures, captions (.txt) or a zip into the box.")
         folder = places.pictures(name)
@@ -86,7 +86,7 @@ def subject_tab(studio: Studio) -> None:
         return show(folder, refused)
 
     @plainly
-    def use(text: str) -> tuple[Any, ...]:
+    def point_to(text: str) -> tuple[Any, ...]:
         return show(places.readable_folder(text, "The folder"), [])
 
     def show(folder: Path, refused: list[str], crop: str = "center") -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def subject_tab(studio: Studio) -> None:
         return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
 
     @plainly
-    def save(folder: str, table: Any) -> tuple[Any, ...]:
+    def store_captions(folder: str, table: Any) -> tuple[Any, ...]:
         if not folder:
             raise UserError("There are no pictures yet.")
         path = places.readable_folder(folder, "The folder")
@@ -119,7 +119,7 @@ def subject_tab(studio: Studio) -> None:
         return new, *form.from_yaml(new)
 
     @plainly
-    def estimate(folder: str, text: str) -> str:
+    def what_it_takes(folder: str, text: str) -> str:
         from ...training.plan import advice, disk, least_seconds, plan
 
         config: Any = checked(form.config(text), places, places.free_name("estimate"))
@@ -135,7 +135,7 @@ def subject_tab(studio: Studio) -> None:
         return "".join(note(line) for line in lines)
 
     @plainly
-    def start(folder: str, text: str, name: str) -> tuple[str, str]:
+    def begin_run(folder: str, text: str, name: str) -> tuple[str, str]:
         if not folder:
             raise UserError("There are no pictures yet: add some in step 1.")
         config: Any = replace(form.config(text), images=Path(folder))  # type: ignore[type-var]
@@ -192,12 +192,12 @@ def subject_tab(studio: Studio) -> None:
     form.wire()
     shown_in = [folder, gallery, captions, findings]
     filled = [form.yaml, form.command, form.said, form.options, *form.widgets.values()]
-    add.click(upload, [files, set_name], shown_in, api_name="upload")
-    point.click(use, typed, shown_in, api_name="use_folder")
-    write.click(save, [folder, captions], shown_in, api_visibility="private")
+    add.click(add_files, [files, set_name], shown_in, api_name="upload")
+    point.click(point_to, typed, shown_in, api_name="use_folder")
+    write.click(store_captions, [folder, captions], shown_in, api_visibility="private")
     wish.input(take_preset, [wish, form.yaml], filled, api_visibility="private")
-    ask.click(estimate, [folder, form.yaml], taken, api_name="plan")
-    begin.click(start, [folder, form.yaml, name], [started, name], api_name="start")
+    ask.click(what_it_takes, [folder, form.yaml], taken, api_name="plan")
+    begin.click(begin_run, [folder, form.yaml, name], [started, name], api_name="start")
     page = gr.context.Context.root_block
     page.load(cloned, None, [*shown_in, *filled, name], api_visibility="private", show_progress="hidden")
 
@@ -207,7 +207,7 @@ def task_tab(studio: Studio) -> None:
     places, form = studio.places, Form("instruct", TASK)
 
     @plainly
-    def start(text: str, name: str) -> tuple[str, str]:
+    def begin_task(text: str, name: str) -> tuple[str, str]:
         return queued(studio, checked(form.config(text), places, name))
 
     form.build_basic()
@@ -218,7 +218,7 @@ def task_tab(studio: Studio) -> None:
         begin = gr.Button("Start", variant="primary", elem_id="start-task")
     started = gr.HTML(label="Started", elem_id="task-started")
     form.wire()
-    begin.click(start, [form.yaml, name], [started, name], api_name="start_task")
+    begin.click(begin_task, [form.yaml, name], [started, name], api_name="start_task")
 
 
 def queued(studio: Studio, config: LoopConfig) -> tuple[str, str]:

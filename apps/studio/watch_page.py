@@ -141,7 +141,7 @@ def build(studio: Studio) -> None:
     places = studio.places
 
     @plainly
-    def runs() -> Any:
+    def list_runs() -> Any:
         names = places.run_names()
         return gr.Dropdown(choices=[(f"{name} ({places.run(name).state() or 'unknown'})", name) for name in names])
 
@@ -155,7 +155,7 @@ def build(studio: Studio) -> None:
         ), value
 
     @plainly
-    def look(name: str | None, seen: str) -> tuple[Any, ...]:
+    def show_run(name: str | None, seen: str) -> tuple[Any, ...]:
         if not name:
             return note("There is no run yet: start one on the Train page."), "", [], "", "", *buttons("")
         run = places.run(name)
@@ -184,11 +184,11 @@ def build(studio: Studio) -> None:
             run.ask(request)
             return note("It will, behind this step.")
 
-        ask.__name__ = request
+        ask.__name__ = f"ask_to_{request}"
         return plainly(ask)
 
     @plainly
-    def resume(name: str) -> str:
+    def go_on(name: str) -> str:
         enqueue_again(places.run(name))
         if studio.start_workers:
             start_worker(places.runs, studio.device)
@@ -216,13 +216,13 @@ def build(studio: Studio) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
     page = gr.context.Context.root_block
     page.load(opened, kept, [name, kept], api_visibility="private", **quiet).then(
-        look, [name, seen], outputs, api_visibility="private", **quiet
+        show_run, [name, seen], outputs, api_visibility="private", **quiet
     )
-    timer.tick(look, [name, seen], outputs, api_name="look", concurrency_limit=None, **quiet)
+    timer.tick(show_run, [name, seen], outputs, api_name="look", concurrency_limit=None, **quiet)
     name.input(lambda value: (value, ""), name, [kept, seen], api_visibility="private", **quiet).then(
-        look, [name, seen], outputs, api_visibility="private", **quiet
+        show_run, [name, seen], outputs, api_visibility="private", **quiet
     )
-    refresh.click(runs, None, name, api_name="runs", **quiet)
+    refresh.click(list_runs, None, name, api_name="runs", **quiet)
     for button, request in ((stop, "stop"), (sample, "sample"), (save, "save")):
         button.click(asked(request), name, said, api_name=request, **quiet)
-    again.click(resume, name, said, api_name="resume", **quiet)
+    again.click(go_on, name, said, api_name="resume", **quiet)
