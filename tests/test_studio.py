@@ -330,7 +330,6 @@ def test_strangers_see_nothing(tmp_path):
             "gradio_api/info",
             "gradio_api/queue/data",
             f"gradio_api/file={tmp_path}/runs/seen.txt",
-            "watch",
         ):
             assert get(address, path) == 401, path
 

@@ -61,7 +61,9 @@ class AdapterRows:
         for number in range(ROWS):
             with gr.Row(visible=number == 0) as row:
                 on = gr.Checkbox(label="on", value=True, scale=0, min_width=70)
-                name = gr.Dropdown([], label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}")
+                name = gr.Dropdown(
+                    [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
+                )
                 strength = gr.Slider(-1, 2, 1, step=0.05, label="strength (any number in the box)", scale=3)
             self.rows.append((row, on, name, strength))
         self.more = gr.Button("One more adapter", size="sm")

@@ -50,7 +50,6 @@ def build(studio: Studio) -> gr.Blocks:
     from .generate_page import build as generate_page
 
     with gr.Blocks(title="rankfold", analytics_enabled=False) as demo:
-        gr.Navbar(main_page_name="Train")
         title("Train")
         train_page.build(studio)
     with demo.route("Watch", "watch"):
@@ -63,5 +62,6 @@ def build(studio: Studio) -> gr.Blocks:
 
 
 def title(name: str) -> None:
-    """The heading of a page."""
+    """The heading of a page, and the list of pages."""
+    gr.Navbar(main_page_name="Train")
     gr.HTML(f"<h1>{name}</h1>", elem_classes="title", padding=False)

@@ -195,7 +195,9 @@ def build(studio: Studio) -> None:
         return note("It is in the queue and goes on from its newest checkpoint.")
 
     with gr.Row():
-        name = gr.Dropdown(label="Run", choices=[], interactive=True, scale=3, elem_id="run")
+        name = gr.Dropdown(
+            label="Run", choices=[], interactive=True, allow_custom_value=True, scale=3, elem_id="run"
+        )  # checked by us: Gradio would compare with the list as it was when the app started
         refresh = gr.Button("List runs anew", scale=1)
     seen = gr.State("")
     kept = gr.BrowserState(None, storage_key="rankfold-run", secret="rankfold")
