@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def app(words: list[str]) -> None:
     options = parse(AppOptions, words, "app")
     password = os.environ.get("RANKFOLD_PASSWORD", "")
     check_safe(options, password)
+    check_port(options.host, options.port)
     quiet_libraries()
     demo, settings = launchable(options, password)
     address = f"http://{options.host}:{options.port}"
@@ -57,6 +59,19 @@ def check_safe(options: AppOptions, password: str) -> None:
         )
     if options.user and len(password) < 8:
         raise UserError("The password in RANKFOLD_PASSWORD is shorter than 8 characters: take a longer one.")
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError when nothing can listen there, before anything heavy is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as wanted:
+        wanted.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            wanted.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"Nothing can listen on {host}, port {port} ({error}): choose another --port, or another --host."
+            ) from error
 
 
 def is_this_machine(host: str) -> bool:

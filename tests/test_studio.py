@@ -193,10 +193,10 @@ def draw(page, address, made):
 # ---------------------------------------------------------------------------------------------- one server for the rest
 
 
-PAGES = ("", "watch", "generate")
+PAGES = ("", "watch", "generate", "compare", "compose", "chat", "library")
 NAMED = [
-    "/generate", "/look", "/plan", "/recall", "/resume", "/runs", "/sample", "/save", "/start", "/start_task", "/stop",
-    "/upload", "/use_folder",
+    "/chat", "/compare", "/compose", "/export", "/generate", "/inspect", "/library", "/look", "/plan", "/recall", "/resume",
+    "/runs", "/sample", "/save", "/start", "/start_task", "/stop", "/upload", "/use_folder",
 ]  # fmt: skip
 
 

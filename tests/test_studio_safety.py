@@ -1,6 +1,7 @@
 """What the studio refuses: paths and names that lead elsewhere, archives and pictures that are not what they say, strangers."""
 
 import io
+import socket
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from rankfold.apps.app import AppOptions, check_safe, login
+from rankfold.apps.app import AppOptions, check_port, check_safe, login
 from rankfold.apps.studio import uploads
 from rankfold.apps.studio.curves import drawing, smoothed, thinned
 from rankfold.apps.studio.fields import command_of, config_of, fields_of, read, shown, values_of, yaml_of
@@ -330,6 +331,16 @@ def test_other_machines_need_a_password(host):
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
 def test_this_machine_needs_none(host):
     check_safe(AppOptions(host=host), "")
+
+
+def test_a_port_that_is_taken_is_said_at_once():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match="choose another --port"):
+            check_port("127.0.0.1", other.getsockname()[1])
+    with pytest.raises(UserError, match="choose another --port"):
+        check_port("127.0.0.1", 99_999)
 
 
 def test_wrong_passwords_make_everybody_wait(monkeypatch):

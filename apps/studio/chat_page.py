@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import html
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -204,8 +205,8 @@ def bubbles(talk: Talk, question: str = "", said: Said | None = None) -> tuple[l
 
 
 def bubble(role: str, text: str) -> dict[str, str]:
-    """A message as Gradio has it."""
-    return {"role": role, "content": text}
+    """A message as Gradio has it, which takes text for HTML even where it is no Markdown."""
+    return {"role": role, "content": html.escape(text, quote=False)}
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -215,15 +216,18 @@ def build(studio: Studio) -> None:
     """The page."""
     with gr.Row():
         with gr.Column(scale=1):
-            tuned = gr.Dropdown([], label="Tuned model", elem_id="chat-tuned", info="Empty: the base alone.")
+            tuned = gr.Dropdown(
+                [], allow_custom_value=True, label="Tuned model", elem_id="chat-tuned", info="Empty: the base alone."
+            )
             base = gr.Dropdown(
                 ["", *EMBEDDED], value="", allow_custom_value=True, label="Base model", elem_id="chat-base",
                 info=f"Empty: the tuned model's own, or {next(iter(EMBEDDED))}.",
             )  # fmt: skip
-            picture = gr.File(label="Picture that the first question is about", elem_id="chat-picture", height=120)
+            picture = gr.File(label="Picture that the first question is about", elem_id="chat-picture", height=150)
             seen = gr.Image(
-                label="As the model sees it", interactive=False, format="png", visible=False, elem_id="chat-seen"
-            )
+                label="As the model sees it", interactive=False, format="png", visible=False, height=220, buttons=["fullscreen"],
+                elem_id="chat-seen",
+            )  # fmt: skip
             compare = gr.Checkbox(label="also the base's answer", elem_id="chat-compare")
             with gr.Accordion("More", open=False):
                 most = gr.Number(256, label="Most tokens of an answer", precision=0, minimum=1, elem_id="chat-most")
@@ -231,11 +235,11 @@ def build(studio: Studio) -> None:
         with gr.Column(scale=3):
             with gr.Row():
                 # Words of a model are no page: as Markdown they could ask other machines for pictures.
-                own = gr.Chatbot(label="Answers", render_markdown=False, height=420, elem_id="chat-answers")
+                looks: dict[str, Any] = {"render_markdown": False, "height": 420, "buttons": ["copy_all"]}
+                own = gr.Chatbot(label="Answers", elem_id="chat-answers", **looks)
                 other = gr.Chatbot(
-                    label="The base's answers to the same", render_markdown=False, height=420, visible=False,
-                    elem_id="chat-base-answers",
-                )  # fmt: skip
+                    label="The base's answers to the same", visible=False, elem_id="chat-base-answers", **looks
+                )
             said = gr.HTML(label="Progress", elem_id="chat-said")
             question = gr.Textbox(label="Question", placeholder="What is in the picture?", elem_id="chat-question")
             with gr.Row():
@@ -264,22 +268,22 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
         who = answerer(places, tuned, base, precision)
         if (before.who, before.picture) != (who, picture or None):
             before = Talk(who, picture or None)  # another model or picture, another conversation
-        yield before, *bubbles(before, text), note(WAITING), gr.skip()
+        yield before, *bubbles(before, text), note(WAITING), ""
         try:
             for now in ask(models, before, text, compare=compare, most=int(most)):
                 if isinstance(now, Talk):
-                    yield now, *bubbles(now), "", ""
+                    yield now, *bubbles(now), "", gr.skip()
                 elif now.tuned or now.base:
                     yield gr.skip(), *bubbles(before, text, now), "", gr.skip()
                 else:
                     yield (gr.skip(),) * 5
         except Exception:
-            yield before, *bubbles(before), "", gr.skip()  # the page shows what the conversation holds
+            yield before, *bubbles(before), "", text  # the page shows what the conversation holds
             raise
 
     @plainly
     def so_far(before: Talk) -> tuple[Any, ...]:
-        return before, *bubbles(before), note("Stopped: the question was not added to the conversation.")
+        return before, *bubbles(before), note("Stopped; an answer that was not whole is not kept.")
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     event = gr.on(
@@ -287,7 +291,8 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
         concurrency_id="device", show_progress="minimal", show_progress_on=columns[3],
     )  # fmt: skip
     stop.click(so_far, talk, columns, cancels=[event], **quiet)
-    new.click(lambda: (Talk(), [], [], ""), None, columns, cancels=[event], **quiet)
+    ends = [new.click, columns[1].clear, columns[2].clear]
+    gr.on(ends, lambda: (Talk(), [], [], ""), None, columns, cancels=[event], **quiet)
 
 
 def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, picture: Any, seen: Any, compare: Any,
@@ -301,10 +306,14 @@ def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, picture: A
 
     @plainly
     def look_at(file: str | None) -> tuple[Any, ...]:
-        found = checked_picture(file)
+        found, fault = None, ""
+        try:
+            found = checked_picture(file)
+        except UserError as error:  # said on the page, where it stays as long as the file does
+            fault = note(str(error), "fault")
         if found is not None:
             found.thumbnail((SIDE, SIDE))
-        return gr.Image(value=found, visible=found is not None), Talk(), [], [], ""
+        return gr.Image(value=found, visible=found is not None), Talk(), [], [], fault
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     picture.change(look_at, picture, [seen, *columns], **quiet)
@@ -312,4 +321,4 @@ def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, picture: A
         box.input(lambda: (Talk(), [], [], note("Another model: a new conversation.")), None, columns, **quiet)
     compare.input(lambda on: gr.update(visible=on), compare, columns[2], **quiet)
     page = gr.context.Context.root_block
-    page.load(choices, None, tuned, **quiet)
+    page.load(choices, None, tuned, api_visibility="private", show_progress="hidden", concurrency_limit=None)

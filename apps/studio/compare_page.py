@@ -6,7 +6,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ...toolkit.models.diffusion import EMBEDDED
 from ...toolkit.runs import write_png
 from ...training.config import PictureConfig
 from .generate_page import progress, recipe_from
-from .pipes import Drawing, Pipes, Stopped, followed, kept
+from .pipes import LOOK, Drawing, Pipes, Stopped, followed, kept
 from .places import Places
 from .studio import Studio
 from .words import note, plainly, time_left
@@ -46,6 +46,7 @@ PROPOSED = {"strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "
 HEADERS = ["X", "Y", "prompt fidelity (CLIP-T)", "likeness to the photos (CLIP-I)", "file"]
 ACROSS = 8  # cells in a line, where only X varies
 SMALLEST, LARGEST = 192, 8192  # pixels: smaller cells are shown larger; no side of a sheet is longer
+PATIENCE = 300  # seconds to wait until a drawing stops behind its step
 GAP, LINES = 6, 8  # pixels between cells; lines of a label at most
 
 
@@ -185,6 +186,8 @@ class Asked:
     rows: Axis
     recipes: tuple[Recipe, ...]
     """Of every cell, row by row."""
+    heading: str = ""
+    """What all cells have."""
     tokens: tuple[str, ...] = ()
     """Rare words of the adapters: no model of texts knows them."""
     clip: str = ""
@@ -222,7 +225,7 @@ def asked(places: Places, boxes: Boxes) -> Asked:
         )
     used = dict.fromkeys(path for recipe in recipes for path in recipe.adapters)
     tokens = tuple(token for path in used for token in tokens_of(facts_of(adapter_path(Path(path)))))
-    return Asked(columns, rows, recipes, tokens, clip, photos)
+    return Asked(columns, rows, recipes, heading_of(boxes, columns, rows, recipes[0]), tokens, clip, photos)
 
 
 def recipes_of(
@@ -259,6 +262,23 @@ def recipe_of(base: Recipe, cell: Mapping[str, Any], known: Mapping[str, Path]) 
     if not cell["adapter"]:
         return replace(base, **others)
     return replace(base, adapters=(str(known[cell["adapter"]]),), strengths=(cell["strength"],), **others)
+
+
+def heading_of(boxes: Boxes, columns: Axis, rows: Axis, recipe: Recipe) -> str:
+    """What all cells have, in a line. recipe: of one of them."""
+    varied = {FIELDS[axis.what] for axis in (columns, rows) if axis.what != NOTHING}
+    bare = boxes.adapter in (None, "", BARE)
+    said = {
+        "base": Path(recipe.base).name if Path(recipe.base).is_absolute() else recipe.base,
+        "adapter": "no adapter" if bare else boxes.adapter,
+        "strength": "" if bare and "adapter" not in varied else f"strength {boxes.strength:g}",
+        "prompt": recipe.prompt,
+        "negative": f"without {recipe.negative_prompt}" if recipe.negative_prompt else "",
+        "seed": f"seed {recipe.seed}",
+        "steps": f"{recipe.steps} steps",
+        "guidance_scale": f"guidance {recipe.guidance_scale:g}",
+    }
+    return "; ".join(text for key, text in said.items() if text and key not in varied)
 
 
 def photos_of(places: Places, run: str) -> tuple[Path, ...]:
@@ -353,7 +373,7 @@ def compare(plan: Asked, pipes: Pipes, folder: Path, done: dict[Recipe, str], dr
     files = [done[recipe] for recipe in plan.recipes]
     pictures = [load_rgb(Path(file)) for file in files]
     path = Path(files[0]).with_name(f"{Path(files[0]).stem}-sheet.png")
-    write_png(path, sheet(pictures, plan.columns.labels, plan.rows.labels))
+    write_png(path, headed(sheet(pictures, plan.columns.labels, plan.rows.labels), plan.heading))
     if scorer is None:
         return Result(str(path), files, [])
     figures, real = measured(scorer, plan, pictures)
@@ -443,6 +463,17 @@ def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
         page.paste(one, (0, top))
         top += one.height + GAP
     return page
+
+
+def headed(page: Image.Image, text: str) -> Image.Image:
+    """The sheet with a text above it; its right end is left free, where the browser puts buttons."""
+    font = label_font(max(14, page.width // 96))
+    height, lines = round(font.size * 1.3), wrapped(text, font, page.width * 9 // 10 - GAP, LINES)
+    whole = Image.new("RGB", (page.width, page.height + (len(lines) + 1) * height), "white")
+    whole.paste(page, (0, (len(lines) + 1) * height))
+    middle = (len(lines) + 1) * height // 2
+    write(ImageDraw.Draw(whole), lines, (GAP, middle), font, height, "lm")
+    return whole
 
 
 def label_font(size: int) -> ImageFont.FreeTypeFont:
@@ -547,30 +578,45 @@ def made_picture(places: Places, name: str) -> str:
 def build(studio: Studio) -> None:
     """The page."""
     places, pipes = studio.places, studio.pipes
+    running: dict[str | None, Drawing] = {}  # by session
 
     @plainly
-    def draw(base: str, adapter: str, strength: float, prompt: str, negative: str, seed: float, steps: float,
+    def draw_cells(request: gr.Request, base: str, adapter: str, strength: float, prompt: str, negative: str, seed: float, steps: float,
              guidance: float, width: float, height: float, x: str, x_values: str, y: str, y_values: str,
              photos: str, clip: str) -> Any:  # fmt: skip
         plan = asked(places, Boxes(base, adapter, strength, prompt, negative, seed, steps, guidance, width, height,
                                    x, x_values, y, y_values, photos, clip))  # fmt: skip
-        yield from streamed(plan, pipes, places.made())
+        session = request.session_hash
+        try:
+            for now, shown in streamed(plan, pipes, places.made()):
+                running[session] = now
+                yield shown
+        finally:
+            running.pop(session, None)
 
     @plainly
-    def propose(what: str, prompt: str, adapter: str) -> Any:
+    def propose_values(what: str, prompt: str, adapter: str) -> Any:
         text, hint = proposal(what, prompt, adapter, places.adapters())
         return gr.Textbox(value=text, info=hint, interactive=what != NOTHING)
 
     @plainly
-    def suit(name: str) -> tuple[Any, Any]:
+    def suit_adapter(name: str) -> tuple[Any, Any]:
         return suited(places, name)
 
     @plainly
-    def pair(left: str | None, right: str | None) -> Any:
+    def stop_drawing(request: gr.Request, times: float) -> float:
+        end = time.monotonic() + PATIENCE
+        while (now := running.get(request.session_hash)) and time.monotonic() < end:
+            now.stopped = True
+            time.sleep(LOOK)
+        return times + 1
+
+    @plainly
+    def show_pair(left: str | None, right: str | None) -> Any:
         return (made_picture(places, left), made_picture(places, right)) if left and right else gr.skip()
 
     @plainly
-    def opened() -> tuple[Any, Any]:
+    def list_choices() -> tuple[Any, Any]:
         return gr.Dropdown(choices=[BARE, *places.adapters()]), gr.Dropdown(choices=["", *photo_runs(places)])
 
     settings = setting_boxes()
@@ -580,36 +626,43 @@ def build(studio: Studio) -> None:
         go = gr.Button("Compare", variant="primary", elem_id="compare-go")
         stop = gr.Button("Stop", variant="stop", elem_id="compare-stop")
     results = result_boxes()
-    said, left, right, slider = results[0], *results[4:]
+    left, right, slider = results[4:]
+    stops = gr.Number(0, label="Stops", visible="hidden")  # a State's change would cancel nothing
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    event = go.click(draw, [*settings, *axes, *measures], results, api_name="compare", concurrency_id="device")
-    stop.click(plainly(lambda: note("Stopped; what was drawn is kept.")), None, said, cancels=[event], **quiet)
+    event = go.click(draw_cells, [*settings, *axes, *measures], results, api_name="compare", concurrency_id="device")
+    # Cancelled is only what still waits: to cancel a generator at work makes Gradio stand still, and at times say Error everywhere.
+    stop.click(stop_drawing, stops, stops, **quiet)
+    stops.change(None, cancels=[event])
     base, adapter, prompt = settings[0], settings[1], settings[3]
-    adapter.input(suit, adapter, [base, prompt], **quiet)
+    adapter.input(suit_adapter, adapter, [base, prompt], **quiet)
     for what, values in (axes[:2], axes[2:]):
-        what.input(propose, [what, prompt, adapter], values, **quiet)
+        what.input(propose_values, [what, prompt, adapter], values, **quiet)
     for chosen in (left, right):
-        chosen.input(pair, [left, right], slider, **quiet)
-    gr.context.Context.root_block.load(opened, None, [adapter, measures[0]], **quiet)
+        chosen.input(show_pair, [left, right], slider, **quiet)
+    gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
 
 
-def streamed(plan: Asked, pipes: Pipes, folder: Path) -> Any:
-    """What the page shows while cells are drawn, and at last."""
+def streamed(plan: Asked, pipes: Pipes, folder: Path) -> Iterator[tuple[Drawing, tuple[Any, ...]]]:
+    """The drawing and what the page shows, while cells are drawn, and at last."""
     done: dict[Recipe, str] = {}
-    began, seen, order = time.monotonic(), 0, drawing_order(plan.recipes)
-    others = [gr.skip()] * 4  # table, the two choices and the slider
-    yield progress(0), None, [], *others
-    work = partial(compare, plan, pipes, folder, done)
-    for now in followed(work, sum(recipe.steps for recipe in order)):
-        if isinstance(now, Result):
-            yield told(plan, now, time.monotonic() - began), *filled(plan, now)
-            continue
-        cells: Any = gr.skip()
-        if len(done) > seen:
-            seen = len(done)
-            cells = [(done[one], name) for one, name in zip(plan.recipes, plan.captions, strict=True) if one in done]
-        yield progress(now.share) + note(f"{seen} of {len(order)} pictures."), gr.skip(), cells, *others
+    began, seen, order = time.monotonic(), -1, drawing_order(plan.recipes)
+    emptied = (None, [], [], *[gr.Dropdown(choices=[], value=None)] * 2, None)
+    drawing = Drawing(0)
+    try:
+        for now in followed(partial(compare, plan, pipes, folder, done), sum(recipe.steps for recipe in order)):
+            if isinstance(now, Result):
+                yield drawing, (told(plan, now, time.monotonic() - began), *filled(plan, now))
+                return
+            shown = emptied if seen < 0 else (gr.skip(),) * len(emptied)
+            drawing, before, seen = now, seen, len(done)
+            if seen > before >= 0:
+                named = zip(plan.recipes, plan.captions, strict=True)
+                shown = (gr.skip(), [(done[one], name) for one, name in named if one in done], *shown[2:])
+            yield drawing, (progress(now.share) + note(f"{seen} of {len(order)} pictures."), *shown)
+    except Stopped:
+        said = f"Stopped; {len(done)} of {len(order)} pictures are drawn and kept."
+        yield drawing, (note(said), *(gr.skip(),) * len(emptied))
 
 
 def filled(plan: Asked, result: Result) -> list[Any]:
@@ -677,13 +730,14 @@ def result_boxes() -> list[Any]:
     said = gr.HTML(label="Progress", elem_id="compare-said")
     sheet = gr.Image(
         label="Sheet", format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"],
-        elem_id="compare-sheet",
+        show_label=False, elem_id="compare-sheet",
     )  # fmt: skip
     table = gr.Dataframe(headers=HEADERS, label="Figures of the cells", interactive=False, wrap=True, render=False,
-                         elem_id="compare-table")  # fmt: skip
+                         column_widths=["220px", "220px", "150px", "150px", "260px"], elem_id="compare-table")  # fmt: skip
     gallery = gr.Gallery(
-        label="Cells (their settings are inside)", columns=4, height="auto", format="png", elem_id="compare-cells"
-    )
+        label="Cells (their settings are inside)", columns=4, format="png", elem_id="compare-cells",
+        height="max-content",  # "auto" would stop behind half of the second row
+    )  # fmt: skip
     table.render()
     with gr.Row():
         left = gr.Dropdown([], label="Left cell", elem_id="compare-left")

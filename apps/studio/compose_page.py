@@ -183,7 +183,13 @@ def source_names(places: Places, run: str, known: list[str]) -> list[str]:
 def build(studio: Studio) -> None:
     """The page."""
     gr.Markdown("## 1. Adapters")
-    names = gr.Dropdown([], multiselect=True, label="Adapters, all for the same base", elem_id="compose-adapters")
+    names = gr.Dropdown(
+        [],
+        multiselect=True,
+        allow_custom_value=True,
+        label="Adapters, all for the same base",
+        elem_id="compose-adapters",
+    )
     gr.Markdown("## 2. How much of each")
     boxes = [names, *how_boxes()]
     gr.Markdown("## 3. Start")
@@ -193,7 +199,7 @@ def build(studio: Studio) -> None:
     started = gr.HTML(label="Started", elem_id="compose-started")
     gr.Markdown("## What a composed run was made of")
     with gr.Row():
-        done = gr.Dropdown([], label="Composed run", scale=3, elem_id="composed-run")
+        done = gr.Dropdown([], allow_custom_value=True, label="Composed run", scale=3, elem_id="composed-run")
         again = gr.Button("List runs anew", scale=1)
     said = gr.HTML(label="How it was made", elem_id="composed-said")
     table = gr.Dataframe(
@@ -211,7 +217,9 @@ def how_boxes() -> list[Any]:
     )  # fmt: skip
     with gr.Group(visible=False) as learned:
         with gr.Row():
-            chosen = gr.Dropdown([], label="Pictures: an uploaded set (see Train)", elem_id="compose-set")
+            chosen = gr.Dropdown(
+                [], allow_custom_value=True, label="Pictures: an uploaded set (see Train)", elem_id="compose-set"
+            )
             folder = gr.Textbox(
                 label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="compose-folder"
             )
@@ -276,7 +284,8 @@ def wire(studio: Studio, boxes: list[Any], run: Any, go: Any, started: Any, done
         value = chosen if chosen in runs else (runs[0] if runs else None)
         return gr.Dropdown(choices=runs, value=value), *composed(value), gr.Dropdown(choices=list(places.adapters()))
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    # Through the queue, for outside of it Gradio shows no error's sentence.
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     names, chosen = boxes[0], boxes[3]
     go.click(compose, [*boxes, run], [started, run], api_name="compose")
     done.input(composed, done, [said, table], **quiet)

@@ -83,16 +83,16 @@ def followed(work: Callable[[Drawing], Any], total: int) -> Iterator[Drawing | A
 
     When the page closes, or its event is cancelled, the work is stopped behind its denoising step.
     """
-    drawing = Drawing(total)
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work, drawing)
-        try:
-            while not future.done():
-                yield drawing
-                time.sleep(LOOK)
-            yield future.result()
-        finally:
-            drawing.stopped = True
+    drawing, pool = Drawing(total), ThreadPoolExecutor(1)
+    future = pool.submit(work, drawing)
+    try:
+        while not future.done():
+            yield drawing
+            time.sleep(LOOK)
+        yield future.result()
+    finally:
+        drawing.stopped = True
+        pool.shutdown(wait=False)  # a page that closes does not wait for a model that is being loaded
 
 
 def kept(made: Made, folder: Path, name: str) -> list[str]:

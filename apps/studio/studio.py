@@ -46,18 +46,23 @@ class Studio:
 
 def build(studio: Studio) -> gr.Blocks:
     """All pages."""
-    from . import train_page, watch_page
-    from .generate_page import build as generate_page
+    from . import chat_page, compare_page, compose_page, generate_page, library_page, train_page, watch_page
 
+    pages = {
+        "Watch": watch_page,
+        "Generate": generate_page,
+        "Compare": compare_page,
+        "Compose": compose_page,
+        "Chat": chat_page,
+        "Library": library_page,
+    }
     with gr.Blocks(title="rankfold", analytics_enabled=False) as demo:
         title("Train")
         train_page.build(studio)
-    with demo.route("Watch", "watch"):
-        title("Watch")
-        watch_page.build(studio)
-    with demo.route("Generate", "generate"):
-        title("Generate")
-        generate_page(studio)
+    for name, page in pages.items():
+        with demo.route(name, name.lower()):
+            title(name)
+            page.build(studio)
     return demo
 
 

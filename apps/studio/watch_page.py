@@ -74,7 +74,8 @@ def state_of(run: Run, rows: Sequence[dict[str, Any]]) -> str:
         )
     if state == "failed":
         text += note(without_secrets(str(status.get("error") or "It failed.")), "fault")
-    return text
+    name = html.escape(run.folder.name)
+    return text + f'<p><a href="/?clone={name}">Use the settings of this run for another</a></p>'
 
 
 def batch_of(run: Run) -> int:
@@ -211,7 +212,6 @@ def build(studio: Studio) -> None:
     curves = gr.HTML(label="Curves", elem_id="curves")
     gallery = gr.Gallery(label="Previews, newest first", columns=4, height="auto", format="png", elem_id="previews")
     log = gr.Textbox(label="Log, newest line first", lines=10, max_lines=20, interactive=False, elem_id="log")
-    gr.HTML('<p><a href="/?clone=" id="clone">Use the settings of this run</a></p>', elem_id="clone-box")
     timer = gr.Timer(TICK)
 
     outputs = [state, curves, gallery, log, seen, stop, sample, save, again]
@@ -226,5 +226,5 @@ def build(studio: Studio) -> None:
     )
     refresh.click(list_runs, None, name, api_name="runs", **quiet)
     for button, request in ((stop, "stop"), (sample, "sample"), (save, "save")):
-        button.click(asked(request), name, said, api_name=request, **quiet)
-    again.click(go_on, name, said, api_name="resume", **quiet)
+        button.click(asked(request), name, said, api_name=request, show_progress="hidden")
+    again.click(go_on, name, said, api_name="resume", show_progress="hidden")

@@ -1,0 +1,443 @@
+"""Compose, Chat and Library of the studio: their handlers as functions, on adapters that were really trained."""
+
+import json
+import zipfile
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import gradio as gr
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from rankfold.apps.studio import chat_page, compose_page, library_page
+from rankfold.apps.studio.chat_page import Answerer, Models, Said, Talk
+from rankfold.apps.studio.pipes import Drawing, Stopped
+from rankfold.apps.studio.places import Places
+from rankfold.apps.studio.studio import Studio
+from rankfold.pipelines.chat import answers, open_chat
+from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
+from rankfold.toolkit import library
+from rankfold.toolkit.errors import UserError
+from rankfold.training.config import InstructConfig, SubjectConfig
+from rankfold.training.queue import carry_on
+from rankfold.training.start import train
+
+
+@pytest.fixture(scope="module")
+def trained(base, images, tmp_path_factory):
+    """A runs folder: two adapters of one base, one of them of a kind that no plain LoRA equals, and one that answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKFOLD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        root = tmp_path_factory.mktemp("studio") / "runs"
+        short = SubjectConfig(
+            base=str(base), images=images, steps=3, batch_size=2, rank=4, alpha=4.0, learning_rate=0.02, log_every=1,
+            checkpoint_every=3, preview_every=3, preview_prompts=("a {token} {noun}",), preview_steps=2, threads=1,
+        )  # fmt: skip
+        train(replace(short, out=root / "mine"))
+        train(replace(short, out=root / "bent", adapter="fvae", preview_every=0, token="sks2"))
+        data = tmp_path_factory.mktemp("colours")
+        rows = []
+        for number, name in enumerate(("red", "blue", "green") * 2):
+            Image.new("RGB", (32, 32), name).save(data / f"{number}.png")
+            turns = [{"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": name}]
+            rows.append({"image": f"{number}.png", "conversations": turns})
+        (data / "data.json").write_text(json.dumps(rows))
+        task = InstructConfig(
+            data=data / "data.json", out=root / "colours", steps=6, batch_size=4, rank=4, alpha=4.0, learning_rate=0.02,
+            checkpoint_every=6, preview_every=0, workers=0, threads=1,
+        )  # fmt: skip
+        train(task)
+    return root
+
+
+@pytest.fixture
+def places(trained, base, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANKFOLD_LIBRARY", str(tmp_path / ".hidden" / "library"))
+    return Places(trained, (base, images))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("upload") / "red.png"
+    Image.new("RGB", (40, 32), "red").save(path)
+    return str(path)
+
+
+@cache
+def handlers(places, page):
+    """What the page's API calls, by name."""
+    with gr.Blocks() as demo:
+        page.build(Studio(places, start_workers=False))
+    return {event.api_name: event.fn for event in demo.fns.values() if event.api_visibility == "public"}
+
+
+def test_only_these_names_are_public(places):
+    assert [set(handlers(places, page)) for page in (compose_page, chat_page, library_page)] == [
+        {"compose"}, {"chat"}, {"library", "inspect", "export"},
+    ]  # fmt: skip
+
+
+def test_every_box_has_a_label_and_no_two_share_an_id(places):
+    with gr.Blocks() as demo:
+        for page in (compose_page, chat_page, library_page):
+            page.build(Studio(places, start_workers=False))
+    boxes = [box for box in demo.blocks.values() if isinstance(box, gr.components.Component)]
+    ids = [box.elem_id for box in boxes if box.elem_id]
+    assert len(ids) == len(set(ids))
+    nameless = (gr.Markdown, gr.State, gr.Button)
+    assert all(box.label for box in boxes if not isinstance(box, nameless))
+
+
+# ---------------------------------------------------------------------------------------------- compose
+
+ALIKE = {
+    "weights": "",
+    "set": "",
+    "folder": "",
+    "steps": 100,
+    "rate": 0.05,
+    "rank": 0,
+    "base": "",
+    "token": "",
+    "noun": "",
+}
+
+
+def compose(places, names, how, run, **values):
+    """Presses the button."""
+    said, free = handlers(places, compose_page)["compose"](names, how, *(ALIKE | values).values(), run)
+    assert f'href="/watch?run={run}"' in said
+    assert free != run
+    return places.run(run)
+
+
+def test_composes_by_weights_and_says_what_it_was_made_of(places):
+    train(replace(places.config("mine"), out=places.runs / "second", seed=5, token="ohwx", preview_every=0))
+    run = compose(places, ["mine", "second"], "weights", "both", weights="0.75, -0.5")
+    assert run.state() == "queued"
+    with pytest.raises(UserError, match="both is queued: its weights are here when it is done"):
+        compose_page.composition(places, "both")
+    carry_on(run.folder)
+    rows, lines = compose_page.composition(places, "both")
+    assert rows == [["mine", 0.75, 0.75, 0.75], ["second", -0.5, -0.5, -0.5]]
+    assert lines == [f"weighted sum of 2 adapters for the base {places.config('mine').base}."]
+    assert compose_page.facts_at(run.adapter)["token"] == "sks"
+    assert "both" in compose_page.composed_runs(places)
+    assert not {"mine", "second"} & set(compose_page.composed_runs(places))
+    assert ["both", "runs", *library_page.row_of(library_page.known(places)["mine"])[2:4], "lora, composed of 2"] in [
+        library_page.row_of(one) for one in library_page.known(places).values()
+    ]
+
+
+def test_learns_weights_on_pictures_cut_to_a_rank(places, images):
+    library_page.add(places, "mine", "kept", "")
+    names = ["mine", "library: kept"]
+    run = compose(places, names, "learned", "few", folder=str(images), steps=2, rate=0.1, rank=3, token=" zwx ")
+    config = places.config("few")
+    assert (config.images, config.steps, config.learning_rate) == (images.resolve(), 2, 0.1)
+    assert (config.max_rank, config.token, config.class_noun) == (3, "zwx", "creature")
+    carry_on(run.folder)
+    rows, lines = compose_page.composition(places, "few")
+    assert [row[0] for row in rows] == names
+    assert sum(row[1] for row in rows) == pytest.approx(1.0, abs=2e-4)
+    assert "one for each place" in lines[1]
+    assert "missed by up to" in lines[2]
+
+
+def test_pictures_of_an_uploaded_set(places, images):
+    folder = places.pictures("cat")
+    assert compose_page.picture_sets(places) == ["cat"]
+    assert compose_page.pictures_from(places, "cat", "") == folder
+    with pytest.raises(UserError, match="leave one of them empty"):
+        compose_page.pictures_from(places, "cat", str(images))
+    with pytest.raises(UserError, match=r"no set of pictures named \.\./mine"):
+        compose_page.pictures_from(places, "../mine", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "how", "values", "run", "sentence"),
+    [
+        ([], "all alike", {}, "x", "No adapter has been chosen"),
+        (["nobody"], "all alike", {}, "x", "There is no adapter named nobody"),
+        (["../mine/adapter"], "all alike", {}, "x", "There is no adapter named"),
+        (["mine"], "by magic", {}, "x", "is no way to compose"),
+        (["mine"], "weights", {"weights": "0.5 0.5"}, "x", "There are 2 weights for 1 adapters"),
+        (["mine"], "weights", {"weights": "half"}, "x", "are not numbers"),
+        (["mine"], "weights", {"weights": "inf"}, "x", "are not all finite"),
+        (["mine"], "learned", {}, "x", "need a few pictures"),
+        (["mine"], "learned", {"folder": "/"}, "x", "lies outside what the studio may read"),
+        (["mine"], "learned", {"folder": "/nowhere"}, "x", "does not exist"),
+        (["mine"], "all alike", {"rank": -1}, "x", "--max-rank must be at least 0"),
+        (["mine"], "all alike", {"base": "tiny"}, "x", "was trained on"),
+        (["mine"], "all alike", {"base": "/etc"}, "x", "lies outside"),
+        (["mine"], "all alike", {}, "mine", "There is a run named mine already"),
+        (["mine"], "all alike", {}, "../x", "is no name of a run"),
+    ],
+)
+def test_mistakes_in_composing(places, names, how, values, run, sentence):
+    with pytest.raises(gr.Error, match=sentence):
+        compose(places, names, how, run, **values)
+    assert not (places.runs / "x").exists()
+
+
+def test_what_was_not_composed_is_said(places):
+    with pytest.raises(UserError, match="mine was not composed"):
+        compose_page.composition(places, "mine")
+
+
+# ---------------------------------------------------------------------------------------------- chat
+
+
+def chat(handler, before, question, *, tuned="", base="", picture=None, compare=False, most=12, precision="fp32"):
+    """Asks; returns all that the page is sent."""
+    return list(handler(before, tuned, base, picture, question, compare, most, precision))
+
+
+def test_an_answer_of_the_base_comes_in_pieces(places, picture):
+    models, talk = Models(), Talk(Answerer("tiny-vlm"), picture)
+    *pieces, last = chat_page.ask(models, talk, "What is in the picture?", compare=True, most=12)
+    texts = [piece.tuned for piece in pieces]
+    known = answers(open_chat("tiny-vlm"), [chat_page.asked(talk, "What is in the picture?")], max_new_tokens=12)
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert chat_page.bubbles(last) == (
+        [{"role": "user", "content": "What is in the picture?"}, {"role": "assistant", "content": known[0]}],
+        [],  # it is the base itself that answers
+    )
+    assert not models.vision.model._forward_pre_hooks
+
+
+def test_the_tuned_model_and_its_base_answer_side_by_side_over_several_questions(places, picture):
+    handler = handlers(places, chat_page)["chat"]
+    shown = chat(handler, Talk(), "What colour?", tuned="colours", picture=picture, compare=True)
+    assert shown[0][1] == [{"role": "user", "content": "What colour?"}]
+    talk, own, base, said, _ = shown[-1]
+    row = chat_page.asked(Talk(picture=picture), "What colour?")
+    adapter = places.adapter("colours", chat=True)
+    assert own[-1]["content"] == answers(open_chat("tiny-vlm", [adapter]), [row], max_new_tokens=12)[0]
+    assert base[-1]["content"] == answers(open_chat("tiny-vlm"), [row], max_new_tokens=12)[0]
+    assert own[-1] != base[-1]
+    assert said == ""
+    again, own, base, *_ = chat(handler, talk, "And <b>now</b>?", tuned="colours", picture=picture)[-1]
+    assert [len(own), len(base)] == [4, 2]
+    assert own[2]["content"] == "And &lt;b&gt;now&lt;/b&gt;?"  # Gradio takes text for HTML
+    content = [part["type"] for message in again.messages for part in message["content"]]
+    assert content == ["image", "text", "text", "text", "text"]
+    fresh, own, *_ = chat(handler, again, "What colour?", picture=picture)[-1]  # another model, another conversation
+    assert len(own) == len(fresh.messages) == 2
+
+
+def test_a_model_stays_loaded_until_another_is_wanted(places):
+    models, base = Models(), Answerer("tiny-vlm")
+    first = models.opened(base)
+    assert models.opened(Answerer("tiny-vlm")) is first
+    other = models.opened(chat_page.answerer(places, "colours", "", "fp32"))
+    assert other is not first
+    assert models.opened(base) is not first
+
+
+def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
+    models, talk, said, drawing = Models(), Talk(Answerer("tiny-vlm"), picture), Said(), Drawing(100)
+    row = chat_page.asked(talk, "What is in the picture?")
+    step = drawing.step
+
+    def stop_at_two():
+        drawing.stopped = drawing.done == 1
+        step()
+
+    drawing.step = stop_at_two
+    with pytest.raises(Stopped):
+        models.answer(talk.who, row, said, drawing, compare=False, most=12)
+    assert drawing.done == 2
+    assert not models.lock.locked()
+    drawing.stopped = True
+    with pytest.raises(Stopped):
+        models.answer(talk.who, row, said, drawing, compare=False, most=12)
+    assert isinstance(list(chat_page.ask(models, talk, "And now?", compare=False, most=12))[-1], Talk)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"question": " \n"}, "The question is empty"),
+        ({"tuned": "nobody"}, "There is no adapter named nobody"),
+        ({"tuned": "mine"}, "There is no adapter named mine"),
+        ({"base": "/etc"}, "lies outside what the studio may read"),
+        ({"base": "nothing/../here"}, "does not exist"),
+        ({"most": 0}, "must lie between 1 and"),
+        ({"most": None}, "must lie between 1 and"),
+        ({"precision": "int3"}, "is no number format"),
+    ],
+)
+def test_mistakes_in_chat(places, values, sentence):
+    with pytest.raises(gr.Error, match=sentence):
+        chat(handlers(places, chat_page)["chat"], Talk(), **({"question": "What colour?"} | values))
+
+
+def test_a_text_file_is_no_picture(places, tmp_path):
+    file = tmp_path / "notes.png"
+    file.write_text("no picture")
+    with pytest.raises(gr.Error, match=r"^'notes\.png is not a whole picture"):
+        chat(handlers(places, chat_page)["chat"], Talk(), "What colour?", picture=str(file))
+
+
+def test_a_failed_answer_leaves_the_conversation_as_it_was(places, monkeypatch):
+    def broken(*_):
+        raise UserError("The model is gone.")
+        yield
+
+    handler = handlers(places, chat_page)["chat"]
+    talk = chat(handler, Talk(), "What colour?")[-1][0]
+    monkeypatch.setattr(chat_page, "stream", lambda *_, **__: broken())
+    sent = []
+    with pytest.raises(gr.Error, match=r"The model is gone\."):
+        sent.extend(handler(talk, "", "", None, "Again?", False, 12, "fp32"))
+    before, own, _, said, question = sent[-1]
+    assert (before, len(own), said, question) == (
+        talk,
+        2,
+        "",
+        "Again?",
+    )  # without the question, which is in its box again
+
+
+# ---------------------------------------------------------------------------------------------- library
+
+
+def test_lists_runs_and_library_with_thumbnails(places):
+    rows, pictures = handlers(places, library_page)["library"]()
+    base = places.config("mine").base
+    assert ["mine", "runs", base, "sks creature", "moslora"] in rows
+    assert ["colours", "runs", "tiny-vlm", "-", "moslora"] in rows
+    assert pictures == []
+    assert "kept is in the library" in library_page.add(places, "mine", "kept", " my words ")
+    rows, pictures = handlers(places, library_page)["library"]()
+    assert ["library: kept", "library", base, "my words", "moslora"] in rows
+    assert [(picture.size, name) for picture, name in pictures] == [((64, 64), "kept")]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "sentence"),
+    [
+        ("mine", "../kept", "is no name of a library's adapter"),
+        ("mine", "", "is no name of a library's adapter"),
+        ("", "kept", "No adapter has been chosen"),
+        ("nobody", "kept", "There is no adapter named nobody"),
+        ("colours", "kept", "is no run's adapter of a diffusion model"),
+        ("mine", "there", "has an adapter named there already"),
+        ("library: there", "kept", "is no run's adapter"),
+    ],
+)
+def test_mistakes_in_adding(places, adapter, name, sentence):
+    library_page.add(places, "mine", "there", "")
+    with pytest.raises(UserError, match=sentence):
+        library_page.add(places, adapter, name, "")
+    assert [entry.name for entry in library.entries()] == ["there"]
+
+
+def test_inspects_an_adapter_against_its_base(places):
+    rows, layers, said = handlers(places, library_page)["inspect"]("mine", None, True)
+    facts = dict(rows)
+    assert facts["adapter"] == "moslora"
+    assert facts["unet: r"] == "4"
+    assert "median" in facts["change over the weight"]
+    assert len(layers) == 56
+    assert all(row[6] == "" and row[5].endswith("%") for row in layers)
+    assert "Sound" in said
+    assert library_page.inspected(places, "colours", None, True)[1]
+    with pytest.raises(UserError, match=r"is not linear|no exact"):
+        library_page.inspected(places, "bent", None, True)
+
+
+def test_inspects_a_file(places, tmp_path):
+    _, files = library_page.exported(places, "mine", "kohya", approximate=False, max_error=0.05, drop_bias=False)
+    rows, layers, said = library_page.inspected(places, None, files[0], False)
+    assert dict(rows)["format"] == "kohya"
+    assert dict(rows)["loads in kohya tools, A1111, ComfyUI"] == "yes"
+    assert len(layers) == 56
+    assert said == ["Sound: no layer is zero or not finite."]
+    broken = tmp_path / "broken.safetensors"
+    broken.write_text("nothing")
+    with pytest.raises(UserError, match=r"^broken\.safetensors is no whole safetensors file"):
+        library_page.inspected(places, None, str(broken), False)
+    with pytest.raises(UserError, match="No adapter has been chosen"):
+        library_page.inspected(places, None, None, False)
+
+
+def test_a_spoilt_adapter_is_seen(places, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    library_page.add(places, "mine", "spoilt", "")
+    file = library.get("spoilt").path / "unet" / "adapter_model.safetensors"
+    state = load_file(file)
+    next(iter(state.values())).fill_(float("nan"))
+    save_file(state, file)
+    *_, advice = library_page.inspected(places, "library: spoilt", None, False)
+    assert advice == ["unet holds NaN or infinity: it is spoilt; take an earlier checkpoint and train again."]
+
+
+def test_an_exported_file_does_the_same_in_a_stock_pipeline(places, base):
+    said, files = handlers(places, library_page)["export"]("mine", "diffusers", False, 0.05, False)
+    assert "It is exact." in said
+    assert files == [str(places.runs / "_exports" / "mine" / "pytorch_lora_weights.safetensors")]
+    stock = StableDiffusionPipeline.from_pretrained(base)
+    stock.set_progress_bar_config(disable=True)
+    stock.load_lora_weights(files[0])
+    own = load_pipeline(Recipe(prompt="", base=str(base), adapters=(str(places.adapter("mine")),), strengths=(1.0,)))
+    draw = {"seeds": [3], "steps": 2, "guidance_scale": 2.0, "side": 64, "output_type": "np"}
+    pictures = [torch.from_numpy(denoise(pipe, ["a sks creature"], **draw)) for pipe in (stock, own)]
+    torch.testing.assert_close(*pictures, atol=1e-5, rtol=0)
+    plain = torch.from_numpy(denoise(StableDiffusionPipeline.from_pretrained(base), ["a sks creature"], **draw))
+    assert (plain - pictures[0]).abs().max() > 1e-3
+
+
+def test_a_peft_folder_comes_as_a_zip(places, tmp_path):
+    from peft import PeftModel
+
+    library_page.add(places, "mine", "kept", "")
+    _, files = library_page.exported(
+        places, "library: kept", "peft", approximate=False, max_error=0.05, drop_bias=False
+    )
+    assert Path(files[0]).name == "library-kept-peft.zip"
+    with zipfile.ZipFile(files[0]) as archive:
+        archive.extractall(tmp_path)
+    pipe = StableDiffusionPipeline.from_pretrained(places.config("mine").base)
+    wrapped = PeftModel.from_pretrained(pipe.unet, str(tmp_path / "peft" / "unet"))
+    assert sum("lora_A" in name for name, _ in wrapped.named_parameters()) == 56
+    lines, files = library_page.exported(places, "colours", "peft", approximate=False, max_error=0.05, drop_bias=False)
+    assert lines[0].startswith("Read back by PEFT: largest difference of a probability")
+    assert Path(files[0]).name == "colours-peft.zip"
+
+
+def test_what_no_format_says_exactly_is_approximated_when_asked_for(places):
+    export = handlers(places, library_page)["export"]
+    with pytest.raises(gr.Error, match="--approximate"):
+        export("bent", "diffusers", False, 0.05, False)
+    said, files = export("bent", "diffusers", True, 0.05, False)
+    assert "An approximation: a layer" in said
+    assert Path(files[0]).parent == places.runs / "_exports" / "bent"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (("nobody", "diffusers", False, 0.05, False), "There is no adapter named nobody"),
+        (("../../etc", "diffusers", False, 0.05, False), "There is no adapter named"),
+        (("mine", "zip", False, 0.05, False), "'zip' is no format: choose one of diffusers, peft, kohya"),
+        (("mine", "diffusers", True, 3, False), "must lie above 0"),
+        (("colours", "kohya", False, 0.05, False), "choose the format peft"),
+    ],
+)
+def test_mistakes_in_exporting(places, values, sentence):
+    with pytest.raises(gr.Error, match=sentence):
+        handlers(places, library_page)["export"](*values)
+
+
+def test_a_base_outside_is_not_read(places, tmp_path, trained):
+    with pytest.raises(UserError, match="start it with --readable"):
+        library_page.exported(
+            replace(places, readable=()), "mine", "peft", approximate=False, max_error=0.05, drop_bias=False
+        )
