@@ -30,7 +30,8 @@ class EvaluateOptions:
     class_noun: str = ""
     """What the subject is; unset means what the adapter says."""
     clip: str = ""
-    """Name of an open_clip model, for CLIP-I and CLIP-T; unset means the embedded one for embedded bases."""
+    """An open_clip model for CLIP-I and CLIP-T: MODEL:WEIGHTS, hf-hub:... or local-dir:...; unset means the embedded one for
+    embedded bases."""
     dino: tuple[str, ...] = ()
     """Hub ids or folders of DINO models, such as facebook/dino-vits16, for likeness beside CLIP's."""
     steps: int = 25
@@ -61,7 +62,7 @@ def evaluate(words: list[str]) -> None:
     test = SubjectTest(read_prompts(name), unrelated_prompts(name), facts["token"], facts["class_noun"], options.n)
     if not options.clip and not embedded:
         raise UserError(
-            "--clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as ViT-B-32."
+            "--clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as ViT-B-32-quickgelu:openai."
         )
     folder = options.images or (trained_on[0].parent if trained_on else None)
     if folder is None:

@@ -91,6 +91,14 @@ def test_backbones_that_are_not_there(tmp_path, kind, words):
         kind(str(tmp_path / "nowhere"))
 
 
+def test_a_backbone_without_weights_is_refused():
+    """open_clip would measure with random numbers."""
+    with pytest.raises(UserError, match="does not say which weights: write ViT-B-32:openai"):
+        ClipScorer("ViT-B-32")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        ClipScorer("ViT-B-32:nobody")
+
+
 def test_a_run_is_measured(config, dino, prompts, images, capsys):
     run = train(replace(config, preservation_weight=0.0, learning_rate=0.05))
     words = ["--prompts", str(prompts), "--n", "2", "--steps", "2", "--dino", str(dino), "--clip", "embedded"]

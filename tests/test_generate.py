@@ -177,6 +177,27 @@ def test_files_of_any_origin_are_adapters(format, trained, base, tmp_path):
     assert again.tobytes() == theirs.tobytes()
 
 
+def test_a_kohya_file_whose_layers_differ_in_rank(base, images, tmp_path):
+    """diffusers reads it as it is meant: the proof, which is its picture, says so."""
+    from safetensors.torch import load_file
+
+    from rankfold.training.config import SubjectConfig
+    from rankfold.training.start import train
+
+    run = train(
+        SubjectConfig(
+            base=str(base), images=images, out=tmp_path / "run", steps=4, batch_size=2, rank=4, adapter="dora",
+            learning_rate=0.02, preview_every=0, threads=1,
+        )
+    )  # fmt: skip
+    proof = export_adapter(run.adapter, str(base), "kohya", tmp_path, max_error=0.3)
+    assert proof.ranks is not None
+    assert proof.ranks[0] < proof.ranks[1]
+    assert proof.weight_error < 1e-5
+    alphas = {float(v) for k, v in load_file(proof.path).items() if k.endswith(".alpha")}
+    assert len(alphas) == 1
+
+
 def test_a_file_of_another_base_is_refused(trained, base, tmp_path):
     from safetensors.torch import save_file
 

@@ -21,19 +21,31 @@ EMBEDDED_CLIP = "embedded"
 
 
 class ClipScorer:
-    """An open_clip model; `name` is any name that open_clip knows, 'local-dir:...' included. Default: the embedded one."""
+    """An open_clip model with its trained weights. Default: the embedded one."""
 
     def __init__(self, name: str | None = None) -> None:
+        """name: hf-hub:ORGANISATION/MODEL, local-dir:FOLDER, or MODEL:WEIGHTS with open_clip's names, as ViT-B-32-quickgelu:openai.
+
+        Raises:
+            UserError: for a model that cannot be loaded, or a name without weights, which open_clip would fill with random numbers.
+        """
         import open_clip
 
         self.name = name or EMBEDDED_CLIP
         place = f"local-dir:{assets() / 'tiny' / 'clip'}" if self.name == EMBEDDED_CLIP else self.name
+        own = place.startswith(("hf-hub:", "local-dir:"))
+        place, weights = (place, None) if own else place.partition(":")[::2]
+        if weights == "":
+            raise UserError(
+                f"--clip {self.name} does not say which weights: write {self.name}:openai or another of open_clip's names for them, "
+                "hf-hub:ORGANISATION/MODEL, or local-dir:FOLDER."
+            )
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(place)
+            model, _, preprocess = open_clip.create_model_and_transforms(place, pretrained=weights)
         except Exception as error:
             raise UserError(
-                f"--clip {self.name} cannot be loaded ({type(error).__name__}): give a name of open_clip, such as "
-                "hf-hub:ORGANISATION/MODEL or local-dir:FOLDER."
+                f"--clip {self.name} cannot be loaded ({type(error).__name__}): give hf-hub:ORGANISATION/MODEL, local-dir:FOLDER, or "
+                "one of open_clip's names with its weights, such as ViT-B-32-quickgelu:openai."
             ) from error
         self.model, self.preprocess = model.float().eval(), preprocess
         self.tokenizer: Any = open_clip.get_tokenizer(place)

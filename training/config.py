@@ -184,7 +184,7 @@ class SubjectConfig(PictureConfig, AdapterChoice):
     evaluate_prompts: str = ""
     """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others."""
     evaluate_clip: str = ""
-    """Name of an open_clip model; unset means the embedded one for embedded bases."""
+    """An open_clip model (MODEL:WEIGHTS, hf-hub:... or local-dir:...); unset means the embedded one for embedded bases."""
     keep: Literal["last", "best"] = "last"
     """Which step's adapter becomes the run's; best needs --evaluate-every."""
     patience: int = 0

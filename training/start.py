@@ -77,7 +77,8 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
         read_prompts(config.evaluate_prompts)
     if not config.evaluate_clip and config.base not in EMBEDDED:
         raise UserError(
-            "--evaluate-clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as ViT-B-32."
+            "--evaluate-clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as "
+            "ViT-B-32-quickgelu:openai."
         )
 
 

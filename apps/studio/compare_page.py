@@ -631,7 +631,7 @@ def build(studio: Studio) -> None:
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     event = go.click(draw_cells, [*settings, *axes, *measures], results, api_name="compare", concurrency_id="device")
-    # Cancelled is only what still waits: to cancel a generator at work makes Gradio stand still, and at times say Error everywhere.
+    # What is at work ends by itself; only what still waits is cancelled, as Gradio at times says Error in every box otherwise.
     stop.click(stop_drawing, stops, stops, **quiet)
     stops.change(None, cancels=[event])
     base, adapter, prompt = settings[0], settings[1], settings[3]
@@ -735,7 +735,7 @@ def result_boxes() -> list[Any]:
     table = gr.Dataframe(headers=HEADERS, label="Figures of the cells", interactive=False, wrap=True, render=False,
                          column_widths=["220px", "220px", "150px", "150px", "260px"], elem_id="compare-table")  # fmt: skip
     gallery = gr.Gallery(
-        label="Cells (their settings are inside)", columns=4, format="png", elem_id="compare-cells",
+        label="Cells (their settings are inside)", columns=4, fit_columns=False, format="png", elem_id="compare-cells",
         height="max-content",  # "auto" would stop behind half of the second row
     )  # fmt: skip
     table.render()

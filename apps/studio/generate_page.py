@@ -64,7 +64,9 @@ class AdapterRows:
                 name = gr.Dropdown(
                     [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
                 )
-                strength = gr.Slider(-1, 2, 1, step=0.05, label="strength (any number in the box)", scale=3)
+                slider = gr.Slider(-1, 2, 1, step=0.05, label="strength", scale=3)
+                strength = gr.Number(1, label="strength, any number", step=0.05, scale=1, min_width=120)
+                slider.input(None, slider, strength, js="(value) => value", api_visibility="private", queue=False)
             self.rows.append((row, on, name, strength))
         self.more = gr.Button("One more adapter", size="sm")
         self.count = gr.State(1)
@@ -170,7 +172,7 @@ def build(studio: Studio) -> None:
         stop = gr.Button("Stop", variant="stop")
     said = gr.HTML(label="Progress", elem_id="progress")
     gallery = gr.Gallery(
-        label="Pictures (their settings are inside)", columns=4, height="auto", format="png", elem_id="pictures"
+        label="Pictures (their settings are inside)", columns=4, height="max-content", format="png", elem_id="pictures"
     )
     with gr.Row():
         dropped = gr.File(label="A picture made here gives its settings back", file_types=[".png"], elem_id="dropped")

@@ -169,7 +169,7 @@ def subject_tab(studio: Studio) -> None:
             point = gr.Button("Use this folder", elem_id="use-folder")
     findings = gr.HTML(label="What was noticed", elem_id="findings")
     gallery = gr.Gallery(
-        label="As training will see them", columns=6, height="auto", object_fit="contain", elem_id="crops"
+        label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops"
     )
     captions = gr.Dataframe(
         headers=["picture", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,

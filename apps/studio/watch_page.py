@@ -210,7 +210,9 @@ def build(studio: Studio) -> None:
         again = gr.Button("Resume", variant="primary", elem_id="resume")
     said = gr.HTML(label="Answer", elem_id="said")
     curves = gr.HTML(label="Curves", elem_id="curves")
-    gallery = gr.Gallery(label="Previews, newest first", columns=4, height="auto", format="png", elem_id="previews")
+    gallery = gr.Gallery(
+        label="Previews, newest first", columns=4, height="max-content", format="png", elem_id="previews"
+    )
     log = gr.Textbox(label="Log, newest line first", lines=10, max_lines=20, interactive=False, elem_id="log")
     timer = gr.Timer(TICK)
 

@@ -192,13 +192,14 @@ def kohya_state(
             else:
                 down, up = lora_factors(change, shape)
                 state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = down, up
-                state[f"{key}.alpha"] = torch.tensor(float(len(down)))
                 ranks.add(len(down))
             if change.bias is not None and layers[0].bias is not None:
                 state[f"{key}.diff_b"] = change.bias
     for part_name, part in parts.items():
         if format == "kohya" and part_name.startswith("text_encoder"):
             state |= text_marker(part, prefixes[part_name], state)
+    if format == "kohya":
+        give_alpha(state, float(max(ranks)))
     header = {
         "ss_network_module": "networks.lora" if format == "kohya" else "lycoris.kohya",
         "ss_network_dim": str(max(ranks)),
@@ -211,6 +212,17 @@ def kohya_state(
     return state, header
 
 
+def give_alpha(state: Tensors, alpha: float) -> None:
+    """Gives all layers of a file one alpha, which readers divide by each layer's rank, and takes that factor out of `up`.
+
+    Layers with alphas of their own are what diffusers misreads where ranks differ.
+    """
+    for key in [key.removesuffix(".lora_down.weight") for key in state if key.endswith(".lora_down.weight")]:
+        rank = len(state[f"{key}.lora_down.weight"])
+        state[f"{key}.lora_up.weight"] = state[f"{key}.lora_up.weight"] * (rank / alpha)
+        state[f"{key}.alpha"] = torch.tensor(alpha)
+
+
 def text_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
     """Factors of zero for one output projection of a text encoder, where no layer of that kind is in the file.
 
@@ -221,7 +233,7 @@ def text_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
     name, layer = next((n, m) for n, m in part.model.named_modules() if n.endswith("self_attn.out_proj"))
     down, up = lora_factors(Change(), layer.weight.shape)
     key = kohya_name(prefix, name)
-    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+    return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
 
 
 def glora_tensors(layer: nn.Module, adapter: str, name: str, layers: int) -> Tensors:
