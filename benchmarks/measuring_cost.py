@@ -1,0 +1,98 @@
+"""What measuring costs: the metrics of 100 pictures, and a demo's training with measurements over one without.
+
+    python benchmarks/measuring_cost.py [--rounds 3] [--threads 2] [--out FILE.json]
+
+metrics: seconds for likeness, prompt fidelity, diversity, drift, copies and their intervals of 100 pictures of the embedded model.
+training: the demo's training (300 steps) with --evaluate-every 100 over without, in alternation; median of the rounds, with all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from demo_settings import captioned
+
+from rankfold import SubjectConfig, train
+from rankfold.apps.demo import DEMO_TRAINING
+from rankfold.toolkit import metrics
+from rankfold.toolkit.data import world
+from rankfold.toolkit.metrics import ClipScorer
+from rankfold.training.evaluate_subject import share
+
+CREATURE = 2_001_200
+
+
+def metrics_seconds(clip: ClipScorer) -> float:
+    """All figures of 100 pictures against 20 photos."""
+    pictures = [picture for picture, _ in world.subject_pictures(CREATURE, 100, seed=3)]
+    photos = [picture for picture, _ in world.subject_pictures(CREATURE, 20, seed=4)]
+    prompts = [f"a creature {text}" for text in world.SCENES.values()] * 13
+    begin = time.perf_counter()
+    shown, real, wanted = clip.pictures(pictures), clip.pictures(photos), clip.texts(prompts[:100])
+    for values in (
+        metrics.clip_i(shown, real),
+        metrics.clip_t(shown, wanted),
+        metrics.diversity(shown),
+        metrics.drift(shown, shown.flip(0)),
+        metrics.nearest(shown, real),
+    ):
+        share(values, prompts[:100])
+    return time.perf_counter() - begin
+
+
+def training_seconds(images: Path, out: Path, threads: int, every: int) -> float:
+    """One training."""
+    shutil.rmtree(out, ignore_errors=True)
+    held = images.parent / "held"
+    begin = time.perf_counter()
+    train(
+        SubjectConfig(
+            images=images,
+            out=out,
+            threads=threads,
+            steps=300,
+            evaluate_every=every,
+            evaluate_images=held if every else None,
+            **DEMO_TRAINING,
+        )
+    )
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/measuring_cost"))
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    images = captioned(CREATURE, options.work / "photos")
+    captioned(CREATURE, options.work / "held")
+    clip = ClipScorer()
+    metrics_seconds(clip)
+    seconds = [metrics_seconds(clip) for _ in range(options.rounds)]
+    ratios = []
+    for _ in range(options.rounds):
+        bare = training_seconds(images, options.work / "run", options.threads, 0)
+        ratios.append(training_seconds(images, options.work / "run", options.threads, 100) / bare)
+    found = {
+        "metrics_seconds": statistics.median(seconds),
+        "metrics_all": seconds,
+        "training_ratio": statistics.median(ratios),
+        "training_all": ratios,
+        "threads": options.threads,
+    }
+    print(json.dumps(found, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
