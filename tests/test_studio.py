@@ -165,6 +165,8 @@ def test_the_whole_story(page, browser, pictures, tmp_path):
         assert page.locator("#previews img").count() >= 1
         shutil.copytree(run.folder, tmp_path / "runs" / "second")
         draw(page, address, tmp_path / "runs" / "_made")
+        compare(page, address)
+        load(export(page, address, tmp_path))
         page.goto("about:blank")
 
 
@@ -188,6 +190,51 @@ def draw(page, address, made):
     page.locator("#dropped input[type=file]").set_input_files(str(files[0]))
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks creature in the snow'")
     assert page.locator("#seed input").input_value() == "7"
+
+
+def compare(page, address):
+    """Two strengths side by side, with figures under a sheet."""
+    page.goto(f"{address}/compare")
+    choose(page, "#compare-adapter", "first")
+    choose(page, "#compare-x", "strength")
+    page.locator("#compare-x-values textarea").fill("0\n1")
+    page.locator("#compare-steps input").fill("4")
+    page.locator("#compare-go").click()
+    page.locator("#compare-sheet img").wait_for()
+    page.locator("#compare-cells img").nth(1).wait_for()
+
+
+def export(page, address, folder):
+    """The file that the page offers, downloaded."""
+    page.goto(f"{address}/library")
+    choose(page, "#export-adapter", "first")
+    page.locator("#export-go").click()
+    page.get_by_text("read back by").wait_for()
+    with page.expect_download() as download:
+        page.locator("#export-files a").first.click()
+    file = folder / "downloaded.safetensors"
+    download.value.save_as(file)
+    return file
+
+
+def load(file):
+    """Stock diffusers takes it and draws another picture with it."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from rankfold.toolkit.models.diffusion import resolve_base
+
+    pipe = StableDiffusionPipeline.from_pretrained(resolve_base("tiny"), safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+
+    def drawn():
+        return pipe(
+            "a sks creature", num_inference_steps=2, height=64, width=64, generator=torch.Generator().manual_seed(0)
+        ).images[0]
+
+    plain = drawn()
+    pipe.load_lora_weights(str(file.parent), weight_name=file.name)
+    assert drawn().tobytes() != plain.tobytes()
 
 
 # ---------------------------------------------------------------------------------------------- one server for the rest

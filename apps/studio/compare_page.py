@@ -732,8 +732,14 @@ def result_boxes() -> list[Any]:
         label="Sheet", format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"],
         show_label=False, elem_id="compare-sheet",
     )  # fmt: skip
-    table = gr.Dataframe(headers=HEADERS, label="Figures of the cells", interactive=False, wrap=True, render=False,
-                         column_widths=["220px", "220px", "150px", "150px", "260px"], elem_id="compare-table")  # fmt: skip
+    table = gr.Dataframe(
+        headers=HEADERS,
+        label="Figures of the cells",
+        interactive=False,
+        wrap=True,
+        render=False,
+        elem_id="compare-table",
+    )
     gallery = gr.Gallery(
         label="Cells (their settings are inside)", columns=4, fit_columns=False, format="png", elem_id="compare-cells",
         height="max-content",  # "auto" would stop behind half of the second row

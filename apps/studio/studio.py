@@ -20,7 +20,7 @@ progress { width: 100%; height: 1rem; } .title h1 { font-size: 1.4rem; margin: .
 @media (max-width: 640px) { .gradio-container { padding: .4rem !important; } }
 """
 
-# Gradio labels some boxes that have no role, which screen readers must not read out.
+# Gradio labels some boxes that have no role, which readers must not read out.
 HEAD = """<script>
 const roles = () => document.querySelectorAll("div[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "group"));
 new MutationObserver(roles).observe(document, {childList: true, subtree: true});
