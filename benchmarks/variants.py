@@ -55,7 +55,7 @@ from rankfold.toolkit.runs import Run, write_text
 from rankfold.training.config import SearchConfig, from_yaml
 from rankfold.training.evaluate_subject import SubjectTest, draw, read_prompts, unrelated_prompts
 from rankfold.training.loop import Loop
-from rankfold.training.measuring import Measured, scores
+from rankfold.training.measuring import Measured, Series
 from rankfold.training.processes import make_accelerator
 from rankfold.training.subject import SubjectTask
 
@@ -203,7 +203,7 @@ def figures(settings: Settings, subject: Subject, adapter: str) -> dict[str, flo
         "identity": (end - start) / (aim - start),
         "fidelity": statistics.fmean(tuned.fidelity) - statistics.fmean(base.fidelity),
         "drift": float(metrics.drift(before_unrelated, after_unrelated).mean()),
-        "score": float(scores(tuned, base, aim).mean()),
+        "score": float(Series(base, (tuned,), aim).scores()[tuned.step].mean()),
     }
 
 
