@@ -43,6 +43,7 @@ COMMANDS = {
         "Set a tuned vision-language model against its base, with controls and what it forgot.",
         "instruct:evaluate_instruct",
     ),
+    "caption": Command("Write captions beside a subject's photos, by a vision-language model.", "caption:caption"),
     "chat": Command("Ask a tuned vision-language model about pictures.", "chat:chat"),
     "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
     "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),

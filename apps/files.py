@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..toolkit.errors import UserError
 from .options import parse, positional, quiet_libraries
 
 
@@ -39,7 +38,7 @@ def export(words: list[str]) -> None:
         from ..pipelines.export_chat import export_chat
 
         out = options.out or run.folder / "export"
-        print_chat_proof(export_chat(run.adapter, config.base, options.format or "peft", out))
+        print_proof(export_chat(run.adapter, config.base, options.format or "peft", out))
         return
     proof = export_adapter(
         run.adapter,
@@ -56,41 +55,15 @@ def export(words: list[str]) -> None:
 
 def print_proof(proof: Any) -> None:
     """The outcome of an export."""
-    print(proof.path, *proof.words, sep="\n")
-    ranks = (
-        ""
-        if proof.ranks is None
-        else f", rank {proof.ranks[0]}" + (f" to {proof.ranks[1]}" if proof.ranks[1] != proof.ranks[0] else "")
-    )
-    print(
-        f"read back by {proof.reader}: {proof.layers} layers{ranks}, largest weight error {proof.weight_error:.1e}, "
-        f"largest picture difference {proof.picture_difference:.1e} (the adapter itself changes it by {proof.effect:.2f})"
-    )
-    if not proof.exact:
-        print(
-            f"an approximation: a layer's change is missed by up to {proof.approximation:.0%}, "
-            f"and {proof.picture_error:.0%} of what the adapter does to a picture"
-        )
-    if proof.weight_error > 1e-5 or (proof.exact and proof.picture_difference > 1e-5):
-        raise UserError(f"{proof.path} does not reproduce the adapter; do not use it, and please report this.")
-
-
-def print_chat_proof(proof: Any) -> None:
-    """The outcome of an export of a vision-language model's adapter."""
-    print(proof.path)
-    print(
-        f"read back by {proof.reader}: largest difference of a probability {proof.difference:.1e} "
-        f"(the adapter itself changes it by {proof.effect:.2f})"
-    )
-    if proof.difference > 1e-4:
-        raise UserError(f"{proof.path} does not reproduce the adapter; do not use it, and please report this.")
+    print(proof.path, *getattr(proof, "words", ()), *proof.told(), sep="\n")
+    proof.check()
 
 
 def inspect(words: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
-        """A LoRA file, or the folder it lies in; or conversations about pictures (.json, .jsonl, .parquet)."""
+        """A LoRA file, the folder it lies in, a run or its adapter; or conversations about pictures (.json, .jsonl, .parquet)."""
         base: str | None = None
         """Base model: each layer's change is set against its weight, conversations are written in its tokens."""
         images: Path | None = None
@@ -120,33 +93,31 @@ def inspect(words: list[str]) -> None:
             max_length=options.max_length,
         )
         return
-    from ..pipelines.generate import Recipe, load_pipeline
-    from ..toolkit.formats.report import as_json, inspect_lora
+    from ..toolkit.formats.folder_report import inspect_adapter
+    from ..toolkit.formats.report import as_json
 
-    pipe = load_pipeline(Recipe(prompt="", base=options.base)) if options.base else None
-    found = inspect_lora(options.file, pipe)
+    found = inspect_adapter(options.file, base_of(options.file, options.base) if options.base else None)
     if options.json:
         print(as_json(found))
     else:
         print_report(found, every_layer=options.layers)
 
 
+def base_of(adapter: Path, base: str) -> Any:
+    """The base of an adapter, of either kind."""
+    from ..pipelines.chat import open_chat
+    from ..pipelines.generate import Recipe, load_pipeline
+    from ..toolkit.formats.folder_report import is_chat_adapter
+    from ..toolkit.formats.source import adapter_path
+
+    return open_chat(base) if is_chat_adapter(adapter_path(adapter)) else load_pipeline(Recipe(prompt="", base=base))
+
+
 def print_report(found: Any, *, every_layer: bool) -> None:
     """What `inspect` found, for people."""
-    from collections import Counter
-
-    count = lambda values: ", ".join(f"{v} ({n})" for v, n in Counter(values).most_common())  # noqa: E731
-    print(f"{found.path}\n  format   {found.format}\n  base     {found.base}\n  alpha    {found.alpha}")
-    print(f"  methods  {count(layer.method for layer in found.layers)}")
-    print(f"  ranks    {count(layer.rank for layer in found.layers if layer.rank) or 'none'}")
-    norms = sorted((layer.relative, layer.name) for layer in found.layers if layer.relative is not None)
-    if norms:
-        middle, strongest = norms[len(norms) // 2], norms[-1]
-        print(f"  change   over the weight: median {middle[0]:.1%}, largest {strongest[0]:.1%} ({strongest[1]})")
-    for key, value in found.facts.items():
-        print(f"  {key}: {value if len(value) < 100 else value[:100] + ' ...'}")
-    for loader, answer in found.loaders.items():
-        print(f"  loads in {loader}: {answer}")
+    print(found.path)
+    for key, text in found.table():
+        print(f"  {f'{key:8}' if len(key) < 8 else f'{key}:'} {text}")
     if every_layer:
         for layer in found.layers:
             norm = "-" if layer.norm is None else f"{layer.norm:.4g}"
@@ -154,7 +125,5 @@ def print_report(found: Any, *, every_layer: bool) -> None:
             print(
                 f"    {layer.name}  {layer.method} r={layer.rank} scale={layer.scale:g} |change|={norm} {relative} {layer.fault}"
             )
-    for line in found.advice:
-        print(f"  ! {line}")
-    if found.is_sound and not found.advice:
-        print("  sound: no layer is zero or not finite")
+    for line in found.told():
+        print(f"  {'' if found.is_sound else '! '}{line}")

@@ -33,6 +33,7 @@ ADAPTER = "adapter_0"
 STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
 GUIDANCE = 4.0
 FLUX_WIDTH = 3072
+WRONG = "{} does not reproduce the adapter; do not use it, and please report this."
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,29 @@ class Proof:
     layers: int
     ranks: tuple[int, int] | None
     """Least and greatest rank in the file."""
+
+    def told(self) -> list[str]:
+        """What was found, for people."""
+        least, greatest = self.ranks or (0, 0)
+        ranks = "" if not greatest else f", rank {least}" + (f" to {greatest}" if greatest != least else "")
+        lines = [
+            f"Read back by {self.reader}: {self.layers} layers{ranks}, largest weight error {self.weight_error:.1e}, largest picture "
+            f"difference {self.picture_difference:.1e} (the adapter itself changes it by {self.effect:.2f})."
+        ]
+        if not self.exact:
+            lines.append(
+                f"An approximation: a layer's change is missed by up to {self.approximation:.0%}, "
+                f"and {self.picture_error:.0%} of what the adapter does to a picture."
+            )
+        if self.words:
+            names = ", ".join(file.name for file in self.words)
+            lines.append(f"The adapter brings words of its own: load {names} too.")
+        return lines
+
+    def check(self) -> None:
+        """Raises UserError when the file does not do what the adapter does."""
+        if self.weight_error > 1e-5 or (self.exact and self.picture_difference > 1e-5):
+            raise UserError(WRONG.format(self.path))
 
 
 def export_adapter(

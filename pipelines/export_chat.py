@@ -26,6 +26,7 @@ from ..toolkit.formats.write import Part, check_sayable, peft_state
 from ..toolkit.models.vision import VisionModel
 from ..toolkit.runs import write_text
 from .chat import open_chat
+from .export import WRONG
 
 FORMATS = ("peft", "merged")
 ADAPTER = "adapter_0"
@@ -46,6 +47,18 @@ class ChatProof:
     """Largest difference of a next token's probability on a question about a noise picture."""
     effect: float
     """Largest difference that the adapter makes to the base's, for scale."""
+
+    def told(self) -> list[str]:
+        """What was found, for people."""
+        return [
+            f"Read back by {self.reader}: largest difference of a probability {self.difference:.1e} "
+            f"(the adapter itself changes it by {self.effect:.2f})."
+        ]
+
+    def check(self) -> None:
+        """Raises UserError when what was written does not do what the adapter does."""
+        if self.difference > 1e-4:
+            raise UserError(WRONG.format(self.path))
 
 
 def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:

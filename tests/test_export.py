@@ -210,6 +210,21 @@ def test_inspect_says_what_it_is(adapters, base, tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)["layers"]) == 64
 
 
+def test_inspect_reads_our_own_folders(adapters, base, tmp_path, capsys):
+    folder = adapters("moslora")
+    main(["inspect", str(folder)])
+    said = capsys.readouterr().out
+    assert "unet: r: 4" in said
+    assert "all its numbers are finite" in said
+    main(["inspect", str(folder), "--base", str(base), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    by_file = inspect_lora(
+        export_adapter(folder, str(base), "diffusers", tmp_path).path, load_pipeline(Recipe(prompt="", base=str(base)))
+    )
+    own = {layer["name"]: layer["relative"] for layer in found["layers"]}
+    assert own == pytest.approx({layer.name: layer.relative for layer in by_file.layers}, rel=1e-4)
+
+
 def test_inspect_finds_what_is_wrong(adapters, base, tmp_path):
     path = export_adapter(adapters("lora"), str(base), "diffusers", tmp_path).path
     state = load_file(path)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from rankfold.apps.studio import compare_page as page
-from rankfold.apps.studio.compare_page import Axis, Boxes, Figures
+from rankfold.apps.studio import comparison, sheets
+from rankfold.apps.studio.comparison import Axis, Boxes, Figures
 from rankfold.apps.studio.pipes import Drawing, Pipes, Stopped
 from rankfold.apps.studio.places import Places
 from rankfold.pipelines.generate import Recipe, read_recipe
@@ -64,7 +65,7 @@ def boxes(**values):
     ],
 )
 def test_an_axis_is_read(what, text, values, labels):
-    assert page.axis_of("X", what, text, KNOWN) == Axis(what, labels, values)
+    assert comparison.axis_of("X", what, text, KNOWN) == Axis(what, labels, values)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_an_axis_is_read(what, text, values, labels):
 )
 def test_a_value_that_does_not_fit_is_named(what, text, said):
     with pytest.raises(UserError) as error:
-        page.axis_of("X", what, text, KNOWN)
+        comparison.axis_of("X", what, text, KNOWN)
     assert said in str(error.value)
 
 
@@ -112,17 +113,19 @@ def test_a_value_that_does_not_fit_is_named(what, text, said):
 )
 def test_a_mistake_is_said_before_anything_is_drawn(places, values, said):
     with pytest.raises(UserError) as error:
-        page.asked(places, boxes(**values))
+        comparison.asked(places, boxes(**values))
     assert said in str(error.value)
 
 
 def test_adapter_and_checkpoint_do_not_go_together():
     with pytest.raises(UserError, match="which is the same setting"):
-        page.check_axes(Axis("adapter", ("a",), ("a",)), Axis("checkpoint", ("b",), ("b",)))
+        comparison.check_axes(Axis("adapter", ("a",), ("a",)), Axis("checkpoint", ("b",), ("b",)))
 
 
 def test_every_cell_has_its_recipe_row_by_row(places):
-    plan = page.asked(places, boxes(y="prompt", y_values="one\ntwo", prompt="", guidance=3, negative="fog", steps=9))
+    plan = comparison.asked(
+        places, boxes(y="prompt", y_values="one\ntwo", prompt="", guidance=3, negative="fog", steps=9)
+    )
     assert [(r.prompt, r.seed) for r in plan.recipes] == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
     assert {(r.guidance_scale, r.negative_prompt, r.steps, r.adapters) for r in plan.recipes} == {(3.0, "fog", 9, ())}
     assert plan.captions == ["seed 0, one", "seed 1, one", "seed 0, two", "seed 1, two"]
@@ -131,41 +134,43 @@ def test_every_cell_has_its_recipe_row_by_row(places):
 
 
 def test_a_seed_by_chance_is_the_same_in_all_cells(places):
-    plan = page.asked(places, boxes(seed=-1, x="guidance", x_values="1\n2"))
+    plan = comparison.asked(places, boxes(seed=-1, x="guidance", x_values="1\n2"))
     assert plan.recipes[0].seed == plan.recipes[1].seed >= 0
 
 
 def test_other_bases_are_not_measured_unless_a_model_is_named(places, base, trained):
     (places.runs / "model").symlink_to(base)
     wide = Places(trained, (base,))
-    assert page.asked(wide, boxes(base=str(base))).clip == ""
-    assert page.asked(wide, boxes(base=str(base), clip=f"local-dir:{base}")).clip == f"local-dir:{base.resolve()}"
+    assert comparison.asked(wide, boxes(base=str(base))).clip == ""
+    assert comparison.asked(wide, boxes(base=str(base), clip=f"local-dir:{base}")).clip == f"local-dir:{base.resolve()}"
     with pytest.raises(UserError, match="needs an open_clip model"):
-        page.asked(wide, boxes(base=str(base), photos="cat"))
+        comparison.asked(wide, boxes(base=str(base), photos="cat"))
     with pytest.raises(UserError, match="lies outside"):  # a link leads nowhere else
-        page.asked(places, boxes(base=str(places.runs / "model")))
+        comparison.asked(places, boxes(base=str(places.runs / "model")))
 
 
 def test_adapters_are_named_and_known(trained):
     places = Places(trained)
-    plan = page.asked(places, boxes(x="adapter", x_values="none\ncat\ncat at step 1", y="strength", y_values="0.5\n1"))
+    plan = comparison.asked(
+        places, boxes(x="adapter", x_values="none\ncat\ncat at step 1", y="strength", y_values="0.5\n1")
+    )
     cat = places.adapters()
     assert [(r.adapters, r.strengths) for r in plan.recipes[:3]] == [
         ((), ()), ((str(cat["cat"]),), (0.5,)), ((str(cat["cat at step 1"]),), (0.5,)),
     ]  # fmt: skip
     assert plan.recipes[0] == plan.recipes[3]  # nothing to be strong
     assert plan.tokens == ("sks", "sks")
-    assert page.photo_runs(places) == ["cat"]
+    assert comparison.photo_runs(places) == ["cat"]
 
 
 def test_photos_that_are_gone_are_said(trained, tmp_path):
     run = tmp_path / "runs" / "gone"
     shutil.copytree(trained / "cat", run)
     text = (run / "config.yaml").read_text()
-    images = page.photos_of(Places(trained), "cat")[0].parent
+    images = comparison.photos_of(Places(trained), "cat")[0].parent
     (run / "config.yaml").write_text(text.replace(str(images), str(tmp_path / "elsewhere")))
     with pytest.raises(UserError, match="no longer there"):
-        page.photos_of(Places(tmp_path / "runs"), "gone")
+        comparison.photos_of(Places(tmp_path / "runs"), "gone")
 
 
 def test_values_are_proposed():
@@ -173,7 +178,7 @@ def test_values_are_proposed():
     assert page.proposal("checkpoint", "", "cat", KNOWN)[0].splitlines() == ["cat at step 20", "cat at step 100"]
     assert page.proposal("prompt", "a cat", "", {})[0] == "a cat"
     for what in page.PROPOSED:
-        assert page.axis_of("X", what, page.proposal(what, "", "", {})[0], {}).what == what
+        assert comparison.axis_of("X", what, page.proposal(what, "", "", {})[0], {}).what == what
 
 
 # ---------------------------------------------------------------------------------------------- order
@@ -184,7 +189,7 @@ def test_each_pipeline_is_loaded_once_and_each_picture_drawn_once():
         return Recipe(prompt="p", adapters=("/a",), strengths=(strength,), seed=seed)
 
     cells = [recipe(strength, seed) for seed in (0, 1) for strength in (0.5, 1.0)]
-    order = page.drawing_order([*cells, cells[0]])
+    order = comparison.drawing_order([*cells, cells[0]])
     assert [(r.strengths[0], r.seed) for r in order] == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
 
 
@@ -197,12 +202,12 @@ def plain(colour, size=(200, 100)):
 
 def test_the_sheet_has_its_cells_where_the_labels_say():
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 0, 90), (0, 90, 90), (90, 90, 0)]
-    made = page.sheet([plain(one) for one in colours], ["seed 0", "seed 1", "seed 2"], ["guidance 1", "guidance 2"])
+    made = sheets.sheet([plain(one) for one in colours], ["seed 0", "seed 1", "seed 2"], ["guidance 1", "guidance 2"])
     width, height = 400, 200  # twice as large, for at least 192 pixels
-    left, top = made.width - 3 * width - 2 * page.GAP, made.height - 2 * height - page.GAP
+    left, top = made.width - 3 * width - 2 * sheets.GAP, made.height - 2 * height - sheets.GAP
     for number, colour in enumerate(colours):
         row, column = divmod(number, 3)
-        x, y = left + column * (width + page.GAP), top + row * (height + page.GAP)
+        x, y = left + column * (width + sheets.GAP), top + row * (height + sheets.GAP)
         assert made.getpixel((x, y)) == made.getpixel((x + width - 1, y + height - 1)) == colour
     for box in ((left, 0, left + width, top), (0, top, left, top + height)):  # a label is written in black on white
         assert made.crop(box).convert("L").getextrema() == (0, 255)
@@ -210,32 +215,32 @@ def test_the_sheet_has_its_cells_where_the_labels_say():
 
 
 def test_a_single_row_has_no_margin_and_goes_on_below():
-    made = page.sheet([plain("red", (64, 64))] * 11, [f"seed {n}" for n in range(11)], [""])
-    assert made.width == 8 * 192 + 7 * page.GAP
-    short = page.sheet([plain("red", (64, 64))] * 3, ["a", "b", "c"], [""])
-    assert short.width == 3 * 192 + 2 * page.GAP
-    assert made.height == 2 * short.height + page.GAP
+    made = sheets.sheet([plain("red", (64, 64))] * 11, [f"seed {n}" for n in range(11)], [""])
+    assert made.width == 8 * 192 + 7 * sheets.GAP
+    short = sheets.sheet([plain("red", (64, 64))] * 3, ["a", "b", "c"], [""])
+    assert short.width == 3 * 192 + 2 * sheets.GAP
+    assert made.height == 2 * short.height + sheets.GAP
 
 
 def test_cells_are_enlarged_by_whole_numbers_and_a_sheet_has_an_end():
-    assert page.cell_size((64, 64), 2, 2) == (192, 192)
-    assert page.cell_size((1024, 512), 2, 2) == (1024, 512)
-    width, height = page.cell_size((1024, 2048), 8, 8)
+    assert sheets.cell_size((64, 64), 2, 2) == (192, 192)
+    assert sheets.cell_size((1024, 512), 2, 2) == (1024, 512)
+    width, height = sheets.cell_size((1024, 2048), 8, 8)
     assert (width, height) == (512, 1024)
 
 
 def test_labels_are_broken_to_the_width():
-    font = page.label_font(14)
-    lines = page.wrapped("a very long prompt about a creature " + "x" * 60, font, 120, 99)
+    font = sheets.label_font(14)
+    lines = sheets.wrapped("a very long prompt about a creature " + "x" * 60, font, 120, 99)
     assert len(lines) > 4
     assert all(font.getlength(line) <= 120 for line in lines)
     assert "".join(lines).replace(" ", "") == "averylongpromptaboutacreature" + "x" * 60
-    assert page.wrapped("one two three four", font, 40, 2)[-1].endswith("…")
-    assert page.wrapped("", font, 40, 2) == []
+    assert sheets.wrapped("one two three four", font, 40, 2)[-1].endswith("…")
+    assert sheets.wrapped("", font, 40, 2) == []
 
 
 def test_a_heading_stands_above():
-    made = page.headed(plain("red", (300, 100)), "tiny; seed 3")
+    made = sheets.headed(plain("red", (300, 100)), "tiny; seed 3")
     assert made.crop((0, made.height - 100, 300, made.height)).getcolors() == [(30000, (255, 0, 0))]
     assert made.crop((0, 0, 270, made.height - 100)).convert("L").getextrema() == (0, 255)
 
@@ -247,23 +252,23 @@ def test_figures_by_hand():
     pictures = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     texts = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     photos = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = page.figures_of(pictures, texts, photos)
+    found = comparison.figures_of(pictures, texts, photos)
     assert [one.fidelity for one in found] == pytest.approx([0.0, 0.6])
     assert [one.likeness for one in found] == pytest.approx([0.5, 0.7])
-    assert [one.likeness for one in page.figures_of(pictures, texts)] == [None, None]
+    assert [one.likeness for one in comparison.figures_of(pictures, texts)] == [None, None]
 
 
 def test_rare_words_are_not_measured():
     facts = {"token": "sks", "also": "ohwx red dog, zwx cat"}
-    assert page.tokens_of(facts) == ["sks", "ohwx", "zwx"]
-    assert page.without("a sks, creature and ohwx skskin", ("sks", "ohwx")) == "a , creature and skskin"
-    assert page.without("sks", ("sks",)) == "sks"
-    assert page.tokens_of({}) == []
+    assert comparison.tokens_of(facts) == ["sks", "ohwx", "zwx"]
+    assert comparison.without("a sks, creature and ohwx skskin", ("sks", "ohwx")) == "a , creature and skskin"
+    assert comparison.without("sks", ("sks",)) == "sks"
+    assert comparison.tokens_of({}) == []
 
 
 def test_the_table_has_a_row_for_each_cell(places):
-    plan = page.asked(places, boxes())
-    result = page.Result("s.png", ["/m/a.png", "/m/b.png"], [Figures(0.25, 0.5), Figures(0.0)])
+    plan = comparison.asked(places, boxes())
+    result = comparison.Result("s.png", ["/m/a.png", "/m/b.png"], [Figures(0.25, 0.5), Figures(0.0)])
     assert page.table_of(plan, result) == [
         ["seed 0", "", "0.250", "0.500", "a.png"], ["seed 1", "", "0.000", "", "b.png"],
     ]  # fmt: skip
@@ -280,9 +285,9 @@ def test_a_small_comparison(trained):
         prompt="a sks creature", steps=2, adapter="cat", x="strength", x_values="0\n1", y="seed", y_values="3\n4",
         photos="cat",
     )  # fmt: skip
-    plan = page.asked(places, wanted)
+    plan = comparison.asked(places, wanted)
     drawing = Drawing(8)
-    result = page.compare(plan, pipes, places.made(), done, drawing)
+    result = comparison.compare(plan, pipes, places.made(), done, drawing)
     assert drawing.share == 1
     assert [(r.strengths, r.seed) for r in done] == [((0.0,), 3), ((0.0,), 4), ((1.0,), 3), ((1.0,), 4)]
     read = [read_recipe(trained / "_made" / file.split("/")[-1]) for file in result.files]
@@ -301,7 +306,7 @@ def test_a_small_comparison(trained):
 
 
 def test_a_page_is_told_how_far_it_is(places):
-    plan = replace(page.asked(places, boxes(steps=2)), clip="")
+    plan = replace(comparison.asked(places, boxes(steps=2)), clip="")
     shown = [values for _, values in page.streamed(plan, Pipes(), places.made())]
     assert "0 of 2 pictures" in shown[0][0]
     assert shown[0][1:4] == (None, [], [])
@@ -311,7 +316,7 @@ def test_a_page_is_told_how_far_it_is(places):
 
 
 def test_a_stop_keeps_what_was_drawn(places):
-    plan = replace(page.asked(places, boxes(steps=60, x_values="1\n2\n3")), clip="")
+    plan = replace(comparison.asked(places, boxes(steps=60, x_values="1\n2\n3")), clip="")
     for drawing, values in page.streamed(plan, Pipes(), places.made()):
         drawing.stopped = drawing.done > 70
         said = values[0]
@@ -320,8 +325,8 @@ def test_a_stop_keeps_what_was_drawn(places):
 
 
 def test_it_stops_between_pictures(places):
-    plan, drawing = page.asked(places, boxes(steps=2)), Drawing(4)
+    plan, drawing = comparison.asked(places, boxes(steps=2)), Drawing(4)
     drawing.stopped = True
     with pytest.raises(Stopped):
-        page.compare(replace(plan, clip=""), Pipes(), places.made(), {}, drawing)
+        comparison.compare(replace(plan, clip=""), Pipes(), places.made(), {}, drawing)
     assert not list(places.made().iterdir())

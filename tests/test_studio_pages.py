@@ -343,7 +343,7 @@ def test_inspects_an_adapter_against_its_base(places):
     facts = dict(rows)
     assert facts["adapter"] == "moslora"
     assert facts["unet: r"] == "4"
-    assert "median" in facts["change over the weight"]
+    assert "median" in facts["change"]
     assert len(layers) == 56
     assert all(row[6] == "" and row[5].endswith("%") for row in layers)
     assert "Sound" in said

@@ -15,7 +15,7 @@ from ...toolkit.models.diffusion import EMBEDDED
 from .pipes import Drawing, Stopped, followed, kept
 from .places import Places
 from .studio import Studio
-from .words import note, plainly
+from .words import note, plainly, progress
 
 ROWS = 8
 MOST = 64  # pictures at once
@@ -51,6 +51,15 @@ def recipe_from(
         height=int(values["height"]),
         seed=int(values["seed"]),
     )
+
+
+def suited(places: Places, name: str) -> tuple[Any, Any]:
+    """Base and prompt that an adapter was made for."""
+    if not name:
+        return gr.skip(), gr.skip()
+    facts = facts_of(adapter_path(places.adapter(name)))
+    words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
+    return facts.get("base") or gr.skip(), f"a {words} on the beach" if words else gr.skip()
 
 
 class AdapterRows:
@@ -148,12 +157,7 @@ def build(studio: Studio) -> None:
 
     @plainly
     def suit(name: str) -> tuple[Any, Any]:
-        """Base and prompt that an adapter was made for."""
-        if not name:
-            return gr.skip(), gr.skip()
-        facts = facts_of(adapter_path(places.adapter(name)))
-        words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
-        return facts.get("base") or gr.skip(), f"a {words} on the beach" if words else gr.skip()
+        return suited(places, name)
 
     adapters = AdapterRows(places)
     with gr.Row():
@@ -186,8 +190,3 @@ def build(studio: Studio) -> None:
     adapters.names[0].input(suit, adapters.names[0], [base, prompt], api_visibility="private", queue=False)
     page = gr.context.Context.root_block
     page.load(adapters.choices, None, adapters.names, api_visibility="private", show_progress="hidden")
-
-
-def progress(share: float) -> str:
-    """A bar."""
-    return f'<progress max="1" value="{share:.3f}" aria-label="drawn so far"></progress>'

@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from ...pipelines.chat import open_chat
-from ...pipelines.export import Proof, export_adapter
-from ...pipelines.export_chat import ChatProof, export_chat
+from ...pipelines.export import export_adapter
+from ...pipelines.export_chat import export_chat
 from ...pipelines.generate import Recipe, load_pipeline
 from ...toolkit import library
 from ...toolkit.errors import UserError
-from ...toolkit.formats.native import PARTS, WEIGHTS
-from ...toolkit.formats.report import Report, inspect_lora
-from ...toolkit.formats.source import content_hash, facts_of, is_native, load_source
+from ...toolkit.formats.folder_report import inspect_adapter
+from ...toolkit.formats.report import Report
+from ...toolkit.formats.source import facts_of, is_native
 from ...toolkit.formats.write import FORMATS
 from ...toolkit.models.diffusion import EMBEDDED
 from ...toolkit.models.vision import EMBEDDED as EMBEDDED_VISION
@@ -36,7 +33,6 @@ TABLE = ["name", "where", "base", "trigger", "kind"]
 FACTS = ["what", "found"]
 LAYERS = ["layer", "method", "rank", "scale", "size of the change", "over the weight", "fault"]
 EXPORTS = "_exports"  # in the runs' folder: what was exported
-LONGEST = 200  # characters of a fact
 MEANT = {
     "diffusers": "diffusers: load_lora_weights",
     "peft": "peft: PeftModel.from_pretrained (a zip)",
@@ -162,14 +158,15 @@ def inspected(places: Places, name: str | None, file: str | None, against_base: 
                 "A file is read without its base: take the tick at the base away, or add it to the library."
             )
         try:
-            return of_report(inspect_lora(Path(file)))
+            return of_report(inspect_adapter(Path(file)))
         except UserError as error:  # where it was uploaded to helps nobody
             raise UserError(str(error).replace(file, Path(file).name)) from error
     one = adapter_of(places, name)
-    if is_native(one.path):
-        return of_folder(places, one, against_base)
-    pipe = load_pipeline(Recipe(prompt="", base=base_of(places, one))) if against_base else None
-    return of_report(inspect_lora(one.path, pipe))
+    model: Any = None
+    if against_base:
+        base = base_of(places, one)
+        model = open_chat(base) if one.is_chat else load_pipeline(Recipe(prompt="", base=base))
+    return of_report(inspect_adapter(one.path, model))
 
 
 def base_of(places: Places, one: Known) -> str:
@@ -186,84 +183,12 @@ def base_of(places: Places, one: Known) -> str:
 
 
 def of_report(found: Report) -> tuple[Rows, Rows, list[str]]:
-    """What `inspect_lora` found."""
-    rows = [["file", found.path.name], ["format", found.format], ["base", found.base], ["alpha", found.alpha]]
-    rows.append(["methods", counted(layer.method for layer in found.layers)])
-    rows.append(["ranks", counted(layer.rank for layer in found.layers if layer.rank) or "none"])
+    """What was found, as the page's tables have it."""
     layers = [
         [one.name, one.method, one.rank, one.scale, rounded(one.norm), share(one.relative), one.fault]
         for one in found.layers
     ]
-    rows += strongest([(one.relative, one.name) for one in found.layers if one.relative is not None])
-    rows += [[key, short(value)] for key, value in found.facts.items()]
-    rows += [[f"loads in {loader}", answer] for loader, answer in found.loaders.items()]
-    sound = found.is_sound and not found.advice
-    return rows, layers, ["Sound: no layer is zero or not finite."] if sound else found.advice
-
-
-def of_folder(places: Places, one: Known, against_base: bool) -> tuple[Rows, Rows, list[str]]:
-    """What is in an adapter folder of ours, which no LoRA reader knows, for its kind may have tensors of its own."""
-    rows: Rows = [["name", one.name], ["hash", content_hash(one.path)]]
-    rows += [[key, short(value)] for key, value in one.facts.items()]
-    advice = []
-    for part in (part for part in PARTS if (one.path / part / WEIGHTS).is_file()):
-        config = json.loads((one.path / part / "adapter_config.json").read_text())
-        tensors = load_file(one.path / part / WEIGHTS)
-        numbers = sum(tensor.numel() for tensor in tensors.values())
-        rows.append([f"in {part}", f"{len(tensors)} tensors, {numbers:,} numbers"])
-        rows += [
-            [f"{part}: {key}", short(config[key])] for key in ("r", "lora_alpha", "target_modules") if key in config
-        ]
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            advice.append(f"{part} holds NaN or infinity: it is spoilt; take an earlier checkpoint and train again.")
-    rows.append(["loads in", "rankfold; export it for any other tool"])
-    layers: Rows = []
-    if against_base:
-        layers, more = changes_of(places, one)
-        rows += more
-    if not advice:
-        advice.append("Sound: all its numbers are finite.")
-    return rows, layers, advice
-
-
-@torch.no_grad()
-def changes_of(places: Places, one: Known) -> tuple[Rows, Rows]:
-    """A row for each layer, and the facts about all of them, from the changes of the base's weights."""
-    base = base_of(places, one)
-    model: Any = open_chat(base) if one.is_chat else load_pipeline(Recipe(prompt="", base=base))
-    source = load_source(one.path, model, one.name)
-    layers, sizes = [], []
-    for part, folded in source.parts.items():
-        for name, change in folded.items():
-            weight = getattr(model, part).get_submodule(name).weight.detach().float().flatten(1).cpu()
-            size = float(change.delta_weight(weight).norm())
-            rank = len(change.down) if change.down is not None else None
-            relative = size / float(weight.norm())
-            sizes.append((relative, f"{part}.{name}"))
-            fault = "nothing" if size == 0 and (change.bias is None or not change.bias.any()) else ""
-            row = [f"{part}.{name}", one.facts.get("adapter", ""), rank, 1.0, rounded(size), share(relative), fault]
-            layers.append(row)
-    return layers, strongest(sizes)
-
-
-def strongest(sizes: list[tuple[float, str]]) -> Rows:
-    """How much the layers' weights are changed."""
-    if not sizes:
-        return []
-    ordered = sorted(sizes)
-    middle, (most, name) = ordered[len(ordered) // 2][0], ordered[-1]
-    return [["change over the weight", f"median {middle:.1%}, largest {most:.1%} ({name})"]]
-
-
-def counted(values: Any) -> str:
-    """Values with how often each occurs."""
-    return ", ".join(f"{value} ({count})" for value, count in Counter(values).most_common())
-
-
-def short(value: Any) -> str:
-    """A fact on one line."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    return [["name", found.path.name], *map(list, found.table())], layers, found.told()
 
 
 def rounded(value: float | None) -> str:
@@ -299,12 +224,14 @@ def exported(
         if format != "peft":
             raise UserError(f"{one.name} is an adapter of a vision-language model: choose the format peft.")
         proof = export_chat(one.path, base, format, out)
-        return chat_proof_sentences(proof), [packed(proof.path, out)]
+        proof.check()
+        return proof.told(), [packed(proof.path, out)]
     prompt, side = drawn_with(places, one)
     error = max_error if approximate else None
     proof = export_adapter(one.path, base, format, out, prompt=prompt, max_error=error, drop_bias=drop_bias, side=side)
     files = [packed(proof.path, out) if proof.path.is_dir() else str(proof.path)]
-    return proof_sentences(proof), files + [str(word) for word in proof.words]
+    proof.check()
+    return proof.told(), files + [str(word) for word in proof.words]
 
 
 def drawn_with(places: Places, one: Known) -> tuple[str, int]:
@@ -325,46 +252,6 @@ def packed(folder: Path, out: Path) -> str:
     """A folder as one file to download."""
     name = out / f"{out.name}-{folder.name}"
     return shutil.make_archive(str(name), "zip", root_dir=folder.parent, base_dir=folder.name)
-
-
-def proof_sentences(proof: Proof) -> list[str]:
-    """What an export has proven.
-
-    Raises:
-        UserError: when the file does not do what the adapter does.
-    """
-    if proof.weight_error > 1e-5 or (proof.exact and proof.picture_difference > 1e-5):
-        raise UserError(f"{proof.path} does not reproduce the adapter; do not use it, and please report this.")
-    least, greatest = proof.ranks or (0, 0)
-    ranks = "" if not greatest else f", rank {least}" + (f" to {greatest}" if greatest != least else "")
-    lines = [
-        f"Read back by {proof.reader}: {proof.layers} layers{ranks}, largest weight error {proof.weight_error:.1e}, "
-        f"largest picture difference {proof.picture_difference:.1e} (the adapter itself changes it by {proof.effect:.2f})."
-    ]
-    if proof.exact:
-        lines.append("It is exact.")
-    else:
-        lines.append(
-            f"An approximation: a layer's change is missed by up to {proof.approximation:.0%}, "
-            f"and {proof.picture_error:.0%} of what the adapter does to a picture."
-        )
-    if proof.words:
-        lines.append(f"The adapter brings words of its own: load {', '.join(file.name for file in proof.words)} too.")
-    return lines
-
-
-def chat_proof_sentences(proof: ChatProof) -> list[str]:
-    """What an export of a vision-language model's adapter has proven.
-
-    Raises:
-        UserError: when what was written does not do what the adapter does.
-    """
-    if proof.difference > 1e-4:
-        raise UserError(f"{proof.path} does not reproduce the adapter; do not use it, and please report this.")
-    return [
-        f"Read back by {proof.reader}: largest difference of a probability {proof.difference:.1e} "
-        f"(the adapter itself changes it by {proof.effect:.2f})."
-    ]
 
 
 # ---------------------------------------------------------------------------------------------- the page

@@ -17,9 +17,9 @@ from ...training.queue import enqueue, start_worker
 from ..demo import DEMO_SETTINGS
 from .fields import values_of, yaml_of
 from .form import Form
+from .photos import PhotoStep, shown
 from .places import Places
 from .studio import Studio
-from .uploads import crop_preview, keep, look_at, write_captions
 from .words import note, plainly, time_left
 
 SUBJECT = ("base", "adapter", "token", "class_noun", "steps", "rank", "learning_rate", "seed")
@@ -27,7 +27,6 @@ TASK = ("base", "adapter", "data", "images", "steps", "rank", "learning_rate", "
 QUICK, STANDARD, THOROUGH = "Quick look", "Standard", "Thorough"
 STEPS = {QUICK: 0.3, STANDARD: 1.0, THOROUGH: 2.5}
 PATHS = ("images", "masks", "evaluate_images", "chat_template", "data", "replay", "held_out")
-SIDE = 160  # pixels of a thumbnail
 
 
 def preset(name: str, base: str) -> dict[str, Any]:
@@ -74,108 +73,9 @@ def build(studio: Studio) -> None:
 
 def subject_tab(studio: Studio) -> None:
     """Pictures, settings, start."""
-    places = studio.places
     form = Form("subject", SUBJECT, hidden=("out", "images"))
-
-    @plainly
-    def add_files(files: list[str] | None, name: str) -> tuple[Any, ...]:
-        if not files:
-            raise UserError("No file has been chosen: drop pictures, captions (.txt) or a zip into the box.")
-        folder = places.pictures(name)
-        refused = keep(files, folder)
-        return show(folder, refused)
-
-    @plainly
-    def point_to(text: str) -> tuple[Any, ...]:
-        return show(places.readable_folder(text, "The folder"), [])
-
-    def show(folder: Path, refused: list[str], crop: str = "center") -> tuple[Any, ...]:
-        """The folder, its pictures, its captions, and what was noticed."""
-        found = look_at(folder)
-        pictures = [(crop_preview(one, SIDE, crop), f"{one.path.name}, {one.width} x {one.height}") for one in found]
-        bare, alike = sum(not one.caption for one in found), [one for one in found if one.like]
-        lines = [f"{len(found)} pictures."]
-        if bare:
-            lines.append(f"{bare} have no caption: they are taught as 'a TOKEN NOUN'.")
-        lines += [f"{one.path.name} looks like {one.like}: keep one of them." for one in alike]
-        small = [one.path.name for one in found if min(one.width, one.height) < 64]
-        lines += [f"{name} is small, less than 64 pixels." for name in small]
-        text = "".join(note(line) for line in lines) + "".join(note(line, "fault") for line in refused)
-        return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
-
-    @plainly
-    def store_captions(folder: str, table: Any) -> tuple[Any, ...]:
-        if not folder:
-            raise UserError("There are no pictures yet.")
-        path = places.readable_folder(folder, "The folder")
-        write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
-        return show(path, [])
-
-    @plainly
-    def take_preset(name: str, text: str) -> tuple[Any, ...]:
-        config = form.config(text)
-        values = values_of(config) | preset(name, config.base)  # type: ignore[attr-defined]
-        new = yaml_of(form.method, values)
-        return new, *form.from_yaml(new)
-
-    @plainly
-    def what_it_takes(folder: str, text: str) -> str:
-        from ...training.plan import advice, disk, least_seconds, plan
-
-        config: Any = checked(form.config(text), places, places.free_name("estimate"))
-        config = replace(config, images=Path(folder) if folder else None)
-        found = plan(config)
-        lines = [
-            f"Memory at the peak: {found.peak / 2**30:.2f} GiB (the base {found.base / 2**30:.2f}, the adapter "
-            f"{found.adapter / 2**30:.3f}, the step {found.working / 2**30:.2f}).",
-            f"{found.parameters:,} numbers are trained; {disk(config, found) / 2**20:.0f} MiB on the disk.",
-            f"At least {time_left(least_seconds(config, found))} for {config.steps} steps.",
-            *advice(config, found),
-        ]
-        return "".join(note(line) for line in lines)
-
-    @plainly
-    def begin_run(folder: str, text: str, name: str) -> tuple[str, str]:
-        if not folder:
-            raise UserError("There are no pictures yet: add some in step 1.")
-        config: Any = replace(form.config(text), images=Path(folder))  # type: ignore[type-var]
-        return queued(studio, checked(config, places, name))
-
-    @plainly
-    def cloned(request: gr.Request) -> tuple[Any, ...]:
-        name = request.query_params.get("clone")
-        if not name:
-            text = yaml_of(form.method, preset(STANDARD, "tiny"))
-            return (*(gr.skip() for _ in range(4)), text, *form.from_yaml(text), places.free_name("run-1"))
-        config = places.config(name)
-        if not isinstance(config, PictureConfig) or config.images is None or not isinstance(config, SubjectConfig):
-            raise UserError(f"{name} is no run on a subject: only their settings can be used here.")
-        values = {key: value for key, value in values_of(config).items() if key not in ("out", "images")}
-        text = yaml_of(form.method, values)
-        return (*show(config.images, []), text, *form.from_yaml(text), places.free_name(name))
-
-    folder = gr.State("")
     gr.Markdown("## 1. Pictures")
-    with gr.Row():
-        with gr.Column():
-            files = gr.File(
-                label="Pictures, captions or a zip", file_count="multiple", elem_id="files",
-                file_types=["image", ".zip", ".txt"],
-            )  # fmt: skip
-            set_name = gr.Textbox(label="Name of this set of pictures", value="my-subject", elem_id="set-name")
-            add = gr.Button("Add these pictures", variant="primary", elem_id="add")
-        with gr.Column():
-            typed = gr.Textbox(label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="folder")
-            point = gr.Button("Use this folder", elem_id="use-folder")
-    findings = gr.HTML(label="What was noticed", elem_id="findings")
-    gallery = gr.Gallery(
-        label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops"
-    )
-    captions = gr.Dataframe(
-        headers=["picture", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
-        wrap=True, elem_id="captions",
-    )  # fmt: skip
-    write = gr.Button("Save the captions", elem_id="save-captions")
+    photos = PhotoStep(studio)
     gr.Markdown("## 2. Settings")
     wish = gr.Radio([QUICK, STANDARD, THOROUGH], label="Preset for the chosen base", value=STANDARD, elem_id="preset")
     form.build_basic()
@@ -189,17 +89,69 @@ def subject_tab(studio: Studio) -> None:
     taken = gr.HTML(label="Estimate", elem_id="estimate")
     started = gr.HTML(label="Started", elem_id="started")
 
+    @plainly
+    def take_preset(name: str, text: str) -> tuple[Any, ...]:
+        config = form.config(text)
+        new = yaml_of(form.method, values_of(config) | preset(name, config.base))  # type: ignore[attr-defined]
+        return new, *form.from_yaml(new)
+
+    @plainly
+    def what_it_takes(folder: str, text: str) -> str:
+        config = checked(form.config(text), studio.places, studio.places.free_name("estimate"))
+        return estimate(replace(config, images=Path(folder) if folder else None))  # type: ignore[type-var]
+
+    @plainly
+    def begin_run(folder: str, text: str, name: str) -> tuple[str, str]:
+        if not folder:
+            raise UserError("There are no pictures yet: add some in step 1.")
+        config: Any = replace(form.config(text), images=Path(folder))  # type: ignore[type-var]
+        return queued(studio, checked(config, studio.places, name))
+
+    @plainly
+    def cloned(request: gr.Request) -> tuple[Any, ...]:
+        return settings_of(studio.places, form, request.query_params.get("clone"))
+
     form.wire()
-    shown_in = [folder, gallery, captions, findings]
+    photos.wire(form)
     filled = [form.yaml, form.command, form.said, form.options, *form.widgets.values()]
-    add.click(add_files, [files, set_name], shown_in, api_name="upload")
-    point.click(point_to, typed, shown_in, api_name="use_folder")
-    write.click(store_captions, [folder, captions], shown_in, api_visibility="private")
     wish.input(take_preset, [wish, form.yaml], filled, api_visibility="private")
-    ask.click(what_it_takes, [folder, form.yaml], taken, api_name="plan")
-    begin.click(begin_run, [folder, form.yaml, name], [started, name], api_name="start")
+    ask.click(what_it_takes, [photos.folder, form.yaml], taken, api_name="plan")
+    begin.click(begin_run, [photos.folder, form.yaml, name], [started, name], api_name="start")
     page = gr.context.Context.root_block
-    page.load(cloned, None, [*shown_in, *filled, name], api_visibility="private", show_progress="hidden")
+    page.load(cloned, None, [*photos.shown_in, *filled, name], api_visibility="private", show_progress="hidden")
+
+
+def settings_of(places: Places, form: Form, name: str | None) -> tuple[Any, ...]:
+    """Pictures, settings and a free name: those of a run, or those to begin with.
+
+    Raises:
+        UserError: for a run that is none on a subject.
+    """
+    if not name:
+        text = yaml_of(form.method, preset(STANDARD, "tiny"))
+        return (*(gr.skip() for _ in range(4)), text, *form.from_yaml(text), places.free_name("run-1"))
+    config = places.config(name)
+    if not isinstance(config, SubjectConfig) or config.images is None:
+        raise UserError(f"{name} is no run on a subject: only their settings can be used here.")
+    text = yaml_of(
+        form.method, {key: value for key, value in values_of(config).items() if key not in ("out", "images")}
+    )
+    return (*shown(config.images, []), text, *form.from_yaml(text), places.free_name(name))
+
+
+def estimate(config: Any) -> str:
+    """Memory, numbers, disk and time that a run will take, and advice."""
+    from ...training.plan import advice, disk, least_seconds, plan
+
+    found = plan(config)
+    lines = [
+        f"Memory at the peak: {found.peak / 2**30:.2f} GiB (the base {found.base / 2**30:.2f}, the adapter "
+        f"{found.adapter / 2**30:.3f}, the step {found.working / 2**30:.2f}).",
+        f"{found.parameters:,} numbers are trained; {disk(config, found) / 2**20:.0f} MiB on the disk.",
+        f"At least {time_left(least_seconds(config, found))} for {config.steps} steps.",
+        *advice(config, found),
+    ]
+    return "".join(map(note, lines))
 
 
 def task_tab(studio: Studio) -> None:

@@ -62,6 +62,11 @@ def note(text: str, kind: str = "note") -> str:
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""
 
 
+def progress(share: float) -> str:
+    """A bar."""
+    return f'<progress max="1" value="{share:.3f}" aria-label="drawn so far"></progress>'
+
+
 def time_left(seconds: float) -> str:
     """A duration for people."""
     if seconds < 90:

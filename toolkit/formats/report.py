@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ NAMES = {
     "language_model": "a vision-language model",
     "self_attn.q_proj": "a transformers model",
 }
+LONGEST = 200  # characters of a fact in a table
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,31 @@ class Report:
     """Who loads it: 'yes', or why not."""
     advice: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
-    """What the header says of its making."""
+    """What it says of its making."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong with any layer."""
-        return not any(layer.fault for layer in self.layers)
+        """Whether nothing is wrong with any layer, and there is nothing to advise."""
+        return not self.advice and not any(layer.fault for layer in self.layers)
+
+    def table(self) -> list[tuple[str, str]]:
+        """All but the layers and the advice, for people."""
+        rows = [("format", self.format), ("base", self.base), ("alpha", self.alpha)]
+        if self.layers:
+            ranks = counted(layer.rank for layer in self.layers if layer.rank)
+            rows += [("methods", counted(layer.method for layer in self.layers)), ("ranks", ranks or "none")]
+        changes = sorted((layer.relative, layer.name) for layer in self.layers if layer.relative is not None)
+        if changes:
+            (middle, _), (most, name) = changes[len(changes) // 2], changes[-1]
+            rows.append(("change", f"over the weight: median {middle:.1%}, largest {most:.1%} ({name})"))
+        rows += [(key, text if len(text) <= LONGEST else f"{text[:LONGEST]} ...") for key, text in self.facts.items()]
+        return rows + [(f"loads in {loader}", answer) for loader, answer in self.loaders.items()]
+
+    def told(self) -> list[str]:
+        """What is wrong and what to do, or that nothing is."""
+        if not self.is_sound:
+            return self.advice
+        return ["Sound: no layer is zero or not finite." if self.layers else "Sound: all its numbers are finite."]
 
 
 def inspect_lora(path: Path, pipe: Any = None) -> Report:
@@ -169,20 +190,7 @@ def loaders_of(file: LoraFile) -> dict[str, str]:
 
 def advice_for(file: LoraFile, report: Report, places: dict[str, Any] | None) -> list[str]:
     """What is wrong and what to do."""
-    advice = []
-    faults = Counter(layer.fault for layer in report.layers if layer.fault)
-    if faults.pop("not finite", 0):
-        advice.append(
-            "Some layers hold NaN or infinity: the file is spoilt; take an earlier checkpoint, or train in fp32 or bf16."
-        )
-    if empty := faults.pop("nothing", 0):
-        whole = empty == len(report.layers)
-        advice.append(
-            "All layers change nothing: the adapter never learned; raise the learning rate and train again."
-            if whole
-            else f"{empty} layers change nothing; harmless if they were not trained."
-        )
-    advice += [f"{count} layers: {fault}" for fault, count in faults.items()]
+    advice = advice_on_layers(report.layers)
     if file.unknown:
         advice.append(
             f"{len(file.unknown)} tensors have names that no tool is known to write, such as {file.unknown[0]}."
@@ -192,14 +200,38 @@ def advice_for(file: LoraFile, report: Report, places: dict[str, Any] | None) ->
         advice.append(
             f"{len(file.layers) - len(places)} layers are not in this base, such as {missing}: it was made for another."
         )
-    strong = [layer for layer in report.layers if layer.relative is not None and layer.relative > 1]
+    if file.format == "diffusers" and not file.config() and any(file.rank(layer) for layer in file.layers):
+        advice.append("The header names no alpha. If it was trained with alpha other than rank, its scale is lost.")
+    return advice
+
+
+def advice_on_layers(layers: Sequence[LayerReport]) -> list[str]:
+    """What is wrong with layers, and what to do."""
+    advice = []
+    faults = Counter(layer.fault for layer in layers if layer.fault)
+    if faults.pop("not finite", 0):
+        advice.append(
+            "Some layers hold NaN or infinity: the file is spoilt; take an earlier checkpoint, or train in fp32 or bf16."
+        )
+    if empty := faults.pop("nothing", 0):
+        whole = empty == len(layers)
+        advice.append(
+            "All layers change nothing: the adapter never learned; raise the learning rate and train again."
+            if whole
+            else f"{empty} layers change nothing; harmless if they were not trained."
+        )
+    advice += [f"{count} layers: {fault}" for fault, count in faults.items()]
+    strong = [layer for layer in layers if layer.relative is not None and layer.relative > 1]
     if strong:
         advice.append(
             f"{len(strong)} layers change more than the whole weight, such as {strong[0].name}: lower the strength."
         )
-    if file.format == "diffusers" and not file.config() and any(file.rank(layer) for layer in file.layers):
-        advice.append("The header names no alpha. If it was trained with alpha other than rank, its scale is lost.")
     return advice
+
+
+def counted(values: Iterable[Any]) -> str:
+    """Values with how often each occurs."""
+    return ", ".join(f"{value} ({count})" for value, count in Counter(values).most_common())
 
 
 def as_json(report: Report) -> str:

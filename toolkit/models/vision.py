@@ -90,6 +90,22 @@ def resolve_vision_base(base: str) -> str:
     return str(folder)
 
 
+def bases_at_hand() -> list[str]:
+    """Bases that need not be fetched: the embedded ones, and those of known kinds in the hub's local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = list(EMBEDDED)
+    for file in sorted(Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*/config.json")):
+        name = file.parents[2].name.removeprefix("models--").replace("--", "/", 1)
+        try:
+            check_vision_folder(file.parent, name)
+        except (UserError, OSError, AttributeError):
+            continue
+        if name not in found and any(file.parent.glob("*.safetensors")):
+            found.append(name)
+    return found
+
+
 def check_vision_folder(folder: Path, base: str) -> None:
     """Raises UserError when the folder holds no vision-language model of a known kind."""
     file = folder / "config.json"
