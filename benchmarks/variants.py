@@ -44,7 +44,7 @@ from variants_report import report
 
 from rankfold import SubjectConfig, train
 from rankfold.apps.demo import DEMO_TRAINING
-from rankfold.pipelines.generate import Recipe, generate, sampling_pipeline
+from rankfold.pipelines.generate import Recipe, sampling_pipeline
 from rankfold.toolkit import metrics
 from rankfold.toolkit.data import world
 from rankfold.toolkit.data.pictures import load_rgb
@@ -165,9 +165,7 @@ def drawn(settings: Settings, adapter: str | None) -> tuple[torch.Tensor, torch.
         recipe = replace(recipe, adapters=(adapter,), strengths=(1.0,))
     pipe = sampling_pipeline(recipe)
     own = draw(recipe, test.texts(token=True), EACH, pipe).pictures
-    unrelated = [
-        made[0][0] for text in test.unrelated if (made := generate(replace(recipe, prompt=text), 1, pipe=pipe))
-    ]
+    unrelated = draw(recipe, test.unrelated, 1, pipe).pictures
     return clip.pictures(own), clip.pictures(unrelated)
 
 
@@ -342,7 +340,7 @@ def main() -> None:
     parser.add_argument("--prompts", default="")
     parser.add_argument("--clip", default="")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, SEARCHED])
     parser.add_argument("--rounds", type=int, default=15)

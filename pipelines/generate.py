@@ -205,6 +205,11 @@ def generate_batch(
     return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
 
 
+def at_once(side: int) -> int:
+    """How many pictures of this side are drawn together: as many as take the memory of four of 1024 pixels, eight at most."""
+    return max(1, min(8, 4 * 1024**2 // side**2))
+
+
 def check_finite(pictures: np.ndarray) -> None:
     """Raises UserError for pictures (B, H, W, 3) that are not numbers; as files they would be black."""
     if not np.isfinite(pictures).all():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from random import Random
 
 import psutil
 import pytest
@@ -108,6 +109,43 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     assert steps == sorted(set(steps))
     own, other = adapter(run.folder), adapter(whole.folder)
     assert all((own[key] == other[key]).all() for key in own)
+
+
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.campaign), pytest.param(2, marks=pytest.mark.campaign)]
+)
+def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
+    """Worker, run, or both are killed again and again at moments by chance; in the end all is as if nothing had been."""
+    from test_training import adapter
+
+    random = Random(seed)
+    whole = train(replace(config, steps=200, out=root.parent / "whole"))
+    run = queue.enqueue(replace(config, steps=200, out=root / "a"))
+    for _ in range(4):
+        one = worker()
+        time.sleep(random.uniform(0.5, 12))
+        victims = random.choice(("worker", "run", "both"))
+        if victims != "run":
+            one.kill()
+            one.wait()
+        if victims != "worker" and run.is_live():
+            os.kill(run.status()["pid"], signal.SIGKILL)
+        one.kill()
+        one.wait()
+        wait_for(lambda: run.state() in ("queued", "lost", "running", "starting", "done"))
+        steps = [row["step"] for row in run.metrics()]
+        assert steps == sorted(set(steps))
+        wait_for(lambda: not run.is_live())
+        if run.state() == "lost":
+            queue.enqueue_again(run)
+    if run.state() != "done":
+        worker("0", "--until-empty").communicate(timeout=240)
+    assert run.state() == "done"
+    steps = [row["step"] for row in run.metrics()]
+    assert steps == sorted(set(steps))
+    own, other = adapter(run.folder), adapter(whole.folder)
+    assert all((own[key] == other[key]).all() for key in own)
+    assert not list(run.folder.rglob(".*.tmp"))
 
 
 def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):

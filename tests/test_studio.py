@@ -1,5 +1,6 @@
 """The studio in a real browser (the distribution's Chromium): the whole story on the embedded base."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -366,6 +367,67 @@ def test_the_app_dies_and_nothing_is_lost(tmp_path):
         with serving(tmp_path) as (again, _):
             assert "running" in Client(again, verbose=False).predict("long", api_name="/look")[0]
             assert len(run.metrics()) > before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 40 MB under the runs' folder."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    yield folder
+    end_all(folder)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    """Writes until the disk is full; returns the file."""
+    ballast = folder / ".ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+@pytest.mark.timeout(900)
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, pictures, small_disk, tmp_path):
+    """Uploads are refused, a run fails or is lost with its last checkpoint whole, and goes on when there is space again."""
+    with serving(tmp_path) as (address, _):
+        ballast = fill(small_disk)
+        page.goto(address)
+        page.locator("#files input[type=file]").set_input_files([str(file) for file in pictures])
+        page.locator("#add").click()
+        page.get_by_text("No space left on device").first.wait_for()
+        ballast.unlink()
+        page.reload()
+        page.locator("#files input[type=file]").set_input_files([str(file) for file in pictures])
+        page.locator("#add").click()
+        page.get_by_text("5 pictures.").wait_for()
+        page.locator("#subject-steps input").fill("300")
+        page.locator("#subject-all").get_by_text("All settings").click()
+        page.locator("#subject-checkpoint_every input").fill("20")
+        page.wait_for_function(
+            "document.querySelector('#subject-command textarea').value.includes('--checkpoint-every 20 ')"
+        )
+        page.locator("#run-name textarea, #run-name input").first.fill("squeezed")
+        page.locator("#start").click()
+        page.get_by_role("link", name="Watch it").click()
+        run = queue.Run(small_disk / "squeezed")
+        end = time.time() + 240
+        while not run.checkpoint_files() and time.time() < end:
+            page.wait_for_timeout(100)
+        ballast = fill(small_disk)
+        wait_for(page, ("failed", "lost"))
+        assert run.checkpoint_files()
+        page.screenshot(path=str(tmp_path / "full.png"))
+        ballast.unlink()
+        page.locator("#resume").click()
+        wait_for(page, ("done",))
+        steps = [row["step"] for row in run.metrics() if "loss" in row]
+        assert steps == sorted(set(steps))
+        assert steps[-1] == 300
+        page.goto("about:blank")
 
 
 def test_strangers_see_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Compose, Chat and Library of the studio: their handlers as functions, on adapters that were really trained."""
 
 import json
+import weakref
 import zipfile
 from dataclasses import replace
 from functools import cache
@@ -15,7 +16,7 @@ from PIL import Image
 
 from rankfold.apps.studio import chat_page, compose_page, library_page
 from rankfold.apps.studio.chat_page import Answerer, Models, Said, Talk
-from rankfold.apps.studio.pipes import Drawing, Stopped
+from rankfold.apps.studio.pipes import Drawing, Loaded, Pipes, Stopped
 from rankfold.apps.studio.places import Places
 from rankfold.apps.studio.studio import Studio
 from rankfold.pipelines.chat import answers, open_chat
@@ -207,7 +208,7 @@ def test_an_answer_of_the_base_comes_in_pieces(places, picture):
         [{"role": "user", "content": "What is in the picture?"}, {"role": "assistant", "content": known[0]}],
         [],  # it is the base itself that answers
     )
-    assert not models.vision.model._forward_pre_hooks
+    assert not models.loaded.model.model._forward_pre_hooks
 
 
 def test_the_tuned_model_and_its_base_answer_side_by_side_over_several_questions(places, picture):
@@ -239,6 +240,15 @@ def test_a_model_stays_loaded_until_another_is_wanted(places):
     assert models.opened(base) is not first
 
 
+def test_pages_share_the_one_model_in_memory(places):
+    loaded = Loaded()
+    models, pipes = Models(loaded), Pipes(loaded)
+    first = weakref.ref(models.opened(Answerer("tiny-vlm")))
+    pipe = pipes.pipeline(Recipe(prompt="", base="tiny"))
+    assert first() is None
+    assert pipes.pipeline(Recipe(prompt="another", base="tiny")) is pipe
+
+
 def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
     models, talk, said, drawing = Models(), Talk(Answerer("tiny-vlm"), picture), Said(), Drawing(100)
     row = chat_page.asked(talk, "What is in the picture?")
@@ -252,7 +262,7 @@ def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
     with pytest.raises(Stopped):
         models.answer(talk.who, row, said, drawing, compare=False, most=12)
     assert drawing.done == 2
-    assert not models.lock.locked()
+    assert not models.loaded.lock.locked()
     drawing.stopped = True
     with pytest.raises(Stopped):
         models.answer(talk.who, row, said, drawing, compare=False, most=12)

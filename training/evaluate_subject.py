@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..pipelines.generate import Recipe, generate, sampling_pipeline
+from ..pipelines.generate import Recipe, at_once, check_finite, denoise, native_side, sampling_pipeline
 from ..toolkit import metrics, scoring
 from ..toolkit.data.pictures import load_rgb
 from ..toolkit.errors import UserError
@@ -92,12 +92,24 @@ def unrelated_prompts(prompts: str) -> tuple[str, ...]:
 
 
 def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> Drawn:
-    """`n` pictures a text, the seeds of each text its own."""
-    drawn = Drawn()
-    for number, text in enumerate(texts):
-        made = generate(replace(recipe, prompt=text, seed=recipe.seed + number * n), n, pipe=pipe)
-        drawn.pictures += [picture for picture, _ in made]
-        drawn.prompts += [text] * n
+    """`n` pictures a text, each from a seed of its own; texts share batches."""
+    drawn = Drawn(prompts=[text for text in texts for _ in range(n)])
+    side = recipe.side or native_side(pipe)
+    for start in range(0, len(drawn.prompts), at_once(side)):
+        asked = drawn.prompts[start : start + at_once(side)]
+        pictures = denoise(
+            pipe,
+            asked,
+            seeds=range(recipe.seed + start, recipe.seed + start + len(asked)),
+            steps=recipe.steps,
+            guidance_scale=recipe.guidance_scale,
+            side=side,
+            height=recipe.height,
+            negative=[recipe.negative_prompt] * len(asked),
+            output_type="np",
+        )
+        check_finite(pictures)
+        drawn.pictures += pipe.image_processor.numpy_to_pil(pictures)
     return drawn
 
 

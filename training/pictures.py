@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from ..pipelines.generate import denoise
+from ..pipelines.generate import at_once, denoise
 from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, load_mask, load_picture, picture_size
 from ..toolkit.models.base import DTYPES, Words, stacked
@@ -330,16 +330,19 @@ class PictureTask:
         config, model = self.config, self.model
         self.module.eval()
         words = self.words_of(torch.tensor([self.prompts[text] for text in [*texts, ""]]))
-        count = len(texts)
-        pictures = denoise(
-            model.pipeline(model.denoiser_name, "vae"),
-            {name: value[:-1] for name, value in words.items()},
-            negative={name: value[-1:].expand(count, *value.shape[1:]) for name, value in words.items()},
-            seeds=list(seeds),
-            steps=config.preview_steps,
-            guidance_scale=config.guidance_scale,
-            side=self.side,
-        )
+        pipe, pictures = model.pipeline(model.denoiser_name, "vae"), []
+        for start in range(0, len(texts), at_once(self.side)):
+            some = slice(start, min(start + at_once(self.side), len(texts)))
+            count = some.stop - some.start
+            pictures += denoise(
+                pipe,
+                {name: value[some] for name, value in words.items()},
+                negative={name: value[-1:].expand(count, *value.shape[1:]) for name, value in words.items()},
+                seeds=seeds[some],
+                steps=config.preview_steps,
+                guidance_scale=config.guidance_scale,
+                side=self.side,
+            )
         model.release(text=False)
         self.module.train()
         return pictures

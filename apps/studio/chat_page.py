@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import html
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from PIL import Image
 
 from ...pipelines.chat import base_only, open_chat, stream
@@ -22,7 +19,7 @@ from ...toolkit.formats.source import content_hash, facts_of
 from ...toolkit.models.base import DTYPES
 from ...toolkit.models.vision import EMBEDDED
 from ..instruct import best_device
-from .pipes import Drawing, Stopped, followed
+from .pipes import Drawing, Loaded, Stopped, followed
 from .places import Places
 from .studio import Studio
 from .words import note, plainly
@@ -66,23 +63,15 @@ class Said:
 
 
 class Models:
-    """The model that was used last stays loaded, and answers one question at a time."""
+    """Models that answer, one question at a time."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.key: Any = None
-        self.vision: Any = None
+    def __init__(self, loaded: Loaded | None = None) -> None:
+        self.loaded = loaded or Loaded()
 
     def opened(self, who: Answerer) -> Any:
-        """The model; the one before it is let go. Hold the lock."""
+        """The model. Hold the lock."""
         key = (who.base, content_hash(who.adapter) if who.adapter else "", who.precision)
-        if key != self.key:
-            self.key = self.vision = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self.vision, self.key = loaded(who), key
-        return self.vision
+        return self.loaded.get(key, lambda: opened(who))
 
     def answer(
         self, who: Answerer, row: Conversation, said: Said, drawing: Drawing, *, compare: bool, most: int
@@ -93,7 +82,7 @@ class Models:
             Stopped: when somebody wants it to end; no token is begun then.
             UserError: for a model that cannot be loaded, or a row that it cannot take.
         """
-        with self.lock:
+        with self.loaded.lock:
             if drawing.stopped:
                 raise Stopped
             vision = self.opened(who)
@@ -111,7 +100,7 @@ class Models:
                 hook.remove()
 
 
-def loaded(who: Answerer) -> Any:
+def opened(who: Answerer) -> Any:
     """The model with its adapter, and the chat template that it was trained with."""
     file = who.adapter / "chat_template.jinja" if who.adapter else None
     template = file.read_text() if file is not None and file.is_file() else None
@@ -254,7 +243,7 @@ def build(studio: Studio) -> None:
 
 def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: tuple[Any, Any, Any]) -> None:
     """Ask, stop, begin anew. boxes: in the order that `chat` takes them; columns: conversation, both answers, progress."""
-    places, models = studio.places, Models()
+    places, models = studio.places, Models(studio.loaded)
     go, stop, new = buttons
     talk, question = columns[0], boxes[3]
 

@@ -17,7 +17,7 @@ from .places import Places
 from .studio import Studio
 from .words import note, plainly, progress
 
-ROWS = 8
+ROWS = 24  # of adapters: all are there from the start, hidden until they are asked for
 MOST = 64  # pictures at once
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...toolkit.errors import UserError
 from ...toolkit.models.vision import EMBEDDED, bases_at_hand
 from ..instruct import best_device
 from .form import Form
-from .pipes import Drawing, Stopped, followed
+from .pipes import Drawing, Loaded, Stopped, followed
 from .studio import Studio
 from .uploads import crop_preview, keep, look_at, write_captions
 from .words import note, plainly, progress
@@ -40,20 +40,19 @@ def shown(folder: Path, refused: list[str]) -> tuple[Any, ...]:
     return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
 
 
-def captioned(rows: list[list[str]], folder: Path, base: str, config: Any, drawing: Drawing) -> int:
+def captioned(rows: list[list[str]], folder: Path, base: str, config: Any, loaded: Loaded, drawing: Drawing) -> int:
     """Fills the rows (picture, caption) that have no caption, one after another; returns how many.
 
     Raises:
         Stopped: when somebody wants it to end; what was written until then stands in the rows.
     """
     empty = [row for row in rows if not row[1].strip()]
-    vision = open_chat(base, device=best_device())
-    made = captions_for(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
-    for row, text in zip(empty, made, strict=True):
-        row[1] = text
-        drawing.step()
-    del vision, made
-    gc.collect()
+    with loaded.lock:
+        vision = loaded.get(("captions", base), lambda: open_chat(base, device=best_device()))
+        made = captions_for(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
+        for row, text in zip(empty, made, strict=True):
+            row[1] = text
+            drawing.step()
     return len(empty)
 
 
@@ -61,7 +60,7 @@ class PhotoStep:
     """The boxes of step 1. folder: a State with the chosen folder."""
 
     def __init__(self, studio: Studio) -> None:
-        self.places = studio.places
+        self.places, self.loaded = studio.places, studio.loaded
         self.folder = gr.State("")
         with gr.Row():
             with gr.Column():
@@ -145,7 +144,7 @@ class PhotoStep:
         if not missing:
             raise UserError("Every picture has a caption: empty those in the table that should be written anew.")
         try:
-            for now in followed(lambda drawing: captioned(rows, path, base, config, drawing), missing):
+            for now in followed(partial(captioned, rows, path, base, config, self.loaded), missing):
                 if isinstance(now, Drawing):
                     yield rows, progress(now.share)
                 else:

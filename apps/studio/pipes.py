@@ -1,4 +1,4 @@
-"""Pictures for the pages: the pipeline that was used last stays loaded, one page draws at a time, and any of them can be stopped."""
+"""Work beside the pages: the model that was used last stays loaded, one page uses it at a time, and any of them can be stopped."""
 
 from __future__ import annotations
 
@@ -47,34 +47,45 @@ class Drawing:
         return min(1.0, self.done / self.total)
 
 
-class Pipes:
-    """The loaded pipeline, and the one place where pictures are drawn."""
+class Loaded:
+    """The one large model that the pages keep in memory: the one that was used last. Its lock is held while it is used."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.key: Any = None
-        self.pipe: Any = None
+        self.model: Any = None
 
-    def pipeline(self, recipe: Recipe) -> Any:
-        """The pipeline of this base with these adapters at these strengths; the one before it is let go."""
-        hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
-        key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
+    def get(self, key: Any, load: Callable[[], Any]) -> Any:
+        """The model of this key; the one before it is let go, before another is loaded. Hold the lock."""
         if key != self.key:
-            self.key = self.pipe = None
+            self.key = self.model = None
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.pipe, self.key = sampling_pipeline(recipe), key
-        return self.pipe
+            self.model, self.key = load(), key
+        return self.model
+
+
+class Pipes:
+    """The one place where pictures are drawn."""
+
+    def __init__(self, loaded: Loaded | None = None) -> None:
+        self.loaded = loaded or Loaded()
+
+    def pipeline(self, recipe: Recipe) -> Any:
+        """The pipeline of this base with these adapters at these strengths."""
+        hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
+        key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
+        return self.loaded.get(key, lambda: sampling_pipeline(recipe))
 
     def draw(self, recipe: Recipe, n: int, drawing: Drawing, batch: int = 4) -> Made:
         """`n` pictures, in small batches so that a stop comes soon."""
-        with self.lock:
+        with self.loaded.lock:
             return generate(recipe, n, pipe=self.pipeline(recipe), batch=batch, on_step=drawing.step)
 
     def again(self, recipe: Recipe) -> tuple[Image.Image, Recipe]:
         """The picture that a recipe was written into."""
-        with self.lock:
+        with self.loaded.lock:
             return repeat(recipe, pipe=self.pipeline(replace(recipe)))
 
 

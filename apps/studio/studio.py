@@ -7,7 +7,7 @@ from functools import cached_property
 
 import gradio as gr
 
-from .pipes import Pipes
+from .pipes import Loaded, Pipes
 from .places import Places
 
 CSS = """
@@ -35,7 +35,12 @@ class Studio:
     device: str = "0"
     start_workers: bool = True
     """Whether starting a run also starts a worker for it."""
-    pipes: Pipes = field(default_factory=Pipes)
+    loaded: Loaded = field(default_factory=Loaded)
+
+    @cached_property
+    def pipes(self) -> Pipes:
+        """Where pictures are drawn."""
+        return Pipes(self.loaded)
 
     @cached_property
     def theme(self) -> gr.themes.Base:

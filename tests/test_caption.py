@@ -1,0 +1,112 @@
+"""Captions by a vision-language model: the subject's words put in, what is there kept, on the command line and on the Train page."""
+
+from __future__ import annotations
+
+import pytest
+
+from rankfold.apps.cli import main
+from rankfold.apps.studio.photos import captioned
+from rankfold.apps.studio.pipes import Drawing, Loaded, Stopped
+from rankfold.pipelines.caption import caption_of
+from rankfold.toolkit.data import world
+from rankfold.toolkit.models.vision import EMBEDDED, assets, bases_at_hand
+from rankfold.training.config import SubjectConfig
+
+CREATURE = 4_000_100
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six pictures of a creature; returns the folder and their scenes."""
+    scenes = []
+    for number, (picture, thing) in enumerate(world.subject_pictures(CREATURE, 6)):
+        picture.save(tmp_path / f"{number}.png")
+        scenes.append(thing.scene)
+    return tmp_path, scenes
+
+
+@pytest.mark.parametrize(
+    ("said", "caption"),
+    [
+        ("A small dog sits on the grass.", "a small sks dog sits on the grass"),
+        ("The image shows a Dog on a sofa. It is asleep.", "a sks Dog on a sofa"),
+        ("Two dogs and a dog.", "two dogs and a sks dog"),
+        ("A red armchair!", "a sks dog, a red armchair"),
+        ("a sks dog in the sun", "a sks dog in the sun"),
+        ("a dogged sks", "a dogged sks"),
+        ("first line\nsecond line", "a sks dog, first line"),
+    ],
+)
+def test_the_subjects_words_are_put_in(said, caption):
+    assert caption_of(said, "sks", "dog") == caption
+
+
+def test_captions_say_what_is_there(photos, capsys):
+    folder, scenes = photos
+    (folder / "0.txt").write_text("mine")
+    main(["caption", str(folder), "--token", "qqz", "--class-noun", "creature"])
+    assert (folder / "0.txt").read_text() == "mine"
+    written = [(folder / f"{number}.txt").read_text() for number in range(1, 6)]
+    assert all("qqz creature" in text for text in written)
+    right = sum(world.SCENES[scene] in text if isinstance(world.SCENES, dict) else scene in text
+                for scene, text in zip(scenes[1:], written, strict=True))  # fmt: skip
+    assert right >= 4, written
+    capsys.readouterr()
+    main(["caption", str(folder)])
+    assert "All 6 pictures have captions" in capsys.readouterr().out
+    main(["caption", str(folder), "--overwrite"])
+    assert "sks" in (folder / "0.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--token", ""], "--token is empty"),
+        (["--class-noun", " "], "--class-noun is empty"),
+        (["--base", "tiny"], "is neither a folder nor a hub id"),
+    ],
+)
+def test_mistakes_are_one_sentence(photos, capsys, words, sentence):
+    with pytest.raises(SystemExit):
+        main(["caption", str(photos[0]), *words])
+    assert sentence in capsys.readouterr().err
+    assert not list(photos[0].glob("*.txt"))
+
+
+def test_the_page_fills_what_is_missing(photos):
+    folder, _ = photos
+    rows = [["0.png", "mine"], ["1.png", ""], ["2.png", " "]]
+    assert (
+        captioned(rows, folder, "tiny-vlm", SubjectConfig(token="qqz", class_noun="creature"), Loaded(), Drawing(2))
+        == 2
+    )
+    assert rows[0] == ["0.png", "mine"]
+    assert all("qqz creature" in text for _, text in rows[1:])
+    assert not list(folder.glob("*.txt"))
+
+
+def test_the_page_can_be_stopped(photos):
+    rows, drawing = [["1.png", ""], ["2.png", ""]], Drawing(2)
+    drawing.stopped = True
+    with pytest.raises(Stopped):
+        captioned(rows, photos[0], "tiny-vlm", SubjectConfig(token="qqz", class_noun="creature"), Loaded(), drawing)
+    assert [bool(text) for _, text in rows] == [True, False]
+
+
+def test_models_in_the_hubs_cache_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, files in (("models--we--see", ("config.json", "processor_config.json", "model.safetensors")),
+                        ("models--no--weights", ("config.json", "processor_config.json"))):  # fmt: skip
+        folder = tmp_path / name / "snapshots" / "abc"
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).symlink_to(assets() / "tiny" / EMBEDDED["tiny-vlm"] / file)
+    for name, text in (
+        ("models--no--json", "{"),
+        ("models--no--vision", '{"model_type": "bert"}'),
+        ("models--a--list", "[]"),
+    ):
+        folder = tmp_path / name / "snapshots" / "abc"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+    assert bases_at_hand() == ["tiny-vlm", "we/see"]
