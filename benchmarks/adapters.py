@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import torch
 from peft import get_peft_model
+from timing import peak_bytes, seconds
 from torch import nn
 
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
@@ -105,35 +105,6 @@ def timed_step(model: nn.Module, d: int, n: int, device: str, dtype: torch.dtype
     return step
 
 
-def seconds(step: Callable[[], None], device: str) -> float:
-    """Wall time of one step."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_bytes(step: Callable[[], None], device: str) -> int:
-    """Highest sum of live allocations during a step."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    live = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 def compare(case: str, other: str, d: int, n: int, rounds: int, device: str, dtype: torch.dtype) -> dict[str, object]:
     """`case` against `other`: ratios of time (median, least, most) and of memory."""
     ours, theirs = step_of(case, d, n, device, dtype), step_of(other, d, n, device, dtype)
@@ -142,7 +113,7 @@ def compare(case: str, other: str, d: int, n: int, rounds: int, device: str, dty
     ratios = []
     for number in range(rounds):
         pair = [ours, theirs] if number % 2 == 0 else [theirs, ours]
-        times = {id(step): seconds(step, device) for step in pair}
+        times = {id(step): seconds(step) for step in pair}
         ratios.append(times[id(ours)] / times[id(theirs)])
     return {
         "case": case,

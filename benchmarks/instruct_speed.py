@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from timing import spread
+
 BATCH, RANK, WARM = 8, 16, 3
 TARGETS = r"model\.language_model\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -66,11 +68,6 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
         table["peak memory, ours / trl"] = spread([a["peak GiB"] / b["peak GiB"] for a, b in pairs])
         found[name] = table
     return found
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def run_side(side: str, base: str, data: Path, options: argparse.Namespace) -> dict:

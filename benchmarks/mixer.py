@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import remembered
 
 from rankfold import InstructConfig
 from rankfold.apps.options import quiet_libraries
@@ -292,13 +293,6 @@ def report(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
             own = one[column]
             count = f"better on {own['better']}, worse on {own['worse']}, p {own['sign_p']:.3f}"
             print(f"   {column:12} {told(own):28} {count}: {own['verdict']}")
-
-
-def remembered(file: Path, make: Any) -> Any:
-    """What the file holds, or what is made and then written there."""
-    if not file.is_file():
-        write_text(file, json.dumps(make(), indent=1))
-    return json.loads(file.read_text())
 
 
 def main() -> None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import seconds, spread
 
 from rankfold.pipelines.fuse import fuse
 from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
@@ -76,12 +75,6 @@ def draw(pipe: Any) -> None:
     denoise(pipe, ["a creature"], seeds=[0], steps=STEPS, guidance_scale=3.0, side=64, output_type="latent")
 
 
-def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
     """Seconds of ours over seconds of stock, for one adapter onto a pipeline that is there: loaded, and loaded and fused."""
     rows = []
@@ -95,14 +88,10 @@ def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
             ],
         }
         order = list(sides) if number % 2 else list(sides)[::-1]
-        times = {name: [timed(call) for call in sides[name]] for name in order}
+        times = {name: [seconds(call) for call in sides[name]] for name in order}
         rows.append((times["ours"][0] / times["stock"][0], sum(times["ours"]) / sum(times["stock"])))
     loaded, fused = zip(*rows[1:], strict=True)  # the first round also imports
     return {"loading": spread(list(loaded)), "loading and fusing": spread(list(fused))}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def main() -> None:
@@ -128,7 +117,7 @@ def main() -> None:
             for pipe in sides.values():
                 draw(pipe)
             rows = [
-                {name: timed(lambda pipe=pipe: draw(pipe)) for name, pipe in sides.items()}
+                {name: seconds(lambda pipe=pipe: draw(pipe)) for name, pipe in sides.items()}
                 for _ in range(options.rounds)
             ]
             result = {

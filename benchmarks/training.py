@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +22,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
+from timing import seconds, spread
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,16 +153,6 @@ def loss_of(denoiser: nn.Module, given: dict) -> torch.Tensor:
     return F.mse_loss(guess.float(), torch.zeros_like(guess, dtype=torch.float32))
 
 
-def seconds(step: Callable[[], None]) -> float:
-    if GPU:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def peak(step: Callable[[], None]) -> float:
     """GiB at the peak of a step, beside what is held between steps."""
     torch.cuda.reset_peak_memory_stats()
@@ -180,10 +169,6 @@ def floor_of(step: Callable[[], None]) -> float:
     a = random(n, n)
     best = min(seconds(lambda: a @ a) for _ in range(10))
     return flops.get_total_flops() * best / (2 * n**3)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def compared(size: str, batch: int, rounds: int) -> dict[str, object]:

@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import peak_bytes, seconds
 from demo_settings import captioned
 from PIL import Image
+from timing import peak_bytes, remembered, seconds
 from variant_methods import METHODS, SEARCHED, Sized, count, sized
 from variants_report import report
 
@@ -293,7 +293,7 @@ def costs(settings: Settings, subject: Subject, methods: Sequence[Sized], rounds
     times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
-            times[name].append(seconds(loop.one_step, device))
+            times[name].append(seconds(loop.one_step))
     found = {}
     for name, own in times.items():
         ratios = [a / b for a, b in zip(own, times["lora"], strict=True)]
@@ -382,13 +382,6 @@ def main() -> None:
         cells += [Cell(one, best, subject, seed, marks) for seed in range(options.seeds) for subject in tests]
     run_all(cells, settings, options.jobs)
     report([result(cell, settings) for cell in cells], rates, cost, settings.steps, options.out, options.plot)
-
-
-def remembered(file: Path, make: Any) -> Any:
-    """What the file holds, or what is made and then written there."""
-    if not file.is_file():
-        write_text(file, json.dumps(make(), indent=1))
-    return json.loads(file.read_text())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,12 @@ from PIL import Image
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
+from rankfold.pipelines.generate import Recipe, at_once, generate, sampling_pipeline
 from rankfold.toolkit import metrics
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.metrics import ClipScorer
 from rankfold.toolkit.models.backbones import DinoScorer
-from rankfold.training.evaluate_subject import read_prompts, unrelated_prompts
+from rankfold.training.evaluate_subject import draw, read_prompts, unrelated_prompts
 from rankfold.training.report import report
 from rankfold.training.start import train
 
@@ -40,6 +42,22 @@ def prompts(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a {token} {noun} on the beach\n\na large {token} {noun} in the snow\n")
     return file
+
+
+def test_texts_share_batches_and_each_picture_keeps_its_noise(base):
+    """As many pictures as do not fit into one batch, each as it is when it is drawn alone."""
+    recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, side=32)
+    pipe, texts = sampling_pipeline(recipe), [f"a creature {place}" for place in ("left", "right", "top", "here", "there")]
+    drawn = draw(recipe, texts, 2, pipe)
+    assert drawn.prompts == [text for text in texts for _ in range(2)]
+    alone = [generate(replace(recipe, prompt=text, seed=3 + n), pipe=pipe)[0][0] for n, text in enumerate(drawn.prompts)]
+    for one, other in zip(drawn.pictures, alone, strict=True):
+        assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 2
+
+
+@pytest.mark.parametrize(("side", "count"), [(64, 8), (512, 8), (1024, 4), (2048, 1), (4096, 1)])
+def test_large_pictures_are_drawn_fewer_at_once(side, count):
+    assert at_once(side) == count
 
 
 def test_figures_by_hand():
