@@ -131,7 +131,7 @@ def choose(page, place, text):
 
 @pytest.mark.timeout(900)
 def test_the_whole_story(page, browser, pictures, tmp_path):
-    """Upload, train, watch, reload, stop, resume, and pictures with two adapters."""
+    """Upload, have captions written, train, watch, reload, stop, resume, and pictures with two adapters."""
     with serving(tmp_path) as (address, _):
         page.goto(address)
         page.get_by_role("heading", name="Train", exact=True).wait_for()
@@ -139,6 +139,11 @@ def test_the_whole_story(page, browser, pictures, tmp_path):
         page.locator("#add").click()
         page.get_by_text("5 pictures.").wait_for()
         assert page.get_by_text("5 have no caption").is_visible()
+        page.locator("#write-captions").click()
+        page.get_by_text("5 captions written by tiny-vlm").wait_for()
+        page.locator("#save-captions").click()
+        page.get_by_text("5 have no caption").wait_for(state="hidden")
+        assert "sks creature" in (tmp_path / "runs" / "_pictures" / "my-subject" / "creature0.txt").read_text()
         page.locator("#subject-steps input").fill("400")
         page.wait_for_function("document.querySelector('#subject-command textarea').value.includes('--steps 400')")
         page.locator("#run-name textarea, #run-name input").first.fill("first")
