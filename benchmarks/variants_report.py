@@ -106,7 +106,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = [row["method"] for row in rows if row["budget"] == "steps" and row["method"] != REFERENCE]
-    figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(11, 4.6), dpi=100, layout="constrained")
     for axes, key in zip(figure.subplots(1, len(KEYS), sharey=True), KEYS, strict=True):
         for shift, budget, colour in ((-0.13, "steps", "#3366aa"), (0.13, "time", "#cc7722")):
             for place, name in enumerate(names):
@@ -119,7 +119,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set(yticks=range(len(names)), yticklabels=names, title=f"{key}, less plain LoRA's")
     figure.axes[0].invert_yaxis()  # they share it
-    figure.axes[-1].legend(loc="lower right", fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
