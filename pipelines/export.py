@@ -69,7 +69,9 @@ class Proof:
             f"Read back by {self.reader}: {self.layers} layers{ranks}, largest weight error {self.weight_error:.1e}, largest picture "
             f"difference {self.picture_difference:.1e} (the adapter itself changes it by {self.effect:.2f})."
         ]
-        if not self.exact:
+        if self.exact:
+            lines.append("It is exact.")
+        else:
             lines.append(
                 f"An approximation: a layer's change is missed by up to {self.approximation:.0%}, "
                 f"and {self.picture_error:.0%} of what the adapter does to a picture."

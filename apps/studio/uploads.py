@@ -112,9 +112,9 @@ def fingerprint(picture: Image.Image) -> np.ndarray:
     return (cells[:, 1:] > cells[:, :-1]).ravel()
 
 
-def crop_preview(found: Found, side: int, crop: str) -> Image.Image:
-    """The picture as training will see it, small."""
-    return load_picture(Sample(found.path), (side, side), "pad" if crop == "pad" else "center")
+def crop_preview(found: Found, side: int) -> Image.Image:
+    """The middle square of the picture, small: what training sees unless it is told to pad or to keep shapes."""
+    return load_picture(Sample(found.path), (side, side), "center")
 
 
 def write_captions(folder: Path, captions: dict[str, str]) -> None:

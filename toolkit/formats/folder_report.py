@@ -43,7 +43,7 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
     facts = facts_of(path)
     layers = list(layers_of(path, model, facts.get("adapter", ""))) if model is not None else []
     report = Report(path, "folder of rankfold", facts.get("base", "unknown"), "in adapter_config.json", layers, LOADERS)
-    report.facts = facts | {"hash": adapter_hash(path)}
+    report.facts = {key: text_of(value) for key, value in facts.items()} | {"hash": adapter_hash(path)}
     report.advice = advice_on_layers(layers)
     for part in (part for part in PARTS if (path / part / WEIGHTS).is_file()):
         config, tensors = (
