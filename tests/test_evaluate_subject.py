@@ -47,10 +47,15 @@ def prompts(tmp_path):
 def test_texts_share_batches_and_each_picture_keeps_its_noise(base):
     """As many pictures as do not fit into one batch, each as it is when it is drawn alone."""
     recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, side=32)
-    pipe, texts = sampling_pipeline(recipe), [f"a creature {place}" for place in ("left", "right", "top", "here", "there")]
+    pipe, texts = (
+        sampling_pipeline(recipe),
+        [f"a creature {place}" for place in ("left", "right", "top", "here", "there")],
+    )
     drawn = draw(recipe, texts, 2, pipe)
     assert drawn.prompts == [text for text in texts for _ in range(2)]
-    alone = [generate(replace(recipe, prompt=text, seed=3 + n), pipe=pipe)[0][0] for n, text in enumerate(drawn.prompts)]
+    alone = [
+        generate(replace(recipe, prompt=text, seed=3 + n), pipe=pipe)[0][0] for n, text in enumerate(drawn.prompts)
+    ]
     for one, other in zip(drawn.pictures, alone, strict=True):
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 2
 

@@ -111,6 +111,7 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     assert all((own[key] == other[key]).all() for key in own)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "seed", [0, pytest.param(1, marks=pytest.mark.campaign), pytest.param(2, marks=pytest.mark.campaign)]
 )
@@ -135,7 +136,7 @@ def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
         wait_for(lambda: run.state() in ("queued", "lost", "running", "starting", "done"))
         steps = [row["step"] for row in run.metrics()]
         assert steps == sorted(set(steps))
-        wait_for(lambda: not run.is_live())
+        wait_for(lambda: not run.is_live(), 400)
         if run.state() == "lost":
             queue.enqueue_again(run)
     if run.state() != "done":
