@@ -48,8 +48,7 @@ def test_captions_say_what_is_there(photos, capsys):
     assert (folder / "0.txt").read_text() == "mine"
     written = [(folder / f"{number}.txt").read_text() for number in range(1, 6)]
     assert all("qqz creature" in text for text in written)
-    right = sum(world.SCENES[scene] in text if isinstance(world.SCENES, dict) else scene in text
-                for scene, text in zip(scenes[1:], written, strict=True))  # fmt: skip
+    right = sum(world.SCENES[scene] in text for scene, text in zip(scenes[1:], written, strict=True))
     assert right >= 4, written
     capsys.readouterr()
     main(["caption", str(folder)])

@@ -111,10 +111,9 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     assert all((own[key] == other[key]).all() for key in own)
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "seed", [0, pytest.param(1, marks=pytest.mark.campaign), pytest.param(2, marks=pytest.mark.campaign)]
-)
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
     """Worker, run, or both are killed again and again at moments by chance; in the end all is as if nothing had been."""
     from test_training import adapter

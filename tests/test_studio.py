@@ -425,7 +425,6 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, pictures, small_d
         ballast = fill(small_disk)
         wait_for(page, ("failed", "lost"))
         assert run.checkpoint_files()
-        page.screenshot(path=str(tmp_path / "full.png"))
         ballast.unlink()
         page.locator("#resume").click()
         wait_for(page, ("done",))
