@@ -129,7 +129,7 @@ def carry_out(run: Run, device: str) -> None:
         )
     code = child.wait()
     (run.folder / "claim.json").unlink(missing_ok=True)
-    if code > 0 and run.status().get("state") not in ("failed", "stopped", "done"):
+    if code > 0 and run.status().get("state") not in ("failed", "stopped", "done") and not run.is_live():
         run.set_status(state="failed", error=last_line(run.folder / OUTPUT))
 
 
@@ -143,7 +143,9 @@ def carry_on(folder: Path) -> None:
         config: Any = replace(from_yaml(run.config_file), out=Path(folder))
         (compose if isinstance(config, (ComposeConfig, ComposeInstructConfig)) else train)(config)
     except UserError as error:
-        if run.status().get("state") != "failed":
+        # A worker that was killed may have left a process that has the run by now: it has not failed.
+        others = run.is_live() and run.status().get("pid") != os.getpid()
+        if not others and run.status().get("state") != "failed":
             run.set_status(state="failed", error=str(error))
         raise
 
