@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> None:
 
     try:
         run = Run.open(Path(arguments[0]))
+        if run.state() != "queued":  # a worker that was killed may have left a process that has the run
+            raise UserError(f"{run.folder} is {run.state() or 'no run'} and does not wait.")
         run.claim()  # before anything heavy is loaded
         quiet_libraries()
         from ..training.queue import carry_on

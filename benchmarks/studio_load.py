@@ -5,26 +5,32 @@
 beyond_imports      seconds from the app's start to its first answer, less those that Python needs for the app's imports alone, the
                     two in alternation
 first_paint         seconds to a page's first contentful paint in a fresh browser (the system's Chromium), of every page
-tick_median         seconds of an answer of `look`, which each viewer, a client of its own, asks for every two seconds, as the
-                    Watch page's timer does
-speed_with_viewers  steps a second of the run with viewers over without, in alternation while it goes on
+tick_median         seconds of an answer to a tick of the Watch page, which each viewer asks for every two seconds; what a browser sends
+                    at a tick is recorded from one, then sent by all, each in a session of its own
+server_busy         processor seconds of the app for each second with viewers
+speed_with_viewers  steps a second of the run with viewers over the mean of those before and after without, while it goes on
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import random
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 from gradio_client import Client
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from studio_pictures import PAGES, PATIENCE, started
 from timing import spread
 
@@ -38,14 +44,69 @@ MODULES = (
 SETTINGS = "method: subject\nsteps: 1000000\nlog_every: 5\npreview_every: 0\ncheckpoint_every: 100000\nthreads: 1"
 
 
-def watch(address: str, until: threading.Event, ticks: list[float]) -> None:
-    """One viewer."""
-    client = Client(address, verbose=False)
-    while not until.is_set():
-        begin = time.perf_counter()
-        client.predict("load", api_name="/look")
-        ticks.append(time.perf_counter() - begin)
-        until.wait(max(0.0, TICK - (time.perf_counter() - begin)))
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def tick_of_browser(address: str) -> tuple[str, dict[str, Any]]:
+    """Where a browser on the Watch page posts a tick, and what."""
+    posted: list[tuple[str, dict[str, Any]]] = []
+    with chromium() as browser:
+        page = browser.new_page()
+        page.on(
+            "request", lambda sent: posted.append((sent.url, sent.post_data_json)) if sent.method == "POST" else None
+        )
+        page.goto(f"{address}/watch?run=load", timeout=PATIENCE)
+        page.locator("#state b", has_text="running").wait_for(timeout=PATIENCE)
+        posted.clear()
+        page.wait_for_timeout(5 * TICK * 1000)
+    assert len(posted) > 1
+    assert all(one == posted[0] for one in posted), posted
+    return posted[0]
+
+
+async def watch(number: int, address: str, tick: tuple[str, dict[str, Any]], ticks: list[float]) -> None:
+    """One viewer, until it is cancelled: the connection by which Gradio knows that a page is open, and its ticks."""
+    url, body = tick
+    session = f"viewer{number}"
+    async with httpx.AsyncClient(timeout=60) as client, asyncio.TaskGroup() as together:
+        together.create_task(stay(client, f"{address}/gradio_api/heartbeat/{session}"))
+        await asyncio.sleep(random.uniform(0, TICK))
+        while True:
+            begin = time.perf_counter()
+            answer = await client.post(url, json=body | {"session_hash": session})
+            answer.raise_for_status()
+            ticks.append(time.perf_counter() - begin)
+            await asyncio.sleep(max(0.0, TICK - ticks[-1]))
+
+
+async def stay(client: httpx.AsyncClient, url: str) -> None:
+    """Keeps a stream open."""
+    async with client.stream("GET", url, timeout=None) as stream:
+        async for _ in stream.aiter_bytes():
+            pass
+
+
+async def watched(
+    run: Run, viewers: int, address: str, tick: tuple[str, dict[str, Any]], seconds: float
+) -> tuple[float, list[float]]:
+    """Speed of the run while so many watch, and how long each tick took."""
+    ticks: list[float] = []
+    tasks = [asyncio.create_task(watch(number, address, tick, ticks)) for number in range(viewers)]
+    await asyncio.sleep(3 * TICK)
+    ticks.clear()
+    found = await asyncio.to_thread(speed, run, seconds)
+    wrong = [task for task in tasks if task.done()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not wrong, wrong
+    return found, ticks
 
 
 def speed(run: Run, seconds: float) -> float:
@@ -58,12 +119,15 @@ def speed(run: Run, seconds: float) -> float:
 
 def start_times(work: Path, rounds: int) -> list[float]:
     """Seconds until the app answers, less those of its imports."""
-    code = f"import {', '.join(f'rankfold.apps.studio.{name}' for name in MODULES)}, rankfold.apps.app"
+    code = (
+        f"import {', '.join(f'rankfold.apps.studio.{name}' for name in MODULES)}, rankfold.apps.app; print(flush=True)"
+    )
     found = []
     for _ in range(rounds):
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        imports = time.perf_counter() - begin
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as importing:
+            importing.stdout.readline()  # its end, which takes seconds, too, does not count
+            imports = time.perf_counter() - begin
         begin = time.perf_counter()
         process, _ = started(work)
         found.append(time.perf_counter() - begin - imports)
@@ -75,15 +139,13 @@ def start_times(work: Path, rounds: int) -> list[float]:
 def first_paints(address: str) -> dict[str, float]:
     """Seconds to the first contentful paint of every page."""
     found = {}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with chromium() as browser:
         for name in PAGES:
             page = browser.new_context().new_page()
             page.goto(f"{address}/{name if name != 'train' else ''}", timeout=PATIENCE)
             page.locator("h1").wait_for(timeout=PATIENCE)
             found[name] = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
             page.context.close()
-        browser.close()
     return found
 
 
@@ -109,19 +171,14 @@ def main() -> None:
         run = Run(options.work / "runs" / "load")
         while len(run.metrics()) < 3:
             time.sleep(0.5)
-        ratios, ticks = [], []
+        tick, server = tick_of_browser(address), psutil.Process(process.pid)
+        ratios, ticks, busy = [], [], []
         for _ in range(options.rounds):
-            alone = speed(run, options.seconds)
-            until, own = threading.Event(), []
-            viewers = [threading.Thread(target=watch, args=(address, until, own)) for _ in range(options.viewers)]
-            for viewer in viewers:
-                viewer.start()
-            time.sleep(10)
-            own.clear()
-            ratios.append(speed(run, options.seconds) / alone)
-            until.set()
-            for viewer in viewers:
-                viewer.join()
+            before = speed(run, options.seconds)
+            begin = sum(server.cpu_times()[:2])
+            among, own = asyncio.run(watched(run, options.viewers, address, tick, options.seconds))
+            busy.append((sum(server.cpu_times()[:2]) - begin) / (options.seconds + 3 * TICK))
+            ratios.append(2 * among / (before + speed(run, options.seconds)))
             ticks += own
         found = {
             "beyond_imports": spread(beyond),
@@ -130,6 +187,7 @@ def main() -> None:
             "ticks": len(ticks),
             "tick_median": statistics.median(ticks),
             "tick_95": statistics.quantiles(ticks, n=20)[-1],
+            "server_busy": spread(busy),
             "speed_with_viewers": ratios,
             "speed_median": statistics.median(ratios),
         }

@@ -164,6 +164,26 @@ def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
     assert (first.state(), second.state()) == ("done", "done")
 
 
+def test_a_second_process_for_a_run_leaves_it_alone(config, root):
+    """As a worker that was killed just after it had started one, and the next worker, would make them."""
+    run = queue.enqueue(replace(config, steps=60, out=root / "a"))
+    words = [sys.executable, "-m", "rankfold.apps.work", str(run.folder)]
+    first = subprocess.Popen(words)
+    wait_for(lambda: run.state() != "queued")
+    second = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 2
+    assert "does not wait" in second.stderr
+    assert run.status()["pid"] == first.pid
+    assert run.state() in ("starting", "running")
+    assert first.wait(240) == 0
+    rows = run.metrics()
+    assert subprocess.run(words, capture_output=True, timeout=120).returncode == 2
+    assert run.state() == "done"
+    assert run.metrics() == rows
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+
 def test_one_worker_for_a_device(root, worker):
     one = worker()
     wait_for(lambda: queue.workers(root) == ["0"])

@@ -2,10 +2,12 @@
 
 import io
 import socket
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -15,9 +17,10 @@ from rankfold.apps.studio.curves import drawing, smoothed, thinned
 from rankfold.apps.studio.fields import command_of, config_of, fields_of, read, shown, values_of, yaml_of
 from rankfold.apps.studio.form import Form
 from rankfold.apps.studio.places import Places
+from rankfold.apps.studio.run_view import FRESH, Followed, Views
+from rankfold.apps.studio.studio import Studio
 from rankfold.apps.studio.train_page import checked, preset
-from rankfold.apps.studio.watch_page import log_of, previews_of, signature, state_of
-from rankfold.apps.studio.watch_page import shown as shown_run
+from rankfold.apps.studio.watch_page import OUTPUTS, Watch
 from rankfold.apps.studio.words import without_secrets
 from rankfold.pipelines.generate import recipe_in
 from rankfold.toolkit.errors import UserError
@@ -270,16 +273,73 @@ def test_a_run_is_shown_from_its_folder(places, tmp_path):
         run.append_metrics(step=step, loss=1 / step, images_per_second=4.0, memory_gib=1.5)
     run.append_log("first")
     run.append_log("token hf_abcdefghijklmnop here")
-    text, curves, previews, log = shown_run(signature(run))
-    assert "step 20 of 100" in text
-    assert "about 40 s left" in text
-    assert "1.50 GiB" in text
-    assert 'role="img"' in curves
-    assert previews == ()
-    assert log.splitlines()[0].endswith("hf_... here")
+    views = Views()
+    view = views.of(run)
+    assert "step 20 of 100" in view.told
+    assert "about 40 s left" in view.told
+    assert "1.50 GiB" in view.told
+    assert 'role="img"' in view.curves
+    assert view.previews == ()
+    assert view.log.splitlines()[0].endswith("hf_... here")
+    run.append_metrics(step=30, loss=0.01)
+    assert views.of(run) is view
     run.set_status(state="failed", error="<b>out of memory</b>")
-    assert "&lt;b&gt;out of memory" in state_of(run, run.metrics())
-    assert signature(run) != signature(Run(places.runs / "b"))
+    failed = views.of(run)
+    assert "&lt;b&gt;out of memory" in failed.told
+    assert "at step 30" in failed.curves
+
+
+def test_a_view_follows_a_run_that_goes_on_and_one_that_was_cut_back(places):
+    run = Run(places.runs / "a")
+    run.folder.mkdir()
+    run.set_status(state="running", step=2, total=9)
+    rows = Followed(run.metrics_file)
+    rows.follow()
+    assert rows.steps == []
+    run.append_metrics(step=1, loss=3.0)
+    rows.follow()
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 2, "lo')
+    rows.follow()
+    assert rows.steps == [1]
+    with run.metrics_file.open("a") as file:
+        file.write('ss": 2.0}\n5\n{"loss": 1}\n{"step": 3, "likeness": 0.5, "prompt_fidelity": 0.2}\n')
+    rows.follow()
+    assert (rows.steps, rows.losses, rows.last["step"]) == ([1, 2], [3.0, 2.0], 2)
+    assert [row["likeness"] for row in rows.measured] == [0.5]
+    run.cut_metrics(1)
+    run.append_metrics(step=2, loss=7.0)
+    rows.follow()
+    assert (rows.steps, rows.losses, rows.measured) == ([1, 2], [3.0, 7.0], [])
+    run.metrics_file.unlink()
+    rows.follow()
+    assert rows.steps == []
+
+
+def test_a_look_sends_what_is_new_only(places):
+    run = Run(places.runs / "a")
+    run.folder.mkdir()
+    write_text(run.config_file, "method: subject\n")
+    run.set_status(state="running", step=1, total=9)
+    watch = Watch(Studio(places))
+    first = watch.look("a", ())
+    assert "step 1 of 9" in first[0]
+    assert first[5].interactive
+    nothing = watch.look("a", first[4])
+    assert nothing == (gr.skip(),) * OUTPUTS
+    run.append_log("a line")
+    time.sleep(1.1 * FRESH)
+    second = watch.look("a", first[4])
+    assert second[3].endswith("a line")
+    assert [value == gr.skip() for value in second] == [n not in (3, 4) for n in range(OUTPUTS)]
+
+
+def test_views_are_let_go(places, monkeypatch):
+    monkeypatch.setattr("rankfold.apps.studio.run_view.KEPT", 2)
+    views = Views()
+    for name in "abcb":
+        views.of(Run(places.runs / name))
+    assert set(views.drawn) == set(views.followed) == {places.runs / "b", places.runs / "c"}
 
 
 def test_rubbish_in_a_run_folder_is_passed_over(places):
@@ -288,11 +348,11 @@ def test_rubbish_in_a_run_folder_is_passed_over(places):
     run.config_file.write_text("{{{")
     run.status_file.write_bytes(b"\x00\xff")
     run.metrics_file.write_text('{"step": 1, "loss": 2.0, "images_per_second": 1}\n{"step": 2, "lo')
-    for name in ("x.png", "000001_00.json", "000001.txt"):
+    for name in ("x.png", "1a_b.png", "000001_00.json", "000001.txt"):
         (run.samples / name).write_text("rubbish")
-    assert "unknown" in state_of(run, run.metrics())
-    assert previews_of(run) == ()
-    assert isinstance(log_of(run), str)
+    view = Views().of(run)
+    assert "unknown" in view.told
+    assert view.previews == ()
     assert queue.runs_in(places.runs)[0].folder == run.folder
     assert places.adapters() == {}
 

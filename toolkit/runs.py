@@ -185,16 +185,10 @@ class Run:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl."""
+        """All rows of metrics.jsonl."""
         if not self.metrics_file.exists():
             return []
-        rows = []
-        for line in self.metrics_file.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # a line that a killed process left half written
-        return rows
+        return [row for line in self.metrics_file.read_bytes().splitlines() if (row := row_of(line))]
 
     def cut_metrics(self, step: int) -> None:
         """Drops the lines behind `step`, so that no step stands twice after a resume."""
@@ -212,6 +206,15 @@ class Run:
         """Deletes all but the newest `keep` checkpoints."""
         for path in self.checkpoint_files()[:-keep]:
             path.unlink(missing_ok=True)
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that a killed process left half written, and for rubbish."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def is_alive(status: dict[str, Any]) -> bool:

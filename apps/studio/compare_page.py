@@ -28,9 +28,9 @@ from .comparison import (
     names_for,
     photo_runs,
 )
-from .generate_page import suited
 from .pipes import LOOK, Drawing, Pipes, Stopped, followed
 from .places import Places
+from .recipes import suited
 from .sheets import ACROSS
 from .studio import Studio
 from .words import note, plainly, progress, time_left

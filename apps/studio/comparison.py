@@ -22,9 +22,9 @@ from ...toolkit.metrics import EMBEDDED_CLIP, ClipScorer, clip_i, clip_t, leave_
 from ...toolkit.models.diffusion import EMBEDDED
 from ...toolkit.runs import write_png
 from ...training.config import PictureConfig
-from .generate_page import recipe_from
 from .pipes import Drawing, Pipes, Stopped, kept
 from .places import Places
+from .recipes import recipe_from
 from .sheets import headed, sheet
 
 MOST = 64  # cells

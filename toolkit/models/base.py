@@ -9,7 +9,6 @@ pooled_prompt_embeds, ...) to a tensor (B, ...). Shapes: B batch, C H W latents,
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib
 import json
@@ -119,11 +118,10 @@ class PictureModel:
         return next(targets for start, targets in TEXT_TARGETS.items() if kind.startswith(start))
 
     def release(self, *, text: bool = True) -> None:
-        """Lets the autoencoder, and by choice the text encoders, leave memory."""
+        """Lets the autoencoder, and by choice the text encoders, leave memory, as soon as no pipeline holds them."""
         for name in ("vae", *(self.text_names if text else ())):
             self.loaded.pop(name, None)
         self.text_pipe = None if text else self.text_pipe
-        gc.collect()
 
     def pipeline(self, *names: str) -> Any:
         """The stock pipeline around these very parts; of the large ones only those that are named, the rest None."""
