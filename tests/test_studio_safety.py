@@ -322,14 +322,14 @@ def test_a_look_sends_what_is_new_only(places):
     write_text(run.config_file, "method: subject\n")
     run.set_status(state="running", step=1, total=9)
     watch = Watch(Studio(places))
-    first = watch.look("a", ())
+    first = watch.show_run("a", ())
     assert "step 1 of 9" in first[0]
     assert first[5].interactive
-    nothing = watch.look("a", first[4])
+    nothing = watch.show_run("a", first[4])
     assert nothing == (gr.skip(),) * OUTPUTS
     run.append_log("a line")
     time.sleep(1.1 * FRESH)
-    second = watch.look("a", first[4])
+    second = watch.show_run("a", first[4])
     assert second[3].endswith("a line")
     assert [value == gr.skip() for value in second] == [n not in (3, 4) for n in range(OUTPUTS)]
 

@@ -44,7 +44,7 @@ class Watch:
         value = wanted if wanted in names else (names[0] if names else None)
         return gr.Dropdown(choices=choices, value=value), value
 
-    def look(self, name: str | None, seen: tuple[int, ...]) -> tuple[Any, ...]:
+    def show_run(self, name: str | None, seen: tuple[int, ...]) -> tuple[Any, ...]:
         """What has changed of a run since this page last saw it; seen: marks of what it saw."""
         if not name:
             return note("There is no run yet: start one on the Train page."), "", [], "", (), *buttons("")
@@ -118,7 +118,7 @@ def build(studio: Studio) -> None:
     log = gr.Textbox(label="Log, newest line first", lines=10, max_lines=20, interactive=False, elem_id="log")
     timer = gr.Timer(TICK)
 
-    shown = [plainly(watch.look), [name, seen], [state, curves, gallery, log, seen, stop, sample, save, again]]
+    shown = [plainly(watch.show_run), [name, seen], [state, curves, gallery, log, seen, stop, sample, save, again]]
     page = gr.context.Context.root_block
     page.load(plainly(watch.opened), kept, [name, kept], api_visibility="private", **QUIET).then(
         *shown, api_visibility="private", **QUIET
