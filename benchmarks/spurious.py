@@ -20,9 +20,10 @@ every way answers by the scene alone and is never right about the worst group. C
 
 FVAE's options are the project's defaults. Its decoder and second encoder are trained and thrown away: it trains 17 times LoRA's numbers,
 which no LoRA of these layers can have. All train a head as well, with the same pictures, batches, 150 steps of 16, one schedule. Groups are
-used by no training and for no choice: the last step is taken, and each way's learning rate is the one with the highest accuracy on
-1,200 other pictures that are drawn as those of the training are, at 95 %, of a question that is not tested on (plain or striped); from
-three, and on from there while the best is at an edge.
+used by no training: the last step is taken. Each way's learning rate is the one with the highest accuracy on 1,200 other pictures of a
+question that is not tested on (plain or striped), trained at 95 %, half of them in each scene; from three, and on from there
+while the best is at an edge. Pictures drawn as those of the training are would tell nothing: the scene alone is right in 95 % of them, and
+all ways at all rates score 95.5 to 96.
 
 average     accuracy, all groups counting alike
 worst       that of the group with the lowest
@@ -74,7 +75,7 @@ ANSWERS = {
 SCENES = (("beach", "meadow"), ("night", "room"), ("snow", "desert"), ("sea", "city"))
 CHOSEN_ON, TESTED_ON = "pattern", ("count", "size", "face")
 CHOSEN_SEED = 103
-CHOSEN_AT = {"as in training": 0.95, "even": 0.5}  # the shares at which learning rates are chosen
+CHOSEN_SHARE = 0.95
 RANK, STEPS = 8, 150
 TRAINING, TEST, VALIDATION = 600, 800, 1200
 FVAE_RATES = (1e-3, 3e-3, 1e-2)
@@ -145,22 +146,22 @@ class Bench:
         tower = self.towers.of(WAYS[name], question.seed)
         return right(tower, trained(tower, rate, data, STEPS, question.seed), test)
 
-    def tried(self, name: str, share: float) -> dict[float, float]:
-        """Accuracy at every learning rate on pictures like those of the training, of the question that is not tested on."""
-        question = Question(CHOSEN_ON, share, CHOSEN_SEED)
+    def tried(self, name: str) -> dict[float, float]:
+        """Accuracy at every learning rate on the question that is not tested on, in both scenes alike."""
+        question = Question(CHOSEN_ON, CHOSEN_SHARE, CHOSEN_SEED)
 
         def accuracy(rate: float) -> float:
-            test, _ = self.drawn(question, VALIDATION, 2, False)
+            test, _ = self.drawn(question, VALIDATION, 2, True)
             return float(self.right(name, rate, question, test).mean())
 
         def score(rate: float) -> float:
-            return self.kept.answer(f"rate-{name}-{rate:g}-{STEPS}-{share:g}", partial(accuracy, rate))
+            return self.kept.answer(f"even-{name}-{rate:g}-{STEPS}", partial(accuracy, rate))
 
         return tried_rates(score, WAYS[name].rates)
 
-    def facts(self, name: str, chosen_at: float) -> dict[str, Any]:
+    def facts(self, name: str) -> dict[str, Any]:
         """The learning rate of a way, and its size."""
-        tried = self.tried(name, chosen_at)
+        tried = self.tried(name)
         return {"learning_rate": best_rate(tried), "tried": tried} | self.towers.sizes(WAYS[name])
 
     def run(self, name: str, rate: float, question: Question) -> dict[str, Any]:
@@ -185,11 +186,9 @@ class Bench:
         return {"average": average, "worst": worst, "gap": average - worst, "likely": likely, "groups": groups}
 
 
-def row_of(name: str, rates: str, share: float, runs: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+def row_of(name: str, share: float, runs: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """One way at one share: its figures over the runs."""
-    row = {"way": name, "rates": rates, "share": share, **facts} | {
-        key: summary([run[key] for run in runs]) for key in FIGURES
-    }
+    row = {"way": name, "share": share, **facts} | {key: summary([run[key] for run in runs]) for key in FIGURES}
     each = len(runs) // len(TESTED_ON)
     row["worst_by_question"] = {
         question: statistics.fmean(run["worst"] for run in runs[n * each : (n + 1) * each])
@@ -201,22 +200,19 @@ def row_of(name: str, rates: str, share: float, runs: list[dict[str, Any]], fact
 def differences_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each way against LoRA, at each share and at the mean over them, since a run's test pictures are the same at every share."""
     found, shares = [], list(dict.fromkeys(row["share"] for row in rows))
-    for rates in CHOSEN_AT:
-        for name in (name for name in WAYS if name != REFERENCE):
-            for among in [*([share] for share in shares), *([shares] if len(shares) > 1 else [])]:
-                one = {"way": name, "reference": REFERENCE, "rates": rates, "shares": among}
-                for key, sign in FIGURES.items():
-                    own, base = (
-                        over_shares(rows, {"way": way, "rates": rates}, among, key) for way in (name, REFERENCE)
-                    )
-                    one[key] = difference(own, base, sign)
-                found.append(one)
+    for name in (name for name in WAYS if name != REFERENCE):
+        for among in [*([share] for share in shares), *([shares] if len(shares) > 1 else [])]:
+            one = {"way": name, "reference": REFERENCE, "shares": among}
+            for key, sign in FIGURES.items():
+                own, base = (over_shares(rows, way, among, key) for way in (name, REFERENCE))
+                one[key] = difference(own, base, sign)
+            found.append(one)
     return found
 
 
-def over_shares(rows: list[dict[str, Any]], which: dict[str, str], shares: list[float], key: str) -> list[float]:
+def over_shares(rows: list[dict[str, Any]], way: str, shares: list[float], key: str) -> list[float]:
     """A figure of each run, the mean over the shares."""
-    own = [row for row in rows if row["share"] in shares and which.items() <= row.items()]
+    own = [row for row in rows if row["share"] in shares and row["way"] == way]
     return [statistics.fmean(values) for values in zip(*(row[key]["by_run"] for row in own), strict=True)]
 
 
@@ -224,9 +220,9 @@ def report(rows: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Non
     """Prints both tables, in points of a hundred."""
     for row in rows:
         figures = "   ".join(f"{key} {told(row[key])}" for key in FIGURES)
-        print(f"{row['share']:g}, rates {row['rates']:15} {row['way']:15} {row['learning_rate']:g}   {figures}")
+        print(f"{row['share']:g}  {row['way']:15} {row['learning_rate']:g}   {figures}")
     for one in differences:
-        print(f"\n{one['way']} less {one['reference']}, rates {one['rates']}, shares {one['shares']}")
+        print(f"\n{one['way']} less {one['reference']}, shares {one['shares']}")
         for key in FIGURES:
             own = one[key]
             print(f"   {key:8} {told(own):22} better {own['better']}, worse {own['worse']}: {own['verdict']}")
@@ -244,17 +240,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     bench = Bench(options.work)
     runs_of, rows = [(name, seed) for name in TESTED_ON for seed in range(options.seeds)], []
-    for rates, chosen_at in CHOSEN_AT.items():
-        facts = {name: bench.facts(name, chosen_at) for name in WAYS}
-        print(rates, {name: own["tried"] for name, own in facts.items()}, flush=True)
-        for share in options.shares:
-            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
-            for asked, seed in runs_of:
-                question = Question(asked, share, seed)
-                for name in WAYS:
-                    runs[name].append(bench.run(name, facts[name]["learning_rate"], question))
-                print(question, "worst", {name: round(own[-1]["worst"], 3) for name, own in runs.items()}, flush=True)
-            rows += [row_of(name, rates, share, own, facts[name]) for name, own in runs.items()]
+    facts = {name: bench.facts(name) for name in WAYS}
+    print({name: own["tried"] for name, own in facts.items()}, flush=True)
+    for share in options.shares:
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
+        for asked, seed in runs_of:
+            question = Question(asked, share, seed)
+            for name in WAYS:
+                runs[name].append(bench.run(name, facts[name]["learning_rate"], question))
+            print(question, "worst", {name: round(own[-1]["worst"], 3) for name, own in runs.items()}, flush=True)
+        rows += [row_of(name, share, own, facts[name]) for name, own in runs.items()]
     differences = differences_of(rows)
     report(rows, differences)
     settings = {"steps": STEPS, "runs": runs_of, "seconds": round(bench.kept.seconds)}

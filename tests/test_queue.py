@@ -184,6 +184,14 @@ def test_a_second_process_for_a_run_leaves_it_alone(config, root):
     assert steps == sorted(set(steps))
 
 
+def test_a_worker_is_small(root):
+    """It takes a second to start and holds neither torch nor what comes with it."""
+    code = "import sys; from rankfold.apps.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    words = ["work", "--runs", str(root), "--until-empty"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_worker_for_a_device(root, worker):
     one = worker()
     wait_for(lambda: queue.workers(root) == ["0"])

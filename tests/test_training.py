@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -148,22 +149,25 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
     assert len(run.checkpoint_files()) == 1
 
 
-def run_in_two_processes(words):
-    """A command in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
+def run_in_two_processes(*commands):
+    """Commands in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
     with socket.socket() as free:  # tests run beside each other
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run([*launch, "-m", "rankfold.apps.cli", *words], capture_output=True, text=True, env=environment)
+    what = ["-m", "rankfold.apps.cli", *commands[0]]
+    if len(commands) > 1:
+        what = [str(Path(__file__).with_name("each_of.py")), json.dumps(commands)]
+    result = subprocess.run([*launch, *what], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-6000:]
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
     config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
     one = train(replace(config, out=tmp_path / "one"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
-    result = run_in_two_processes(["train", "subject", "--config", str(file)])
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_in_two_processes(["train", "subject", "--config", str(file)])
     two = Run(tmp_path / "two")
     assert two.status()["processes"] == 2
     for a, b in zip(one.metrics(), two.metrics(), strict=True):
@@ -180,8 +184,7 @@ def test_two_processes_share_what_is_cached(config, tmp_path, monkeypatch):
     one = train(replace(config, out=tmp_path / "one"))
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "second"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
-    result = run_in_two_processes(["train", "subject", "--config", str(file)])
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_in_two_processes(["train", "subject", "--config", str(file)])
     # Class pictures made in other batches are rounded in another way, so the latents' hashes are others.
     files = [sorted(p.suffix for p in (tmp_path / cache).rglob("*.*")) for cache in ("first", "second")]
     assert files[0] == files[1]

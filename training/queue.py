@@ -2,6 +2,8 @@
 
 A queued run is a folder with a config and the state 'queued'; nothing else knows of it, so it outlives whoever put it there. A worker
 starts each run as a process of its own, which goes on when the worker, or the page that asked for it, is gone.
+
+torch is imported where a run is checked or carried out only: a worker waits for hours, and is small.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from typing import Any
 from ..toolkit.errors import UserError
 from ..toolkit.runs import HOST, LIVE, Run, born, is_alive, write_text
 from .config import ComposeConfig, ComposeInstructConfig, LoopConfig, from_yaml, to_yaml
-from .start import compose, preflight, resume, train
 
 LOOK = 1.0  # seconds between looks for queued runs
 OUTPUT = "output.txt"  # what a run's process prints
@@ -41,6 +42,8 @@ def enqueue(config: LoopConfig) -> Run:
     if run.folder.exists() and any(run.folder.iterdir()):
         raise UserError(f"{run.folder} is there already: choose another name.")
     if not (isinstance(config, ComposeConfig) and config.images is None):
+        from .start import preflight
+
         preflight(config)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, to_yaml(config))
@@ -135,6 +138,8 @@ def carry_out(run: Run, device: str) -> None:
 
 def carry_on(folder: Path) -> None:
     """What the process of a queued run does: begins it, or goes on from its newest checkpoint."""
+    from .start import compose, resume, train
+
     run = Run.open(folder)
     try:
         if run.checkpoint_files():
