@@ -2,7 +2,8 @@
 
 Used by spurious.py, fewer_parameters.py and glora_few_shot.py. The tower is the embedded open_clip model's, its MLP layers adapted
 (open_clip's attention keeps its q, k and v in one bare parameter, which is no layer); alpha is the rank, so that every way's own factor
-is 1. Each way trains a linear head as well. Of one seed all ways see the same pictures in the same batches.
+is 1. Each way trains a linear head as well, at the rate that is best for the head alone. Of one seed all ways see the same pictures in
+the same batches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from few_shot_classifier import HEAD_RATE, Pictures, features
+from few_shot_classifier import Pictures, features
 from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
 
@@ -43,6 +44,46 @@ class Way:
     rank: int = 0
     options: dict[str, str] = field(default_factory=dict)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+
+
+HEAD_ALONE = "head alone"
+HEAD_WAY = Way(HEAD, rates=(3e-3, 1e-2, 3e-2))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of one training."""
+
+    tower: float
+    head: float
+
+
+class Chosen:
+    """Each way's learning rate, by a score of one training; the head's is chosen with the head alone and is then everybody's."""
+
+    def __init__(self, ways: dict[str, Way], score: Callable[[str, Rates], float]) -> None:
+        self.ways, self.score = ways, score
+        self.tried: dict[str, dict[float, float]] = {}
+
+    def of(self, name: str) -> Rates:
+        """The rates of a way."""
+        if name == HEAD_ALONE:
+            best = self.best(name, lambda rate: Rates(0.0, rate))
+            return Rates(0.0, best)
+        head = self.of(HEAD_ALONE).head
+        return Rates(self.best(name, lambda rate: Rates(rate, head)), head)
+
+    def best(self, name: str, rates: Callable[[float], Rates]) -> float:
+        """The rate of a way that was varied."""
+        if name not in self.tried:
+            self.tried[name] = tried_rates(lambda rate: self.score(name, rates(rate)), self.ways[name].rates)
+        return best_rate(self.tried[name])
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """The rates of a way, and what was tried."""
+        rates = self.of(name)
+        varied = rates.head if name == HEAD_ALONE else rates.tower
+        return {"learning_rate": varied, "head_rate": rates.head, "tried": self.tried[name]}
 
 
 class Towers:
@@ -80,18 +121,18 @@ class Towers:
 
 def trained(
     tower: nn.Module,
-    rate: float,
+    rates: Rates,
     data: Pictures,
     steps: int,
     seed: int,
     before_step: Callable[[int], None] = lambda step: None,
 ) -> nn.Linear:
     """Trains a head and what is trainable of the tower, losses of adapters included; returns the head, the tower in eval mode."""
-    random, groups = torch.Generator().manual_seed(seed), parameter_groups(tower, rate)
+    random, groups = torch.Generator().manual_seed(seed), parameter_groups(tower, rates.tower)
     batches = [torch.randperm(len(data.classes), generator=random)[:BATCH] for _ in range(steps)]
     head = nn.Linear(tower(data.pictures[:1]).shape[1], int(data.classes.max()) + 1)
     nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
-    own = {"params": list(head.parameters()), "lr": HEAD_RATE if groups else rate}
+    own = {"params": list(head.parameters()), "lr": rates.head}
     optimizer = torch.optim.AdamW([own, *groups], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     calibrate(tower, lambda: tower(data.pictures[batches[0]]))
@@ -137,6 +178,11 @@ class Kept:
         known = json.loads(file.read_text())
         self.seconds += known["seconds"]
         return known["answer"]
+
+
+def named(rates: Rates) -> str:
+    """Rates as a part of a file's name."""
+    return f"{rates.tower:g}-{rates.head:g}"
 
 
 def tried_rates(score: Callable[[float], float], rates: Sequence[float]) -> dict[float, float]:

@@ -19,11 +19,12 @@ pictures; scene and colour are no test, since there it always is). 600 pictures 
     LoRATRF, edit        a scale and a shift of the output, and rank 4, 62.5 %
     LoRATRF, subspace    an edit in a subspace of rank 1, and rank 4, 62.5 %
 
-All train a head as well, with the same pictures, batches, 100 steps of 16, one schedule. The task vector is calibrated on the first
-batch, as in the project's loop. Each way's learning rate is chosen by accuracy on a question that is not tested on (size), two seeds;
-from three rates, and on from there while the best is at an edge. A run is a question with a seed: other pictures, batches, start of the
-adapter. Differences are taken run by run; intervals: bootstrap over runs. Resumable: every training leaves one file in the work
-folder.
+All train a head as well, at the rate that is best for the head alone, with the same pictures, batches, 100 steps of 16, one schedule. The
+task vector is calibrated on the first batch, as in the project's loop. Each way's learning rate is chosen by accuracy on a question that
+is not tested on (size), two seeds; from three rates, and on from there while the best is at an edge. A run is a question with a seed:
+other pictures, batches, start of the adapter. Differences are taken run by run; intervals: bootstrap over runs.
+Resumable: every training
+leaves one file in the work folder.
 
 "As good as" was given its meaning before the first run: the whole 95 % interval of the difference from LoRA at rank 8 above minus one
 point of accuracy. That the gate on the code is compared with the control, too, was added when its accuracy was known.
@@ -38,7 +39,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from classifier import HEAD, Kept, Towers, Way, best_rate, difference, right, summary, told, trained, tried_rates, write
+from classifier import (
+    HEAD_ALONE,
+    HEAD_WAY,
+    Chosen,
+    Kept,
+    Rates,
+    Towers,
+    Way,
+    difference,
+    named,
+    right,
+    summary,
+    told,
+    trained,
+    write,
+)
 from few_shot_classifier import drawn
 
 from rankfold.apps.options import quiet_libraries
@@ -50,7 +66,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 REFERENCE, CONTROL, LEAST = "LoRA, rank 8", "LoRA, rank 5", "LoRA, rank 1"
 FILTERED, GATED = "LoRATRF", "LoRATRF, code"
 WAYS = {
-    "head alone": Way(HEAD, rates=(3e-3, 1e-2, 3e-2)),
+    HEAD_ALONE: HEAD_WAY,
     REFERENCE: Way("lora", 8, rates=RATES),
     CONTROL: Way("lora", 5, rates=RATES),
     LEAST: Way("lora", 1, rates=RATES),
@@ -73,24 +89,21 @@ class Bench:
     def __init__(self, work: Path) -> None:
         self.towers, self.kept = Towers(), Kept(work)
         self.drawn = lru_cache(4)(partial(drawn, preprocess=self.towers.preprocess))
+        self.chosen = Chosen(WAYS, self.score)
 
-    def accuracy(self, name: str, rate: float, question: str, seed: int) -> float:
+    def accuracy(self, name: str, rates: Rates, question: str, seed: int) -> float:
         """Accuracy on the test pictures of a question after training."""
 
         def measured() -> float:
             tower, data = self.towers.of(WAYS[name], seed), self.drawn(question, TRAINING, 100 + seed)
-            head = trained(tower, rate, data, STEPS, seed)
+            head = trained(tower, rates, data, STEPS, seed)
             return float(right(tower, head, self.drawn(question, TEST, 4)).mean())
 
-        return self.kept.answer(f"{name}-{rate:g}-{STEPS}-{question}-{seed}", measured)
+        return self.kept.answer(f"{name}-{named(rates)}-{STEPS}-{question}-{seed}", measured)
 
-    def tried(self, name: str) -> dict[float, float]:
-        """Accuracy at every learning rate on the question that is not tested on."""
-
-        def score(rate: float) -> float:
-            return statistics.fmean(self.accuracy(name, rate, CHOSEN_ON, seed) for seed in CHOSEN_SEEDS)
-
-        return tried_rates(score, WAYS[name].rates)
+    def score(self, name: str, rates: Rates) -> float:
+        """Accuracy on the question that is not tested on."""
+        return statistics.fmean(self.accuracy(name, rates, CHOSEN_ON, seed) for seed in CHOSEN_SEEDS)
 
 
 def of_each_question(values: list[float]) -> dict[str, float]:
@@ -137,14 +150,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     bench, facts = Bench(options.work), {}
     for name, way in WAYS.items():
-        tried = bench.tried(name)
-        facts[name] = {"learning_rate": best_rate(tried), "tried": tried} | bench.towers.sizes(way)
+        facts[name] = bench.chosen.facts(name) | bench.towers.sizes(way)
         print(name, facts[name], flush=True)
     runs = [(question, seed) for question in TESTED_ON for seed in range(options.seeds)]
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for question, seed in runs:
         for name in WAYS:
-            found[name].append(bench.accuracy(name, facts[name]["learning_rate"], question, seed))
+            found[name].append(bench.accuracy(name, bench.chosen.of(name), question, seed))
         own = {name: round(values[-1], 3) for name, values in found.items()}
         print(f"{question} seed {seed} {own}", flush=True)
     whole = facts[REFERENCE]["trained_numbers"]

@@ -20,11 +20,12 @@ structures (the first generation of 30 and four more) are judged by the loss on 
 class and at least one; the test is never asked. The paper judges 1,050 structures, by accuracy. At one picture of each class nothing can
 be held out: there structures are judged on the pictures that the supernet learns from.
 
-All train a head as well, with the same pictures, batches, 60 steps of 16 or fewer, one schedule. Each way's learning rate is chosen on the
-same questions at 4 pictures of each class, by other draws and other test pictures, two a question: from three, and on from there while
-the best is at an edge (of the questions that are not tested on, colour is answered rightly in 98 % by all ways at all rates, size
-and place by chance alone); what is chosen for random structures is taken for found ones and the supernet, too. A run is a question with
-a seed: other pictures, batches, starts, another search. Differences are taken run by run; intervals: bootstrap over runs.
+All train a head as well, at the rate that is best for the head alone, with the same pictures, batches, 60 steps of 16 or fewer, one
+schedule. Each way's learning rate is chosen on the same questions at 4 pictures of each class, by other draws and other test pictures,
+two a question: from three, and on from there while the best is at an edge (of the questions that are not tested on, colour is answered
+rightly in 98 % by all ways at all rates, size and place by chance alone); what is chosen for random structures is taken for found ones
+and the supernet, too. A run is a question with a seed: other pictures, batches, starts, another search. Differences are taken run by run;
+intervals: bootstrap over runs.
 Resumable: every run leaves one file in the work folder.
 """
 
@@ -41,19 +42,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from classifier import (
-    HEAD,
+    HEAD_ALONE,
+    HEAD_WAY,
     TARGETS,
+    Chosen,
     Kept,
+    Rates,
     Towers,
     Way,
-    best_rate,
     difference,
     logits,
+    named,
     right,
     summary,
     told,
     trained,
-    tried_rates,
     write,
 )
 from few_shot_classifier import Pictures, features
@@ -72,14 +75,15 @@ RANK, STEPS, RANDOM = 4, 60, 2
 EVOLUTION = {"population": 30, "generations": 4, "parents": 6, "mutations": 15, "crossovers": 15}
 DRAWN, TEST, TEST_EACH = 400, 1600, 60
 TEST_STREAM, CHOICE_STREAM = 4, 5
-HEAD_ALONE, REFERENCE, SIZED, DEFAULT = "head alone", "LoRA", "LoRA, own size", "GLoRA, default"
+REFERENCE, SIZED, DEFAULT = "LoRA", "LoRA, own size", "GLoRA, default"
 FOUND, BLIND, INHERITED = "found", "random", "found, inherited"
 WAYS = {
-    HEAD_ALONE: Way(HEAD, rates=(3e-3, 1e-2, 3e-2)),
+    HEAD_ALONE: HEAD_WAY,
     REFERENCE: Way("lora", RANK),
     DEFAULT: Way("glora", RANK),
 }
-STRUCTURE_RATES = (1e-3, 3e-3, 1e-2)
+STRUCTURES = {BLIND: Way("glora", RANK, rates=(1e-3, 3e-3, 1e-2))}
+RATES_OF = {FOUND: BLIND, INHERITED: BLIND, SIZED: REFERENCE}  # whose rates are taken
 PAIRS = (
     *((way, REFERENCE) for way in (HEAD_ALONE, SIZED, DEFAULT, FOUND, BLIND, INHERITED)),
     (FOUND, BLIND),
@@ -95,12 +99,12 @@ class TowerSearch(StructureSearch):
         self.parts: dict[str, nn.Module] = {"tower": self.tower}
         self.open_space(None)
 
-    def train(self, few: Pictures, held_out: Pictures) -> None:
+    def train(self, few: Pictures, held_out: Pictures, rates: Rates) -> None:
         """Trains the supernet, another path in every step."""
         self.held_out = held_out
         config = self.config
         self.head = trained(
-            self.tower, config.learning_rate, few, config.steps, config.seed, lambda step: self.take(self.path_at(step))
+            self.tower, rates, few, config.steps, config.seed, lambda step: self.take(self.path_at(step))
         )
 
     @torch.no_grad()
@@ -144,9 +148,8 @@ class Bench:
 
     def __init__(self, work: Path) -> None:
         self.towers, self.kept = Towers(), Kept(work)
-        self.rates: dict[str, float] = {}
-        self.tried: dict[str, dict[float, float]] = {}
         self.drawn = lru_cache(9)(partial(drawn_pictures, preprocess=self.towers.preprocess))
+        self.chosen = Chosen(WAYS | STRUCTURES, self.score)
 
     def few(self, question: str, shots: int, seed: int) -> Pictures:
         """So many pictures of each class."""
@@ -156,40 +159,33 @@ class Bench:
         """As many test pictures of each class."""
         return self.drawn(question, TEST, stream).first_of_each(TEST_EACH)
 
-    def accuracy(self, tower: nn.Module, rate: float, few: Pictures, seed: int, test: Pictures) -> float:
-        """Test accuracy of a tower after training."""
-        head = trained(tower, rate, few, STEPS, seed)
-        return float(right(tower, head, test).mean())
+    def accuracy(self, tower: nn.Module, name: str, few: Pictures, seed: int, test: Pictures) -> float:
+        """Test accuracy of a tower after training as a way is trained."""
+        return accuracy(tower, self.rates(name), few, seed, test)
 
-    def search(self, rate: float, seed: int) -> TowerSearch:
+    def rates(self, name: str) -> Rates:
+        """Learning rates of a way."""
+        return self.chosen.of(RATES_OF.get(name, name))
+
+    def search(self, seed: int) -> TowerSearch:
         """A search before its supernet is trained."""
-        own = {"rank": RANK, "steps": STEPS, "learning_rate": rate, "seed": seed, "search_seed": seed}
+        own = {"rank": RANK, "steps": STEPS, "seed": seed, "search_seed": seed}
         return TowerSearch(SearchConfig(**own, **EVOLUTION), self.towers)
 
-    def choose_rates(self) -> None:
-        """Each way's learning rate, by other draws of the few pictures and other test pictures."""
+    def score(self, name: str, rates: Rates) -> float:
+        """Accuracy by other draws of the few pictures and other test pictures."""
 
-        def measured(name: str, rate: float, question: str, seed: int) -> float:
-            search = self.search(rate, seed) if name == BLIND else None
+        def measured(question: str, seed: int) -> float:
+            search = self.search(seed) if name == BLIND else None
             tower = search.retrained(search.random(0), self.towers) if search else self.towers.of(WAYS[name], seed)
             few = self.few(question, CHOSEN_SHOTS, seed)
-            return self.accuracy(tower, rate, few, seed, self.test(question, CHOICE_STREAM))
+            return accuracy(tower, rates, few, seed, self.test(question, CHOICE_STREAM))
 
-        def score(name: str, rate: float) -> float:
-            return statistics.fmean(
-                self.kept.answer(
-                    f"rate-{name}-{rate:g}-{STEPS}-{question}-{seed}", partial(measured, name, rate, question, seed)
-                )
-                for question in TESTED_ON
-                for seed in CHOSEN_SEEDS
-            )
-
-        for name in (*WAYS, BLIND):
-            rates = WAYS[name].rates if name in WAYS else STRUCTURE_RATES
-            self.tried[name] = tried_rates(partial(score, name), rates)
-            self.rates[name] = best_rate(self.tried[name])
-            print(name, self.tried[name], flush=True)
-        self.rates |= {FOUND: self.rates[BLIND], INHERITED: self.rates[BLIND], SIZED: self.rates[REFERENCE]}
+        return statistics.fmean(
+            self.kept.answer(f"rate-{name}-{named(rates)}-{STEPS}-{question}-{seed}", partial(measured, question, seed))
+            for question in TESTED_ON
+            for seed in CHOSEN_SEEDS
+        )
 
     def run(self, question: str, shots: int, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
         """Accuracy of every way on one draw of the few pictures; and what was found."""
@@ -199,27 +195,30 @@ class Bench:
     def figures(self, question: str, shots: int, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
         """The same, by training."""
         few, test = self.few(question, shots, seed), self.test(question)
-        own = {
-            name: self.accuracy(self.towers.of(way, seed), self.rates[name], few, seed, test)
-            for name, way in WAYS.items()
-        }
-        search = self.search(self.rates[FOUND], seed)
-        search.train(*split(few, shots))
+        own = {name: self.accuracy(self.towers.of(way, seed), name, few, seed, test) for name, way in WAYS.items()}
+        search = self.search(seed)
+        search.train(*split(few, shots), self.rates(FOUND))
         best = search.found()
         own[INHERITED] = float(right(search.tower, search.head, test).mean())
-        own[FOUND] = self.accuracy(search.retrained(best, self.towers), self.rates[FOUND], few, seed, test)
+        own[FOUND] = self.accuracy(search.retrained(best, self.towers), FOUND, few, seed, test)
         blind = [search.random(number) for number in range(RANDOM)]
         own[BLIND] = statistics.fmean(
-            self.accuracy(search.retrained(one, self.towers), self.rates[BLIND], few, seed, test) for one in blind
+            self.accuracy(search.retrained(one, self.towers), BLIND, few, seed, test) for one in blind
         )
         size = search.space.cost(best)
         rank = max(1, round(size / (search.plain_lora() / RANK)))
         own[SIZED] = own[REFERENCE]
         if rank != RANK:
             tower = self.towers.of(Way("lora", rank), seed)
-            own[SIZED] = self.accuracy(tower, self.rates[SIZED], few, seed, test)
+            own[SIZED] = self.accuracy(tower, SIZED, few, seed, test)
         facts = {"numbers": size, "lora_rank": rank, "random_numbers": [search.space.cost(one) for one in blind]}
         return own, facts | {"choices": chosen_parts(search, best)}
+
+
+def accuracy(tower: nn.Module, rates: Rates, few: Pictures, seed: int, test: Pictures) -> float:
+    """Test accuracy of a tower after training."""
+    head = trained(tower, rates, few, STEPS, seed)
+    return float(right(tower, head, test).mean())
 
 
 def chosen_parts(search: TowerSearch, structure: Structure) -> dict[str, dict[str, int]]:
@@ -273,7 +272,8 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(options.threads)
     bench, found, searches = Bench(options.work), {}, []
-    bench.choose_rates()
+    for name in (*WAYS, *STRUCTURES):
+        print(name, bench.chosen.facts(name), flush=True)
     for question in TESTED_ON:
         for seed in range(options.seeds):
             for shots in options.shots:
@@ -287,13 +287,17 @@ def main() -> None:
                     flush=True,
                 )
     rows = [
-        {"way": name, "shots": shots, "learning_rate": bench.rates[name], "accuracy": summary(values)}
-        | {"by_question": of_each_question(values)}
+        {"way": name, "shots": shots, "accuracy": summary(values)} | {"by_question": of_each_question(values)}
         for (name, shots), values in found.items()
     ]
     differences = differences_of(found, options.shots)
     report(rows, differences)
-    settings = {"steps": STEPS, "evolution": EVOLUTION, "rates": bench.tried, "seconds": round(bench.kept.seconds)}
+    settings = {
+        "steps": STEPS,
+        "evolution": EVOLUTION,
+        "rates": {name: bench.chosen.facts(name) for name in (*WAYS, *STRUCTURES)},
+        "seconds": round(bench.kept.seconds),
+    }
     write({"settings": settings, "rows": rows, "differences": differences, "searches": searches}, options.out)
 
 

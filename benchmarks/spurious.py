@@ -19,11 +19,11 @@ every way answers by the scene alone and is never right about the worst group. C
     whole tower      every weight
 
 FVAE's options are the project's defaults. Its decoder and second encoder are trained and thrown away: it trains 17 times LoRA's numbers,
-which no LoRA of these layers can have. All train a head as well, with the same pictures, batches, 150 steps of 16, one schedule. Groups are
-used by no training: the last step is taken. Each way's learning rate is the one with the highest accuracy on 1,200 other pictures of a
-question that is not tested on (plain or striped), trained at 95 %, half of them in each scene; from three, and on from there
-while the best is at an edge. Pictures drawn as those of the training are would tell nothing: the scene alone is right in 95 % of them, and
-all ways at all rates score 95.5 to 96.
+which no LoRA of these layers can have. All train a head as well, at the rate that is best for the head alone, with the same pictures,
+batches, 150 steps of 16, one schedule. Groups are used by no training: the last step is taken. Each way's learning rate is the one with
+the highest accuracy on 1,200 other pictures of a question that is not tested on (plain or striped), trained at 95 %, half of them in each
+scene; from three, and on from there while the best is at an edge. Pictures drawn as those of the training are would tell nothing: the
+scene alone is right in 95 % of them, and all ways at all rates score 95.5 to 96.
 
 average     accuracy, all groups counting alike
 worst       that of the group with the lowest
@@ -31,7 +31,8 @@ gap         average less worst
 likely      accuracy where groups are as frequent as in training
 
 A run is a question with a seed: other pictures, scenes, batches, start of the adapter. Differences from LoRA are taken run by run.
-Intervals: bootstrap over runs. Resumable: every training leaves one file in the work folder.
+Intervals: bootstrap over runs.
+Resumable: every training leaves one file in the work folder.
 """
 
 from __future__ import annotations
@@ -47,18 +48,20 @@ from typing import Any
 import numpy as np
 import torch
 from classifier import (
-    HEAD,
+    HEAD_ALONE,
+    HEAD_WAY,
     WHOLE,
+    Chosen,
     Kept,
+    Rates,
     Towers,
     Way,
-    best_rate,
     difference,
+    named,
     right,
     summary,
     told,
     trained,
-    tried_rates,
     write,
 )
 from few_shot_classifier import Pictures
@@ -81,7 +84,7 @@ TRAINING, TEST, VALIDATION = 600, 800, 1200
 FVAE_RATES = (1e-3, 3e-3, 1e-2)
 REFERENCE = "LoRA"
 WAYS = {
-    "head alone": Way(HEAD, rates=(3e-3, 1e-2, 3e-2)),
+    HEAD_ALONE: HEAD_WAY,
     REFERENCE: Way("lora", RANK, rates=(1e-3, 3e-3, 1e-2)),
     "FVAE, relu": Way("fvae", RANK, rates=FVAE_RATES),
     "FVAE, identity": Way("fvae", RANK, {"encoder_activation": "identity"}, rates=FVAE_RATES),
@@ -139,40 +142,33 @@ class Bench:
     def __init__(self, work: Path) -> None:
         self.towers, self.kept = Towers(), Kept(work)
         self.drawn = lru_cache(2)(partial(drawn, preprocess=self.towers.preprocess))
+        self.chosen = Chosen(WAYS, self.score)
 
-    def right(self, name: str, rate: float, question: Question, test: Pictures) -> torch.Tensor:
+    def right(self, name: str, rates: Rates, question: Question, test: Pictures) -> torch.Tensor:
         """1 where a test picture is answered rightly after training, otherwise 0."""
         data, _ = self.drawn(question, TRAINING, 1, False)
         tower = self.towers.of(WAYS[name], question.seed)
-        return right(tower, trained(tower, rate, data, STEPS, question.seed), test)
+        return right(tower, trained(tower, rates, data, STEPS, question.seed), test)
 
-    def tried(self, name: str) -> dict[float, float]:
-        """Accuracy at every learning rate on the question that is not tested on, in both scenes alike."""
+    def score(self, name: str, rates: Rates) -> float:
+        """Accuracy on the question that is not tested on, in both scenes alike."""
         question = Question(CHOSEN_ON, CHOSEN_SHARE, CHOSEN_SEED)
 
-        def accuracy(rate: float) -> float:
+        def accuracy() -> float:
             test, _ = self.drawn(question, VALIDATION, 2, True)
-            return float(self.right(name, rate, question, test).mean())
+            return float(self.right(name, rates, question, test).mean())
 
-        def score(rate: float) -> float:
-            return self.kept.answer(f"even-{name}-{rate:g}-{STEPS}", partial(accuracy, rate))
+        return self.kept.answer(f"even-{name}-{named(rates)}-{STEPS}", accuracy)
 
-        return tried_rates(score, WAYS[name].rates)
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """The learning rate of a way, and its size."""
-        tried = self.tried(name)
-        return {"learning_rate": best_rate(tried), "tried": tried} | self.towers.sizes(WAYS[name])
-
-    def run(self, name: str, rate: float, question: Question) -> dict[str, Any]:
+    def run(self, name: str, question: Question) -> dict[str, Any]:
         """All figures of one run, and the accuracy of each group."""
-        own = f"{question.name}-{question.share:g}-{question.seed}"
-        return self.kept.answer(f"{name}-{rate:g}-{STEPS}-{own}", partial(self.figures, name, rate, question))
+        rates, own = self.chosen.of(name), f"{question.name}-{question.share:g}-{question.seed}"
+        return self.kept.answer(f"{name}-{named(rates)}-{STEPS}-{own}", partial(self.figures, name, rates, question))
 
-    def figures(self, name: str, rate: float, question: Question) -> dict[str, Any]:
+    def figures(self, name: str, rates: Rates, question: Question) -> dict[str, Any]:
         """The same, by training."""
         test, matching = self.drawn(question, TEST, 3, True)
-        correct = self.right(name, rate, question, test)
+        correct = self.right(name, rates, question, test)
         groups = {
             f"{ANSWERS[question.name][answer]}, {question.scenes[answer if match else 1 - answer]}": float(
                 correct[(test.classes == answer) & (matching == match)].mean()
@@ -240,14 +236,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     bench = Bench(options.work)
     runs_of, rows = [(name, seed) for name in TESTED_ON for seed in range(options.seeds)], []
-    facts = {name: bench.facts(name) for name in WAYS}
+    facts = {name: bench.chosen.facts(name) | bench.towers.sizes(way) for name, way in WAYS.items()}
     print({name: own["tried"] for name, own in facts.items()}, flush=True)
     for share in options.shares:
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in WAYS}
         for asked, seed in runs_of:
             question = Question(asked, share, seed)
             for name in WAYS:
-                runs[name].append(bench.run(name, facts[name]["learning_rate"], question))
+                runs[name].append(bench.run(name, question))
             print(question, "worst", {name: round(own[-1]["worst"], 3) for name, own in runs.items()}, flush=True)
         rows += [row_of(name, share, own, facts[name]) for name, own in runs.items()]
     differences = differences_of(rows)
