@@ -264,7 +264,8 @@ def test_a_form_finds_settings_by_their_meaning():
 # ---------------------------------------------------------------------------------------------- watching
 
 
-def test_a_run_is_shown_from_its_folder(places, tmp_path):
+def test_a_run_is_shown_from_its_folder(places, monkeypatch):
+    monkeypatch.setattr("rankfold.apps.studio.run_view.FRESH", 60.0)
     run = Run(places.runs / "a")
     run.folder.mkdir()
     write_text(run.config_file, "method: subject\nbatch_size: 2\n")
