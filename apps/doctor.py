@@ -24,6 +24,7 @@ OPTIONAL = {
     "tensorboard": "pip install tensorboard",
     "wandb": "pip install wandb",
     "bitsandbytes": "pip install bitsandbytes",
+    "torchao": "pip install torchao",
 }
 
 

@@ -41,7 +41,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises kernels for what nobody has asked for
+    for library in ("bitsandbytes", "torch.utils._pytree"):  # kernels nobody has asked for; what torchao does to torch
+        logging.getLogger(library).setLevel(logging.ERROR)
     import diffusers.utils.logging
     import transformers.utils.logging
 

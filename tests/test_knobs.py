@@ -12,12 +12,14 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from test_training import train_until
 from tiny_families import build
+from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.data import world
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.formats import native
+from rankfold.toolkit.models.quantise import FrozenLinear, quantise
 from rankfold.toolkit.noise import FlowNoise
 from rankfold.toolkit.randomness import generator
 from rankfold.training.config import SubjectConfig, check_numbers, from_yaml
@@ -337,12 +339,16 @@ def test_schedule_free_writes_its_average(config):
 def test_a_library_that_is_missing(config, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in ("prodigyopt", "bitsandbytes") else real(name)
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in ("prodigyopt", "bitsandbytes", "torchao") else real(name),
     )
     with pytest.raises(UserError, match=r"prodigyopt, which is not installed: pip install .rankfold\[optimizers\]"):
         train(replace(config, optimizer="Prodigy"))
     with pytest.raises(UserError, match=r"bitsandbytes, which is not installed: pip install .rankfold\[quantize\]"):
         train(replace(config, quantize="nf4"))
+    with pytest.raises(UserError, match="torchao, which is not installed"):
+        train(replace(config, quantize="fp8"))
 
 
 @pytest.mark.parametrize("adapter", ["lora", "moslora", "glora", "loratrf"])
@@ -360,12 +366,26 @@ def test_lora_plus(config, adapter):
     assert {named[n] for n in set(named) - ups} == {config.learning_rate}
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_fp8_layer_keeps_no_dequantised_weight():
+    """Autograd holds the input at most; the gradient is that of the quantised weight."""
+    layers = quantise(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)), "fp8", torch.float32)
+    x, kept = torch.randn(4, 64, generator=generator(0), requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda held: held
+    ):
+        y = layers(x)
+    assert not {(64, 64), (32, 64), (64, 32)} & {tuple(shape) for shape in kept}
+    (own,) = torch.autograd.grad(y.sum(), x)
+    first, second = (layer.weight.dequantize() for layer in layers)
+    torch.testing.assert_close(own, (second @ first).sum(0).expand(4, -1))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
 def test_quantised_bases_train(config, kind):
     import bitsandbytes as bnb
 
     task = task_of(replace(config, quantize=kind, train_text_encoder=True))
-    expected = bnb.nn.Linear4bit if kind == "nf4" else bnb.nn.Linear8bitLt
+    expected = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt, "fp8": FrozenLinear}[kind]
     for part in task.parts.values():
         assert all(isinstance(layer.get_base_layer(), expected) for layer in adapter_layers(part).values())
     run = train(replace(config, quantize=kind, steps=30, learning_rate=0.01, log_every=10))

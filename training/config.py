@@ -46,7 +46,7 @@ class LoopConfig:
     """Decay of the moving average of the adapter's weights (0.99 to 0.9999); 0 keeps none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the base model; the adapter itself is always trained in fp32."""
-    quantize: Literal["none", "nf4", "int8"] = "none"
+    quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
     """Number format of the base model's linear layers in memory; the text encoders' too."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more time."""

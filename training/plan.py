@@ -24,12 +24,17 @@ from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import open_model, resolve_base
+from ..toolkit.models.quantise import linears
 from .adapter_config import adapter_config
 from .config import SubjectConfig
 from .denoising import DenoisingLoss, attach_to_parts, weighing
 from .pictures import KEPT_EVERY
 
-QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1 + 4 / 1024}  # bytes a weight, with its share of the scales
+QUANTISED = {
+    "nf4": 0.5 + 4 / 64,
+    "int8": 1 + 4 / 1024,
+    "fp8": 1 + 4 / 1024,
+}  # bytes a weight, with its share of the scales
 STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}
 
 
@@ -103,7 +108,7 @@ def plan(config: SubjectConfig) -> Plan:
         drop_unused(model.denoiser)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
     if config.quantize != "none":  # a layer's weight is dequantised while it works
-        working += max(layer.weight.numel() for layer in linears(model.denoiser)) * model.dtype.itemsize
+        working += max(layer.weight.numel() for layer in linears(model.denoiser).values()) * model.dtype.itemsize
     adapter = int(numbers * 4 * (2 + STATES.get(config.optimizer, 2)))
     return Plan(frozen, adapter, working, numbers, flops * config.gradient_accumulation)
 
@@ -172,19 +177,12 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def linears(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers of repeated blocks: what --quantize puts into fewer bits."""
-    return [
-        m for n, m in model.named_modules() if type(m) is nn.Linear and any(word.isdigit() for word in n.split("."))
-    ]
-
-
 def frozen_bytes(model: nn.Module, quantize: str) -> int:
     """Bytes of a model's frozen weights."""
     frozen = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if not p.requires_grad)
     if quantize == "none":
         return frozen
-    inside = [layer.weight for layer in linears(model)]
+    inside = [layer.weight for layer in linears(model).values()]
     dense = sum(weight.numel() * weight.dtype.itemsize for weight in inside)
     return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
 

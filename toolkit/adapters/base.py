@@ -21,12 +21,11 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils import resolve_quantization_backend
 from torch import nn
 
 from .change import Change, add_product, changed, is_plain, joint, product
 from .plugin import register
-from .quantised import Kept, make_readable
+from .quantised import Kept, backend_of, make_readable
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
 
@@ -126,10 +125,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 REGISTRY[name] = cls
             register(config.kind, name, config, cls)
 
-    def __init__(self, base_layer: nn.Module, layer_name: str = "") -> None:
+    def __init__(self, base_layer: nn.Module, layer_name: str = "", model: nn.Module | None = None) -> None:
         super().__init__()
         self.base_layer, self.layer_name = base_layer, layer_name
-        self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
+        self.quantization_backend = backend_of(self.get_base_layer(), model)
         self.fan_in, self.fan_out = fans(self.get_base_layer(), self.kinds, self.name)
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}

@@ -33,7 +33,7 @@ class AdapterTuner(BaseTuner):
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, r, alpha)
             return
-        layer = self.tuner_layer_cls(target, current_key)
+        layer = self.tuner_layer_cls(target, current_key, self.model)
         layer.update_layer(adapter_name, peft_config, r, alpha)
         layer.train(target.training)  # a model in eval mode stays in it
         if adapter_name not in self.active_adapters:

@@ -1,4 +1,4 @@
-"""Quantised base layers (bitsandbytes): what PEFT's backends leave undone for reading weights and for an exact way back."""
+"""Quantised base layers (bitsandbytes, torchao): what PEFT's backends leave undone for reading weights and for an exact way back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.utils import resolve_quantization_backend
+from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
+
+
+def backend_of(base: nn.Module, model: nn.Module | None) -> QuantizationBackend | None:
+    """PEFT's way to read and write a quantised layer's weight; None for any other layer.
+
+    torchao's needs to know how the model was quantised, which only its loader knows.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    again = getattr(getattr(quantizer, "quantization_config", None), "get_apply_tensor_subclass", unknown)
+    return resolve_quantization_backend(base, get_apply_tensor_subclass=again)
+
+
+def unknown() -> Any:
+    """Raises ValueError: nobody can say how to quantise a merged weight again."""
+    raise ValueError(
+        "The base was quantised with torchao behind its loader's back, so a merged weight cannot be quantised again: load it with "
+        "from_pretrained(..., quantization_config=TorchAoConfig(...)), or do not merge."
+    )
 
 
 def make_readable(base: nn.Module) -> None:
