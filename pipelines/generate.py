@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +21,7 @@ from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
 from .fuse import fuse
+from .place import place
 from .regions import Region, regional
 
 TEXT_CHUNK = "rankfold"
@@ -123,14 +123,13 @@ def load_pipeline(recipe: Recipe) -> Any:
     pipe.scheduler = base.scheduler_for_pictures()
     if recipe.scheduler:
         pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
     folders = [adapter_folder(Path(path), pipe) for path in recipe.adapters]  # while the pipeline carries none
     for name, folder in zip(names, folders, strict=True):
         native.load_into_pipeline(pipe, folder, name)
     native.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
-    return pipe
+    return place(pipe)
 
 
 def sampling_pipeline(recipe: Recipe) -> Any:

@@ -16,6 +16,7 @@ import torch
 
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
+from .place import device_of
 
 Region = tuple[str, float, float, float, float]  # prompt; left, top, right, bottom as shares of the picture
 NAMED = {
@@ -71,7 +72,7 @@ def region_states(
     states = []
     for (prompt, *_), active in zip(regions, strengths, strict=True):
         native.set_strengths(pipe, active)
-        states.append(pipe.encode_prompt(prompt, pipe.device, 1, True, negative_prompt=negative))
+        states.append(pipe.encode_prompt(prompt, device_of(pipe), 1, True, negative_prompt=negative))
     return states
 
 
@@ -90,7 +91,7 @@ def regional(
     strengths: the adapters of each region. guided: whether the pipeline also asks for the negative prompt. size: of the latents.
     """
     states = region_states(pipe, regions, strengths, negative)
-    unet, shares = pipe.unet, masks(regions, *size).to(pipe.device, pipe.unet.dtype)
+    unet, shares = pipe.unet, masks(regions, *size).to(device_of(pipe), pipe.unet.dtype)
     shifts = [round((0.5 - (left + right) / 2) * size[1]) for _, left, _, right, _ in regions]
     whole = unet.forward
 
@@ -105,9 +106,12 @@ def regional(
             total += share * guess.roll(-shift, 3)
         return (total,)
 
+    hooked = "forward" in vars(unet)  # a part that comes only while it is at work has a forward of its own
     unet.forward = forward
     try:
         yield states[0]
     finally:
         del unet.forward
+        if hooked:
+            unet.forward = whole
         native.set_strengths(pipe, {name: s for active in strengths for name, s in active.items()})

@@ -22,6 +22,7 @@ from rankfold.pipelines.generate import (
     sampling_pipeline,
     save_picture,
 )
+from rankfold.pipelines.place import placed, weights
 from rankfold.pipelines.regions import masks, parse_region
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
@@ -318,6 +319,22 @@ def test_a_region_that_is_none(text):
 def test_as_many_regions_as_adapters(trained, base):
     with pytest.raises(UserError, match="as many regions"):
         load_pipeline(recipe_for(trained, base, regions=(("a", 0, 0, 1, 1),) * 2))
+
+
+@pytest.mark.parametrize("regions", [(), (("left", 0, 0, 0.5, 1), ("right", 0.5, 0, 1, 1))])
+def test_parts_that_come_while_they_are_at_work(trained, base, regions):
+    """A pipeline too large for the free memory is moved part by part, and draws the same picture, more than once."""
+    adapters = (str(trained.adapter),) * len(regions or "1")
+    recipe = recipe_for(trained, base, adapters=adapters, strengths=(1.0,) * len(adapters), regions=regions)
+    expected = generate(recipe)[0][0].tobytes()
+    pipe = sampling_pipeline(recipe)
+    size = weights(pipe)
+    assert not hasattr(placed(pipe, torch.device("cpu"), 2 * size).unet, "_hf_hook")
+    pipe = placed(pipe, torch.device("cpu"), size)
+    assert all(hasattr(part, "_hf_hook") for part in (pipe.unet, pipe.vae, pipe.text_encoder))
+    for _ in range(2):
+        assert generate(recipe, pipe=pipe)[0][0].tobytes() == expected
+        assert "new_forward" in str(vars(pipe.unet)["forward"])
 
 
 def test_strengths_leave_no_other_adapter_active(trained, base, images, tmp_path):

@@ -156,6 +156,7 @@ def drawings(recipe: Recipe, test: SubjectTest) -> dict[str, Drawn]:
         drawn[name] = draw(own, test.texts(token=True), test.n, pipe)
         drawn[f"class, {name}"] = draw(own, test.texts(token=False), test.n, pipe)
         drawn[f"unrelated, {name}"] = draw(own, test.unrelated, test.n, pipe)
+        del pipe  # its memory is the next one's
     return drawn
 
 

@@ -1,0 +1,42 @@
+"""Where a pipeline's parts are: all on the accelerator, or each while it is at work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+ROOM = 0.8
+"""Share of the free memory that weights may take; the rest is for what the pictures need."""
+
+
+def place(pipe: Any) -> Any:
+    """Puts a pipeline on the accelerator, where there is one; returns it."""
+    if not torch.cuda.is_available():
+        return pipe.to("cpu")
+    free, _ = torch.cuda.mem_get_info()
+    return placed(pipe, torch.device("cuda"), free)
+
+
+def placed(pipe: Any, device: torch.device, free: int) -> Any:
+    """Puts a pipeline on a device with so many free bytes.
+
+    Where its weights would take too much of them, each part stays in main memory and comes while it is at work (diffusers'
+    enable_model_cpu_offload), so that the largest alone has to fit.
+    """
+    if weights(pipe) <= ROOM * free:
+        return pipe.to(device)
+    pipe.enable_model_cpu_offload(device=device)
+    return pipe
+
+
+def weights(pipe: Any) -> int:
+    """Bytes of a pipeline's weights."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
+
+
+def device_of(pipe: Any) -> torch.device:
+    """The device that a pipeline computes on, wherever its parts lie now."""
+    return pipe._execution_device
