@@ -22,9 +22,10 @@ def train_subject(words: list[str]) -> None:
     from ..training.start import train
 
     if fit is not None:
-        from ..training.plan import fitted
+        from ..training.plan import fitted, plan
 
-        config, flags, _ = fitted(config, fit)
+        flags, estimate = fitted(plan(config), fit)
+        config = estimate.config
         print(f"fits in {fit:g} GiB {'with: ' + ' '.join(flags) if flags else 'as it is'}")
     report((cross_validated(config, folds) if folds else train(config)).folder)
 
@@ -57,18 +58,18 @@ def plan_subject(words: list[str]) -> None:
     quiet_libraries()
     from ..training.plan import advice, disk, fitted, least_seconds, plan
 
+    estimate = plan(config)
     if fit is None:
-        estimate = plan(config)
-        lines = advice(config, estimate)
+        lines = advice(estimate)
     else:
-        config, flags, estimate = fitted(config, fit)
+        flags, estimate = fitted(estimate, fit)
         lines = [f"fits in {fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {fit:g} GiB as it is"]
     for part in ("base", "adapter", "working", "peak"):
         print(f"{part:16} {getattr(estimate, part) / 2**30:8.2f} GiB")
     print(f"trained numbers  {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
-    print(f"disk             {disk(config, estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
+    print(f"disk             {disk(estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
     print(
-        f"time             {least_seconds(config, estimate) / 60:8.1f} minutes at least: {config.steps} steps of "
+        f"time             {least_seconds(estimate) / 60:8.1f} minutes at least: {config.steps} steps of "
         f"{estimate.flops / 1e9:,.1f} GFLOP at the rate of large matrix products here"
     )
     print(*lines, sep="\n")

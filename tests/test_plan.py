@@ -76,7 +76,7 @@ def test_plan_of_disk(photos, tmp_path):  # noqa: F811
     run = train(config).folder
     files = {*run.rglob("*.safetensors"), *(run / "checkpoints").rglob("*.*")}
     size = sum(file.stat().st_size for file in files)
-    assert disk(config, plan(config)) == pytest.approx(size, rel=0.15)
+    assert disk(plan(config)) == pytest.approx(size, rel=0.15)
 
 
 def test_training_can_be_made_to_fit(photos, tmp_path, capsys):  # noqa: F811
@@ -90,14 +90,22 @@ def test_training_can_be_made_to_fit(photos, tmp_path, capsys):  # noqa: F811
 
 def test_fitting_takes_no_more_than_it_must(photos, tmp_path):  # noqa: F811
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
-    whole = plan(config).peak / 2**30
-    assert fitted(config, whole * 1.01)[1] == []
-    same, flags, estimate = fitted(config, whole * 0.7)
+    whole = plan(config)
+    gib = whole.peak / 2**30
+    assert fitted(whole, gib * 1.01) == ([], whole)
+    flags, estimate = fitted(whole, gib * 0.7)
     assert flags == ["--precision bf16"]
-    assert same == replace(config, precision="bf16")
-    assert estimate.peak <= 0.7 * whole * 2**30
+    assert estimate.config == replace(config, precision="bf16")
+    assert estimate.peak <= 0.7 * whole.peak
     with pytest.raises(UserError, match=r"still takes .* lower --resolution"):
-        fitted(config, whole / 1000)
+        fitted(whole, gib / 1000)
+
+
+def test_a_plan_carries_out_a_step_only_where_it_is_another(photos, tmp_path):  # noqa: F811
+    config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
+    whole, change = plan(config), {"optimizer": "AdamW8bit", "quantize": "nf4"}
+    assert whole.under(change) == plan(replace(config, **change))
+    assert whole.under(change).step is whole.step
 
 
 def test_plan_on_the_command_line(capsys):

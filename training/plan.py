@@ -39,24 +39,62 @@ STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Bytes, and what they are for."""
+class Step:
+    """What does not hang on the optimizer, nor on the frozen weights' number of bits."""
 
-    base: int
-    """The frozen model in the number format of the run."""
-    adapter: int
-    """The adapter, its gradient and the optimizer's state."""
-    working: int
-    """What a step has alive beside these at its peak."""
+    frozen: dict[str, int]
+    """Bytes of the frozen model by --quantize."""
+    largest: int
+    """Bytes of the largest layer's weight as it is multiplied with."""
+    alive: int
+    """Bytes alive beside weights and gradients at the peak."""
     parameters: int
     """Trained numbers."""
     flops: int
-    """Operations of one optimizer step."""
+    """Operations of one pass forward and back."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, and what they are for."""
+
+    config: SubjectConfig
+    step: Step
+
+    @property
+    def base(self) -> int:
+        """The frozen model in the number format of the run."""
+        return self.step.frozen[self.config.quantize]
+
+    @property
+    def adapter(self) -> int:
+        """The adapter, its gradient and the optimizer's state."""
+        return int(self.step.parameters * 4 * (2 + STATES.get(self.config.optimizer, 2)))
+
+    @property
+    def working(self) -> int:
+        """What a step has alive beside these at its peak; a layer in few bits is dequantised while it works."""
+        return self.step.alive + (self.step.largest if self.config.quantize != "none" else 0)
 
     @property
     def peak(self) -> int:
         """Memory of the device at the peak of a step."""
         return self.base + self.adapter + self.working
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers."""
+        return self.step.parameters
+
+    @property
+    def flops(self) -> int:
+        """Operations of one optimizer step."""
+        return self.step.flops * self.config.gradient_accumulation
+
+    def under(self, change: dict[str, Any]) -> Plan:
+        """The plan with other settings; a step is carried out anew only where it would be another."""
+        other = replace(self.config, **change)
+        return Plan(other, self.step if change.keys() <= {"optimizer", "quantize"} else step_of(other))
 
 
 class Live(TorchDispatchMode):
@@ -95,6 +133,15 @@ def plan(config: SubjectConfig) -> Plan:
     Raises:
         UserError: for a base or settings that cannot work.
     """
+    return Plan(config, step_of(config))
+
+
+def step_of(config: SubjectConfig) -> Step:
+    """A step carried out on tensors without numbers.
+
+    Raises:
+        UserError: for a base or settings that cannot work.
+    """
     model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
     side = config.resolution or model.native_resolution
     model.check_side(side, "--resolution")
@@ -102,15 +149,13 @@ def plan(config: SubjectConfig) -> Plan:
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     held = [getattr(model, name) for name in (model.text_encoders() if config.train_text_encoder else [])]
-    frozen = sum(frozen_bytes(part, config.quantize) for part in {model.denoiser, *held})
-    working, flops = step_peak(model, parts, config, side)
+    frozen = {kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *QUANTISED)}
+    alive, flops = step_peak(model, parts, config, side)
     if not config.train_text_encoder:
         drop_unused(model.denoiser)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
-    if config.quantize != "none":  # a layer's weight is dequantised while it works
-        working += max(layer.weight.numel() for layer in linears(model.denoiser).values()) * model.dtype.itemsize
-    adapter = int(numbers * 4 * (2 + STATES.get(config.optimizer, 2)))
-    return Plan(frozen, adapter, working, numbers, flops * config.gradient_accumulation)
+    largest = max(layer.weight.numel() for layer in linears(model.denoiser).values()) * model.dtype.itemsize
+    return Step(frozen, largest, alive, numbers, flops)
 
 
 def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> tuple[int, int]:
@@ -154,20 +199,21 @@ def counted(
     return live.peak - gradients, flops.get_total_flops()
 
 
-def disk(config: SubjectConfig, estimate: Plan) -> int:
+def disk(estimate: Plan) -> int:
     """Bytes that the adapter and the checkpoints that are kept take in the run folder."""
+    config = estimate.config
     states = STATES.get(config.optimizer, 2) + (1 if config.ema_decay else 0)
     checkpoints = min(config.keep_checkpoints, -(-config.steps // config.checkpoint_every))
     return int(estimate.parameters * 4 * (1 + checkpoints * (1 + states)))
 
 
-def least_seconds(config: SubjectConfig, estimate: Plan) -> float:
+def least_seconds(estimate: Plan) -> float:
     """Time of all steps if they were nothing but large matrix products on this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n = 4096 if device == "cuda" else 1024
-    a = torch.ones(n, n, dtype=DTYPES[config.precision], device=device)
+    a = torch.ones(n, n, dtype=DTYPES[estimate.config.precision], device=device)
     best = min(timed(lambda: (a @ a)[0, 0].item()) for _ in range(5))
-    return config.steps * estimate.flops / (2 * n**3 / best)
+    return estimate.config.steps * estimate.flops / (2 * n**3 / best)
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -198,33 +244,33 @@ SAVINGS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def advice(config: SubjectConfig, estimate: Plan) -> list[str]:
+def advice(estimate: Plan) -> list[str]:
     """What each saving alone would make of it, the smallest first; those that save less than a twentieth are left out."""
     lines = []
     for flag, change in SAVINGS:
-        other = replace(config, **change)
-        if other != config and (peak := plan(other).peak) < 0.95 * estimate.peak:
-            lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
+        if replace(estimate.config, **change) != estimate.config:
+            peak = estimate.under(change).peak
+            if peak < 0.95 * estimate.peak:
+                lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
     return [line for _, line in sorted(lines)]
 
 
-def fitted(config: SubjectConfig, gib: float) -> tuple[SubjectConfig, list[str], Plan]:
-    """The config with as few savings as bring its plan under so many GiB, the flags they are set with, and that plan.
+def fitted(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
+    """The flags of as few savings as bring a plan under so many GiB, and the plan with them.
 
     Raises:
         UserError: when all of them together are not enough.
     """
-    estimate, flags = plan(config), []
+    flags: list[str] = []
     for flag, change in SAVINGS:
         if estimate.peak <= gib * 2**30:
             break
-        other = replace(config, **change)
-        if (smaller := plan(other)).peak < 0.98 * estimate.peak:
+        if (smaller := estimate.under(change)).peak < 0.98 * estimate.peak:
             flags = [kept for kept in flags if kept.split()[0] != flag.split()[0]] + [flag]
-            config, estimate = other, smaller
+            estimate = smaller
     if estimate.peak > gib * 2**30:
         raise UserError(
             f"With {' '.join(flags) or 'these settings'} a step still takes {estimate.peak / 2**30:.2f} GiB, more than {gib:g}: lower "
             "--resolution, or choose a smaller base."
         )
-    return config, flags, estimate
+    return flags, estimate

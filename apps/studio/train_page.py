@@ -147,9 +147,9 @@ def estimate(config: Any) -> str:
     lines = [
         f"Memory at the peak: {found.peak / 2**30:.2f} GiB (the base {found.base / 2**30:.2f}, the adapter "
         f"{found.adapter / 2**30:.3f}, the step {found.working / 2**30:.2f}).",
-        f"{found.parameters:,} numbers are trained; {disk(config, found) / 2**20:.0f} MiB on the disk.",
-        f"At least {time_left(least_seconds(config, found))} for {config.steps} steps.",
-        *advice(config, found),
+        f"{found.parameters:,} numbers are trained; {disk(found) / 2**20:.0f} MiB on the disk.",
+        f"At least {time_left(least_seconds(found))} for {config.steps} steps.",
+        *advice(found),
     ]
     return "".join(map(note, lines))
 

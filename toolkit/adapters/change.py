@@ -142,8 +142,8 @@ def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torc
 def is_plain(base: nn.Module) -> bool:
     """Whether the layer is a frozen nn.Linear that nobody hooks into, so that its product may be taken in its place."""
     hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or hasattr(base, "_hf_hook")
-    own = type(base) is nn.Linear and type(base.weight) is nn.Parameter  # torchao quantises by another kind of weight
-    return own and not base.weight.requires_grad and not hooked
+    quantised = type(base.weight).__module__.startswith("torchao")  # which keeps the kind of the layer
+    return type(base) is nn.Linear and not (base.weight.requires_grad or quantised or hooked)
 
 
 def carry_out(base: nn.Module, x: torch.Tensor, change: Change) -> torch.Tensor:
