@@ -238,7 +238,7 @@ def test_two_processes_give_the_same_curve(folders, photos, tmp_path):
         config = a_config(folders(name), photos, tmp_path / name, **own)
         ones[name] = train(config)
         files.append(write_config(replace(config, out=tmp_path / f"{name}-two"), tmp_path / f"{name}.yaml"))
-    run_in_two_processes(*(["train", "subject", "--config", str(file)] for file in files))
+    run_in_two_processes(tmp_path, *(["train", "subject", "--config", str(file)] for file in files))
     for name, one in ones.items():
         two = Run(tmp_path / f"{name}-two")
         assert two.status()["processes"] == 2

@@ -159,7 +159,7 @@ def test_two_processes_give_the_same_curve(config, tmp_path):
         write_config(replace(config, **own, out=tmp_path / f"{name}-two"), tmp_path / f"{name}.yaml")
         for name, own in more.items()
     ]
-    run_in_two_processes(*(["train", "instruct", "--config", str(file)] for file in files))
+    run_in_two_processes(tmp_path, *(["train", "instruct", "--config", str(file)] for file in files))
     for name, one in ones.items():
         two = Run(tmp_path / f"{name}-two")
         assert two.status()["processes"] == 2

@@ -342,7 +342,7 @@ def test_two_processes_judge_the_same_structures(search, tmp_path):
     config = replace(search, batch_size=4, learning_rate=1e-3, out=tmp_path / "one")
     one = train(config)
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "two.yaml")
-    run_in_two_processes(["search", "subject", "--config", str(file)])
+    run_in_two_processes(tmp_path, ["search", "subject", "--config", str(file)])
     two = Run(tmp_path / "two")
     assert two.status()["processes"] == 2
     rows = [[json.loads(line) for line in run.candidates.read_text().splitlines()] for run in (one, two)]

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
@@ -108,15 +108,15 @@ def test_kill_at_any_moment(config, tmp_path, cache):
     file = write_config(replace(config, out=run.folder), tmp_path / "run.yaml")
     draw, command, kills = random.Random(0), ["train", "subject", "--config", str(file)], 0
     for _ in range(12):
-        process = subprocess.Popen([*TRAIN, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before = len(run.metrics())
-        while process.poll() is None and len(run.metrics()) <= before:
+        process, before = forked.started([command], tmp_path / "said.txt"), len(run.metrics())
+        while process.is_alive() and len(run.metrics()) <= before:
             time.sleep(0.005)
         if kills < 4:
             time.sleep(draw.uniform(0, 0.25))
-            kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
+            kills += process.is_alive()
+            process.kill()
+        process.join()
+        if process.exitcode == 0:
             break
         command = ["resume", str(run.folder)]
     assert kills >= 3
@@ -149,25 +149,40 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
     assert len(run.checkpoint_files()) == 1
 
 
-def run_in_two_processes(*commands):
-    """Commands in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
+def free_port():
     with socket.socket() as free:  # tests run beside each other
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    what = ["-m", "rankfold.apps.cli", *commands[0]]
-    if len(commands) > 1:
-        what = [str(Path(__file__).with_name("each_of.py")), json.dumps(commands)]
-    result = subprocess.run([*launch, *what], capture_output=True, text=True, env=environment)
+        return str(free.getsockname()[1])
+
+
+def launch_two_processes(command):
+    """A command in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    words = [*launch, "-m", "rankfold.apps.cli", *command]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-6000:]
+
+
+def run_in_two_processes(folder, *commands):
+    """The same without the launcher: commands one after another, in an environment as it gives it; logs are written to a folder."""
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common |= {"ACCELERATE_USE_CPU": "true"}
+    both = [
+        forked.started(commands, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank in range(2)
+    ]
+    for process in both:
+        process.join()
+    said = "".join((folder / f"said{rank}.txt").read_text()[-6000:] for rank in range(2))
+    assert [process.exitcode for process in both] == [0, 0], said
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
     config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
     one = train(replace(config, out=tmp_path / "one"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
-    run_in_two_processes(["train", "subject", "--config", str(file)])
+    launch_two_processes(["train", "subject", "--config", str(file)])
     two = Run(tmp_path / "two")
     assert two.status()["processes"] == 2
     for a, b in zip(one.metrics(), two.metrics(), strict=True):
@@ -184,7 +199,7 @@ def test_two_processes_share_what_is_cached(config, tmp_path, monkeypatch):
     one = train(replace(config, out=tmp_path / "one"))
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "second"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
-    run_in_two_processes(["train", "subject", "--config", str(file)])
+    run_in_two_processes(tmp_path, ["train", "subject", "--config", str(file)])
     # Class pictures made in other batches are rounded in another way, so the latents' hashes are others.
     files = [sorted(p.suffix for p in (tmp_path / cache).rglob("*.*")) for cache in ("first", "second")]
     assert files[0] == files[1]

@@ -126,6 +126,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             register(config.kind, name, config, cls)
 
     def __init__(self, base_layer: nn.Module, layer_name: str = "", model: nn.Module | None = None) -> None:
+        """layer_name: as messages call it; model: the one that it is a layer of."""
         super().__init__()
         self.base_layer, self.layer_name = base_layer, layer_name
         self.quantization_backend = backend_of(self.get_base_layer(), model)

@@ -37,8 +37,8 @@ class GloraSupernetLayer(
 ):
     """Linear or Conv2d with all of GLoRA's choices."""
 
-    def __init__(self, base_layer: nn.Module, layer_name: str = "") -> None:
-        super().__init__(base_layer, layer_name)
+    def __init__(self, base_layer: nn.Module, *about: Any) -> None:
+        super().__init__(base_layer, *about)
         self.path: dict[str, Choices] = {}  # adapter -> choices
         self.pieces: dict[tuple[str, str], Change] = {}  # of (part, choice), while nothing is trained
 
