@@ -97,8 +97,8 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     """kill -9 of the run's process: lost, then queued again, then as if nothing had been."""
     from test_training import adapter
 
-    whole = train(replace(config, steps=200, out=root.parent / "whole"))
-    run = queue.enqueue(replace(config, steps=200, out=root / "a"))
+    whole = train(replace(config, steps=80, out=root.parent / "whole"))
+    run = queue.enqueue(replace(config, steps=80, out=root / "a"))
     worker()
     wait_for(lambda: run.checkpoint_files())
     os.kill(run.status()["pid"], signal.SIGKILL)
@@ -150,7 +150,7 @@ def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
 
 def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
     """The run goes on; the next worker waits for it, since the device is taken."""
-    first, second = (queue.enqueue(replace(config, steps=s, out=root / n)) for n, s in (("a", 300), ("b", 6)))
+    first, second = (queue.enqueue(replace(config, steps=s, out=root / n)) for n, s in (("a", 150), ("b", 6)))
     one = worker()
     wait_for(lambda: first.state() == "running")
     one.kill()
