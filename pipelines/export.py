@@ -33,6 +33,7 @@ ADAPTER = "adapter_0"
 STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
 GUIDANCE = 4.0
 FLUX_WIDTH = 3072
+KOHYA_READERS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 WRONG = "{} does not reproduce the adapter; do not use it, and please report this."
 
 
@@ -149,9 +150,11 @@ def export_adapter(
 def check_parts(family: PictureModel, format: str, parts: Sequence[str]) -> None:
     """Raises UserError when the readers of a format have no place for one of the parts."""
     kind = family.index["_class_name"]
-    if format.startswith("kohya") and not set(parts) <= set(family.kohya):
+    nameless = [part for part in parts if part not in family.kohya]
+    if format.startswith("kohya") and nameless:
         raise UserError(
-            f"kohya's files name the layers of a {kind} in another way, which is not written yet: use --format diffusers or peft."
+            f"kohya's files name the layers of a {kind}'s {', '.join(nameless)} in another way, which is not written yet: use --format "
+            "diffusers or peft."
         )
     deaf = [part for part in parts if part != family.denoiser_name and part not in family.lora_text]
     if format == "diffusers" and deaf:
@@ -241,7 +244,8 @@ def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
 
 def reads_kohya(pipe: Any) -> bool:
     """Whether diffusers reads kohya's files for this pipeline: FLUX's only in the width of the released models."""
-    return type(pipe).__name__ != "FluxPipeline" or pipe.transformer.inner_dim == FLUX_WIDTH
+    kind = type(pipe).__name__
+    return kind in KOHYA_READERS or (kind == "FluxPipeline" and pipe.transformer.inner_dim == FLUX_WIDTH)
 
 
 def weight_error(
@@ -249,12 +253,14 @@ def weight_error(
 ) -> tuple[float, int]:
     """Largest difference of a weight or bias change between written and read, and the number of layers.
 
-    A layer that was not read back counts as infinite.
+    A layer that was not read back counts as infinite, unless nothing was said of it: where several are one, readers drop such rows.
     """
     worst, layers = 0.0, 0
     for part, written in parts.items():
         for name, change in written.folded.items():
             read, weight = loaded.get(part, {}).get(name), weights[part][name]
+            if read is None and change.is_nothing:
+                read = Change()
             if read is None:
                 return float("inf"), layers
             worst = max(worst, float((change.delta_weight(weight) - read.delta_weight(weight)).abs().max()))

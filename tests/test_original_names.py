@@ -1,4 +1,4 @@
-"""kohya's names of FLUX.1: what we stack, diffusers' own converter and our reader take apart into the same changes."""
+"""kohya's names of FLUX.1 and SD 3: what we stack, diffusers' own converters and our reader take apart into the same changes."""
 
 from dataclasses import replace
 
@@ -71,6 +71,65 @@ def test_diffusers_takes_apart_what_we_stack(tmp_path):
     assert not any(
         value.any() for name, value in state.items() if "lora_B" in name
     )  # stacked with the others, but not changed
+
+
+@pytest.mark.parametrize(("adapter", "format"), [("moslora", "kohya"), ("lora", "kohya-full")])
+def test_sd3_is_written_and_read_back(photos, tmp_path, adapter, format):  # noqa: F811
+    base = build("sd3", tmp_path / "base")
+    targets = ("to_q", "to_v", "to_out.0", "add_k_proj", "to_add_out", "net.0.proj", "net.2", "norm1.linear")
+    run = train(a_config(base, photos, tmp_path / "run", adapter=adapter, target_modules=targets, learning_rate=0.02))
+    proof = export_adapter(run.adapter, str(base), format, tmp_path / "export", side=SIDE)
+    assert (proof.reader, proof.exact) == ("rankfold", True)  # diffusers reads no such file
+    assert proof.weight_error < 1e-5
+    assert proof.picture_difference < 1e-4 < proof.effect
+
+
+def test_original_layers_of_sd3_are_those_that_diffusers_makes_ours_of():
+    """An original checkpoint of a model with both kinds of block, taken apart by diffusers' converter of whole checkpoints."""
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.SD3Transformer2DModel(
+        num_layers=2, attention_head_dim=4, num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8,
+        pooled_projection_dim=8, pos_embed_max_size=4, dual_attention_layers=(0,),
+    )  # fmt: skip
+    groups, own = groups_of(model), model.state_dict()
+    layers = ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
+    original = {name: torch.zeros(16, 8) for name in OUTSIDE_BLOCKS}
+    seen = set()
+    for number in range(2):
+        for block in ("x_block", "context_block"):
+            for layer in layers:
+                name = f"joint_blocks.{number}.{block}.{layer}"
+                ours = groups.get(name.replace(".", "_"), [])
+                seen.add(name.replace(".", "_"))
+                for kind in ("weight", "bias"):
+                    if ours:
+                        original[f"{name}.{kind}"] = torch.cat([own[f"{layer}.{kind}"] for layer in ours])
+                    elif layer == "adaLN_modulation.1":  # has no name of ours, see the table
+                        original[f"{name}.{kind}"] = torch.zeros(16, 8)
+    assert set(groups) <= seen
+    made = convert_sd3_transformer_checkpoint_to_diffusers(original)
+    for ours in groups.values():
+        for layer in ours:
+            assert torch.equal(made[f"{layer}.weight"], own[f"{layer}.weight"])
+            assert torch.equal(made[f"{layer}.bias"], own[f"{layer}.bias"])
+    assert {"transformer_blocks.0.attn2.to_k", "transformer_blocks.1.attn.add_v_proj"} <= {
+        n for g in groups.values() for n in g
+    }
+
+
+OUTSIDE_BLOCKS = [
+    "pos_embed",
+    *(
+        f"{name}.{kind}"
+        for name in (
+            "x_embedder.proj", "t_embedder.mlp.0", "t_embedder.mlp.2", "context_embedder", "y_embedder.mlp.0",
+            "y_embedder.mlp.2", "final_layer.linear", "final_layer.adaLN_modulation.1",
+        )
+        for kind in ("weight", "bias")
+    ),
+]  # fmt: skip
 
 
 def test_layers_without_an_original_name(flux, photos, tmp_path):  # noqa: F811

@@ -1,7 +1,7 @@
 """Transformers whose layers kohya's files call as the original code does, where several of ours are one.
 
-FLUX.1: the original keeps q, k and v of a block in one layer, and in single blocks the MLP's first layer with them. Changes of ours
-are stacked exactly: their down factors one above the other, their up factors on the diagonal. Reading slices the rows again.
+FLUX.1 and SD 3: the original keeps q, k and v of a block in one layer, FLUX.1 in single blocks the MLP's first layer with them. Changes of
+ours are stacked exactly: their down factors one above the other, their up factors on the diagonal. Reading slices the rows again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,27 @@ def flux() -> dict[str, tuple[str, ...]]:
     return names
 
 
-TABLES = {"FluxTransformer2DModel": flux()}
+def stable_diffusion_3() -> dict[str, tuple[str, ...]]:
+    """The same for SD 3 and 3.5.
+
+    The modulation of the words is left out: in the last block the original keeps its halves the other way round.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    ours = "transformer_blocks.{}"
+    for stream, block in (("img", "x_block"), ("txt", "context_block")):
+        theirs, (inner, outer) = f"joint_blocks_{{}}_{block}", ATTENTION[stream]
+        names[f"{theirs}_attn_qkv"] = tuple(f"{ours}.attn.{name}" for name in inner)
+        names[f"{theirs}_attn_proj"] = (f"{ours}.attn.{outer}",)
+        names[f"{theirs}_mlp_fc1"] = (f"{ours}.{MLP[stream]}.net.0.proj",)
+        names[f"{theirs}_mlp_fc2"] = (f"{ours}.{MLP[stream]}.net.2",)
+    inner, outer = ATTENTION["img"]
+    names["joint_blocks_{}_x_block_attn2_qkv"] = tuple(f"{ours}.attn2.{name}" for name in inner)
+    names["joint_blocks_{}_x_block_attn2_proj"] = (f"{ours}.attn2.{outer}",)
+    names["joint_blocks_{}_x_block_adaLN_modulation_1"] = (f"{ours}.{NORM['img']}.linear",)
+    return names
+
+
+TABLES = {"FluxTransformer2DModel": flux(), "SD3Transformer2DModel": stable_diffusion_3()}
 PREFIX = "lora_unet_"  # also for transformers
 OF_OUTPUTS = ("up", "diff", "bias")  # tensors whose rows are the layer's outputs
 Roles = dict[str, torch.Tensor]  # role -> tensor, see read.py

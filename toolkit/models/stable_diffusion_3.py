@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -21,6 +21,7 @@ class StableDiffusion3(PictureModel):
     text_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     attention = JOINT_ATTENTION
     lora_text = ("text_encoder", "text_encoder_2")
+    kohya: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
     @property
