@@ -75,8 +75,6 @@ def plan_subject(words: list[str]) -> None:
     print(*lines, sep="\n")
     if folds:
         print(f"That is one training; --folds makes {folds} more.")
-    if config.train_text_encoder:
-        print("What the text encoders' own step takes is not counted.")
 
 
 def search_subject(words: list[str]) -> None:

@@ -33,8 +33,9 @@ def measured(config):
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    frozen = sum(p.numel() * p.dtype.itemsize for p in task.model.denoiser.parameters() if not p.requires_grad)
-    numbers = sum(p.numel() for p in trainable(task.model.denoiser))
+    parts = task.parts.values()
+    frozen = sum(p.numel() * p.dtype.itemsize for part in parts for p in part.parameters() if not p.requires_grad)
+    numbers = sum(p.numel() for part in parts for p in trainable(part))
     return frozen, numbers, peak - 4 * numbers, flops.get_total_flops()
 
 
@@ -45,12 +46,18 @@ def test_plan_of_the_embedded_model(photos, tmp_path, adapter, preserved):  # no
     check(config, 0.15)
 
 
-@pytest.mark.parametrize("adapter", ["moslora"])
-def test_plan_of_every_family(folder, photos, tmp_path, adapter):  # noqa: F811
+def test_plan_of_a_text_encoder(photos, tmp_path):  # noqa: F811
+    config = a_config("tiny", photos, tmp_path / "run", adapter="moslora", batch_size=8, train_text_encoder=True)
+    check(replace(config, resolution=64), 0.15)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_plan_of_every_family(folder, photos, tmp_path, text):  # noqa: F811
     """At sizes where tensors and not their overheads fill the memory."""
-    config = replace(a_config(folder, photos, tmp_path / "run", adapter=adapter, batch_size=4), resolution=2 * SIDE)
+    settings = {"adapter": "moslora", "batch_size": 4, "train_text_encoder": text}
+    config = replace(a_config(folder, photos, tmp_path / "run", **settings), resolution=2 * SIDE)
     kind = type(open_model(str(folder))).__name__
-    if kind == "Lumina2":
+    if kind == "Lumina2" or (text and kind in ("QwenImage", "ZImage")):
         with pytest.raises(UserError, match="cannot be planned"):
             plan(config)
     else:

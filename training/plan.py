@@ -15,7 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,6 +39,7 @@ QUANTISED = {
     "int8": 1 + 4 / 1024,
     "fp8": 1 + 4 / 1024,
 }  # bytes a weight, with its share of the scales
+PROMPT = "a photo of a sks subject"  # for text encoders that are trained; most make every prompt equally long
 STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}
 
 
@@ -151,8 +156,8 @@ def step_of(config: SubjectConfig) -> Step:
     held = [getattr(model, name) for name in (model.text_encoders() if config.train_text_encoder else [])]
     frozen = {kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *QUANTISED)}
     alive, flops = step_peak(model, parts, config, side)
-    if not config.train_text_encoder:
-        drop_unused(model.denoiser)
+    for part in parts.values():
+        drop_unused(part)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
     largest = max(layer.weight.numel() for layer in linears(model.denoiser).values()) * model.dtype.itemsize
     return Step(frozen, largest, alive, numbers, flops)
@@ -161,8 +166,12 @@ def step_of(config: SubjectConfig) -> Step:
 def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> tuple[int, int]:
     """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
     rows, scale = config.batch_size, model.latent_scale
+    if config.train_text_encoder:
+        model.text_pipeline()  # whose scheduler wants real numbers
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model.denoiser.to_empty(device="cpu")
+        for part in parts.values():
+            part.to_empty(device="cpu")
+        model.device = torch.device("cpu")
         words = model.planned_words(rows + (-(-rows // KEPT_EVERY) if config.preservation_weight else 0))
         shape = (rows, model.latent_channels, side // scale, side // scale)
         batch = {key: torch.zeros(shape) for key in ("mean", "std", "spread", "noise")}
@@ -184,18 +193,24 @@ def counted(
     if config.preservation_weight:
         kept = torch.arange(0, len(batch["mean"]), KEPT_EVERY)
         batch |= {"kept": kept, "kept_prompt": kept, "kept_weight": torch.ones(len(kept))}
-    words_of = lambda numbers: {name: value[: len(numbers)] for name, value in words.items()}  # noqa: E731
+
+    def words_of(numbers: torch.Tensor) -> Words:
+        if config.train_text_encoder:
+            return model.words([PROMPT] * len(numbers))
+        return {name: value[: len(numbers)] for name, value in words.items()}
+
     module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
     try:
         with FlopCounterMode(display=False) as flops, Live(before) as live:
             module(batch).mean().backward()
-    except DataDependentOutputException as error:
-        kind = model.index["_class_name"]
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        kind = model.index["_class_name"] + (" with trained text encoders" if config.train_text_encoder else "")
         raise UserError(
             f"A {kind} works as its prompts' numbers say, so its step cannot be planned without them."
         ) from error
-    gradients = sum(p.numel() * 4 for layer in adapter_layers(model.denoiser).values() for p in trainable(layer))
+    layers = [layer for part in parts.values() for layer in adapter_layers(part).values()]
+    gradients = sum(p.numel() * 4 for layer in layers for p in trainable(layer))
     return live.peak - gradients, flops.get_total_flops()
 
 
