@@ -5,6 +5,8 @@ They are forked from a server that has imported it and done nothing else, so the
 
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,20 +21,29 @@ SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTED)
 
 
-def started(commands, log, **environment):
-    """A process that carries out commands (lists of words) one after another and writes what it says to a file."""
-    process = SERVER.Process(target=carry_out, args=(commands, log, dict(os.environ) | environment))
+def started(action, log, **environment):
+    """A process that carries out an action and writes what it says to a file."""
+    process = SERVER.Process(target=carry_out, args=(action, log, dict(os.environ) | environment))
     process.start()
     return process
 
 
-def carry_out(commands: list[list[str]], log: Path, environment: dict[str, str]) -> None:
+def commands(*lines: list[str]) -> Callable[[], None]:
+    """The action that carries out commands, one after another."""
+    return partial(in_turn, lines)
+
+
+def in_turn(lines: Sequence[list[str]]) -> None:
     from rankfold.apps.cli import main
 
+    for words in lines:
+        main(words)
+
+
+def carry_out(action: Callable[[], None], log: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     with log.open("w", buffering=1) as said:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(said.fileno(), stream.fileno())
-        for words in commands:
-            main(words)
+        action()

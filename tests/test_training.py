@@ -21,7 +21,7 @@ from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.runs import Run
 from rankfold.training.config import to_yaml
 from rankfold.training.processes import shared
-from rankfold.training.start import resume, train
+from rankfold.training.start import preflight, resume, train
 
 TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
 
@@ -108,7 +108,7 @@ def test_kill_at_any_moment(config, tmp_path, cache):
     file = write_config(replace(config, out=run.folder), tmp_path / "run.yaml")
     draw, command, kills = random.Random(0), ["train", "subject", "--config", str(file)], 0
     for _ in range(12):
-        process, before = forked.started([command], tmp_path / "said.txt"), len(run.metrics())
+        process, before = forked.started(forked.commands(command), tmp_path / "said.txt"), len(run.metrics())
         while process.is_alive() and len(run.metrics()) <= before:
             time.sleep(0.005)
         if kills < 4:
@@ -127,7 +127,7 @@ def test_kill_at_any_moment(config, tmp_path, cache):
     assert not list(run.folder.rglob(".*.tmp"))
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
+def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path, monkeypatch):
     config = replace(config, steps=5000, checkpoint_every=5000)
     file = write_config(config, tmp_path / "run.yaml")
     process = subprocess.Popen(
@@ -141,6 +141,8 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path):
         time.sleep(0.05)
     with pytest.raises(UserError, match="in use by a live run"):
         train(config)
+    monkeypatch.setenv("RANK", "1")  # the second process of a run may come when the first has begun
+    preflight(config)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -165,11 +167,16 @@ def launch_two_processes(command):
 
 
 def run_in_two_processes(folder, *commands):
-    """The same without the launcher: commands one after another, in an environment as it gives it; logs are written to a folder."""
+    """The same without the launcher, one after another."""
+    in_two_processes(forked.commands(*commands), folder)
+
+
+def in_two_processes(action, folder):
+    """An action in two processes, in an environment as the launcher gives it; logs are written to the folder."""
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common |= {"ACCELERATE_USE_CPU": "true"}
     both = [
-        forked.started(commands, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        forked.started(action, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common)
         for rank in range(2)
     ]
     for process in both:
@@ -219,7 +226,7 @@ def test_a_process_makes_its_share_first():
 def test_sharding_is_refused(config, monkeypatch):
     """accelerate itself shards on accelerators only, so the answer of its state is given here."""
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
-    with pytest.raises(UserError, match="launch with --multi_gpu"):
+    with pytest.raises(UserError, match=r"launch with --multi_gpu .* --shard-base"):
         train(config)
 
 

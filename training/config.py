@@ -189,6 +189,8 @@ class SubjectConfig(PictureConfig, AdapterChoice):
     """Which step's adapter becomes the run's; best needs --evaluate-every."""
     patience: int = 0
     """Stop after so many measurements without a sure gain; 0 never does."""
+    shard_base: bool = False
+    """Share the frozen denoiser out over the devices (FSDP2) instead of holding it whole on each."""
 
     @property
     def subjects(self) -> dict[str, str]:

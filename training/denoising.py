@@ -92,17 +92,16 @@ class DenoisingLoss(nn.Module):
             return self.predict(noisy, levels, prompt)
 
 
-def compile_blocks(denoiser: nn.Module) -> None:
-    """Compiles a denoiser block by block, so that alike blocks are compiled once.
-
-    They are those that diffusers names, or, where it names none, the members of the denoiser's own lists.
-    """
+def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
+    """The blocks of a denoiser that diffusers names, or, where it names none, the members of the denoiser's own lists."""
     named = getattr(denoiser, "_repeated_blocks", None)
     lists = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
-    blocks = (
-        [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
-    )
-    for block in blocks:
+    return [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
+
+
+def compile_blocks(denoiser: nn.Module) -> None:
+    """Compiles a denoiser block by block, so that alike blocks are compiled once."""
+    for block in repeated_blocks(denoiser):
         block.compile()
 
 

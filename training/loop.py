@@ -53,6 +53,9 @@ class Task(Protocol):
     module: nn.Module
     """forward(batch) -> loss of each sample, (B,)."""
 
+    together: bool
+    """Whether all processes have to make the previews, which the first one writes."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of trainable parameters for the optimizer, with their learning rates."""
         ...
@@ -113,7 +116,7 @@ class Loop:
             self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
         self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
         self.beat, self.looked, self.logged_at = 0.0, 0.0, time.perf_counter()
-        self.stop_wanted = self.enough_said = False
+        self.stop_wanted = self.enough_said = self.preview_wanted = False
         self.logged_step = self.step
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:
@@ -212,7 +215,9 @@ class Loop:
                 "useless. Raise --learning-rate, or check --precision and --target-modules."
             )
         due = config.preview_every and self.step % config.preview_every == 0
-        if (due or "sample" in wanted) and self.accelerator.is_main_process:
+        self.preview_wanted |= "sample" in wanted
+        if due or self.agreed(self.preview_wanted):
+            self.preview_wanted = False
             self.preview()
         if self.step % config.checkpoint_every == 0 or stopping or ends or "save" in wanted:
             self.save_checkpoint()
@@ -252,7 +257,11 @@ class Loop:
 
     def preview(self) -> None:
         """Writes the previews of this step; randomness and averaged weights are put back afterwards."""
-        for number, shown in enumerate(self.with_average(self.task.preview)):
+        main = self.accelerator.is_main_process
+        if not (main or self.task.together):
+            return
+        made = self.with_average(self.task.preview)
+        for number, shown in enumerate(made if main else ()):
             name = f"{self.step:06d}_{number:02d}"
             if isinstance(shown, str):
                 write_text(self.run.samples / f"{name}.json", shown)

@@ -25,6 +25,7 @@ from .config import PictureConfig
 from .denoising import DenoisingLoss, compile_blocks, weighing
 from .processes import shared
 from .rows import Rows, bucket_size, other_orders, picked
+from .sharding import leave_out_shards, shard
 
 KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
 
@@ -70,7 +71,15 @@ class PictureTask:
         self.prompt_numbers([*self.preview_texts, *self.measured_texts()])
         self.states = None if self.may_train_text() else self.prompt_states()
         model.release(text=self.states is not None)
+        self.together = getattr(config, "shard_base", False)
+        if self.together:
+            model.device = torch.device("cpu")  # no device need hold it whole
         self.parts = self.attach()
+        if self.together:
+            shard(model.denoiser, self.device)
+            model.device = self.device
+            for part in self.parts.values():
+                part.to(self.device)
         text = [name for name in self.parts if name != model.denoiser_name]
         if self.states is None and not text:
             self.states = self.prompt_states()
@@ -82,6 +91,8 @@ class PictureTask:
             for name in text:
                 self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
         self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, weighing(config)).train()
+        if self.together:
+            leave_out_shards(self.module)
 
     def measured_texts(self) -> list[str]:
         """Prompts of the pictures that are measured while training."""

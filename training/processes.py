@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -38,8 +39,8 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UserError(
-            f"Accelerate is set to {kind.value}, but adapters train with the whole base on every device: launch with --multi_gpu (or "
-            "choose it in `accelerate config`); --quantize nf4 and --gradient-checkpointing make the base small."
+            f"Accelerate is set to {kind.value}, which would cut up the adapter too: launch with --multi_gpu (or choose it in `accelerate "
+            "config`), and share out the frozen base alone with --shard-base; --quantize nf4 makes it small instead."
         )
     if config.batch_size % accelerator.num_processes:
         raise UserError(
@@ -47,6 +48,11 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
             "it counts the pictures of all processes together."
         )
     return accelerator
+
+
+def is_first() -> bool:
+    """Whether this is the process that has the run folder, by what launchers say; before there is an accelerator to ask."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> list[Made]:

@@ -38,7 +38,7 @@ from .evaluate_subject import read_prompts
 from .instruct import InstructTask, prepare_instruct
 from .loop import Loop
 from .optimizer import check_optimizer
-from .processes import make_accelerator
+from .processes import is_first, make_accelerator
 from .search import check_search
 from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
@@ -151,7 +151,7 @@ def preflight(config: Any) -> tuple[Any, Inputs]:
     check_numbers(config)
     check_optimizer(config)
     check_quantize(config.quantize)
-    if Run(config.out).is_live():
+    if is_first() and Run(config.out).is_live():
         Run(config.out).claim()  # says which process has it
     prepare, _ = METHODS[type(config)]
     return prepare(config)

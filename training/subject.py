@@ -31,6 +31,7 @@ from .denoising import attach_to_parts
 from .evaluate_subject import SubjectTest, read_prompts
 from .measuring import Yardstick
 from .pictures import PictureTask
+from .sharding import check_sharding, units
 
 LEAST_PHOTOS = 4  # of which one can be held out
 
@@ -76,6 +77,7 @@ class SubjectTask(PictureTask):
         accelerator: Accelerator,
         held_out: Sequence[Sample] = (),
     ) -> None:
+        check_sharding(config, accelerator.num_processes)
         samples, self.measured_by = measured_by(config, samples)
         super().__init__(config, samples, base, accelerator, held_out)
         self.yardstick: Yardstick | None = None
@@ -193,7 +195,7 @@ class SubjectTask(PictureTask):
 
     def is_dead(self) -> bool:
         """True when the adapter changes nothing in any part."""
-        return all(is_dead(part) for part in self.parts.values())
+        return all(is_dead(unit) for part in self.parts.values() for unit in units(part))
 
     def save_adapter(self, folder: Path) -> None:
         """Writes a PEFT folder for each part, and what the adapter was trained on."""

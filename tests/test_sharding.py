@@ -1,0 +1,91 @@
+"""A base that is shared out over two processes trains as a whole one does, and each holds half of its blocks."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from test_families import a_config, photos  # noqa: F401
+from test_training import adapter, in_two_processes, run_in_two_processes, write_config
+from tiny_families import build
+from torch.distributed.fsdp import FSDPModule
+
+from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.runs import Run
+from rankfold.training.sharding import check_sharding
+from rankfold.training.start import train
+
+BASES = {  # family -> adapter, and settings of its own
+    "sd": (
+        "glora",
+        {"adapter_options": {"form": "elementwise"}, "preservation_weight": 1.0, "train_text_encoder": True},
+    ),
+    "sd3": ("lora", {"gradient_checkpointing": True}),
+    "flux-dev": ("loratrf", {"preview_every": 2, "preview_steps": 2}),
+    "z-image": ("moslora", {}),
+}
+
+
+def test_a_shared_base_gives_the_same_curve(photos, tmp_path):  # noqa: F811
+    ones, files = {}, []
+    for name, (kind, own) in BASES.items():
+        base = build(name, tmp_path / f"{name}-base")
+        config = replace(
+            a_config(base, photos, tmp_path / name, adapter=kind, **own), steps=3, batch_size=4, log_every=1
+        )
+        ones[name] = train(config)
+        config = replace(config, out=tmp_path / f"{name}-two", shard_base=True)
+        files.append(write_config(config, tmp_path / f"{name}.yaml"))
+    run_in_two_processes(tmp_path, *(["train", "subject", "--config", str(file)] for file in files))
+    for name, one in ones.items():
+        two = Run(tmp_path / f"{name}-two")
+        assert two.status()["processes"] == 2
+        for a, b in zip(one.metrics(), two.metrics(), strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-3), name
+        part = "unet" if name == "sd" else "transformer"
+        own, other = adapter(one.folder, part), adapter(two.folder, part)
+        assert own.keys() == other.keys()
+        first, second = (torch.cat([kept[key].flatten() for key in own]) for kept in (own, other))
+        assert (first - second).norm() < 1e-3 * first.norm(), name
+        assert [p.name for p in one.samples.glob("*.png")] == [p.name for p in two.samples.glob("*.png")]
+
+
+def write_share(config, file):
+    """Writes how many frozen numbers of the blocks this process holds, and how many there are."""
+    from rankfold.toolkit.data.subjects import find_samples
+    from rankfold.training.processes import make_accelerator
+    from rankfold.training.subject import SubjectTask
+
+    accelerator = make_accelerator(config)
+    task = SubjectTask(config, find_samples(config.images), config.base, accelerator)
+    blocks = [module for module in task.model.denoiser.modules() if isinstance(module, FSDPModule)]
+    frozen = [p for block in blocks for p in block.parameters() if not p.requires_grad]
+    own = sum(parameter.to_local().numel() for parameter in frozen)
+    Path(f"{file}{accelerator.process_index}").write_text(json.dumps([own, sum(p.numel() for p in frozen)]))
+    torch.distributed.destroy_process_group()
+
+
+def test_each_process_holds_its_share(photos, tmp_path):  # noqa: F811
+    base = build("flux-dev", tmp_path / "base")
+    config = replace(a_config(base, photos, tmp_path / "run"), batch_size=2, shard_base=True)
+    in_two_processes(partial(write_share, config, tmp_path / "share"), tmp_path)
+    shares = [json.loads((tmp_path / f"share{rank}").read_text()) for rank in range(2)]
+    assert sum(own for own, _ in shares) == shares[0][1]
+    assert shares[0][1] > 10_000
+    assert max(own for own, _ in shares) < 0.55 * shares[0][1]
+
+
+def test_one_process_has_nobody_to_share_with(config):
+    with pytest.raises(UserError, match="this is one process"):
+        train(replace(config, shard_base=True))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"quantize": "nf4"}, {"compile": True}, {"prior_weight": 1.0}, {"evaluate_every": 1}]
+)
+def test_what_a_shared_base_does_not_go_with(config, settings):
+    flag = f"--{next(iter(settings)).replace('_', '-')}"
+    with pytest.raises(UserError, match=f"does not go with {flag} yet"):
+        check_sharding(replace(config, shard_base=True, **settings), 2)
