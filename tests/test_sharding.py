@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.runs import Run
+from rankfold.training.loop import comparable
 from rankfold.training.sharding import check_sharding
 from rankfold.training.start import train
 
@@ -89,3 +90,8 @@ def test_what_a_shared_base_does_not_go_with(config, settings):
     flag = f"--{next(iter(settings)).replace('_', '-')}"
     with pytest.raises(UserError, match=f"does not go with {flag} yet"):
         check_sharding(replace(config, shard_base=True, **settings), 2)
+
+
+def test_a_run_may_go_on_where_the_base_is_whole(config):
+    """How it is held is no part of what a checkpoint hangs on."""
+    assert comparable(config) == comparable(replace(config, shard_base=True))

@@ -44,6 +44,7 @@ NOT_IN_STATE = (
     "log_every",
     "tracker",
     "threads",
+    "shard_base",
 )
 
 
