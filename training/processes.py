@@ -55,6 +55,11 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def launched() -> int:
+    """How many processes the run has, by what launchers say."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> list[Made]:
     """What all makers give. Each process calls its share of them first, and the others' behind that, out of a cache by then."""
     own = range(accelerator.process_index, len(makers), accelerator.num_processes)

@@ -38,10 +38,11 @@ from .evaluate_subject import read_prompts
 from .instruct import InstructTask, prepare_instruct
 from .loop import Loop
 from .optimizer import check_optimizer
-from .processes import is_first, make_accelerator
+from .processes import is_first, launched, make_accelerator
 from .search import check_search
 from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
+from .sharding import check_sharding
 from .subject import SubjectTask, measured_by
 
 Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
@@ -62,6 +63,7 @@ def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tupl
     model = open_model(base)
     model.check_side(config.resolution, "--resolution")
     if isinstance(config, SubjectConfig):
+        check_sharding(config, launched())
         check_measuring(config, samples)
         if config.token_vectors:
             check_new_word(model, config.token)

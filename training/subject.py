@@ -31,7 +31,7 @@ from .denoising import attach_to_parts
 from .evaluate_subject import SubjectTest, read_prompts
 from .measuring import Yardstick
 from .pictures import PictureTask
-from .sharding import check_sharding, units
+from .sharding import units
 
 LEAST_PHOTOS = 4  # of which one can be held out
 
@@ -77,7 +77,6 @@ class SubjectTask(PictureTask):
         accelerator: Accelerator,
         held_out: Sequence[Sample] = (),
     ) -> None:
-        check_sharding(config, accelerator.num_processes)
         samples, self.measured_by = measured_by(config, samples)
         super().__init__(config, samples, base, accelerator, held_out)
         self.yardstick: Yardstick | None = None
