@@ -3,14 +3,13 @@
 import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from shares import write_share
 from test_families import a_config, photos  # noqa: F401
 from test_training import adapter, in_two_processes, run_in_two_processes, write_config
 from tiny_families import build
-from torch.distributed.fsdp import FSDPModule
 
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.runs import Run
@@ -51,21 +50,6 @@ def test_a_shared_base_gives_the_same_curve(photos, tmp_path):  # noqa: F811
         first, second = (torch.cat([kept[key].flatten() for key in own]) for kept in (own, other))
         assert (first - second).norm() < 1e-3 * first.norm(), name
         assert [p.name for p in one.samples.glob("*.png")] == [p.name for p in two.samples.glob("*.png")]
-
-
-def write_share(config, file):
-    """Writes how many frozen numbers of the blocks this process holds, and how many there are."""
-    from rankfold.toolkit.data.subjects import find_samples
-    from rankfold.training.processes import make_accelerator
-    from rankfold.training.subject import SubjectTask
-
-    accelerator = make_accelerator(config)
-    task = SubjectTask(config, find_samples(config.images), config.base, accelerator)
-    blocks = [module for module in task.model.denoiser.modules() if isinstance(module, FSDPModule)]
-    frozen = [p for block in blocks for p in block.parameters() if not p.requires_grad]
-    own = sum(parameter.to_local().numel() for parameter in frozen)
-    Path(f"{file}{accelerator.process_index}").write_text(json.dumps([own, sum(p.numel() for p in frozen)]))
-    torch.distributed.destroy_process_group()
 
 
 def test_each_process_holds_its_share(photos, tmp_path):  # noqa: F811
