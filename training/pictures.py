@@ -39,6 +39,9 @@ def without_token(caption: str, config: PictureConfig) -> str:
 class PictureTask:
     """What every Task on pictures shares. A sub-class says what is trained, in `attach`."""
 
+    together = False
+    """Whether the frozen denoiser is shared out over the processes, so that all have to draw."""
+
     def __init__(
         self,
         config: PictureConfig,
@@ -71,7 +74,6 @@ class PictureTask:
         self.prompt_numbers([*self.preview_texts, *self.measured_texts()])
         self.states = None if self.may_train_text() else self.prompt_states()
         model.release(text=self.states is not None)
-        self.together = getattr(config, "shard_base", False)
         if self.together:
             model.device = torch.device("cpu")  # no device need hold it whole
         self.parts = self.attach()

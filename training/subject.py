@@ -78,6 +78,7 @@ class SubjectTask(PictureTask):
         held_out: Sequence[Sample] = (),
     ) -> None:
         samples, self.measured_by = measured_by(config, samples)
+        self.together = config.shard_base
         super().__init__(config, samples, base, accelerator, held_out)
         self.yardstick: Yardstick | None = None
         self.trained_photos = [sample.path for sample in samples if not sample.flip]
