@@ -159,7 +159,8 @@ def step_of(config: SubjectConfig) -> Step:
     for part in parts.values():
         drop_unused(part)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
-    largest = max(layer.weight.numel() for layer in linears(model.denoiser).values()) * model.dtype.itemsize
+    dense = (layer.weight.numel() for layer in linears(model.denoiser).values())
+    largest = max(dense, default=0) * model.dtype.itemsize
     return Step(frozen, largest, alive, numbers, flops)
 
 
