@@ -55,6 +55,7 @@ def evaluate(words: list[str]) -> None:
     from ..toolkit.models.diffusion import EMBEDDED, resolve_base
     from ..training.evaluate_subject import SubjectTest, evaluate_subject, read_prompts, unrelated_prompts
     from ..training.evaluation_page import write_evaluation
+    from ..training.processes import joined
 
     recipe, facts, trained_on = recipe_of(options)
     embedded = recipe.base in EMBEDDED
@@ -69,11 +70,14 @@ def evaluate(words: list[str]) -> None:
         raise UserError("--images is missing: give photos of the subject, best those it was not trained on.")
     references = [sample.path for sample in find_samples(folder)]
     resolve_base(recipe.base)
+    first = joined().is_main_process
     clip, others = ClipScorer(options.clip or None), [DinoScorer(one) for one in options.dino]
     figures, drawn = evaluate_subject(recipe, test, references, trained_on, clip, others)
     out = options.out or (
         options.run if options.run.is_dir() else options.run.with_name(f"{options.run.stem}-evaluation")
     )
+    if not first:
+        return
     print(write_evaluation(out, figures, drawn, references))
     for key in (out / "metrics.json", out / "pictures.png", out / "report.html"):
         print(key)

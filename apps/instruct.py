@@ -89,15 +89,19 @@ def evaluate_instruct(words: list[str]) -> None:
     from ..training.evaluate import evaluate
     from ..training.evaluation_report import report, write_figures
     from ..training.items import leaked, read_items, write_vlmevalkit
+    from ..training.processes import joined
 
     items = read_items(options.data, options.images, ask_short=options.ask_short)
     retention = read_items(options.retention, options.images) if options.retention else []
     out = options.out or (options.run / "evaluation" if options.run else Path("evaluation"))
-    if options.vlmevalkit:
+    first = joined().is_main_process
+    if options.vlmevalkit and first:
         table = write_vlmevalkit(items, out / f"{options.data.stem}.tsv")
         print(f"{table}\n{vlmevalkit_advice(options, table)}")
     vision, trained_on = opened(options)
     figures = evaluate(vision, items, retention=retention, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    if not first:
+        return
     if trained_on is not None:
         figures["leaked"] = leaked(items, trained_on)
     print(report(figures))

@@ -16,7 +16,7 @@ def place(pipe: Any) -> Any:
     if not torch.cuda.is_available():
         return pipe.to("cpu")
     free, _ = torch.cuda.mem_get_info()
-    return placed(pipe, torch.device("cuda"), free)
+    return placed(pipe, torch.device("cuda", torch.cuda.current_device()), free)
 
 
 def placed(pipe: Any, device: torch.device, free: int) -> Any:

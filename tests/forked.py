@@ -4,6 +4,7 @@ They are forked from a server that has imported it and done nothing else, so the
 """
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -47,3 +48,27 @@ def carry_out(action: Callable[[], None], log: Path, environment: dict[str, str]
         for stream in (sys.stdout, sys.stderr):
             os.dup2(said.fileno(), stream.fileno())
         action()
+
+
+def free_port():
+    with socket.socket() as free:  # tests run beside each other
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def run_in_two_processes(folder, *lines):
+    """Commands in two processes, one after another."""
+    in_two_processes(commands(*lines), folder)
+
+
+def in_two_processes(action, folder):
+    """An action in two processes, in an environment as a launcher gives it; logs are written to the folder."""
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common |= {"ACCELERATE_USE_CPU": "true"}
+    both = [
+        started(action, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)
+    ]
+    for process in both:
+        process.join()
+    said = "".join((folder / f"said{rank}.txt").read_text()[-6000:] for rank in range(2))
+    assert [process.exitcode for process in both] == [0, 0], said

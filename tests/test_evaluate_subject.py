@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import run_in_two_processes
 from PIL import Image
 
 from rankfold.apps.cli import main
@@ -122,7 +123,7 @@ def test_a_backbone_without_weights_is_refused():
         ClipScorer("ViT-B-32:nobody")
 
 
-def test_a_run_is_measured(config, dino, prompts, images, capsys):
+def test_a_run_is_measured(config, dino, prompts, images, tmp_path, capsys):
     run = train(replace(config, preservation_weight=0.0, learning_rate=0.05))
     words = ["--prompts", str(prompts), "--n", "2", "--steps", "2", "--dino", str(dino), "--clip", "embedded"]
     main(["evaluate", str(run.folder), "--images", str(images), *words])
@@ -144,6 +145,12 @@ def test_a_run_is_measured(config, dino, prompts, images, capsys):
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', page))
     with Image.open(run.folder / "pictures.png") as sheet:
         assert sheet.width > 8 * 64
+    out = tmp_path / "two"
+    run_in_two_processes(tmp_path, ["evaluate", str(run.folder), "--images", str(images), *words, "--out", str(out)])
+    theirs = json.loads((out / "metrics.json").read_text())
+    for key in ("likeness, embedded", "prompt fidelity"):
+        assert theirs[key]["tuned"] == pytest.approx(found[key]["tuned"], abs=2e-3)
+    assert (tmp_path / "said1.txt").read_text() == ""
 
 
 def test_a_lora_file_is_measured(config, base, prompts, images, tmp_path, capsys):

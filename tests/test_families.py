@@ -9,8 +9,9 @@ import diffusers
 import pytest
 import torch
 from accelerate import Accelerator
+from forked import run_in_two_processes
 from PIL import Image
-from test_training import run_in_two_processes, train_until, write_config
+from test_training import train_until, write_config
 from tiny_families import BUILDERS, SIDE, build
 
 from rankfold.pipelines.export import export_adapter

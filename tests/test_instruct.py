@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from forked import run_in_two_processes
 from PIL import Image
-from test_training import run_in_two_processes, train_until, write_config
+from test_training import train_until, write_config
 from tiny_vlms import build
 
 from rankfold import MosLoraConfig
@@ -333,7 +334,8 @@ def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     file = data.parent / "test.json"
     file.write_text(json.dumps(questions))
     more = ["--retention", str(file), "--max-new-tokens", "4", "--vlmevalkit"]
-    main(["evaluate", "instruct", "--run", str(run.folder), "--data", str(file), *more])
+    words = ["evaluate", "instruct", "--run", str(run.folder), "--data", str(file), *more]
+    main(words)
     said = capsys.readouterr().out
     figures = json.loads((run.folder / "evaluation" / "evaluation.json").read_text())
     assert figures["leaked"] == 8
@@ -343,6 +345,8 @@ def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     assert figures["tuned"]["by_likelihood"]["rows"] == 2
     assert "unparsed" in said
     assert (run.folder / "evaluation" / "test.tsv").is_file()
+    run_in_two_processes(tmp_path, [*words, "--out", str(tmp_path / "two")])
+    assert json.loads((tmp_path / "two" / "evaluation.json").read_text()) == figures
     main(["chat", "--run", str(run.folder), "--image", str(data.parent / "0.png"), "--compare", "What", "colour?"])
     assert {"base:  ", "tuned: "} <= {line[:7] for line in capsys.readouterr().out.splitlines()}
 

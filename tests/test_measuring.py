@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import adapter, train_until
+from forked import run_in_two_processes
+from test_training import adapter, train_until, write_config
 
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.errors import UserError
@@ -111,6 +112,24 @@ def test_a_resumed_run_measures_the_same(measured):
     part = train_until(replace(measured, out=measured.out.parent / "part"), 3)
     resume(part.folder)
     assert measuring.recorded(Run(part.folder)) == measuring.recorded(whole)
+
+
+def test_two_processes_measure_as_one_does(measured, tmp_path):
+    """Nine prompts are two batches, one a process; base and step 1 are measured, and previews drawn."""
+    prompts = tmp_path / "nine.txt"
+    prompts.write_text("".join(f"a {{token}} {{noun}} {number}\n" for number in range(9)))
+    more = {"steps": 1, "evaluate_every": 1, "evaluate_prompts": str(prompts), "preview_every": 1, "log_every": 1}
+    one = train(replace(measured, **more))
+    two = replace(measured, **more, out=tmp_path / "two")
+    run_in_two_processes(tmp_path, ["train", "subject", "--config", str(write_config(two, tmp_path / "run.yaml"))])
+    both = [measuring.recorded(run) for run in (one, Run(two.out))]
+    assert [found.step for found in both[1]] == [0, 1]
+    for a, b in zip(*both, strict=True):
+        assert b.prompts == a.prompts
+        assert b.likeness == pytest.approx(a.likeness, abs=2e-3)
+        assert b.fidelity == pytest.approx(a.fidelity, abs=2e-3)
+    previews = [sorted(run.samples.glob("*.png")) for run in (one, Run(two.out))]
+    assert len(previews[1]) == len(previews[0]) > 0
 
 
 def test_several_runs_are_chosen_by_together():

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
+from forked import run_in_two_processes
 from peft import get_peft_model
-from test_training import run_in_two_processes, train_until, write_config
+from test_training import train_until, write_config
 from torch import nn
 
 from rankfold.apps.cli import main

@@ -4,18 +4,20 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import forked
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
+from forked import free_port, in_two_processes, run_in_two_processes
 from safetensors.torch import load_file
+from shares import write_work
 
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.runs import Run
@@ -151,12 +153,6 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path, monkeyp
     assert len(run.checkpoint_files()) == 1
 
 
-def free_port():
-    with socket.socket() as free:  # tests run beside each other
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def launch_two_processes(command):
     """A command in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
@@ -164,25 +160,6 @@ def launch_two_processes(command):
     words = [*launch, "-m", "rankfold.apps.cli", *command]
     result = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-6000:]
-
-
-def run_in_two_processes(folder, *commands):
-    """The same without the launcher, one after another."""
-    in_two_processes(forked.commands(*commands), folder)
-
-
-def in_two_processes(action, folder):
-    """An action in two processes, in an environment as the launcher gives it; logs are written to the folder."""
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    common |= {"ACCELERATE_USE_CPU": "true"}
-    both = [
-        forked.started(action, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common)
-        for rank in range(2)
-    ]
-    for process in both:
-        process.join()
-    said = "".join((folder / f"said{rank}.txt").read_text()[-6000:] for rank in range(2))
-    assert [process.exitcode for process in both] == [0, 0], said
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
@@ -221,6 +198,17 @@ def test_a_process_makes_its_share_first():
     second = SimpleNamespace(process_index=1, num_processes=2, wait_for_everyone=lambda: order.append("wait"))
     assert shared(second, makers) == [0, 1, 2, 3, 4]
     assert order == [1, 3, "wait", 0, 2, 4]
+
+
+def test_work_is_shared_out(tmp_path):
+    """In order, all have all of it, and both work equally often."""
+    in_two_processes(partial(write_work, tmp_path / "work"), tmp_path)
+    facts = [json.loads((tmp_path / f"work{rank}").read_text()) for rank in range(2)]
+    assert [own["worked"] for own in facts] == [[0, 2, 4], [1, 3, 0]]
+    for own in facts:
+        assert own["made"] == [0, 10, 20, 30, 40]
+        assert own["none"] == []
+        assert own["first"] == 0
 
 
 def test_sharding_is_refused(config, monkeypatch):

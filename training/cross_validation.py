@@ -13,6 +13,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.runs import Run
 from . import measuring
 from .config import SubjectConfig
+from .processes import is_first
 from .start import preflight, resume, train
 
 
@@ -39,9 +40,11 @@ def cross_validated(config: SubjectConfig, folds: int) -> Run:
         preflight(fold)
     runs = [finished(fold) for fold in own]
     choice = measuring.choose([measuring.Series.of(run) for run in runs])
-    print(f"cross-validation of {folds} runs: {measuring.told(choice)}")
+    if is_first():
+        print(f"cross-validation of {folds} runs: {measuring.told(choice)}")
     run = train(replace(config, steps=choice.step, evaluate_every=0, keep="last", patience=0))
-    measuring.write_choice(run, choice)
+    if is_first():
+        measuring.write_choice(run, choice)
     return run
 
 

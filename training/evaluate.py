@@ -14,6 +14,9 @@ from ..pipelines.chat import answers, base_only, option_scores
 from ..toolkit import scoring
 from ..toolkit.models.vision import VisionModel
 from .items import Item, blank, shuffled
+from .processes import in_shares
+
+AT_ONCE = 16  # rows
 
 
 @dataclass
@@ -28,11 +31,13 @@ class Asked:
 
 
 def ask(vision: VisionModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool) -> Asked:
-    """Asks every item, greedily; with `likelihood` also which option is likeliest."""
-    texts = answers(vision, [item.asked for item in items], max_new_tokens=max_new_tokens)
+    """Asks every item, greedily, in shares; with `likelihood` also which option is likeliest."""
+    batches = [[item.asked for item in items[start : start + AT_ONCE]] for start in range(0, len(items), AT_ONCE)]
+    said = in_shares(batches, lambda rows: answers(vision, rows, max_new_tokens=max_new_tokens, batch=AT_ONCE))
+    texts = [text for batch in said for text in batch]
     read = [item.read(text) for item, text in zip(items, texts, strict=True)]
     scores = [item.score(said) for item, said in zip(items, read, strict=True)]
-    likeliest = [likeliest_score(vision, item) if likelihood else None for item in items]
+    likeliest = in_shares(items, lambda item: likeliest_score(vision, item) if likelihood else None)
     return Asked(texts, read, scores, likeliest)
 
 

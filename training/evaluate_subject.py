@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.metrics import ClipScorer
 from ..toolkit.models.backbones import PictureScorer
 from ..toolkit.models.tiny import assets
+from .processes import in_shares
 
 SHIPPED = ("object", "live", "world")  # prompts in assets/prompts
 
@@ -50,8 +51,8 @@ class SubjectTest:
 class Drawn:
     """Pictures of all prompts, `n` each, and the prompt of each."""
 
-    pictures: list[Image.Image] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
+    pictures: list[Image.Image]
+    prompts: list[str]
 
 
 def read_prompts(name: str) -> tuple[str, ...]:
@@ -92,11 +93,12 @@ def unrelated_prompts(prompts: str) -> tuple[str, ...]:
 
 
 def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> Drawn:
-    """`n` pictures a text, each from a seed of its own; texts share batches."""
-    drawn = Drawn(prompts=[text for text in texts for _ in range(n)])
+    """`n` pictures a text, each from a seed of its own; texts share batches, processes share these out."""
+    prompts = [text for text in texts for _ in range(n)]
     side = recipe.side or native_side(pipe)
-    for start in range(0, len(drawn.prompts), at_once(side)):
-        asked = drawn.prompts[start : start + at_once(side)]
+
+    def batch(start: int) -> list[Image.Image]:
+        asked = prompts[start : start + at_once(side)]
         pictures = denoise(
             pipe,
             asked,
@@ -109,8 +111,10 @@ def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> Drawn:
             output_type="np",
         )
         check_finite(pictures)
-        drawn.pictures += pipe.image_processor.numpy_to_pil(pictures)
-    return drawn
+        return pipe.image_processor.numpy_to_pil(pictures)
+
+    batches = in_shares(range(0, len(prompts), at_once(side)), batch)
+    return Drawn([picture for pictures in batches for picture in pictures], prompts)
 
 
 def evaluate_subject(

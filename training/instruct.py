@@ -133,8 +133,6 @@ class AnswerLoss(nn.Module):
 class ConversationTask:
     """What every Task on conversations shares. A sub-class says what is trained, in `attach`."""
 
-    together = False
-
     def __init__(self, config: Any, found: Instructions, base: str, accelerator: Accelerator) -> None:
         self.config, self.found, self.accelerator, self.device = config, found, accelerator, accelerator.device
         self.vision = VisionModel(

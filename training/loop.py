@@ -54,9 +54,6 @@ class Task(Protocol):
     module: nn.Module
     """forward(batch) -> loss of each sample, (B,)."""
 
-    together: bool
-    """Whether all processes have to make the previews, which the first one writes."""
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of trainable parameters for the optimizer, with their learning rates."""
         ...
@@ -66,7 +63,7 @@ class Task(Protocol):
         ...
 
     def preview(self) -> Sequence[Image.Image | str]:
-        """Pictures, or texts in JSON, that show what has been learned so far."""
+        """Pictures, or texts in JSON, that show what has been learned so far; asked of all processes, written by the first."""
         ...
 
     def is_dead(self) -> bool:
@@ -78,8 +75,8 @@ class Task(Protocol):
         ...
 
     def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
-        """What the method does behind a step, on the main process; True ends the training. averaged: runs an action with the
-        averaged weights in place."""
+        """What the method does behind a step, in every process; True from any of them ends the training. averaged: runs an action
+        with the averaged weights in place."""
         ...
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
@@ -189,8 +186,7 @@ class Loop:
 
     def enough(self) -> bool:
         """Whether the method wants no more steps."""
-        if self.accelerator.is_main_process:
-            self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
+        self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
         return self.agreed(self.enough_said)
 
     def agreed(self, wish: bool) -> bool:
@@ -258,11 +254,8 @@ class Loop:
 
     def preview(self) -> None:
         """Writes the previews of this step; randomness and averaged weights are put back afterwards."""
-        main = self.accelerator.is_main_process
-        if not (main or self.task.together):
-            return
         made = self.with_average(self.task.preview)
-        for number, shown in enumerate(made if main else ()):
+        for number, shown in enumerate(made if self.accelerator.is_main_process else ()):
             name = f"{self.step:06d}_{number:02d}"
             if isinstance(shown, str):
                 write_text(self.run.samples / f"{name}.json", shown)

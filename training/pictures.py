@@ -23,7 +23,7 @@ from ..toolkit.randomness import generator
 from ..toolkit.runs import Run, write_png
 from .config import PictureConfig
 from .denoising import DenoisingLoss, compile_blocks, weighing
-from .processes import shared
+from .processes import in_shares, shared
 from .rows import Rows, bucket_size, other_orders, picked
 from .sharding import leave_out_shards, shard
 
@@ -39,8 +39,8 @@ def without_token(caption: str, config: PictureConfig) -> str:
 class PictureTask:
     """What every Task on pictures shares. A sub-class says what is trained, in `attach`."""
 
-    together = False
-    """Whether the frozen denoiser is shared out over the processes, so that all have to draw."""
+    shares_base = False
+    """Whether the frozen denoiser is shared out over the processes."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class PictureTask:
         self.prompt_numbers([*self.preview_texts, *self.measured_texts()])
         self.states = None if self.may_train_text() else self.prompt_states()
         model.release(text=self.states is not None)
-        if self.together:
+        if self.shares_base:
             model.device = torch.device("cpu")  # no device need hold it whole
         self.parts = self.attach()
-        if self.together:
+        if self.shares_base:
             shard(model.denoiser, self.device)
             model.device = self.device
             for part in self.parts.values():
@@ -93,7 +93,7 @@ class PictureTask:
             for name in text:
                 self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
         self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, weighing(config)).train()
-        if self.together:
+        if self.shares_base:
             leave_out_shards(self.module)
 
     def measured_texts(self) -> list[str]:
@@ -213,8 +213,8 @@ class PictureTask:
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
-            for start in range(0, len(missing), 8):
-                chunk = missing[start : start + 8]
+            for start in range(0, len(missing), at_once(self.side)):
+                chunk = missing[start : start + at_once(self.side)]
                 pictures = denoise(
                     pipe,
                     [config.class_prompt] * len(chunk),
@@ -272,7 +272,7 @@ class PictureTask:
         if rows.mask is not None:
             batch["mask"] = rows.mask[where]
         if rows.without_token is not None:
-            batch |= self.kept(rows.without_token[which], [position + slot for slot in slots])
+            batch |= self.kept(rows.without_token[which], position, slots)
         return batch
 
     def prompt_drawn(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
@@ -282,18 +282,26 @@ class PictureTask:
             return torch.tensor(self.prompts[""])
         return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
 
-    def kept(self, prompts: torch.Tensor, samples: list[int]) -> dict[str, torch.Tensor]:
+    def kept(self, prompts: torch.Tensor, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says.
 
-        samples: the rows' numbers over the whole run, so that neither batch size nor processes change which rows these are.
+        They go by their number over the whole run, so that neither batch size nor processes change which rows these are. Where the base
+        is shared out, no process asks it alone: who has none of these rows asks one that counts nothing.
         """
-        own = torch.tensor([n for n, sample in enumerate(samples) if sample % KEPT_EVERY == 0], dtype=torch.long)
-        if not len(own):
+        weight = self.config.preservation_weight * KEPT_EVERY
+        own = [n for n, slot in enumerate(slots) if (position + slot) % KEPT_EVERY == 0]
+        if (
+            not own
+            and self.shares_base
+            and any((position + n) % KEPT_EVERY == 0 for n in range(self.config.batch_size))
+        ):
+            own, weight = [0], 0.0
+        if not own:
             return {}
         return {
-            "kept": own.to(self.device),
+            "kept": torch.tensor(own, device=self.device),
             "kept_prompt": self.near_words(prompts[own]),
-            "kept_weight": torch.full((len(own),), self.config.preservation_weight * KEPT_EVERY, device=self.device),
+            "kept_weight": torch.full((len(own),), weight, device=self.device),
         }
 
     def near_words(self, numbers: torch.Tensor) -> torch.Tensor:
@@ -339,23 +347,25 @@ class PictureTask:
 
     @torch.no_grad()
     def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture a text, by the model as it is; the texts are among `prompts`."""
+        """A picture a text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
         config, model = self.config, self.model
         self.module.eval()
         words = self.words_of(torch.tensor([self.prompts[text] for text in [*texts, ""]]))
-        pipe, pictures = model.pipeline(model.denoiser_name, "vae"), []
-        for start in range(0, len(texts), at_once(self.side)):
-            some = slice(start, min(start + at_once(self.side), len(texts)))
-            count = some.stop - some.start
-            pictures += denoise(
+        pipe, count = model.pipeline(model.denoiser_name, "vae"), at_once(self.side)
+
+        def batch(start: int) -> list[Image.Image]:
+            some = slice(start, min(start + count, len(texts)))
+            return denoise(
                 pipe,
                 {name: value[some] for name, value in words.items()},
-                negative={name: value[-1:].expand(count, *value.shape[1:]) for name, value in words.items()},
+                negative={name: value[-1:].expand(len(seeds[some]), *value.shape[1:]) for name, value in words.items()},
                 seeds=seeds[some],
                 steps=config.preview_steps,
                 guidance_scale=config.guidance_scale,
                 side=self.side,
             )
+
+        batches = in_shares(range(0, len(texts), count), batch)
         model.release(text=False)
         self.module.train()
-        return pictures
+        return [picture for pictures in batches for picture in pictures]

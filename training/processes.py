@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, parse_flag_from_env
 
 from ..toolkit.errors import UserError
 from .config import LoopConfig
 
+Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
@@ -66,6 +67,30 @@ def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> li
     made = {number: makers[number]() for number in own}
     accelerator.wait_for_everyone()
     return [made[number] if number in made else make() for number, make in enumerate(makers)]
+
+
+def joined() -> PartialState:
+    """The processes that a launcher has started, of which this is one, with a device of its own; or this one alone."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:
+    """work(one) of all that is given, in order: each process does its share, and gets what all have made.
+
+    All work equally often, who has no more to do the first again: blocks that are shared out are gathered in every process at once.
+    """
+    state = joined()
+    first, step = state.process_index, state.num_processes
+    own = [
+        work(given[at if at < len(given) else 0]) for at in range(first, first + len(given) + -len(given) % step, step)
+    ]
+    everybodys = gather_object([own])
+    return [made for turn in zip(*everybodys, strict=True) for made in turn][: len(given)]
+
+
+def first_says(answer: Made) -> Made:
+    """The first process's answer, to all."""
+    return broadcast_object_list([answer])[0]
 
 
 class StopSignal:

@@ -37,7 +37,6 @@ def check_sharding(config: SubjectConfig, processes: int) -> None:
         "--quantize": config.quantize != "none",
         "--compile": config.compile,
         "--prior-weight": config.prior_weight > 0,
-        "--evaluate-every": config.evaluate_every > 0,
     }
     for flag, wanted in others.items():
         if wanted:
@@ -45,10 +44,15 @@ def check_sharding(config: SubjectConfig, processes: int) -> None:
 
 
 def shard(denoiser: nn.Module, device: torch.device) -> None:
-    """Shares out the frozen parameters of the blocks, one block after another; a block is on the device whole while it is cut."""
+    """Shares out the frozen parameters of the blocks, one block after another; a block is on the device whole while it is cut.
+
+    The denoiser is cut last, though nothing is left of it to cut: the root of a model is what keeps its parameters whole behind a
+    forward pass, and what lets the blocks below it be gathered ahead of their turn.
+    """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in repeated_blocks(denoiser):
         fully_shard(block, mesh=mesh, ignored_params=set(trainable(block)))
+    fully_shard(denoiser, mesh=mesh, ignored_params=set(denoiser.parameters()))
 
 
 def leave_out_shards(module: nn.Module) -> None:
@@ -62,7 +66,7 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
 
     All processes have to walk it.
     """
-    blocks = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
     for block in blocks:
         with gathered(block):
             yield block

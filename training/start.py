@@ -185,4 +185,5 @@ def carry_out(
         if accelerator.is_main_process:
             step = loop.step if loop else 0
             run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
+    accelerator.wait_for_everyone()  # whoever reads the run folder next finds it as the first process has left it
     return run

@@ -31,6 +31,7 @@ from .denoising import attach_to_parts
 from .evaluate_subject import SubjectTest, read_prompts
 from .measuring import Yardstick
 from .pictures import PictureTask
+from .processes import first_says
 from .sharding import units
 
 LEAST_PHOTOS = 4  # of which one can be held out
@@ -78,9 +79,9 @@ class SubjectTask(PictureTask):
         held_out: Sequence[Sample] = (),
     ) -> None:
         samples, self.measured_by = measured_by(config, samples)
-        self.together = config.shard_base
+        self.shares_base = config.shard_base
         super().__init__(config, samples, base, accelerator, held_out)
-        self.yardstick: Yardstick | None = None
+        self.measures = False
         self.trained_photos = [sample.path for sample in samples if not sample.flip]
         first = self.batch(0, list(range(config.batch_size)))  # the same on every process
         for part in self.parts.values():
@@ -107,28 +108,35 @@ class SubjectTask(PictureTask):
         config = self.config
         if not config.evaluate_every:
             return False
-        if self.yardstick is None:
-            self.yardstick = Yardstick(
-                ClipScorer(config.evaluate_clip or None),
-                [load_rgb(path) for path in self.measured_by],
-                self.test.texts(token=True),
-                self.test.texts(token=False),
-                [load_rgb(path) for path in self.trained_photos],
-            )
-            measuring.cut(run, step - 1 if step > 1 else -1)
-            if not measuring.recorded(run):
+        if not self.measures:
+            self.measures = True
+            if self.accelerator.is_main_process:
+                measuring.cut(run, step - 1 if step > 1 else -1)
+            if first_says(not measuring.recorded(run)):
                 with adapters_off(*self.parts.values()):
                     self.measure(run, 0)
         if step % config.evaluate_every and step < config.steps:
             return False
         averaged(lambda: self.measure(run, step))
-        return measuring.no_more_gain(measuring.Series.of(run), config.patience)
+        return self.accelerator.is_main_process and measuring.no_more_gain(measuring.Series.of(run), config.patience)
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """What pictures are measured by."""
+        return Yardstick(
+            ClipScorer(self.config.evaluate_clip or None),
+            [load_rgb(path) for path in self.measured_by],
+            self.test.texts(token=True),
+            self.test.texts(token=False),
+            [load_rgb(path) for path in self.trained_photos],
+        )
 
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
-        assert self.yardstick is not None
         texts = self.test.texts(token=True)
         pictures = self.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
+        if not self.accelerator.is_main_process:
+            return
         one = self.yardstick.measure(step, pictures)
         measuring.record(run, one, self.save_adapter)
         means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}

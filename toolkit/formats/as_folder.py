@@ -7,8 +7,8 @@ rank as the matrix has.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..adapters.approximate import low_rank
@@ -38,19 +38,27 @@ def adapter_folder(path: Path, pipe: Any) -> Path:
     if is_native(place):
         return place
     folder = cache_folder() / "adapters" / key_of(hash=content_hash(place), base=str(pipe.name_or_path))[:32]
-    if not (folder / "rankfold.json").is_file():  # written last
-        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.is_dir():
         write_folder(place, pipe, folder)
     return folder
 
 
 def write_folder(file: Path, pipe: Any, folder: Path) -> None:
-    """Writes a LoRA file's changes of a pipeline's layers as PEFT folders."""
-    for name, folded in file_changes(file, pipe).items():
-        part = Part(getattr(pipe, name), folded, "")
-        short = {
-            layer: low_rank(change, part.layer(layer).weight.detach().flatten(1).float().cpu())[0]  # type: ignore[union-attr]
-            for layer, change in folded.items()
-        }
-        native.write_state(folder / name, *peft_state(Part(part.model, short, "")))
-    write_text(folder / "rankfold.json", json.dumps({"adapter": "lora", "file": file.name}))
+    """Writes a LoRA file's changes of a pipeline's layers as PEFT folders, whole or not at all, whoever else does so too."""
+    changes = file_changes(file, pipe)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as beside:
+        whole = Path(beside) / folder.name
+        for name, folded in changes.items():
+            part = Part(getattr(pipe, name), folded, "")
+            short = {
+                layer: low_rank(change, part.layer(layer).weight.detach().flatten(1).float().cpu())[0]  # type: ignore[union-attr]
+                for layer, change in folded.items()
+            }
+            native.write_state(whole / name, *peft_state(Part(part.model, short, "")))
+        write_text(whole / "rankfold.json", json.dumps({"adapter": "lora", "file": file.name}))
+        try:
+            whole.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
