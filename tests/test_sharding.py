@@ -60,6 +60,19 @@ def test_a_shared_base_gives_the_same_curve(photos, tmp_path):  # noqa: F811
         assert [p.name for p in one.samples.glob("*.png")] == [p.name for p in two.samples.glob("*.png")]
 
 
+@pytest.mark.campaign  # minutes of compiling
+def test_a_shared_base_compiles(photos, tmp_path):  # noqa: F811
+    for name in ("sd", "sd3"):
+        base = build(name, tmp_path / f"{name}-base")
+        config = replace(a_config(base, photos, tmp_path / name), steps=3, batch_size=4, log_every=1)
+        one, shared = train(config), replace(config, out=tmp_path / f"{name}-two", shard_base=True, compile=True)
+        run_in_two_processes(
+            tmp_path, ["train", "subject", "--config", str(write_config(shared, tmp_path / "run.yaml"))]
+        )
+        losses = [[row["loss"] for row in run.metrics()] for run in (one, Run(shared.out))]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_each_process_holds_its_share(photos, tmp_path):  # noqa: F811
     base = build("flux-dev", tmp_path / "base")
     config = replace(a_config(base, photos, tmp_path / "run"), batch_size=2, shard_base=True)
@@ -78,7 +91,7 @@ def test_one_process_has_nobody_to_share_with(config):
         train(replace(config, shard_base=True))
 
 
-@pytest.mark.parametrize("settings", [{"quantize": "nf4"}, {"compile": True}, {"prior_weight": 1.0}])
+@pytest.mark.parametrize("settings", [{"quantize": "nf4"}, {"prior_weight": 1.0}])
 def test_what_a_shared_base_does_not_go_with(config, settings):
     flag = f"--{next(iter(settings)).replace('_', '-')}"
     with pytest.raises(UserError, match=f"does not go with {flag} yet"):

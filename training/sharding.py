@@ -35,7 +35,6 @@ def check_sharding(config: SubjectConfig, processes: int) -> None:
         )
     others = {
         "--quantize": config.quantize != "none",
-        "--compile": config.compile,
         "--prior-weight": config.prior_weight > 0,
     }
     for flag, wanted in others.items():
