@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import forked
@@ -26,6 +27,7 @@ from rankfold.training.processes import shared
 from rankfold.training.start import preflight, resume, train
 
 TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
+DEVICES = Path(__file__).parent.parent / "assets" / "devices"
 
 
 def adapter(folder, part="unet"):
@@ -153,20 +155,40 @@ def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path, monkeyp
     assert len(run.checkpoint_files()) == 1
 
 
-def launch_two_processes(command):
-    """A command in two processes on the CPU: accelerate's own launcher starts only one there, torch's starts two."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    words = [*launch, "-m", "rankfold.apps.cli", *command]
-    result = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr[-6000:]
+def launch_on_two_machines(command, folder):
+    """A command as docs/devices.md starts it, one process a machine; both machines are this one."""
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--config_file",
+        DEVICES / "two-machines.yaml",
+    ]
+    launch += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
+    environment, files = os.environ | {"ACCELERATE_USE_CPU": "true"}, [folder / f"machine{rank}.txt" for rank in "01"]
+    started = []
+    for rank, file in zip("01", files, strict=True):
+        words = [*launch, "--machine_rank", rank, "-m", "rankfold.apps.cli", *command]
+        with file.open("w") as said:
+            started.append(subprocess.Popen(words, stdout=said, stderr=said, env=environment))
+    assert [process.wait() for process in started] == [0, 0], "".join(file.read_text()[-6000:] for file in files)
+
+
+def test_configs_for_several_devices_are_what_accelerate_reads():
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    for name, count, machines in (("one-machine", 4, 1), ("two-machines", 16, 2)):
+        words = ["--config_file", str(DEVICES / f"{name}.yaml"), "-m", "rankfold.apps.cli", "train"]
+        read, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+        assert (read.multi_gpu, read.num_processes, read.num_machines) == (True, count, machines)
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
     config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
     one = train(replace(config, out=tmp_path / "one"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
-    launch_two_processes(["train", "subject", "--config", str(file)])
+    launch_on_two_machines(["train", "subject", "--config", str(file)], tmp_path)
     two = Run(tmp_path / "two")
     assert two.status()["processes"] == 2
     for a, b in zip(one.metrics(), two.metrics(), strict=True):
