@@ -13,6 +13,7 @@ from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.errors import UserError
 from rankfold.toolkit.models import single_file
 from rankfold.toolkit.models.diffusion import resolve_base
+from rankfold.toolkit.models.hub import CONFIGS
 
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
@@ -137,6 +138,34 @@ def test_a_transformer_alone_takes_the_rest_from_the_layout(tmp_path):
     for part in ("vae", "text_encoder", "text_encoder_2"):
         assert (made / part / "config.json").read_bytes() == (folder / part / "config.json").read_bytes()
     assert resolve_base(str(made)) == str(made)
+
+
+def clip_and_vae(folder):
+    """Such names as a file has that comes with the CLIP encoders and without T5."""
+    return dict.fromkeys(("text_encoders.clip_l.x", "text_encoders.clip_g.x", "first_stage_model.x", "model.x"))
+
+
+@pytest.mark.parametrize(
+    ("family", "state", "fetched"),
+    [
+        ("sd", original, []),
+        ("sd3", clip_and_vae, ["text_encoder_3"]),
+        (
+            "sd3",
+            lambda folder: {"model.diffusion_model.x": None},
+            ["text_encoder", "text_encoder_2", "text_encoder_3", "vae"],
+        ),
+        ("flux-dev", lambda folder: tensors(folder, "transformer"), ["text_encoder", "text_encoder_2", "vae"]),
+    ],
+)
+def test_weights_are_fetched_for_the_parts_that_a_file_lacks(tmp_path, monkeypatch, family, state, fetched):
+    """Configs first, which say what the parts are; never the denoiser's weights, which are what the file has."""
+    folder, asked = build(family, tmp_path / family), []
+    monkeypatch.setattr(single_file, "snapshot", lambda name, patterns, *words: asked.append(patterns) or str(folder))
+    assert single_file.layout_folder(tmp_path / "one.safetensors", state(folder), "some/layout") == folder
+    weights = [pattern for pattern in asked[-1] if pattern.endswith(".safetensors")]
+    assert sorted(weights) == [f"{part}/*.safetensors" for part in fetched]
+    assert asked[0] == CONFIGS
 
 
 def test_what_cannot_be_converted(checkpoint, layout, base_folder, tmp_path):

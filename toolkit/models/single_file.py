@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from .base import NOT_NEEDED
-from .hub import CONFIGS, WEIGHTS, snapshot
+from .hub import CONFIGS, snapshot
 
 SUFFIXES = (".safetensors", ".ckpt")
 BEGINNINGS = {  # how the names of a part's tensors begin in one file; the denoiser's may begin with anything
@@ -63,7 +63,7 @@ def read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None) -> Path:
-    """A folder with the configs of the checkpoint's pipeline, and with weights where the file holds the denoiser alone."""
+    """A folder with the configs of the checkpoint's pipeline, and with the weights of the parts that the file does not have."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
     if layout and Path(layout).is_dir():
@@ -71,15 +71,17 @@ def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None
             raise UserError(f"--layout {layout} is not a diffusers pipeline: it has no model_index.json.")
         return Path(layout)
     name = layout or fetch_diffusers_config(state)["pretrained_model_name_or_path"]
-    whole = any(held(state, kind) for kind in BEGINNINGS)
-    return Path(
-        snapshot(
-            name,
-            CONFIGS if whole else WEIGHTS,
-            f"{name}, whose {'configs and tokenizers' if whole else 'other parts'} {file} needs,",
-            f"Give others: rankfold convert-base {file} --layout FOLDER_OR_HUB_ID --out FOLDER",
-        )
-    )
+    cure = f"Give others: rankfold convert-base {file} --layout FOLDER_OR_HUB_ID --out FOLDER"
+    folder = Path(snapshot(name, CONFIGS, f"{name}, whose configs and tokenizers {file} needs,", cure))
+    if parts := lacking(state, read_index(folder)):
+        weights = [*CONFIGS, *(f"{part}/*.safetensors" for part in parts)]
+        folder = Path(snapshot(name, weights, f"{name}, whose {', '.join(parts)} {file} needs,", cure))
+    return folder
+
+
+def read_index(layout: Path) -> dict[str, Any]:
+    """What a pipeline folder says of its parts."""
+    return json.loads((layout / "model_index.json").read_text())
 
 
 def held(state: dict[str, torch.Tensor], kind: str) -> bool:
@@ -96,12 +98,14 @@ def write(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -
     import diffusers
     from diffusers.loaders.single_file import SingleFileComponentError
 
-    index = json.loads((layout / "model_index.json").read_text())
+    index = read_index(layout)
     dtype = Counter(value.dtype for value in state.values()).most_common(1)[0][0]
     try:
         if any(held(state, kind) for kind in BEGINNINGS):
             kind: Any = getattr(diffusers, index["_class_name"])
-            given = {name: None for name in NOT_NEEDED if name in index} | from_layout(state, index, layout, dtype)
+            given: dict[str, Any] = {name: None for name in NOT_NEEDED if name in index}
+            for name, own in lacking(state, index).items():
+                given[name] = own.from_pretrained(layout, subfolder=name, dtype=dtype)
             pipe = kind.from_single_file(str(file), config=str(layout), dtype=dtype, local_files_only=True, **given)
             parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
             save = lambda: pipe.save_pretrained(out)  # noqa: E731
@@ -119,17 +123,14 @@ def write(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -
     save()
 
 
-def from_layout(
-    state: dict[str, torch.Tensor], index: dict[str, Any], layout: Path, dtype: torch.dtype
-) -> dict[str, Any]:
-    """The autoencoder and text encoders that the file does not have."""
-    given = {}
+def lacking(state: dict[str, torch.Tensor], index: dict[str, Any]) -> dict[str, Any]:
+    """The autoencoder and text encoders that the file does not have: name -> class."""
+    found = {}
     for name, value in index.items():
         if not isinstance(value, list) or value[0] is None:
             continue
         kind = next((kind for kind in BEGINNINGS if name == kind or value[1].startswith(kind)), None)
         text = name.startswith("text_encoder")
         if (kind and (kind == "vae" or text) and not held(state, kind)) or (text and kind is None):
-            own = getattr(importlib.import_module(value[0]), value[1])
-            given[name] = own.from_pretrained(layout, subfolder=name, dtype=dtype)
-    return given
+            found[name] = getattr(importlib.import_module(value[0]), value[1])
+    return found
