@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
+from ..toolkit.data.subjects import find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import open_model, resolve_base
@@ -39,7 +42,6 @@ QUANTISED = {
     "int8": 1 + 4 / 1024,
     "fp8": 1 + 4 / 1024,
 }  # bytes a weight, with its share of the scales
-PROMPT = "a photo of a sks subject"  # for text encoders that are trained; most make every prompt equally long
 STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}
 
 
@@ -132,6 +134,31 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
+class Known(TorchDispatchMode):
+    """Carries out for real what hangs on real tensors alone: what prompts' ids and masks say is known, and some models go by it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [place for index in args[1] for place in places(index)])
+        if any(unknown(value) for value in tree_leaves((args, kwargs))):
+            return func(*args, **(kwargs or {}))
+        with unset_fake_temporarily():
+            return func(*args, **(kwargs or {}))
+
+
+def unknown(value: Any) -> bool:
+    """Whether this is a tensor without numbers."""
+    return isinstance(value, torch.Tensor) and (isinstance(value, FakeTensor) or value.is_meta)
+
+
+def places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+    """A real mask as the numbers of the places it keeps, of which a fake tensor does not know how many there are."""
+    if index is None or unknown(index) or index.dtype != torch.bool:
+        return [index]
+    with unset_fake_temporarily():
+        return index.nonzero(as_tuple=True)
+
+
 def plan(config: SubjectConfig) -> Plan:
     """What a step of this run takes.
 
@@ -167,19 +194,17 @@ def step_of(config: SubjectConfig) -> Step:
 def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> tuple[int, int]:
     """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
     rows, scale = config.batch_size, model.latent_scale
-    if config.train_text_encoder:
-        model.text_pipeline()  # whose scheduler wants real numbers
+    model.text_pipeline()  # whose scheduler wants real numbers
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for part in parts.values():
+        for part in {*parts.values(), *(getattr(model, name) for name in model.text_encoders())}:
             part.to_empty(device="cpu")
         model.device = torch.device("cpu")
-        words = model.planned_words(rows + (-(-rows // KEPT_EVERY) if config.preservation_weight else 0))
         shape = (rows, model.latent_channels, side // scale, side // scale)
         batch = {key: torch.zeros(shape) for key in ("mean", "std", "spread", "noise")}
         batch |= {"levels": torch.ones(rows) * 0.5, "prompt": torch.arange(rows), "weight": torch.ones(rows)}
         if not model.flow:
             batch["levels"] = torch.ones(rows, dtype=torch.long)
-        return counted(model, parts, config, batch, words)
+        return counted(model, parts, config, batch)
 
 
 def counted(
@@ -187,7 +212,6 @@ def counted(
     parts: dict[str, nn.Module],
     config: SubjectConfig,
     batch: dict[str, torch.Tensor],
-    words: Words,
 ) -> tuple[int, int]:
     """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations."""
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
@@ -195,15 +219,19 @@ def counted(
         kept = torch.arange(0, len(batch["mean"]), KEPT_EVERY)
         batch |= {"kept": kept, "kept_prompt": kept, "kept_weight": torch.ones(len(kept))}
 
+    prompt = longest_prompt(config)
+    with torch.no_grad(), Known():
+        words = model.words([prompt] * (2 * len(batch["mean"])))
+
     def words_of(numbers: torch.Tensor) -> Words:
         if config.train_text_encoder:
-            return model.words([PROMPT] * len(numbers))
+            return model.words([prompt] * len(numbers))
         return {name: value[: len(numbers)] for name, value in words.items()}
 
     module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
     try:
-        with FlopCounterMode(display=False) as flops, Live(before) as live:
+        with FlopCounterMode(display=False) as flops, Live(before) as live, Known():
             module(batch).mean().backward()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         kind = model.index["_class_name"] + (" with trained text encoders" if config.train_text_encoder else "")
@@ -213,6 +241,18 @@ def counted(
     layers = [layer for part in parts.values() for layer in adapter_layers(part).values()]
     gradients = sum(p.numel() * 4 for layer in layers for p in trainable(layer))
     return live.peak - gradients, flops.get_total_flops()
+
+
+def longest_prompt(config: SubjectConfig) -> str:
+    """The longest of the captions, where pictures are given, and of the prompts that are encoded with them.
+
+    In some families prompts keep their own lengths, and states that are kept are all filled up to the longest.
+    """
+    samples = find_samples(config.images, skip_bad=True) if config.images else []
+    texts = [config.prompt, *(sample.caption for sample in samples if sample.caption)]
+    if not config.train_text_encoder:
+        texts += [text.format(token=config.token, noun=config.class_noun) for text in config.preview_prompts]
+    return max(texts, key=len)
 
 
 def disk(estimate: Plan) -> int:

@@ -31,7 +31,6 @@ Words = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-PROMPT_TOKENS = 128
 NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
 TEXT_TARGETS = {  # by what a text encoder's layers are called
     "CLIP": ("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -214,17 +213,6 @@ class PictureModel:
     def words(self, prompts: Sequence[str]) -> Words:
         """What the prompts are to the denoiser; with a gradient where a text encoder is trained."""
         raise NotImplementedError
-
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of one prompt's words, by the configs; prompts that keep their own lengths count as PROMPT_TOKENS long."""
-        raise NotImplementedError
-
-    def planned_words(self, rows: int) -> Words:
-        """Words of so many prompts that have the right shapes and say nothing."""
-        shapes = self.word_shapes().items()
-        return {
-            name: torch.ones(rows, *shape, dtype=torch.long if "mask" in name else self.dtype) for name, shape in shapes
-        }
 
     def text_pipeline(self) -> Any:
         """The stock pipeline with its text encoders alone."""

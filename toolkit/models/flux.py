@@ -37,14 +37,6 @@ class Flux(PictureModel):
         """The negative prompt is left out: guidance is an input of the model, not a second pass."""
         return super().call_inputs(prompts, None, guidance_scale)
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        config = self.config_of("transformer")
-        length = 512  # as the pipeline asks for them
-        return {
-            "prompt_embeds": (length, config["joint_attention_dim"]),
-            "pooled_prompt_embeds": (config["pooled_projection_dim"],),
-        }
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         height, width = noisy.shape[2:]
         states = words["prompt_embeds"]

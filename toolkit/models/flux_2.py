@@ -55,11 +55,6 @@ class Flux2Klein(PictureModel):
         """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
         return super().call_inputs(prompts, negative if isinstance(negative, dict) else None, guidance_scale)
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            "prompt_embeds": (512, self.config_of("transformer")["joint_attention_dim"])
-        }  # as the pipeline asks for them
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         b, c, height, width = noisy.shape
         states = words["prompt_embeds"]

@@ -21,11 +21,6 @@ class Lumina2(PictureModel):
         )
         return {"prompt_embeds": states, "prompt_attention_mask": mask}
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        length = 256  # as the pipeline asks for them
-        width = self.config_of("transformer")["cap_feat_dim"]
-        return {"prompt_embeds": (length, width), "prompt_attention_mask": (length,)}
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         return -self.transformer(
             hidden_states=noisy,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import JOINT_ATTENTION, PROMPT_TOKENS, PictureModel, Words, packed, unpacked
+from .base import JOINT_ATTENTION, PictureModel, Words, packed, unpacked
 
 
 class QwenImage(PictureModel):
@@ -47,10 +47,6 @@ class QwenImage(PictureModel):
         """Guidance is a second pass here, under a name of its own."""
         given = super().call_inputs(prompts, negative if guidance_scale > 1 else None, guidance_scale)
         return given | {"guidance_scale": None, "true_cfg_scale": guidance_scale}
-
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        width = self.config_of("transformer")["joint_attention_dim"]
-        return {"prompt_embeds": (PROMPT_TOKENS, width), "prompt_embeds_mask": (PROMPT_TOKENS,)}
 
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         height, width = noisy.shape[2:]

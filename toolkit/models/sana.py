@@ -42,11 +42,6 @@ class Sana(PictureModel):
         given = super().call_inputs(prompts, negative, guidance_scale) | {"use_resolution_binning": False}
         return given | {"negative_prompt": None} if isinstance(negative, dict) else given
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        length = 300  # as the pipeline asks for them
-        width = self.config_of("transformer")["caption_channels"]
-        return {"prompt_embeds": (length, width), "prompt_attention_mask": (length,)}
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         return self.transformer(
             noisy,

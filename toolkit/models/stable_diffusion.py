@@ -30,9 +30,5 @@ class StableDiffusion(PictureModel):
         states, _ = self.text_pipeline().encode_prompt(list(prompts), self.device, 1, False)
         return {"prompt_embeds": states}
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        length = self.config_of("text_encoder")["max_position_embeddings"]
-        return {"prompt_embeds": (length, self.config_of("unet")["cross_attention_dim"])}
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         return self.unet(noisy, levels_B, encoder_hidden_states=words["prompt_embeds"]).sample

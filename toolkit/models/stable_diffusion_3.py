@@ -47,15 +47,6 @@ class StableDiffusion3(PictureModel):
         )
         return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        config = self.config_of("transformer")
-        clip = self.config_of("text_encoder")["max_position_embeddings"]
-        t5 = 256  # as many as the pipeline asks for; zeros where there is none
-        return {
-            "prompt_embeds": (clip + t5, config["joint_attention_dim"]),
-            "pooled_prompt_embeds": (config["pooled_projection_dim"],),
-        }
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         return self.transformer(
             hidden_states=noisy,

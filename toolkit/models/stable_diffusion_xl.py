@@ -26,11 +26,6 @@ class StableDiffusionXL(StableDiffusion):
         )
         return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        unet = self.config_of("unet")
-        pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
-        return super().word_shapes() | {"pooled_prompt_embeds": (pooled,)}
-
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         height, width = (side * self.latent_scale for side in noisy.shape[2:])
         sizes = noisy.new_tensor([height, width, 0, 0, height, width]).expand(len(noisy), -1)  # original, crop, target

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import PROMPT_TOKENS, PictureModel, Words, stacked
+from .base import PictureModel, Words, stacked
 
 
 class ZImage(PictureModel):
@@ -24,7 +24,9 @@ class ZImage(PictureModel):
         states, _ = self.text_pipeline().encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
-        rows = [{"prompt_embeds": s[None], "mask": s.new_ones(1, len(s), dtype=torch.bool)} for s in states]
+        rows = [
+            {"prompt_embeds": s[None], "mask": torch.ones(1, len(s), dtype=torch.bool, device=s.device)} for s in states
+        ]
         return stacked(rows)
 
     @classmethod
@@ -38,9 +40,6 @@ class ZImage(PictureModel):
             if mask is not None:
                 given[f"{start}prompt_embeds"] = own_lengths(given[f"{start}prompt_embeds"], mask)
         return given
-
-    def word_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"prompt_embeds": (PROMPT_TOKENS, self.config_of("transformer")["cap_feat_dim"])}
 
     def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
         rows = self.transformer(
