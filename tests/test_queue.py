@@ -97,8 +97,8 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     """kill -9 of the run's process: lost, then queued again, then as if nothing had been."""
     from test_training import adapter
 
-    whole = train(replace(config, steps=80, out=root.parent / "whole"))
-    run = queue.enqueue(replace(config, steps=80, out=root / "a"))
+    whole = train(replace(config, steps=40, out=root.parent / "whole"))
+    run = queue.enqueue(replace(config, steps=40, out=root / "a"))
     worker()
     wait_for(lambda: run.checkpoint_files())
     os.kill(run.status()["pid"], signal.SIGKILL)
@@ -166,7 +166,7 @@ def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
 
 def test_a_second_process_for_a_run_leaves_it_alone(config, root):
     """As a worker that was killed just after it had started one, and the next worker, would make them."""
-    run = queue.enqueue(replace(config, steps=60, out=root / "a"))
+    run = queue.enqueue(replace(config, steps=20, out=root / "a"))
     words = [sys.executable, "-m", "rankfold.apps.work", str(run.folder)]
     first = subprocess.Popen(words)
     wait_for(lambda: run.state() != "queued")

@@ -340,7 +340,7 @@ def test_pages_are_sane_for_keyboards_and_readers(server, browser):
         for path in PAGES:
             opened.goto(f"{address}/{path}?__theme={theme}", timeout=SLOW)
             opened.locator("h1").wait_for(timeout=SLOW)
-            opened.wait_for_timeout(1500)
+            opened.wait_for_timeout(500)
             found = Axe().run(opened).response["violations"]
             bad = [
                 (one["id"], [node["html"][:200] for node in one["nodes"]])
@@ -364,7 +364,7 @@ def test_the_app_dies_and_nothing_is_lost(tmp_path):
     with serving(tmp_path) as (address, process):
         own = Client(address, verbose=False)
         own.predict(str(images), api_name="/use_folder")
-        own.predict("method: subject\nsteps: 5000\nthreads: 1\npreview_every: 0", "long", api_name="/start")
+        own.predict("method: subject\nsteps: 5000\nthreads: 1\npreview_every: 0\nlog_every: 1", "long", api_name="/start")
         run = queue.Run(tmp_path / "runs" / "long")
         end = time.time() + 240
         while not run.metrics() and time.time() < end:
@@ -412,11 +412,11 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, pictures, small_d
         page.locator("#files input[type=file]").set_input_files([str(file) for file in pictures])
         page.locator("#add").click()
         page.get_by_text("5 pictures.").wait_for()
-        page.locator("#subject-steps input").fill("300")
+        page.locator("#subject-steps input").fill("80")
         page.locator("#subject-all").get_by_text("All settings").click()
-        page.locator("#subject-checkpoint_every input").fill("20")
+        page.locator("#subject-checkpoint_every input").fill("10")
         page.wait_for_function(
-            "document.querySelector('#subject-command textarea').value.includes('--checkpoint-every 20 ')"
+            "document.querySelector('#subject-command textarea').value.includes('--checkpoint-every 10 ')"
         )
         page.locator("#run-name textarea, #run-name input").first.fill("squeezed")
         page.locator("#start").click()
@@ -433,7 +433,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, pictures, small_d
         wait_for(page, ("done",))
         steps = [row["step"] for row in run.metrics() if "loss" in row]
         assert steps == sorted(set(steps))
-        assert steps[-1] == 300
+        assert steps[-1] == 80
         page.goto("about:blank")
 
 

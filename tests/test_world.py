@@ -16,7 +16,7 @@ def test_a_sample_is_a_function_of_seed_and_index():
 
 
 def test_training_never_draws_what_is_held_out():
-    seen = [world.sample(0, index)[2] for index in range(3000)]
+    seen = [world.sample(0, index)[2] for index in range(1200)]
     assert not any(world.held_out(thing) for thing in seen)
     pairs = {(t.shape, t.colour) for t in seen if t.colour}
     assert len(pairs) == len(world.SHAPES) * len(world.COLOURS)
@@ -27,7 +27,7 @@ def test_training_never_draws_what_is_held_out():
 def test_training_never_draws_the_demo_creature():
     from rankfold.apps.demo import DEMO_CREATURE
 
-    creatures = {world.sample(0, index)[2].creature for index in range(2000)} - {None}
+    creatures = {world.sample(0, index)[2].creature for index in range(1000)} - {None}
     assert max(creatures) < world.TRAINING_CREATURES <= DEMO_CREATURE
 
 

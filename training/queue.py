@@ -138,14 +138,14 @@ def carry_out(run: Run, device: str) -> None:
 
 def carry_on(folder: Path) -> None:
     """What the process of a queued run does: begins it, or goes on from its newest checkpoint."""
-    from .start import compose, resume, train
-
     run = Run.open(folder)
     try:
+        config: Any = replace(from_yaml(run.config_file), out=Path(folder))
+        from .start import compose, resume, train  # behind the config, which may be broken: this takes long
+
         if run.checkpoint_files():
             resume(folder)
             return
-        config: Any = replace(from_yaml(run.config_file), out=Path(folder))
         (compose if isinstance(config, (ComposeConfig, ComposeInstructConfig)) else train)(config)
     except UserError as error:
         # A worker that was killed may have left a process that has the run by now: it has not failed.
