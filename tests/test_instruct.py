@@ -153,19 +153,28 @@ def test_resume_goes_on_in_the_middle_of_a_pass(config, tmp_path):
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
-    """Also where a process's rows have no picture, so that the tower has no gradient there."""
-    more = {"plain": {}, "tower": {"adapt": ("language-attention", "vision-attention"), "train_projector": True}}
+    """Also where a process's rows have no picture, so that the tower has no gradient there, and where the base is shared out."""
+    tower = {"adapt": ("language-attention", "vision-attention"), "train_projector": True}
+    more = {"plain": {}, "tower": tower, "shared": tower | {"preview_every": 2, "preview_tokens": 4}}
     ones = {name: train(replace(config, **own, out=tmp_path / name)) for name, own in more.items()}
-    files = [
-        write_config(replace(config, **own, out=tmp_path / f"{name}-two"), tmp_path / f"{name}.yaml")
-        for name, own in more.items()
-    ]
+    files = []
+    for name, own in more.items():
+        two = replace(config, **own, out=tmp_path / f"{name}-two", shard_base=name == "shared")
+        files.append(write_config(two, tmp_path / f"{name}.yaml"))
     run_in_two_processes(tmp_path, *(["train", "instruct", "--config", str(file)] for file in files))
     for name, one in ones.items():
         two = Run(tmp_path / f"{name}-two")
         assert two.status()["processes"] == 2
         for a, b in zip(one.metrics(), two.metrics(), strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-3), name
+        previews = [[file.read_text() for file in sorted(run.samples.iterdir())] for run in (one, two)]
+        assert previews[0] == previews[1]
+
+
+def test_a_shared_base_is_not_compiled(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="does not go with --compile yet"):
+        preflight(replace(config, shard_base=True, compile=True))
 
 
 def test_a_quantised_base_learns(config):

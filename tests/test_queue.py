@@ -51,6 +51,7 @@ def worker(root):
             psutil.Process(run.status()["pid"]).kill()
 
 
+@pytest.mark.slow
 def test_the_oldest_run_goes_first_and_equals_one_that_did_not_wait(config, root, worker):
     from test_training import adapter
 
@@ -67,6 +68,7 @@ def test_the_oldest_run_goes_first_and_equals_one_that_did_not_wait(config, root
     assert not queue.workers(root)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why_and_the_next_one_goes_on(config, images, root, worker):
     bad = queue.enqueue(replace(config, out=root / "bad", learning_rate=1e30))
     good = queue.enqueue(replace(config, out=root / "good"))
@@ -85,6 +87,7 @@ def test_what_can_be_checked_is_refused_at_once(config, root):
         queue.enqueue(replace(config, out=root / "a"))
 
 
+@pytest.mark.slow
 def test_a_config_that_was_broken_by_hand_fails_with_its_sentence(config, root, worker):
     run = queue.enqueue(replace(config, out=root / "a"))
     write_text(run.config_file, run.config_file.read_text().replace("rank: 4", "rnk: 4"))
@@ -93,6 +96,7 @@ def test_a_config_that_was_broken_by_hand_fails_with_its_sentence(config, root, 
     assert "unknown key 'rnk'" in run.status()["error"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     """kill -9 of the run's process: lost, then queued again, then as if nothing had been."""
     from test_training import adapter
@@ -148,6 +152,7 @@ def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
     assert not list(run.folder.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
     """The run goes on; the next worker waits for it, since the device is taken."""
     first, second = (queue.enqueue(replace(config, steps=s, out=root / n)) for n, s in (("a", 150), ("b", 6)))
@@ -164,6 +169,7 @@ def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
     assert (first.state(), second.state()) == ("done", "done")
 
 
+@pytest.mark.slow
 def test_a_second_process_for_a_run_leaves_it_alone(config, root):
     """As a worker that was killed just after it had started one, and the next worker, would make them."""
     run = queue.enqueue(replace(config, steps=20, out=root / "a"))
@@ -192,6 +198,7 @@ def test_a_worker_is_small(root):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_one_worker_for_a_device(root, worker):
     one = worker()
     wait_for(lambda: queue.workers(root) == ["0"])
@@ -201,6 +208,7 @@ def test_one_worker_for_a_device(root, worker):
     one.terminate()
 
 
+@pytest.mark.slow
 def test_waiting_runs_are_withdrawn_and_running_ones_stop(config, root, worker):
     run = queue.enqueue(replace(config, out=root / "a"))
     queue.withdraw(run)
@@ -220,6 +228,7 @@ def test_waiting_runs_are_withdrawn_and_running_ones_stop(config, root, worker):
     assert run.state() == "done"
 
 
+@pytest.mark.slow
 def test_fixed_compositions_wait_too(config, root, worker):
     one = train(replace(config, out=root.parent / "one"))
     both = (str(one.folder), str(one.folder))

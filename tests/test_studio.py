@@ -21,6 +21,7 @@ from rankfold.toolkit.data import world
 from rankfold.training import queue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.slow
 SLOW = 180_000  # milliseconds; the machines that run this are shared
 
 
@@ -364,7 +365,9 @@ def test_the_app_dies_and_nothing_is_lost(tmp_path):
     with serving(tmp_path) as (address, process):
         own = Client(address, verbose=False)
         own.predict(str(images), api_name="/use_folder")
-        own.predict("method: subject\nsteps: 5000\nthreads: 1\npreview_every: 0\nlog_every: 1", "long", api_name="/start")
+        own.predict(
+            "method: subject\nsteps: 5000\nthreads: 1\npreview_every: 0\nlog_every: 1", "long", api_name="/start"
+        )
         run = queue.Run(tmp_path / "runs" / "long")
         end = time.time() + 240
         while not run.metrics() and time.time() < end:

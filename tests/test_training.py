@@ -104,6 +104,7 @@ def train_until(config, step):
         loop.Loop.one_step, loop.LOOK = original, pause
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment(config, tmp_path, cache):
     """kill -9 at random moments, with a checkpoint written every step so that some kills hit one half written."""
     config = replace(config, steps=40, checkpoint_every=1, out=tmp_path / "whole")
@@ -131,6 +132,7 @@ def test_kill_at_any_moment(config, tmp_path, cache):
     assert not list(run.folder.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_exits_cleanly(config, tmp_path, monkeypatch):
     config = replace(config, steps=5000, checkpoint_every=5000)
     file = write_config(config, tmp_path / "run.yaml")
@@ -184,6 +186,7 @@ def test_configs_for_several_devices_are_what_accelerate_reads():
         assert (read.multi_gpu, read.num_processes, read.num_machines) == (True, count, machines)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_curve(config, tmp_path):
     config = replace(config, batch_size=4, log_every=1, checkpoint_every=6)
     one = train(replace(config, out=tmp_path / "one"))

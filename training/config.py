@@ -340,6 +340,8 @@ class InstructConfig(ConversationConfig, AdapterSettings):
     """Train the projector between tower and language model in full, as LLaVA does."""
     projector_learning_rate: float | None = None
     """Its learning rate; unset means the adapter's."""
+    shard_base: bool = False
+    """Share the frozen language model out over the devices (FSDP2) instead of holding it whole on each."""
 
 
 @dataclass(frozen=True, kw_only=True)

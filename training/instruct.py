@@ -32,6 +32,8 @@ from ..toolkit.runs import Run, write_text
 from .adapter_config import adapter_config
 from .config import ConversationConfig, InstructConfig
 from .conversations import Ahead, Batches, Order, PlannedRows, certificate, pictures_of, plan_rows, prove_rows
+from .processes import launched
+from .sharding import check_sharding, leave_out_shards, shard, units
 
 PART = "model"  # what the adapter's folder is called
 
@@ -48,6 +50,7 @@ class Instructions:
 def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any, ...]]:
     """Checks the settings and reads the data; no model is loaded, only its processor."""
     adapter_config(config, config.target_modules or ("q_proj",))
+    check_sharding(config, launched())
     if config.train_projector and "projector" in config.adapt:
         raise UserError("--train-projector and --adapt projector both change the projector: leave one of them out.")
     return prepare_conversations(config)
@@ -133,12 +136,15 @@ class AnswerLoss(nn.Module):
 class ConversationTask:
     """What every Task on conversations shares. A sub-class says what is trained, in `attach`."""
 
+    shares_base = False
+    """Whether the frozen language model is shared out over the processes."""
+
     def __init__(self, config: Any, found: Instructions, base: str, accelerator: Accelerator) -> None:
         self.config, self.found, self.accelerator, self.device = config, found, accelerator, accelerator.device
         self.vision = VisionModel(
             base,
             DTYPES[config.precision],
-            accelerator.device,
+            "cpu" if self.shares_base else accelerator.device,  # where it is shared out, no device need hold it whole
             config.quantize,
             template=template_of(config),
             pad_to_square=config.pad_to_square,
@@ -158,11 +164,16 @@ class ConversationTask:
         model = self.vision.model
         torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
         self.attach(model)
+        if self.shares_base:
+            shard(model, self.vision.language_blocks(), self.device)
+            self.vision.device = self.device
         if config.compile:
             model.compile()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.module = AnswerLoss(model, packing=config.packing).train()
+        if self.shares_base:
+            leave_out_shards(self.module)
         self.parts = {PART: model}
 
     def attach(self, model: nn.Module) -> None:
@@ -236,6 +247,7 @@ class InstructTask(ConversationTask):
     config: InstructConfig
 
     def __init__(self, config: InstructConfig, found: Instructions, base: str, accelerator: Accelerator) -> None:
+        self.shares_base = config.shard_base
         super().__init__(config, found, base, accelerator)
         batch = self.some_row()
         calibrate(self.vision.model, lambda: self.module.eval()(batch))
@@ -312,7 +324,7 @@ class InstructTask(ConversationTask):
 
     def is_dead(self) -> bool:
         """True when the adapter changes nothing."""
-        return is_dead(self.vision.model)
+        return all(is_dead(unit) for unit in units(self.vision.model))
 
     def save_adapter(self, folder: Path) -> None:
         """Writes a PEFT folder, the chat template, and what the adapter was trained on."""

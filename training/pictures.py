@@ -22,7 +22,7 @@ from ..toolkit.models.diffusion import cache_folder, open_model
 from ..toolkit.randomness import generator
 from ..toolkit.runs import Run, write_png
 from .config import PictureConfig
-from .denoising import DenoisingLoss, compile_blocks, weighing
+from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, weighing
 from .processes import in_shares, shared
 from .rows import Rows, bucket_size, other_orders, picked
 from .sharding import leave_out_shards, shard
@@ -78,7 +78,7 @@ class PictureTask:
             model.device = torch.device("cpu")  # no device need hold it whole
         self.parts = self.attach()
         if self.shares_base:
-            shard(model.denoiser, self.device)
+            shard(model.denoiser, repeated_blocks(model.denoiser), self.device)
             model.device = self.device
             for part in self.parts.values():
                 part.to(self.device)

@@ -6,7 +6,7 @@ device and is averaged as always (DDP), so that optimizer, checkpoints and files
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..toolkit.adapters.attach import trainable
+from ..toolkit.adapters.attach import adapter_layers, trainable
 from ..toolkit.errors import UserError
-from .config import SubjectConfig
-from .denoising import repeated_blocks
+from .config import InstructConfig, SubjectConfig
 
 
-def check_sharding(config: SubjectConfig, processes: int) -> None:
+def check_sharding(config: SubjectConfig | InstructConfig, processes: int) -> None:
     """Raises UserError when the base shall be shared out and cannot be."""
     if not config.shard_base:
         return
@@ -35,23 +34,25 @@ def check_sharding(config: SubjectConfig, processes: int) -> None:
         )
     others = {
         "--quantize": config.quantize != "none",
-        "--prior-weight": config.prior_weight > 0,
+        "--prior-weight": isinstance(config, SubjectConfig) and config.prior_weight > 0,
+        "--compile": isinstance(config, InstructConfig) and config.compile,
     }
     for flag, wanted in others.items():
         if wanted:
             raise UserError(f"--shard-base does not go with {flag} yet: leave one of them out.")
 
 
-def shard(denoiser: nn.Module, device: torch.device) -> None:
+def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
     """Shares out the frozen parameters of the blocks, one block after another; a block is on the device whole while it is cut.
 
-    The denoiser is cut last, though nothing is left of it to cut: the root of a model is what keeps its parameters whole behind a
-    forward pass, and what lets the blocks below it be gathered ahead of their turn.
+    Every process has to run the blocks equally often. The model is cut last, though nothing is left of it to cut: the root of a model
+    is what keeps its parameters whole behind a forward pass, and what lets the blocks below it be gathered ahead of their turn.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in repeated_blocks(denoiser):
+    for block in blocks:
         fully_shard(block, mesh=mesh, ignored_params=set(trainable(block)))
-    fully_shard(denoiser, mesh=mesh, ignored_params=set(denoiser.parameters()))
+    fully_shard(model, mesh=mesh, ignored_params=set(model.parameters()))
+    model.to(device)
 
 
 def leave_out_shards(module: nn.Module) -> None:
@@ -61,7 +62,7 @@ def leave_out_shards(module: nn.Module) -> None:
 
 
 def units(model: nn.Module) -> Iterator[nn.Module]:
-    """A model in parts whose weights can be read: each sharded block with its weights gathered, or the model where it has none.
+    """A model in parts whose weights can be read: each sharded block with its weights gathered, then what lies in none.
 
     All processes have to walk it.
     """
@@ -71,6 +72,9 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
             yield block
     if not blocks:
         yield model
+        return
+    sharded = {layer for block in blocks for layer in adapter_layers(block).values()}
+    yield nn.ModuleList(layer for layer in adapter_layers(model).values() if layer not in sharded)
 
 
 @contextmanager

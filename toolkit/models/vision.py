@@ -195,6 +195,11 @@ class VisionModel:
             found += own
         return found
 
+    def language_blocks(self) -> list[nn.Module]:
+        """The layers of the language model, which every forward pass goes through, as not every one goes through the tower."""
+        language = self.model.get_submodule(self.family.language)
+        return [block for child in language.children() if isinstance(child, nn.ModuleList) for block in child]
+
     def belongs(self, name: str, module: nn.Module, part: str) -> bool:
         """Whether a module is a linear layer of a part."""
         family = self.family
