@@ -46,6 +46,14 @@ def test_plan_of_the_embedded_model(photos, tmp_path, adapter, preserved):  # no
     check(config, 0.15)
 
 
+def test_plan_of_checkpointing(photos, tmp_path):  # noqa: F811
+    """What is recomputed is let go again: a step takes far less."""
+    config = a_config("tiny", photos, tmp_path / "run", batch_size=8, preservation_weight=0.0)
+    config = replace(config, resolution=64, gradient_checkpointing=True)
+    check(config, 0.15)
+    assert plan(config).working < 0.8 * plan(replace(config, gradient_checkpointing=False)).working
+
+
 def test_plan_of_a_text_encoder(photos, tmp_path):  # noqa: F811
     config = a_config("tiny", photos, tmp_path / "run", adapter="moslora", batch_size=8, train_text_encoder=True)
     check(replace(config, resolution=64), 0.15)

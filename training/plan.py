@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
 from ..toolkit.data.subjects import find_samples
@@ -105,16 +105,21 @@ class Plan:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes that are alive among the tensors made within it."""
+    """Counts the bytes that are alive among the tensors made within it, and operations.
+
+    torch's own FlopCounterMode hangs hooks on modules that keep alive what gradient checkpointing lets go.
+    """
 
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
         """before: tensors that were there already, whose views are not counted."""
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if (kind := getattr(func, "overloadpacket", None)) in flop_registry:
+            self.flops += flop_registry[kind](*args, **(kwargs or {}), out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor.untyped_storage())
@@ -231,7 +236,7 @@ def counted(
     module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
     try:
-        with FlopCounterMode(display=False) as flops, Live(before) as live, Known():
+        with Live(before) as live, Known():
             module(batch).mean().backward()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         kind = model.index["_class_name"] + (" with trained text encoders" if config.train_text_encoder else "")
@@ -240,7 +245,7 @@ def counted(
         ) from error
     layers = [layer for part in parts.values() for layer in adapter_layers(part).values()]
     gradients = sum(p.numel() * 4 for layer in layers for p in trainable(layer))
-    return live.peak - gradients, flops.get_total_flops()
+    return live.peak - gradients, live.flops
 
 
 def longest_prompt(config: SubjectConfig) -> str:
