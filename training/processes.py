@@ -77,13 +77,12 @@ def joined() -> PartialState:
 def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:
     """work(one) of all that is given, in order: each process does its share, and gets what all have made.
 
-    All work equally often, who has no more to do the first again: blocks that are shared out are gathered in every process at once.
+    All work equally often, who has no more to do on something once more: blocks that are shared out are gathered in every process at once.
     """
     state = joined()
-    first, step = state.process_index, state.num_processes
-    own = [
-        work(given[at if at < len(given) else 0]) for at in range(first, first + len(given) + -len(given) % step, step)
-    ]
+    count = state.num_processes
+    end = -(-len(given) // count) * count
+    own = [work(given[at % len(given)]) for at in range(state.process_index, end, count)]
     everybodys = gather_object([own])
     return [made for turn in zip(*everybodys, strict=True) for made in turn][: len(given)]
 
