@@ -97,12 +97,7 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
 def with_supernet(model: nn.Module, targets: tuple[str, ...]) -> nn.Module:
     """The model with a supernet of rank 4 whose tensors are not zero."""
     config = GloraSupernetConfig(r=4, target_modules=list(targets), form="elementwise")
-    if hasattr(model, "add_adapter"):
-        attach(model, config)
-    else:
-        from peft import inject_adapter_in_model
-
-        inject_adapter_in_model(config, model.requires_grad_(False))
+    attach(model, config)
     for layer in supernet_layers(model).values():
         for tensor in layer.tensors("default").values():
             nn.init.normal_(tensor, std=0.01)

@@ -90,8 +90,41 @@ def test_files_that_do_not_fit(label):
         load_adapter_state(get_peft_model(two_linears(), config(label)), wider)
 
 
-def test_attach_says_which_option(monkeypatch):
-    model = two_convolutions()
-    model.add_adapter = lambda settings, name: get_peft_model(model, settings, name)
+def test_attach_says_which_option():
     with pytest.raises(UserError, match=r"--target-modules: fvae cannot adapt a Conv2d layer.*Linear"):
-        attach(model, config("fvae"))
+        attach(two_convolutions(), config("fvae"))
+
+
+def test_attach_needs_no_integration_of_other_libraries(monkeypatch):
+    """A release of diffusers or transformers that asks for a PEFT that is not out yet does not stop a training."""
+    from diffusers.loaders import peft as pictures
+    from transformers.integrations import peft as language
+
+    from rankfold.toolkit.adapters.attach import adapter_layers, adapters_off, set_active, take_off
+    from rankfold.toolkit.models import tiny
+
+    for library in (pictures, language):
+        monkeypatch.setattr(library, "MIN_PEFT_VERSION", "99.0")
+    for model in (tiny.make_unet(), tiny.make_text_encoder(tiny.make_tokenizer())):
+        with pytest.raises((ValueError, ImportError), match=r"99\.0"):
+            model.add_adapter(config("moslora"))
+        frozen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        attach(model, config("moslora", target_modules=("to_q", "q_proj")))
+        attach(model, config("glora", target_modules=("to_q", "q_proj")), "other")
+        with pytest.raises(UserError, match="an adapter 'other' already"):
+            attach(model, config("glora", target_modules=("to_q", "q_proj")), "other")
+        layers = list(adapter_layers(model).values())
+        assert layers
+        set_active(model, ["default"])
+        assert all(layer.active_adapters == ["default"] and not layer.disable_adapters for layer in layers)
+        set_active(model, [])
+        assert all(layer.disable_adapters for layer in layers)
+        assert not any(p.requires_grad for p in model.parameters())
+        set_active(model, ["other", "default"])
+        with adapters_off(model):
+            assert all(layer.disable_adapters for layer in layers)
+        assert all(layer.active_adapters == ["other", "default"] for layer in layers)
+        take_off(model)
+        after = model.state_dict()
+        assert after.keys() == frozen.keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())

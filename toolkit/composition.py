@@ -21,6 +21,7 @@ from .adapters.attach import replace_module
 from .adapters.base import finer
 from .adapters.change import Change, carry_out, cat
 from .adapters.fold import Folded, on_cpu
+from .adapters.quantised import is_plain
 
 
 class Weights(nn.Module):
@@ -41,7 +42,7 @@ class Mixture(nn.Module):
 
     def __init__(self, base_layer: nn.Module, changes: Sequence[Change], weights: Weights) -> None:
         super().__init__()
-        self.base_layer, self.weights = base_layer, weights
+        self.base_layer, self.weights, self.plain = base_layer, weights, is_plain(base_layer)
         weight = self.weight.detach().flatten(1)
         changes = [without_masks(change, weight) for change in changes]
         owners = [n for n, change in enumerate(changes) if change.down is not None for _ in change.down]
@@ -81,7 +82,7 @@ class Mixture(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in), or (B, in, H, W) for a convolution."""
-        return carry_out(self.base_layer, x, self.total())
+        return carry_out(self.base_layer, x, self.total(), self.plain)
 
 
 def without_masks(change: Change, weight: torch.Tensor) -> Change:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -36,15 +36,43 @@ def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, fi
         )
     model.requires_grad_(False)
     try:
-        model.add_adapter(config, adapter)  # type: ignore[operator]
+        put_on(model, config, adapter)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from error
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
 
 
+def put_on(model: nn.Module, config: PeftConfig, adapter: str) -> None:
+    """Adds an adapter to a model and makes it the active one, through PEFT itself.
+
+    The model's own `add_adapter` does the same behind a check of PEFT's version that a release of diffusers or transformers may
+    set beyond any PEFT there is.
+
+    Raises:
+        ValueError: when the adapter cannot be put on a layer, or the model carries one of this name.
+    """
+    if adapter in getattr(model, "peft_config", {}):
+        raise ValueError(f"there is an adapter '{adapter}' already")
+    inject_adapter_in_model(config, model, adapter)
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model._hf_peft_config_loaded = True  # type: ignore[assignment]  # the stock pipeline's own methods go by it
+    set_active(model, [adapter])
+
+
+def set_active(model: nn.Module, adapters: list[str]) -> None:
+    """Makes these adapters the active ones and trainable, wherever they are; with none of them all adapters are off."""
+    for module in switchable(model):
+        module.enable_adapters(bool(adapters))
+        if adapters:
+            known = isinstance(
+                module, BaseTunerLayer
+            )  # the others, trained in full, know only the adapters that bring them
+            module.set_adapter([name for name in adapters if known or name in module._adapters])
+
+
 def take_off(model: nn.Module) -> None:
-    """Takes every adapter off a model that `attach` or `add_adapter` put there, leaving its frozen layers."""
+    """Takes every adapter off a model that `attach`, `put_on` or `add_adapter` put there, leaving its frozen layers."""
     for name, layer in adapter_layers(model).items():
         replace_module(model, name, layer.get_base_layer())
     if hasattr(model, "peft_config"):

@@ -23,9 +23,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .change import Change, add_product, changed, is_plain, joint, product
+from .change import Change, add_product, changed, is_untouched, joint, product
 from .plugin import register
-from .quantised import Kept, backend_of, make_readable
+from .quantised import Kept, backend_of, is_plain, make_readable
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
 
@@ -130,6 +130,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer, self.layer_name = base_layer, layer_name
         self.quantization_backend = backend_of(self.get_base_layer(), model)
+        self.plain = is_plain(base_layer)  # settled here: a forward pass asks no more than it must
         self.fan_in, self.fan_out = fans(self.get_base_layer(), self.kinds, self.name)
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
@@ -312,7 +313,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self, x: torch.Tensor, change: Change, readers: dict[str, torch.Tensor], args: Any, kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The base layer's output under the change, and x through each reader (k, in)."""
-        if is_plain(self.base_layer) and not args and not kwargs:
+        if self.plain and is_untouched(self.base_layer) and not args and not kwargs:
             y, reads = joint(self.base_layer, x, change, list(readers.values()))
         else:
             y = self.base_layer(x, *args, **kwargs)

@@ -139,16 +139,20 @@ def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torc
     return channel[:, None, None] if isinstance(base, nn.Conv2d) else channel
 
 
-def is_plain(base: nn.Module) -> bool:
-    """Whether the layer is a frozen nn.Linear that nobody hooks into, so that its product may be taken in its place."""
-    hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or hasattr(base, "_hf_hook")
-    quantised = type(base.weight).__module__.startswith("torchao")  # which keeps the kind of the layer
-    return type(base) is nn.Linear and not (base.weight.requires_grad or quantised or hooked)
+def is_untouched(base: nn.Module) -> bool:
+    """Whether a linear layer is frozen and nobody hooks into it, so that its product may be taken in its place.
+
+    Asked in every forward pass, since hooks come and go: it looks at dicts that the layer has anyway.
+    """
+    hooks = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+    replaced = "forward" in base.__dict__  # as accelerate does to move a layer's weights
+    learns = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+    return not (hooks or replaced or learns)
 
 
-def carry_out(base: nn.Module, x: torch.Tensor, change: Change) -> torch.Tensor:
-    """The output of a layer under a change."""
-    if is_plain(base):
+def carry_out(base: nn.Module, x: torch.Tensor, change: Change, plain: bool) -> torch.Tensor:
+    """The output of a layer under a change. plain: whether it is an nn.Linear with its weight in full (quantised.is_plain)."""
+    if plain and is_untouched(base):
         return joint(base, x, change, [])[0]
     return changed(base, change, x, base(x), lambda: base.weight.flatten(1))
 

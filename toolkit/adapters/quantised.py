@@ -23,6 +23,11 @@ def backend_of(base: nn.Module, model: nn.Module | None) -> QuantizationBackend 
     return resolve_quantization_backend(base, get_apply_tensor_subclass=again)
 
 
+def is_plain(base: nn.Module) -> bool:
+    """Whether a layer is an nn.Linear with its weight in full. torchao's quantised layers are of that class, too."""
+    return type(base) is nn.Linear and backend_of(base, None) is None
+
+
 def unknown() -> Any:
     """Raises ValueError: nobody can say how to quantise a merged weight again."""
     raise ValueError(

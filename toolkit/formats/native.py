@@ -13,7 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state
+from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state, put_on, set_active
 from ..errors import UserError
 from ..models import new_words
 from ..runs import write_atomic, write_text
@@ -83,7 +83,7 @@ def load_layers(pipe: Any, folder: Path, adapter: str) -> None:
         config = PeftConfig.from_pretrained(str(folder / part))
         state = load_file(folder / part / WEIGHTS)
         try:
-            model.add_adapter(config, adapter)
+            put_on(model, config, adapter)
         except ValueError as error:
             raise UserError(f"The adapter {folder} does not fit this base model: {error}") from error
         load_adapter_state(model, state, adapter)
@@ -116,11 +116,10 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
         here = [name for name in strengths if name in known]
         if not here:
             if known:
-                model.disable_adapters()  # or the ones that were active before would stay so
+                set_active(model, [])  # or the ones that were active before would stay so
             continue
         check_one_in_full(model, here)
-        model.enable_adapters()
-        model.set_adapter(here)
+        set_active(model, here)
         for layer in adapter_layers(model).values():
             for name in here:
                 set_strength(layer, name, strengths[name])
