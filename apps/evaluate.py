@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from ..toolkit.errors import UserError
 from .options import parse, positional, quiet_libraries
@@ -38,6 +38,8 @@ class EvaluateOptions:
     """Denoising steps."""
     side: int = 0
     """Side of the pictures in pixels; 0 means the base model's own."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Number format; unset means the one that the adapter was trained in."""
     seed: int = 0
     """Seed of the first picture."""
     out: Path | None = None
@@ -85,7 +87,7 @@ def evaluate(words: list[str]) -> None:
 
 def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]]:
     """How pictures are made, what the subject is called, and what was trained on where that is known."""
-    from ..pipelines.generate import Recipe
+    from ..pipelines.generate import Recipe, precision_of
     from ..toolkit.data.subjects import find_samples
     from ..toolkit.formats.as_folder import check_adapter
     from ..toolkit.formats.source import adapter_path, facts_of
@@ -116,6 +118,7 @@ def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]
         guidance_scale=guidance,
         side=options.side,
         seed=options.seed,
+        precision=options.precision or precision_of((str(run),)),
     )
     return recipe, facts, trained_on
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from .options import parse, positional, quiet_libraries
 
@@ -25,6 +25,8 @@ def export(words: list[str]) -> None:
         """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1."""
         drop_bias: bool = False
         """Leave the adapter's changes of biases out."""
+        precision: Literal["fp32", "bf16", "fp16"] | None = None
+        """Number format of the base in the proof; unset means the run's. The file is always fp32."""
 
     options = parse(Options, words, "export")
     quiet_libraries()
@@ -49,6 +51,7 @@ def export(words: list[str]) -> None:
         max_error=options.max_error if options.approximate else None,
         drop_bias=options.drop_bias,
         side=config.resolution,
+        precision=options.precision or config.precision,
     )
     print_proof(proof)
 

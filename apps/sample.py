@@ -40,8 +40,8 @@ class SampleOptions:
     """Side of the pictures in pixels, or their width; 0 means the base model's own."""
     height: int = 0
     """Their height, where it is another."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Number format; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
     out: Path = Path("samples")
     """Folder for the pictures."""
     grid: bool = False
@@ -72,8 +72,9 @@ def sample(words: list[str]) -> None:
 
 def recipe_of(options: SampleOptions) -> Any:
     """The recipe that the options ask for."""
-    from ..pipelines.generate import Recipe
+    from ..pipelines.generate import Recipe, precision_of
     from ..pipelines.regions import parse_region
+    from ..toolkit.formats.as_folder import check_adapter
     from ..toolkit.library import resolve
     from ..toolkit.runs import Run
     from ..training.config import from_yaml
@@ -88,6 +89,8 @@ def recipe_of(options: SampleOptions) -> Any:
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
     if prompt is None and options.regions:
         prompt = ""
+    for path in adapters:
+        check_adapter(Path(path))
     if prompt is None:
         raise UserError("--prompt is missing: say what the picture should show.")
     strengths = options.strength or (1.0,)
@@ -105,6 +108,6 @@ def recipe_of(options: SampleOptions) -> Any:
         scheduler=options.scheduler,
         side=options.side,
         height=options.height,
-        precision=options.precision,
+        precision=options.precision or precision_of(adapters),
         seed=options.seed,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..toolkit.adapters.attach import adapter_layers, replace_module
+from ..toolkit.adapters.attach import innermost_first, replace_module
 from ..toolkit.formats import native
 
 
@@ -20,8 +20,7 @@ def fuse(pipe: Any) -> Any:
     """
     for part in native.PARTS:
         model = getattr(pipe, part, None)
-        layers = adapter_layers(model) if isinstance(model, nn.Module) else {}
-        for name, layer in layers.items():
+        for name, layer in innermost_first(model) if isinstance(model, nn.Module) else []:
             base: Any = layer.get_base_layer()
             if base.weight.dtype != torch.float32:
                 continue

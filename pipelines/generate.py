@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
-from ..toolkit.formats.source import adapter_path, content_hash
+from ..toolkit.formats.source import adapter_path, content_hash, facts_of
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
@@ -77,6 +78,8 @@ def denoise(
     def told(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step()
+        if step == pipe.num_timesteps - 1:  # the autoencoder may be in another number format than the denoiser
+            values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
     return pipe(
@@ -119,7 +122,8 @@ def load_pipeline(recipe: Recipe) -> Any:
     base = open_model(resolve_base(recipe.base), DTYPES[recipe.precision])
     base.check_side(recipe.side, "--side")
     base.check_side(recipe.height, "--height")
-    pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=base.dtype, **base.left_out())
+    dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=dtypes, **base.left_out())
     pipe.scheduler = base.scheduler_for_pictures()
     if recipe.scheduler:
         pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
@@ -130,6 +134,12 @@ def load_pipeline(recipe: Recipe) -> Any:
         native.load_into_pipeline(pipe, folder, name)
     native.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
     return place(pipe)
+
+
+def precision_of(adapters: Sequence[str]) -> str:
+    """The number format that the adapters say they were trained in, where all say the same; otherwise fp32."""
+    said = {facts_of(adapter_path(Path(path))).get("precision", "fp32") for path in adapters}
+    return said.pop() if len(said) == 1 and said <= DTYPES.keys() else "fp32"
 
 
 def sampling_pipeline(recipe: Recipe) -> Any:

@@ -104,6 +104,61 @@ def train_until(config, step):
         loop.Loop.one_step, loop.LOOK = original, pause
 
 
+def test_a_failing_preview_is_said_and_changes_nothing(config, tmp_path, capsys):
+    """A preview that cannot be written, since a file lies where its folder was, costs neither the run nor its checkpoints."""
+    from rankfold.training import loop
+
+    whole = train(replace(config, out=tmp_path / "whole"))
+    original = loop.Loop.preview
+
+    def preview(self):
+        if self.run.samples.is_dir():
+            self.run.samples.rmdir()
+            self.run.samples.touch()
+        original(self)
+
+    loop.Loop.preview = preview
+    try:
+        run = train(replace(config, out=tmp_path / "run", preview_every=2, preview_steps=1))
+    finally:
+        loop.Loop.preview = original
+    assert run.status()["state"] == "done"
+    assert len(run.checkpoint_files()) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(f"The preview of step {step} failed, training goes on: Could not write" in said for step in (2, 4, 6))
+    assert "Traceback" in run.log_file.read_text()
+    assert same(adapter(whole.folder), adapter(run.folder))
+
+
+def test_the_checkpoint_of_a_step_is_there_before_its_preview(config):
+    from rankfold.training import loop
+
+    original, seen = loop.Loop.preview, []
+    loop.Loop.preview = lambda self: seen.append(self.latest_name())
+    try:
+        train(replace(config, preview_every=2))
+    finally:
+        loop.Loop.preview = original
+    assert seen == ["000002.pt", "000004.pt", "000006.pt"]
+
+
+def test_measuring_that_fails_loses_no_step(config, tmp_path):
+    """The run ends, since its outcome hangs on what is measured, but goes on from the very step."""
+    (tmp_path / "prompts.txt").write_text("a {token} {noun}\n")
+    config = replace(
+        config, checkpoint_every=100, evaluate_every=3, evaluate_prompts=str(tmp_path / "prompts.txt"), evaluate_clip="embedded",
+        preview_steps=1,
+    )  # fmt: skip
+    (config.out / "measured").mkdir(parents=True)
+    (config.out / "measured" / "000003").touch()
+    with pytest.raises(UserError, match="Could not write"):
+        train(config)
+    run = Run(config.out)
+    assert [file.name for file in run.checkpoint_files()] == ["000003.pt"]
+    (config.out / "measured" / "000003").unlink()
+    assert resume(config.out).status()["state"] == "done"
+
+
 @pytest.mark.slow
 def test_kill_at_any_moment(config, tmp_path, cache):
     """kill -9 at random moments, with a checkpoint written every step so that some kills hit one half written."""

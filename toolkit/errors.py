@@ -15,3 +15,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(known)}."
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line, with its kind where that is not a sentence of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"Could not write {path}: {error.strerror or error}. Free some space or choose another --out; "
             "what was written before is whole."

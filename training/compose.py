@@ -102,8 +102,7 @@ def compose_fixed(config: ComposeConfig) -> Run:
     check_numbers(config)
     check_compose(config)
     base = resolve_base(config.base)
-    facts = {"base": config.base, "token": config.token, "class_noun": config.class_noun}
-    return summed(config, lambda: open_model(base, DTYPES[config.precision]), facts)
+    return summed(config, lambda: open_model(base, DTYPES[config.precision]), config.facts)
 
 
 def summed(config: Any, open_base: Callable[[], Any], facts: dict[str, Any]) -> Run:
@@ -226,7 +225,7 @@ class ComposeTask(Composing, PictureTask):
         return parts
 
     def facts(self) -> dict[str, str]:
-        return {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
+        return self.config.facts
 
 
 def check_sayable(mixtures: dict[str, Mixture], max_rank: int) -> None:

@@ -168,6 +168,11 @@ class PictureConfig(LoopConfig):
         """Token -> class noun of every subject."""
         return {self.token: self.class_noun}
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What an adapter of this run says of itself."""
+        return {name: getattr(self, name) for name in ("base", "token", "class_noun", "precision")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectConfig(PictureConfig, AdapterChoice):

@@ -212,6 +212,7 @@ def settings(
         "adapters": list(recipe.adapters),
         "strengths": list(recipe.strengths),
         "seed": recipe.seed,
+        "precision": recipe.precision,
         "steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
         "prompts": list(test.prompts),

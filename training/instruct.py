@@ -223,8 +223,10 @@ class ConversationTask:
             return []
         asked = [row.until(1 + (row.messages[0]["role"] == "system")) for row in rows]
         self.module.eval()
-        said = answers(self.vision, asked, max_new_tokens=self.config.preview_tokens)
-        self.module.train()
+        try:
+            said = answers(self.vision, asked, max_new_tokens=self.config.preview_tokens)
+        finally:
+            self.module.train()
         return [preview_text(*one) for one in zip(rows, asked, said, strict=True)]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 
-from ..toolkit.errors import UserError
+from ..toolkit.errors import UserError, one_line
 from ..toolkit.randomness import mixed
 from ..toolkit.runs import Run, write_atomic, write_png, write_text
 from .config import LoopConfig
@@ -185,8 +186,12 @@ class Loop:
         return self.run.take_requests()
 
     def enough(self) -> bool:
-        """Whether the method wants no more steps."""
-        self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
+        """Whether the method wants no more steps. A failure there loses no step: they are all in a checkpoint first."""
+        try:
+            self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
+        except Exception:
+            self.save_checkpoint()
+            raise
         return self.agreed(self.enough_said)
 
     def agreed(self, wish: bool) -> bool:
@@ -202,7 +207,7 @@ class Loop:
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)
 
     def housekeep(self, wanted: set[str], stopping: bool) -> None:
-        """What is due after a step: log line, dead check, preview, checkpoint, sign of life."""
+        """What is due after a step: log line, dead check, checkpoint, preview, sign of life."""
         config, ends = self.config, self.step == self.config.steps
         if self.step % config.log_every == 0 or ends or stopping:
             self.log()
@@ -211,13 +216,13 @@ class Loop:
                 f"After {self.step} steps the adapter still changes nothing (its up-matrices are zero), so training on is "
                 "useless. Raise --learning-rate, or check --precision and --target-modules."
             )
+        if self.step % config.checkpoint_every == 0 or stopping or ends or "save" in wanted:
+            self.save_checkpoint()  # before anything that can be done without
         due = config.preview_every and self.step % config.preview_every == 0
         self.preview_wanted |= "sample" in wanted
         if due or self.agreed(self.preview_wanted):
             self.preview_wanted = False
-            self.preview()
-        if self.step % config.checkpoint_every == 0 or stopping or ends or "save" in wanted:
-            self.save_checkpoint()
+            self.try_preview()
         if self.accelerator.is_main_process and time.time() - self.beat > BEAT:
             self.beat = time.time()
             self.run.set_status(state="running", step=self.step, total=config.steps)
@@ -251,6 +256,14 @@ class Loop:
             self.run.append_log(self.progress.update(self.step, loss, speed))
         if self.config.tracker != "none":
             self.accelerator.log({"loss": loss, "images_per_second": speed}, step=self.step)
+
+    def try_preview(self) -> None:
+        """Writes the previews of this step; where that fails, it is said and the run goes on."""
+        try:
+            self.preview()
+        except Exception as error:
+            self.run.append_log(traceback.format_exc())
+            self.progress.say(f"The preview of step {self.step} failed, training goes on: {one_line(error)}")
 
     def preview(self) -> None:
         """Writes the previews of this step; randomness and averaged weights are put back afterwards."""

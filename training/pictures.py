@@ -348,8 +348,16 @@ class PictureTask:
     @torch.no_grad()
     def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """A picture a text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
-        config, model = self.config, self.model
         self.module.eval()
+        try:
+            return self.drawn(texts, seeds)
+        finally:
+            self.model.release(text=False)
+            self.module.train()
+
+    def drawn(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """The pictures of `draw`."""
+        config, model = self.config, self.model
         words = self.words_of(torch.tensor([self.prompts[text] for text in [*texts, ""]]))
         pipe, count = model.pipeline(model.denoiser_name, "vae"), at_once(self.side)
 
@@ -365,7 +373,4 @@ class PictureTask:
                 side=self.side,
             )
 
-        batches = in_shares(range(0, len(texts), count), batch)
-        model.release(text=False)
-        self.module.train()
-        return [picture for pictures in batches for picture in pictures]
+        return [picture for pictures in in_shares(range(0, len(texts), count), batch) for picture in pictures]

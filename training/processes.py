@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, parse_flag_from_env
 
-from ..toolkit.errors import UserError
+from ..toolkit.errors import UserError, one_line
 from .config import LoopConfig
 
 Given = TypeVar("Given")
@@ -82,9 +82,19 @@ def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Mad
     state = joined()
     count = state.num_processes
     end = -(-len(given) // count) * count
-    own = [work(given[at % len(given)]) for at in range(state.process_index, end, count)]
-    everybodys = gather_object([own])
-    return [made for turn in zip(*everybodys, strict=True) for made in turn][: len(given)]
+    own, fault = [], None
+    for at in range(state.process_index, end, count):
+        try:
+            own.append(work(given[at % len(given)]))
+        except Exception as error:  # the others wait for this process, and must hear of it
+            fault = error
+            break
+    everybodys = gather_object([(own, fault and one_line(fault))])
+    if fault:
+        raise fault
+    if faults := [text for _, text in everybodys if text]:
+        raise RuntimeError(f"another process: {faults[0]}")
+    return [made for turn in zip(*(own for own, _ in everybodys), strict=True) for made in turn][: len(given)]
 
 
 def first_says(answer: Made) -> Made:

@@ -45,6 +45,10 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    def say(self, text: str) -> None:
+        """Shows a sentence above the bar."""
+        self.console.print(text, highlight=False, markup=False)
+
     def update(self, step: int, loss: float, speed: float) -> str:
         """Shows a log line and returns it; `speed` in pictures per second."""
         text = f"loss {loss:.4f}  {speed:.1f} images/s  {peak_memory_gib():.2f} GiB"

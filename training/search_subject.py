@@ -51,8 +51,7 @@ class SearchTask(StructureSearch, PictureTask):
         return float(self.losses_on(self.judged).mean())
 
     def save_facts(self, folder: Path) -> None:
-        facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
-        write_text(folder / "rankfold.json", json.dumps(facts | {"adapter": "glora"}, indent=1))
+        write_text(folder / "rankfold.json", json.dumps(self.config.facts | {"adapter": "glora"}, indent=1))
 
     def retraining(self, run: Run, options: dict[str, str]) -> SubjectConfig:
         config = self.config

@@ -216,7 +216,7 @@ class SubjectTask(PictureTask):
         if self.new_words:
             words = {f"{name}.{self.config.token}": word.vectors for name, word in self.new_words.items()}
             save_words(folder, words)
-        facts = {"base": self.config.base, "token": self.config.token, "class_noun": self.config.class_noun}
+        facts = self.config.facts | {"adapter": self.config.adapter}
         if self.config.also:
             facts["also"] = ", ".join(self.config.also)
-        write_text(folder / "rankfold.json", json.dumps(facts | {"adapter": self.config.adapter}, indent=1))
+        write_text(folder / "rankfold.json", json.dumps(facts, indent=1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...pipelines.generate import Recipe
+from ...pipelines.generate import Recipe, precision_of
 from ...toolkit.errors import UserError
 from ...toolkit.formats.source import adapter_path, facts_of
 from .places import Places
@@ -41,6 +41,7 @@ def recipe_from(
         side=int(values["width"]),
         height=int(values["height"]),
         seed=int(values["seed"]),
+        precision=precision_of(paths),
     )
 
 

@@ -73,7 +73,7 @@ def set_active(model: nn.Module, adapters: list[str]) -> None:
 
 def take_off(model: nn.Module) -> None:
     """Takes every adapter off a model that `attach`, `put_on` or `add_adapter` put there, leaving its frozen layers."""
-    for name, layer in adapter_layers(model).items():
+    for name, layer in innermost_first(model):
         replace_module(model, name, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
@@ -152,6 +152,11 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def adapter_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     """Adapted layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def innermost_first(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+    """The same as pairs, for what takes layers out: where two variants adapt one layer, the later one holds the earlier."""
+    return list(reversed(adapter_layers(model).items()))
 
 
 def switchable(model: nn.Module) -> list[Any]:

@@ -24,7 +24,6 @@ WEIGHTS = "adapter_model.safetensors"
 
 def save_native(model: nn.Module, folder: Path, adapter: str = "default") -> None:
     """Writes a PEFT folder: adapter_config.json and adapter_model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_state(folder, adapter_state(model, adapter), model.peft_config[adapter])  # type: ignore[index, union-attr]
 
 

@@ -1,0 +1,99 @@
+"""Every pair of options, in every family: a run trains, draws, measures, checkpoints, and its adapter is sampled in its number format."""
+
+from functools import partial
+from itertools import combinations, product
+
+import pytest
+import torch
+from tiny_families import BUILDERS, SIDE, build
+
+from rankfold.pipelines.generate import Recipe, generate
+from rankfold.toolkit.data import world
+from rankfold.training.config import SubjectConfig
+from rankfold.training.start import train
+
+OPTIONS = {
+    "family": tuple(BUILDERS),
+    "precision": ("fp32", "bf16"),
+    "gradient_checkpointing": (False, True),
+    "train_text_encoder": (False, True),
+    "preview_every": (0, 1),
+    "evaluate_every": (0, 2),
+    "prior_weight": (0.0, 1.0),
+    "preservation_weight": (0.0, 1.0),
+    "ema_decay": (0.0, 0.9),
+}
+ADAPTERS = ("moslora", "lora", "glora", "fvae", "loratrf")
+
+
+def all_pairs(options):
+    """Rows that hold every pair of values of any two options, found greedily; always the same ones."""
+    left = {
+        frozenset({(a, x), (b, y)}) for a, b in combinations(options, 2) for x, y in product(options[a], options[b])
+    }
+    rows = []
+    while left:
+        row = dict(min(left, key=lambda pair: sorted(map(str, pair))))
+        for name in options:
+            if name not in row:
+                row[name] = max(options[name], key=partial(count_new, left, row, name))
+        left -= {frozenset(pair) for pair in combinations(row.items(), 2)}
+        rows.append(row)
+    return rows
+
+
+def count_new(left, row, name, value):
+    return sum(frozenset({item, (name, value)}) in left for item in row.items())
+
+
+ROWS = all_pairs(OPTIONS)
+# Compiling takes most of a minute, so it meets each value of each option once, and is carried out behind the others.
+COMPILED = [next(row for row in ROWS[::-1] if row["family"] == family) for family in BUILDERS]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for number, (picture, _) in enumerate(world.subject_pictures(2_000_700, 4)):
+        picture.resize((SIDE, SIDE)).save(root / f"{number}.png")
+    return root
+
+
+def name_of(row):
+    return "-".join([row["family"], *(name for name, value in row.items() if value in (True, "bf16", 1, 2, 0.9))])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
+def test_every_pair_of_options(row, photos, tmp_path):
+    tried(row, photos, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", COMPILED, ids=name_of)
+def test_compiled(row, photos, tmp_path):
+    torch._dynamo.reset()
+    tried(row | {"compile": True}, photos, tmp_path)
+
+
+def tried(row, photos, tmp_path):
+    row, prompts = dict(row), tmp_path / "prompts.txt"
+    prompts.write_text("a {token} {noun} on the beach\n")
+    family = row.pop("family")
+    base = build(family, tmp_path / "base")
+    config = SubjectConfig(
+        base=str(base), images=photos, out=tmp_path / "run", resolution=SIDE, steps=2, batch_size=2, rank=4, alpha=4.0,
+        learning_rate=0.01, threads=1, preview_steps=2, prior_pictures=1, log_every=1, checkpoint_every=1,
+        preview_prompts=("a {token} {noun}",), adapter=ADAPTERS[list(BUILDERS).index(family) % len(ADAPTERS)],
+        evaluate_clip="embedded", evaluate_prompts=str(prompts),
+        **row,
+    )  # fmt: skip
+    run = train(config)
+    assert run.status()["state"] == "done"
+    assert len(list(run.samples.iterdir())) == 2 * bool(row["preview_every"])
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in run.metrics() if "loss" in line)
+    recipe = Recipe(prompt="a sks creature", base=str(base), steps=2, side=SIDE, precision=row["precision"])
+    plain, tuned = (
+        generate(Recipe(**(vars(recipe) | {"adapters": own, "strengths": (1.0,) * len(own)})))[0][0]
+        for own in ((), (str(run.adapter),))
+    )
+    assert plain.tobytes() != tuned.tobytes()
