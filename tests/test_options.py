@@ -9,6 +9,7 @@ from tiny_families import BUILDERS, SIDE, build
 
 from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.data import world
+from rankfold.toolkit.errors import UserError
 from rankfold.training.config import SubjectConfig
 from rankfold.training.start import train
 
@@ -47,8 +48,9 @@ def count_new(left, row, name, value):
 
 
 ROWS = all_pairs(OPTIONS)
-# Compiling takes most of a minute, so it meets each value of each option once, and is carried out behind the others.
-COMPILED = [next(row for row in ROWS[::-1] if row["family"] == family) for family in BUILDERS]
+# Compiling takes minutes, so it meets all options at once, and two families in the gate.
+COMPILED = [{name: values[-1] for name, values in OPTIONS.items()} | {"family": family} for family in BUILDERS]
+MARKS = dict.fromkeys(BUILDERS, pytest.mark.campaign) | dict.fromkeys(("sd", "flux-dev"), pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -68,14 +70,20 @@ def test_every_pair_of_options(row, photos, tmp_path):
     tried(row, photos, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", COMPILED, ids=name_of)
+@pytest.mark.parametrize("row", [pytest.param(row, marks=MARKS[row["family"]]) for row in COMPILED], ids=name_of)
 def test_compiled(row, photos, tmp_path):
     torch._dynamo.reset()
-    tried(row | {"compile": True}, photos, tmp_path)
+    tried(row | {"compile": True}, photos, tmp_path, adapters=("moslora", "lora", "glora", "loratrf"))
 
 
-def tried(row, photos, tmp_path):
+def test_what_cannot_be_compiled_is_refused(photos, tmp_path):
+    more = {"compile": True, "gradient_checkpointing": True, "adapter": "fvae"}
+    with pytest.raises(UserError, match="--adapter fvae, whose own loss"):
+        train(SubjectConfig(images=photos, out=tmp_path / "run", **more))
+    assert not (tmp_path / "run").exists()
+
+
+def tried(row, photos, tmp_path, adapters=ADAPTERS):
     row, prompts = dict(row), tmp_path / "prompts.txt"
     prompts.write_text("a {token} {noun} on the beach\n")
     family = row.pop("family")
@@ -83,7 +91,7 @@ def tried(row, photos, tmp_path):
     config = SubjectConfig(
         base=str(base), images=photos, out=tmp_path / "run", resolution=SIDE, steps=2, batch_size=2, rank=4, alpha=4.0,
         learning_rate=0.01, threads=1, preview_steps=2, prior_pictures=1, log_every=1, checkpoint_every=1,
-        preview_prompts=("a {token} {noun}",), adapter=ADAPTERS[list(BUILDERS).index(family) % len(ADAPTERS)],
+        preview_prompts=("a {token} {noun}",), adapter=adapters[list(BUILDERS).index(family) % len(adapters)],
         evaluate_clip="embedded", evaluate_prompts=str(prompts),
         **row,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from test_families import SIDE, a_config, folder, folders, photos  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,6 +60,50 @@ def test_plan_of_a_text_encoder(photos, tmp_path):  # noqa: F811
     check(replace(config, resolution=64), 0.15)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prior_weight": 1.0, "prior_pictures": 2, "preview_steps": 1, "preservation_weight": 1.0},
+        {"token": "<sks>", "token_vectors": 2},
+    ],
+)
+def test_plan_of_the_tasks_own_batch(photos, tmp_path, settings):  # noqa: F811
+    """Class pictures double the batch, a word of its own keeps the text encoders."""
+    config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64, **settings)
+    check(config, 0.15)
+    assert plan(config).peak > plan(replace(config, prior_weight=0.0, token_vectors=0, token="sks")).peak
+
+
+def test_plan_of_pictures_in_their_own_shape(photos, tmp_path):  # noqa: F811
+    """The largest of them is what counts."""
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    for number, size in enumerate([(96, 64), (64, 64)]):
+        Image.new("RGB", size, (90, 20 * number, 0)).save(wide / f"{number}.png")
+    config = replace(a_config("tiny", wide, tmp_path / "run", batch_size=8), resolution=64, crop="bucket")
+    bucketed, square = plan(config), plan(replace(config, crop="center"))
+    assert bucketed.base == square.base
+    assert bucketed.working != square.working
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--batch-size", "0"), "--batch-size must be at least 1"),
+        (("--learning-rate", "inf"), "--learning-rate must be a finite number"),
+        (("--optimizer", "Foo"), "--optimizer Foo is neither"),
+        (("--adapter", "foo"), "there is no such adapter"),
+        (("--resolution", "63"), "cannot be divided"),
+        (("--images", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_plan_is_refused_what_training_is(capsys, flags, sentence):
+    for command in ("plan", "train"):
+        with pytest.raises(SystemExit, match="2"):
+            main([command, "subject", "--base", "tiny", *flags])
+        assert command == "train" or sentence in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", [False, True])
 def test_plan_of_every_family(folder, photos, tmp_path, text):  # noqa: F811
     """At sizes where tensors and not their overheads fill the memory."""
@@ -101,6 +146,8 @@ def test_fitting_takes_no_more_than_it_must(photos, tmp_path):  # noqa: F811
     whole = plan(config)
     gib = whole.peak / 2**30
     assert fitted(whole, gib * 1.01) == ([], whole)
+    smallest = fitted(whole, gib * 0.2)[1].config
+    assert (smallest.batch_size, smallest.gradient_accumulation) == (1, 8)  # a step sees as many pictures as before
     flags, estimate = fitted(whole, gib * 0.7)
     assert flags == ["--precision bf16"]
     assert estimate.config == replace(config, precision="bf16")

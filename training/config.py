@@ -6,6 +6,7 @@ Only the standard library is imported here, so that `rankfold --help` stays quic
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -410,6 +411,8 @@ def check_numbers(config: LoopConfig) -> None:
     values = asdict(config)  # type: ignore[call-overload]
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, float) and not isfinite(value):
+            raise UserError(f"{flag} must be a finite number, not {value}.")
         if name in LEAST and value < LEAST[name]:
             raise UserError(f"{flag} must be at least {LEAST[name]}, not {value}.")
         if name in ABOVE_ZERO and value is not None and not value > 0:

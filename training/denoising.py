@@ -11,6 +11,8 @@ from torch import nn
 from ..toolkit import losses
 from ..toolkit.adapters.attach import adapters_off, attach
 from ..toolkit.adapters.auxiliary import auxiliary_losses
+from ..toolkit.adapters.base import REGISTRY
+from ..toolkit.errors import UserError
 from ..toolkit.models.base import PictureModel, Words
 from ..toolkit.noise import Noise
 from .config import PictureConfig, SearchConfig, SubjectConfig
@@ -99,10 +101,24 @@ def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
     return [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
 
 
+def check_compiled(config: SubjectConfig) -> None:
+    """Raises UserError where a compiled block would not be the same when gradient checkpointing runs it again."""
+    variant = REGISTRY.get(config.adapter)
+    if config.compile and config.gradient_checkpointing and variant and variant.training_only:
+        raise UserError(
+            f"--compile with --gradient-checkpointing does not go with --adapter {config.adapter}, whose own loss is taken from a layer "
+            "only when it is run first: leave one of the two out."
+        )
+
+
 def compile_blocks(denoiser: nn.Module) -> None:
-    """Compiles a denoiser block by block, so that alike blocks are compiled once."""
+    """Compiles a denoiser block by block, so that alike blocks are compiled once.
+
+    For each shape by itself: a graph for all shapes may take over between a forward pass and what gradient checkpointing repeats of
+    it, and keeps other tensors.
+    """
     for block in repeated_blocks(denoiser):
-        block.compile()
+        block.compile(dynamic=False)
 
 
 def weighing(config: PictureConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:

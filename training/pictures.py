@@ -21,13 +21,12 @@ from ..toolkit.models.base import DTYPES, Words, stacked
 from ..toolkit.models.diffusion import cache_folder, open_model
 from ..toolkit.randomness import generator
 from ..toolkit.runs import Run, write_png
+from .batches import Batches
 from .config import PictureConfig
 from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, weighing
 from .processes import in_shares, shared
-from .rows import Rows, bucket_size, other_orders, picked
+from .rows import Rows, bucket_size, other_orders
 from .sharding import leave_out_shards, shard
-
-KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
 
 
 def without_token(caption: str, config: PictureConfig) -> str:
@@ -92,6 +91,16 @@ class PictureTask:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
             for name in text:
                 self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
+        self.batches = Batches(
+            config,
+            self.noise,
+            self.device,
+            self.instance,
+            self.prior,
+            self.prompts[""],
+            host_prompts=self.states is None,
+            shares_base=self.shares_base,
+        )
         self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, weighing(config)).train()
         if self.shares_base:
             leave_out_shards(self.module)
@@ -230,83 +239,7 @@ class PictureTask:
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows behind."""
-        config = self.config
-        parts = [self.part(self.instance, 1, 1.0, position, slots)]
-        if self.prior is not None:
-            parts.append(self.part(self.prior, 2, config.prior_weight, position, slots))
-            if "mask" in parts[0]:
-                parts[1]["mask"] = torch.ones_like(parts[0]["mask"])
-        batch = {key: torch.cat([part[key] for part in parts if key in part]) for key in parts[0]}
-        for key in batch.keys() & {"weight", "kept_weight"}:
-            batch[key] *= len(parts)  # the mean over all rows is then instance mean + weight * class mean
-        return batch
-
-    def part(
-        self, buckets: list[Rows], stream: int, weight: float, position: int, slots: list[int]
-    ) -> dict[str, torch.Tensor]:
-        """Rows of one stream (1 instance, 2 class), each with randomness of its own."""
-        config = self.config
-        number, chosen = picked([len(rows) for rows in buckets], config.seed + stream, position, config.batch_size)
-        rows = buckets[number]
-        which, shape = torch.tensor([chosen[slot] for slot in slots]), rows.mean.shape[1:]
-        drawn, levels, prompts = [], [], []
-        for slot, row in zip(slots, which.tolist(), strict=True):
-            random = generator(config.seed, stream, position + slot)
-            both = torch.randn((2, *shape), generator=random)
-            levels.append(self.noise.draw(random))
-            if config.noise_offset:
-                both[1] += config.noise_offset * torch.randn(shape[0], 1, 1, generator=random)
-            drawn.append(both)
-            prompts.append(self.prompt_drawn(rows.prompts[row], random))
-        spread, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
-        where = which.to(self.device, non_blocking=True)
-        batch = {
-            "mean": rows.mean[where],
-            "std": rows.std[where],
-            "spread": spread,
-            "noise": noise,
-            "levels": torch.cat(levels).to(self.device, non_blocking=True),
-            "prompt": self.near_words(torch.stack(prompts)),
-            "weight": torch.full((len(slots),), weight, device=self.device),
-        }
-        if rows.mask is not None:
-            batch["mask"] = rows.mask[where]
-        if rows.without_token is not None:
-            batch |= self.kept(rows.without_token[which], position, slots)
-        return batch
-
-    def prompt_drawn(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """The number of the caption that a row is given this time: one of its ways, or none."""
-        config = self.config
-        if config.caption_dropout and float(torch.rand((), generator=random)) < config.caption_dropout:
-            return torch.tensor(self.prompts[""])
-        return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
-
-    def kept(self, prompts: torch.Tensor, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says.
-
-        They go by their number over the whole run, so that neither batch size nor processes change which rows these are. Where the base
-        is shared out, no process asks it alone: who has none of these rows asks one that counts nothing.
-        """
-        weight = self.config.preservation_weight * KEPT_EVERY
-        own = [n for n, slot in enumerate(slots) if (position + slot) % KEPT_EVERY == 0]
-        if (
-            not own
-            and self.shares_base
-            and any((position + n) % KEPT_EVERY == 0 for n in range(self.config.batch_size))
-        ):
-            own, weight = [0], 0.0
-        if not own:
-            return {}
-        return {
-            "kept": torch.tensor(own, device=self.device),
-            "kept_prompt": self.near_words(prompts[own]),
-            "kept_weight": torch.full((len(own),), weight, device=self.device),
-        }
-
-    def near_words(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Prompt numbers on the device where words are looked up there, here where texts are."""
-        return numbers if self.states is None else numbers.to(self.device, non_blocking=True)
+        return self.batches.at(position, slots)
 
     # -------------------------------------------------------------------------- judging on held-out pictures
 
@@ -326,7 +259,7 @@ class PictureTask:
             "spread": torch.zeros_like(rows.mean[where]),
             "noise": torch.stack(noise).to(self.device),
             "levels": torch.cat(levels).to(self.device),
-            "prompt": self.near_words(rows.prompts[which, 0]),
+            "prompt": self.batches.near(rows.prompts[which, 0]),
             "weight": torch.ones(len(where), device=self.device),
         }
 

@@ -10,23 +10,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
-from ..toolkit.data.subjects import find_samples
+from ..toolkit.adapters.attach import drop_unused, trainable
+from ..toolkit.data.subjects import find_samples, picture_size
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import open_model, resolve_base
 from ..toolkit.models.quantise import linears
-from .adapter_config import adapter_config
+from .batches import Batches
 from .config import SubjectConfig
 from .counting import Known, Live
-from .denoising import DenoisingLoss, attach_to_parts, weighing
-from .pictures import KEPT_EVERY
+from .denoising import DenoisingLoss, weighing
+from .processes import launched
+from .rows import Rows, bucket_size
+from .start import check_subject
+from .subject import attach_subject
 
 QUANTISED = {
     "nf4": 0.5 + 4 / 64,
@@ -66,8 +70,9 @@ class Plan:
 
     @property
     def adapter(self) -> int:
-        """The adapter, its gradient and the optimizer's state."""
-        return int(self.step.parameters * 4 * (2 + STATES.get(self.config.optimizer, 2)))
+        """The adapter, its gradient, its average and the optimizer's state."""
+        average = 1 if self.config.ema_decay else 0
+        return int(self.step.parameters * 4 * (2 + STATES.get(self.config.optimizer, 2) + average))
 
     @property
     def working(self) -> int:
@@ -110,15 +115,15 @@ def step_of(config: SubjectConfig) -> Step:
     Raises:
         UserError: for a base or settings that cannot work.
     """
+    check_subject(config)
     model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
-    side = config.resolution or model.native_resolution
-    model.check_side(side, "--resolution")
-    parts = attach_to_parts(model, config, lambda targets: adapter_config(config, targets))
+    batch = batch_of(config, model)
+    parts, _ = attach_subject(model, config)
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    held = [getattr(model, name) for name in (model.text_encoders() if config.train_text_encoder else [])]
+    held = [getattr(model, name) for name in (model.text_encoders() if encodes_each_step(config) else [])]
     frozen = {kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *QUANTISED)}
-    alive, flops = step_peak(model, parts, config, side)
+    alive, flops = step_peak(model, parts, config, batch)
     for part in parts.values():
         drop_unused(part)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
@@ -127,20 +132,56 @@ def step_of(config: SubjectConfig) -> Step:
     return Step(frozen, largest, alive, numbers, flops)
 
 
-def step_peak(model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, side: int) -> tuple[int, int]:
+def encodes_each_step(config: SubjectConfig) -> bool:
+    """Whether prompts are encoded in each step, since something of the text encoders is trained; then all of them stay."""
+    return config.train_text_encoder or config.token_vectors > 0
+
+
+def batch_of(config: SubjectConfig, model: PictureModel) -> dict[str, torch.Tensor]:
+    """The first batch that this process would get, of pictures of the largest size there is."""
+    share = config.batch_size // launched()
+    noise = model.noise(config.timestep_sampling, config.timestep_shift)
+    prior = [blank_rows(config, model, square(config, model))] if config.prior_weight else None
+    rows = blank_rows(config, model, largest_size(config, model))
+    numbers = torch.zeros(len(rows), dtype=torch.long)
+    rows.without_token = numbers if config.preservation_weight else None
+    rows.mask = torch.ones(len(rows), 1, *rows.mean.shape[2:]) if config.masks else None
+    batches = Batches(config, noise, torch.device("cpu"), [rows], prior, empty=0, shares_base=config.shard_base)
+    return batches.at(0, list(range(share)))
+
+
+def blank_rows(config: SubjectConfig, model: PictureModel, size: tuple[int, int]) -> Rows:
+    """As many pictures of this size (width, height) as a batch holds."""
+    width, height = (side // model.latent_scale for side in size)
+    latents = torch.zeros(config.batch_size, model.latent_channels, height, width)
+    return Rows(latents, latents, torch.zeros(config.batch_size, 1, dtype=torch.long))
+
+
+def square(config: SubjectConfig, model: PictureModel) -> tuple[int, int]:
+    """The size of pictures that are not kept in their own shape."""
+    side = config.resolution or model.native_resolution
+    return side, side
+
+
+def largest_size(config: SubjectConfig, model: PictureModel) -> tuple[int, int]:
+    """The largest (width, height) of the pictures that are trained on, pixels."""
+    side, unit = config.resolution or model.native_resolution, model.latent_scale * model.patch
+    if config.crop != "bucket" or config.images is None:
+        return square(config, model)
+    samples = find_samples(config.images, skip_bad=config.skip_bad)
+    return max((bucket_size(*picture_size(one), side, unit) for one in samples), key=prod)
+
+
+def step_peak(
+    model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, batch: dict[str, torch.Tensor]
+) -> tuple[int, int]:
     """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
-    rows, scale = config.batch_size, model.latent_scale
     model.text_pipeline()  # whose scheduler wants real numbers
     with FakeTensorMode(allow_non_fake_inputs=True):
         for part in {*parts.values(), *(getattr(model, name) for name in model.text_encoders())}:
             part.to_empty(device="cpu")
         model.device = torch.device("cpu")
-        shape = (rows, model.latent_channels, side // scale, side // scale)
-        batch = {key: torch.zeros(shape) for key in ("mean", "std", "spread", "noise")}
-        batch |= {"levels": torch.ones(rows) * 0.5, "prompt": torch.arange(rows), "weight": torch.ones(rows)}
-        if not model.flow:
-            batch["levels"] = torch.ones(rows, dtype=torch.long)
-        return counted(model, parts, config, batch)
+        return counted(model, parts, config, {name: torch.empty_like(value) for name, value in batch.items()})
 
 
 def counted(
@@ -151,16 +192,13 @@ def counted(
 ) -> tuple[int, int]:
     """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations."""
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
-    if config.preservation_weight:
-        kept = torch.arange(0, len(batch["mean"]), KEPT_EVERY)
-        batch |= {"kept": kept, "kept_prompt": kept, "kept_weight": torch.ones(len(kept))}
-
     prompt = longest_prompt(config)
+    rows = sum(len(batch[name]) for name in ("prompt", "kept_prompt") if name in batch)
     with torch.no_grad(), Known():
-        words = model.words([prompt] * (2 * len(batch["mean"])))
+        words = model.words([prompt] * rows)
 
     def words_of(numbers: torch.Tensor) -> Words:
-        if config.train_text_encoder:
+        if encodes_each_step(config):
             return model.words([prompt] * len(numbers))
         return {name: value[: len(numbers)] for name, value in words.items()}
 
@@ -170,12 +208,11 @@ def counted(
         with Live(before) as live, Known():
             module(batch).mean().backward()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        kind = model.index["_class_name"] + (" with trained text encoders" if config.train_text_encoder else "")
+        kind = model.index["_class_name"] + (" with trained text encoders" if encodes_each_step(config) else "")
         raise UserError(
             f"A {kind} works as its prompts' numbers say, so its step cannot be planned without them."
         ) from error
-    layers = [layer for part in parts.values() for layer in adapter_layers(part).values()]
-    gradients = sum(p.numel() * 4 for layer in layers for p in trainable(layer))
+    gradients = sum(p.numel() * 4 for part in parts.values() for p in trainable(part) if p.grad is not None)
     return live.peak - gradients, live.flops
 
 
@@ -186,7 +223,7 @@ def longest_prompt(config: SubjectConfig) -> str:
     """
     samples = find_samples(config.images, skip_bad=True) if config.images else []
     texts = [config.prompt, *(sample.caption for sample in samples if sample.caption)]
-    if not config.train_text_encoder:
+    if not encodes_each_step(config):
         texts += [text.format(token=config.token, noun=config.class_noun) for text in config.preview_prompts]
     return max(texts, key=len)
 
@@ -225,25 +262,49 @@ def frozen_bytes(model: nn.Module, quantize: str) -> int:
     return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
 
 
-# What makes a run smaller, from what costs least (in quality, then in time) to what costs most.
-SAVINGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--precision bf16", {"precision": "bf16"}),
-    ("--gradient-checkpointing", {"gradient_checkpointing": True}),
-    ("--optimizer AdamW8bit", {"optimizer": "AdamW8bit"}),
-    ("--batch-size 1", {"batch_size": 1}),
-    ("--quantize int8", {"quantize": "int8"}),
-    ("--quantize nf4", {"quantize": "nf4"}),
-)
+Saving = tuple[str, dict[str, Any]]
+
+
+def savings(config: SubjectConfig) -> list[Saving]:
+    """What makes a run smaller and can be done on this machine, from what costs least (in quality, then in time) to what costs most.
+
+    Flags, and the settings that they are.
+    """
+    rows = config.batch_size * config.gradient_accumulation  # as many pictures a step as before
+    small = {"batch_size": launched(), "gradient_accumulation": rows // launched()}
+    changes: list[dict[str, Any]] = [
+        {"precision": "bf16"},
+        {"gradient_checkpointing": True},
+        {"optimizer": "AdamW8bit"},
+        small,
+        {"quantize": "int8"},
+        {"quantize": "nf4"},
+    ]
+    return [(flags(change), change) for change in changes if works(replace(config, **change), config)]
+
+
+def works(changed: SubjectConfig, config: SubjectConfig) -> bool:
+    """Whether other settings are others indeed, and can be carried out here."""
+    try:
+        check_subject(changed)
+    except UserError:
+        return False
+    return changed != config
+
+
+def flags(change: dict[str, Any]) -> str:
+    """Settings as options of the command line."""
+    words = {f"--{name.replace('_', '-')}": value for name, value in change.items()}
+    return " ".join(flag if value is True else f"{flag} {value}" for flag, value in words.items())
 
 
 def advice(estimate: Plan) -> list[str]:
     """What each saving alone would make of it, the smallest first; those that save less than a twentieth are left out."""
     lines = []
-    for flag, change in SAVINGS:
-        if replace(estimate.config, **change) != estimate.config:
-            peak = estimate.under(change).peak
-            if peak < 0.95 * estimate.peak:
-                lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
+    for flag, change in savings(estimate.config):
+        peak = estimate.under(change).peak
+        if peak < 0.95 * estimate.peak:
+            lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
     return [line for _, line in sorted(lines)]
 
 
@@ -253,16 +314,16 @@ def fitted(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
     Raises:
         UserError: when all of them together are not enough.
     """
-    flags: list[str] = []
-    for flag, change in SAVINGS:
+    chosen: list[str] = []
+    for flag, change in savings(estimate.config):
         if estimate.peak <= gib * 2**30:
             break
         if (smaller := estimate.under(change)).peak < 0.98 * estimate.peak:
-            flags = [kept for kept in flags if kept.split()[0] != flag.split()[0]] + [flag]
+            chosen = [kept for kept in chosen if kept.split()[0] != flag.split()[0]] + [flag]
             estimate = smaller
     if estimate.peak > gib * 2**30:
         raise UserError(
-            f"With {' '.join(flags) or 'these settings'} a step still takes {estimate.peak / 2**30:.2f} GiB, more than {gib:g}: lower "
+            f"With {' '.join(chosen) or 'these settings'} a step still takes {estimate.peak / 2**30:.2f} GiB, more than {gib:g}: lower "
             "--resolution, or choose a smaller base."
         )
-    return flags, estimate
+    return chosen, estimate

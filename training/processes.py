@@ -24,12 +24,10 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """The accelerator of a run.
 
     Raises:
-        UserError: when the precision or the batch does not suit the devices.
+        UserError: when accelerate is set to cut up the adapter.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
@@ -43,12 +41,18 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
             f"Accelerate is set to {kind.value}, which would cut up the adapter too: launch with --multi_gpu (or choose it in `accelerate "
             "config`), and share out the frozen base alone with --shard-base; --quantize nf4 makes it small instead."
         )
-    if config.batch_size % accelerator.num_processes:
+    return accelerator
+
+
+def check_devices(config: LoopConfig) -> None:
+    """Raises UserError when the number format or the batch does not suit the devices."""
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
+    if config.batch_size % launched():
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared evenly by {accelerator.num_processes} processes; "
+            f"--batch-size {config.batch_size} cannot be shared evenly by {launched()} processes; "
             "it counts the pictures of all processes together."
         )
-    return accelerator
 
 
 def is_first() -> bool:

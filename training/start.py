@@ -34,11 +34,12 @@ from .config import (
     from_yaml,
     to_yaml,
 )
+from .denoising import check_compiled
 from .evaluate_subject import read_prompts
 from .instruct import InstructTask, prepare_instruct
 from .loop import Loop
 from .optimizer import check_optimizer
-from .processes import is_first, launched, make_accelerator
+from .processes import check_devices, is_first, launched, make_accelerator
 from .search import check_search
 from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
@@ -59,15 +60,37 @@ def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tupl
         samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
     if config.masks:
         check_masks(samples, config.masks)
+    base = check_base(config)
+    if isinstance(config, SubjectConfig):
+        check_measuring(config, samples)
+    return config, (samples, base)
+
+
+def check_base(config: PictureConfig) -> str:
+    """The base's folder, checked against the settings that it must suit."""
     base = resolve_base(config.base)
     model = open_model(base)
     model.check_side(config.resolution, "--resolution")
     if isinstance(config, SubjectConfig):
         check_sharding(config, launched())
-        check_measuring(config, samples)
+        check_compiled(config)
         if config.token_vectors:
             check_new_word(model, config.token)
-    return config, (samples, base)
+    return base
+
+
+def check_subject(config: SubjectConfig) -> None:
+    """All checks of `preflight` for a subject, but for those of the pictures where none are given: a plan can do without.
+
+    Raises:
+        UserError: as `preflight` does.
+    """
+    if config.images is not None:
+        preflight(config)
+        return
+    check_settings(config)
+    adapter_config(config, config.target_modules or ATTENTION)
+    check_base(config)
 
 
 def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
@@ -150,13 +173,19 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None) -> Run:
 
 def preflight(config: Any) -> tuple[Any, Inputs]:
     """All checks that need no model. Returns the config, with what the data settle in it, and what the Task is built of."""
-    check_numbers(config)
-    check_optimizer(config)
-    check_quantize(config.quantize)
+    check_settings(config)
     if is_first() and Run(config.out).is_live():
         Run(config.out).claim()  # says which process has it
     prepare, _ = METHODS[type(config)]
     return prepare(config)
+
+
+def check_settings(config: LoopConfig) -> None:
+    """Raises UserError for settings that are out of range, or that this machine cannot carry out."""
+    check_numbers(config)
+    check_optimizer(config)
+    check_quantize(config.quantize)
+    check_devices(config)
 
 
 def carry_out(

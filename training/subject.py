@@ -21,6 +21,7 @@ from ..toolkit.data.subjects import Sample, find_samples
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.metrics import ClipScorer
+from ..toolkit.models.base import PictureModel
 from ..toolkit.models.diffusion import EMBEDDED
 from ..toolkit.models.new_words import NewWords, learn_word, save_words
 from ..toolkit.runs import Run, write_text
@@ -35,6 +36,18 @@ from .processes import first_says
 from .sharding import units
 
 LEAST_PHOTOS = 4  # of which one can be held out
+
+
+def attach_subject(model: PictureModel, config: SubjectConfig) -> tuple[dict[str, nn.Module], dict[str, NewWords]]:
+    """Puts the adapter on a model, and the token into its text encoders when it is to be a word of its own.
+
+    Returns the parts that are trained, and the words by text encoder.
+    """
+    words = learn_word(model, config.token, config.token_vectors, config.class_noun) if config.token_vectors else {}
+    parts = attach_to_parts(model, config, lambda targets: adapter_config(config, targets))
+    for word in words.values():
+        word.vectors.requires_grad_(True)  # attaching has frozen all else
+    return parts | {name: getattr(model, name) for name in words}, words
 
 
 def measured_by(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Sample], list[Path]]:
@@ -171,16 +184,10 @@ class SubjectTask(PictureTask):
         return self.config.train_text_encoder or self.config.token_vectors > 0
 
     def attach(self) -> dict[str, nn.Module]:
-        """Puts the adapter on the model, and the token into its text encoders when it is to be a word of its own."""
-        config, model = self.config, self.model
-        self.new_words: dict[str, NewWords] = {}
-        if config.token_vectors:
+        if self.config.token_vectors:
             self.check_token_is_said()
-            self.new_words = learn_word(model, config.token, config.token_vectors, config.class_noun)
-        parts = attach_to_parts(model, config, lambda targets: adapter_config(config, targets))
-        for word in self.new_words.values():
-            word.vectors.requires_grad_(True)  # attaching has frozen all else
-        return parts | {name: getattr(model, name) for name in self.new_words}
+        parts, self.new_words = attach_subject(self.model, self.config)
+        return parts
 
     def check_token_is_said(self) -> None:
         """Raises UserError when no picture's caption has the token, so that its vectors would never learn."""

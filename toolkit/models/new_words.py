@@ -82,6 +82,8 @@ def add_word(pipe: Any, encoder: str, token: str, vectors: torch.Tensor) -> None
     if token in tokenizer.get_vocab():
         raise UserError(f"Two adapters bring the word {token}: train one of them with another --token.")
     text_encoder = getattr(pipe, encoder)
+    # Made room for here: the loader would draw the new rows from a fit to all others first, only to put the vectors there.
+    text_encoder.resize_token_embeddings(len(tokenizer) + len(vectors), mean_resizing=False)
     pipe.load_textual_inversion(
         vectors.to(text_encoder.dtype), token=token, tokenizer=tokenizer, text_encoder=text_encoder
     )
