@@ -35,8 +35,8 @@ OWN = (
     "answers.jsonl", "figures.json", "before_after.png", "rankfold",
 )  # fmt: skip
 """What runs, and the commands that are given one, write into its folder; the last is a tracker's. All else is somebody's own."""
-ASIDE = ".overwritten"  # where a run lies that another is about to take the place of
-GONE = ".deleted"  # where it lies while it is being deleted
+ASIDE = ".rankfold-overwritten"  # where a run lies that another is about to take the place of
+GONE = ".rankfold-deleted"  # where it lies while it is being deleted
 REQUESTS = ("stop", "sample", "save")
 SILENCE = {
     "starting": 1800.0,
@@ -294,19 +294,26 @@ class Run:
         return True
 
     def put_back(self, but: Collection[str] = ()) -> bool:
-        """Brings back the run that was put aside; False when none was."""
+        """Brings back the run that was put aside in the place of the one that is there; False when none was."""
         if not self.aside.is_dir():
             return False
         for path in self.own_entries(but):
             delete(path)
-        move(sorted(self.aside.iterdir(), key=lambda path: path.name == self.config_file.name), self.folder)
-        delete(self.aside)
+        self.take_back()
         return True
 
     def recover(self) -> None:
-        """Brings back a run whose process was killed when it had been put aside and the next one had not begun."""
+        """Brings back a run whose process was killed while it was put aside, or before the next one had its config."""
         if self.aside.is_dir() and not self.config_file.is_file() and not self.is_live():
-            self.put_back()
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Moves what was put aside to where it was, the config last."""
+        entries = sorted(self.aside.iterdir(), key=lambda path: path.name == self.config_file.name)
+        for path in entries:
+            delete(self.folder / path.name)
+            os.replace(path, self.folder / path.name)
+        self.aside.rmdir()
 
     def let_go(self) -> None:
         """Deletes the run that was put aside, if one was; by another name, so that half of it never comes back."""

@@ -18,7 +18,7 @@ from .config import SubjectConfig, from_yaml
 from .loop import comparable
 from .processes import is_first, joined, launched
 from .start import begin, preflight, resume
-from .trained_on import differences, some_of, trained_on, written_down
+from .trained_on import differences, items_of, some_of, written_down
 
 
 def cross_validated(config: SubjectConfig, folds: int, *, overwrite: bool = False) -> Run:
@@ -63,6 +63,7 @@ def take_or_go_on(run: Run, last: SubjectConfig, folds: list[Any], *, overwrite:
 
     last: the config of the run on all photos, whose steps are not known yet; folds: what the checks of the others have given.
     """
+    run.recover()
     if overwrite or not run.folds():
         check_out(last, overwrite=overwrite)
         clear(run)
@@ -90,7 +91,7 @@ def check_same(run: Run, config: SubjectConfig, inputs: Any) -> None:
     if data is None:
         print(f"{run.folder} says nothing of its data, so whether they have changed since cannot be told.")
     elif not other:
-        other = differences(data.items, trained_on(*(config, inputs) if inputs else preflight(config)).items)
+        other = differences(data.items, items_of(*(config, inputs) if inputs else preflight(config)))
     if other:
         raise UserError(
             f"{run.folder} is of another run or cross-validation: {some_of(other)}. Put that back, begin anew with --overwrite, which "

@@ -75,14 +75,28 @@ class TrainedOn:
 
 
 def trained_on(config: Any, inputs: Sequence[Any]) -> TrainedOn:
-    """The data of a run. inputs: what the method's checks have found."""
-    if isinstance(config, PictureConfig):
-        return of_pictures(config, *inputs)
-    return of_conversations(config, *inputs)
+    """The data of a run that begins. inputs: what the method's checks have found."""
+    items = items_of(config, inputs)
+    if not draws(config):
+        return TrainedOn(items)
+    kept, held_out = measured_by(config, inputs[0])
+    learned = {items[f"photo {shown(sample.path, config.images)}"] for sample in kept}
+    return TrainedOn(items, tuple(path.name for path in held_out), tuple(sorted(learned)))
 
 
-def of_pictures(config: PictureConfig, samples: list[Sample], base: str) -> TrainedOn:
-    """Photos with captions and masks, those that are measured or judged by, adapters that are composed, and the base."""
+def draws(config: Any) -> bool:
+    """Whether photos to measure by are taken out of those to train on."""
+    return isinstance(config, SubjectConfig) and config.evaluate_every > 0 and config.evaluate_images is None
+
+
+def items_of(config: Any, inputs: Sequence[Any]) -> dict[str, str]:
+    """What it is -> hash of its content, of all that is trained on."""
+    own = of_pictures(config, *inputs) if isinstance(config, PictureConfig) else of_conversations(config, *inputs)
+    return own | of_adapters(config) | of_base(inputs[-1])
+
+
+def of_pictures(config: PictureConfig, samples: list[Sample], base: str) -> dict[str, str]:
+    """Photos with captions and masks, and what is measured or judged by."""
     items = of_samples(samples, "photo", config)
     if isinstance(config, SearchConfig) and config.held_out is not None:
         items |= of_samples(find_samples(config.held_out, skip_bad=config.skip_bad), "held-out photo", config)
@@ -91,14 +105,7 @@ def of_pictures(config: PictureConfig, samples: list[Sample], base: str) -> Trai
         found = find_samples(measured, skip_bad=config.skip_bad, option="--evaluate-images")
         items |= hashes({f"--evaluate-images {sample.path.name}": sample.path for sample in found})
     prompts = Path(getattr(config, "evaluate_prompts", ""))
-    if prompts.is_file():
-        items[f"the prompts {prompts.name}"] = file_hash(prompts)[:SHORT]
-    items |= of_adapters(config) | of_base(base)
-    if not isinstance(config, SubjectConfig) or not config.evaluate_every or config.evaluate_images is not None:
-        return TrainedOn(items)
-    kept, held_out = measured_by(config, samples)
-    learned = {items[f"photo {shown(sample.path, config.images)}"] for sample in kept}
-    return TrainedOn(items, tuple(path.name for path in held_out), tuple(sorted(learned)))
+    return items | hashes({f"the prompts {prompts.name}": prompts} if prompts.is_file() else {})
 
 
 def of_samples(samples: Iterable[Sample], what: str, config: PictureConfig) -> dict[str, str]:
@@ -114,9 +121,9 @@ def of_samples(samples: Iterable[Sample], what: str, config: PictureConfig) -> d
     return hashes(files) | items
 
 
-def of_conversations(config: ConversationConfig, found: Any, *more: Any) -> TrainedOn:
-    """Rows with their pictures, and the base. more: rows that a search judges by, and the base's folder."""
-    *held_out, base = more
+def of_conversations(config: ConversationConfig, found: Any, *more: Any) -> dict[str, str]:
+    """Rows with their pictures. more: rows that a search judges by, and the base's folder."""
+    *held_out, _ = more
     items, files = {}, {}
     for group, planned in (("", found.data), ("replay: ", found.replay), *(("held out: ", rows) for rows in held_out)):
         for row in planned.rows:
@@ -127,7 +134,7 @@ def of_conversations(config: ConversationConfig, found: Any, *more: Any) -> Trai
     items |= hashes(files)
     if config.chat_template is not None:
         items["the chat template"] = text_hash(config.chat_template.read_text())
-    return TrainedOn(items | of_adapters(config) | of_base(base))
+    return items
 
 
 def row_text(row: Conversation) -> str:
@@ -225,19 +232,17 @@ def check_data(run: Run, config: LoopConfig, inputs: Sequence[Any], *, accept: b
     Raises:
         UserError: for another config; for other data unless they are accepted; and where they cannot be.
     """
-    now, files = trained_on(config, inputs), run.checkpoint_files()
+    files = run.checkpoint_files()
     if not files:
-        write_down(run, now)
+        write_down(run, trained_on(config, inputs))
         return
     state = read_checkpoint(files[-1], lazily=True)
     check_same_config(state["config"], comparable(config), files[-1])
-    known, digest = written_down(run), state.get("data")
+    known, digest, now = written_down(run), state.get("data"), TrainedOn(items_of(config, inputs))
     if not digest:
         print(f"{files[-1]} says nothing of its data, so whether they have changed since cannot be told.")
-        write_down(run, now)
-        return
-    if known is None and digest == now.digest:
-        write_down(run, now)
+    if not digest or (known is None and digest == now.digest):
+        write_down(run, trained_on(config, inputs))
         return
     changes = differences(known.items, now.items) if known else []
     if known is None or (digest not in known.digests() and not changes):
@@ -263,7 +268,7 @@ def settle(
         raise UserError(
             f"{began} Put them back, or go on with them as they are now: rankfold resume {run.folder} --accept-changes"
         )
-    if known is None and now.held_out:
+    if known is None and draws(config):
         raise UserError(
             f"{began} Without {run.data_file} it is not known which photos it is measured by: put the data back, or begin anew with "
             "--overwrite."
@@ -284,7 +289,7 @@ def held_out_still(run: Run, known: TrainedOn, now: TrainedOn) -> tuple[str, ...
         UserError: when none is left.
     """
     if not known.held_out:
-        return now.held_out
+        return ()
     held = {known.photos.get(name) for name in known.held_out}
     replaced = {name for name, own in now.photos.items() if name in known.held_out and own not in known.learned}
     still = [name for name, own in now.photos.items() if own in held or name in replaced]
