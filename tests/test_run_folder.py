@@ -244,6 +244,18 @@ def test_a_command_that_cannot_work_costs_no_run(capsys, old, config, tmp_path, 
     assert old.state() == "done"
 
 
+def test_a_run_that_overwrote_another_and_failed_wears_nothing_of_it(capsys, old, config, tmp_path):
+    """It fails behind its beginning, so that there is no way back: neither adapter nor previews of the old one are there."""
+    words = ["--overwrite", "--learning-rate", "1e9", "--log-every", "1", "--checkpoint-every", "1"]
+    with pytest.raises(SystemExit):
+        main([*command(replace(config, out=old.folder), tmp_path), *words])
+    assert "not finite" in capsys.readouterr().err
+    said = refused(capsys, "sample", "--run", old.folder)
+    assert "has no finished adapter, as its run is not done (failed at step" in said
+    assert not any(old.samples.iterdir())
+    assert not any(old.adapter.iterdir())
+
+
 @pytest.mark.parametrize("moves", range(8))
 def test_killed_while_the_old_run_is_put_aside(old, config, monkeypatch, moves):
     """Behind any of the moves: the next command finds the old run whole."""
@@ -287,7 +299,7 @@ def test_killed_before_the_first_step_of_the_new_run(old, config, capsys, tmp_pa
     clean = train(replace(config, out=tmp_path / "clean"))
     take(old, replace(config, out=old.folder))
     as_killed(old)
-    assert "has no finished adapter, as its run is not done: it is killed at step 0 of 6" in refused(
+    assert "has no finished adapter, as its run is not done (killed at step 0 of 6)" in refused(
         capsys, "sample", "--run", old.folder
     )
     resumed = resume(old.folder)
@@ -355,7 +367,7 @@ def test_a_run_that_is_not_done_says_what_there_is(capsys, config, base, tmp_pat
         ["compose", run.folder, "--base", base, "--out", tmp_path / "both"],
     ):
         said = refused(capsys, *words)
-        assert "has no finished adapter, as its run is not done: it is stopped at step 3 of 6" in said, words
+        assert "has no finished adapter, as its run is not done (stopped at step 3 of 6)" in said, words
         assert f"rankfold resume {run.folder}" in said
     assert not library.entries()
     resume(run.folder)
@@ -642,13 +654,20 @@ def test_a_source_that_was_trained_anew_is_other_data(base, photos, old, done, t
 
 def test_the_queue_and_the_studio_ask_too(config, photos):
     """A run that is put into the queue again, and one whose data change while it waits."""
+    from rankfold.apps.studio.places import Places
+    from rankfold.apps.studio.studio import Studio
+    from rankfold.apps.studio.watch_page import Watch
+
     run = train_until(config, 3)
+    watch = Watch(Studio(Places(run.folder.parent), start_workers=False))
     changed(photos, "added")
-    with pytest.raises(UserError, match="--accept-changes"):
-        queue.enqueue_again(run)
-    assert run.state() == "stopped"
-    queue.enqueue_again(run, accept_changes=True)
+    for again in (queue.enqueue_again, lambda own: watch.go_on(own.folder.name)):
+        with pytest.raises(UserError, match="--accept-changes"):
+            again(run)
+        assert run.state() == "stopped"
+    assert "in the queue" in watch.go_on(run.folder.name, True)
     assert run.state() == "queued"
+    assert not watch.places.adapters()
     changed(photos, "replaced")
     with pytest.raises(UserError, match=r"photo 2.png has changed"):
         queue.carry_on(run.folder)
@@ -739,11 +758,14 @@ def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_twice(capsys, tmp_path):
-    words = ["demo", "--steps", "2", "--threads", "1", "--out", str(tmp_path / "demo")]
-    main(words)
-    first = tree(tmp_path / "demo")
-    assert "holds a demo already" not in capsys.readouterr().out
-    main([*words, "--seed", "1"])
-    assert "holds a demo already, which this one takes the place of" in capsys.readouterr().out
-    assert tree(tmp_path / "demo").keys() == first.keys()
-    assert from_yaml(tmp_path / "demo" / "config.yaml").seed == 1
+    from rankfold.apps.demo import DemoConfig, settings_of
+
+    run = train(settings_of(DemoConfig(steps=1, threads=1, out=tmp_path / "demo")))
+    (run.folder / "export").mkdir()
+    (run.folder / "export" / "old.safetensors").write_text("old")
+    main(["demo", "--steps", "2", "--threads", "1", "--out", str(run.folder)])
+    said = capsys.readouterr().out
+    assert f"{run.folder} holds a demo already, which this one takes the place of." in said
+    assert "likeness" in said
+    assert run.status()["step"] == 2
+    assert not (run.folder / "export" / "old.safetensors").exists()

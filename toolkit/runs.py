@@ -151,7 +151,9 @@ class Run:
     def state(self) -> str:
         """The state as it is now, 'lost' for a run whose process is gone; '' for a folder that says none."""
         status = self.status()
-        state = status.get("state", "")
+        state = status.get("state")
+        if not isinstance(state, str):
+            return ""
         return "lost" if state in LIVE and not is_alive(status) else state
 
     def told(self) -> str:
@@ -244,7 +246,7 @@ class Run:
         """
         if self.state() in ("done", ""):
             return self.adapter
-        text = f"{self.folder} has no finished adapter, as its run is not done: it is {self.told()}."
+        text = f"{self.folder} has no finished adapter, as its run is not done ({self.told()})."
         if self.state() not in LIVE:
             text += f" Go on with it: rankfold resume {self.folder}"
         found = [self.adapter] if any(self.adapter.glob("*/*")) else []
@@ -402,7 +404,9 @@ def is_alive(status: dict[str, Any]) -> bool:
     """Whether the process that wrote a status is there; on another machine: whether it was heard of lately."""
     pid = status.get("pid")
     if status.get("host", HOST) != HOST:
-        return time.time() - status.get("beat", 0.0) < SILENCE.get(status.get("state", ""), 300.0)
+        beat = status.get("beat")
+        heard = beat if isinstance(beat, int | float) else 0.0
+        return time.time() - heard < SILENCE.get(str(status.get("state")), 300.0)
     return pid is not None and born(pid) is not None and born(pid) == status.get("born")
 
 
@@ -411,5 +415,5 @@ def born(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
+    except (psutil.Error, TypeError, ValueError, OverflowError):  # gone, or no number of a process
         return None

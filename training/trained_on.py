@@ -192,8 +192,9 @@ def written_down(run: Run) -> TrainedOn | None:
     """What data.json says; None where it is not there or broken."""
     try:
         found = json.loads(run.data_file.read_text())
-        lists = {key: tuple(found[key]) for key in ("held_out", "learned", "earlier")}
-        return TrainedOn(dict(found["items"]), **lists)
+        held_out, learned = (tuple(map(str, found[key])) for key in ("held_out", "learned"))
+        earlier = tuple({key: own[key] for key in ("step", "digest", "changes")} for own in found["earlier"])
+        return TrainedOn(dict(found["items"]), held_out, learned, earlier)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
