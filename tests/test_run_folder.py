@@ -4,9 +4,12 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
+import forked
 import pytest
 import torch
 from PIL import Image
@@ -274,6 +277,7 @@ def test_killed_while_the_old_run_is_put_aside(old, config, monkeypatch, moves):
     assert moves == 0 or not old.config_file.exists()
     with pytest.raises(UserError, match="holds a run already, done at step 4 of 4"):
         check_out(replace(config, out=old.folder))
+    assert not old.put_back() or moves
     assert tree(old.folder) == before
 
 
@@ -305,6 +309,30 @@ def test_killed_before_the_first_step_of_the_new_run(old, config, capsys, tmp_pa
     resumed = resume(old.folder)
     assert same(adapter(resumed.folder), adapter(clean.folder))
     assert names(resumed.folder) == names(clean.folder)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+def test_kills_while_another_run_is_overwritten(config, tmp_path):
+    """kill -9 about the moment that the folder changes hands: what is there is the old run or the new one, whole, and goes on."""
+    rng, run = Random(0), train(replace(config, rank=2))
+    for rank in range(3, 23):
+        words = [*command(replace(config, rank=rank), tmp_path), "--overwrite"]
+        before = run.config_file.stat().st_mtime_ns
+        process = forked.started(forked.commands(words), tmp_path / "said.txt")
+        while process.is_alive() and not run.aside.exists() and run.config_file.stat().st_mtime_ns == before:
+            pass
+        time.sleep(rng.random() * rng.choice((0, 0.001, 0.01, 0.1, 1)))
+        process.kill()
+        process.join()
+        run.recover()
+        own = from_yaml(run.config_file).rank
+        assert own == rank or run.state() == "done"
+        for path in run.checkpoint_files():
+            assert torch.load(path, weights_only=True)["config"]["rank"] == str(own)
+        if run.state() != "done":
+            resume(run.folder)
+        assert json.loads((run.adapter / "unet" / "adapter_config.json").read_text())["r"] == own
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_begins_again_unasked(capsys, config, tmp_path):

@@ -297,7 +297,7 @@ class Run:
 
     def put_back(self, but: Collection[str] = ()) -> bool:
         """Brings back the run that was put aside in the place of the one that is there; False when none was."""
-        if not self.aside.is_dir():
+        if not self.aside.is_dir() or not any(self.aside.iterdir()):  # empty: a kill came before anything was moved
             return False
         for path in self.own_entries(but):
             delete(path)
