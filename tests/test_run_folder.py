@@ -452,12 +452,13 @@ def test_changed_photos_are_refused_or_accepted(capsys, config, photos, how):
     assert run.status()["step"] == 8
 
 
-def test_data_that_only_moved_in_time_are_the_same(config, photos):
+def test_data_that_only_moved_in_time_are_the_same(capsys, config, photos):
     run = train_until(config, 3)
     for path in photos.iterdir():
         path.write_bytes(path.read_bytes())
         os.utime(path, (1, 1))
-    assert resume(run.folder).status()["state"] == "done"
+    assert resume(run.folder, accept_changes=True).status()["state"] == "done"
+    assert "there is nothing to accept" in capsys.readouterr().out
     assert "data_changed" not in (run.adapter / "rankfold.json").read_text()
 
 

@@ -250,6 +250,8 @@ def check_data(run: Run, config: LoopConfig, inputs: Sequence[Any], *, accept: b
         changes = ["they differ, and how is not known any more"]
     if changes:
         settle(run, config, state["step"], known, now, changes, accept=accept)
+    elif accept:
+        print(f"The data of {run.folder} are those of its step {state['step']}: there is nothing to accept.")
 
 
 def settle(
