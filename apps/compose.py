@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .options import parse, quiet_libraries
+from .options import check_free, parse_run, quiet_libraries
 from .train import report
 
 
@@ -28,11 +28,12 @@ def composed(kind: Any, words: list[str], name: str) -> Path:
     """Composes as the words say, and prints what came of it; returns the run folder."""
     count = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
     named = ["--adapters", *words[:count]] if count else []
-    config = parse(kind, [*named, *words[count:]], name)
+    config, overwrite = parse_run(kind, [*named, *words[count:]], name)
+    check_free(config, overwrite=overwrite)
     quiet_libraries()
     from ..training.start import compose as run_compose
 
-    run = run_compose(config)
+    run = run_compose(config, overwrite=overwrite)
     print_composition(run.adapter / "rankfold.json")
     return run.folder
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..toolkit.errors import UserError
+from ..toolkit.runs import Run
 from .files import print_proof
-from .options import parse, quiet_libraries
+from .options import Overwriting, parse, quiet_libraries
+from .train import report
+
+if TYPE_CHECKING:
+    from ..training.config import SubjectConfig
 
 DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has seen it
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Overwriting):
     """Teaches the embedded model a new creature and shows before and after."""
 
     base: Literal["tiny", "tiny-dit"] = "tiny"
@@ -38,30 +44,27 @@ def demo(words: list[str]) -> None:
 
 
 def run_demo(config: DemoConfig) -> dict[str, float]:
-    """Trains, measures, exports and prints; returns the figures."""
+    """Trains, measures, exports and prints; returns the figures, none when the training was stopped.
+
+    A demo that is in the folder is done anew; any other run there is left alone, unless the config says to overwrite it.
+    """
     import torch
 
     torch.set_num_threads(config.threads)
     from ..pipelines.export import export_adapter
-    from ..toolkit.models.tiny import assets
-    from ..training.config import SubjectConfig
     from ..training.demo import before_and_after
     from ..training.start import train
 
     start = time.time()
-    images = assets() / "demo" / "creature"
-    settings = SubjectConfig(
-        base=config.base,
-        images=images,
-        out=config.out,
-        steps=config.steps,
-        adapter=config.adapter,
-        threads=config.threads,
-        seed=config.seed,
-        **DEMO_SETTINGS[config.base],
-    )
-    print(f"Teaching the embedded model the creature in {images} (five pictures, {config.steps} steps)")
-    run = train(settings)
+    settings = settings_of(config)
+    overwrite = config.overwrite or is_demo(Run(config.out))
+    if overwrite and not config.overwrite:
+        print(f"{config.out} holds a demo already, which this one takes the place of.")
+    print(f"Teaching the embedded model the creature in {settings.images} (five pictures, {config.steps} steps)")
+    run = train(settings, overwrite=overwrite)
+    if run.status()["state"] != "done":
+        report(run.folder)
+        return {}
     trained = time.time()
     figures = before_and_after(run, DEMO_CREATURE, seed=config.seed)
     print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five pictures, 2: before, 3: after)")
@@ -83,6 +86,36 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     )
     return figures
 
+
+def settings_of(config: DemoConfig) -> SubjectConfig:
+    """The run of a demo."""
+    from ..toolkit.models.tiny import assets
+    from ..training.config import SubjectConfig
+
+    own = {name: getattr(config, name) for name in CHOSEN}
+    return SubjectConfig(images=assets() / "demo" / "creature", **own, **DEMO_SETTINGS[config.base])
+
+
+def is_demo(run: Run) -> bool:
+    """Whether a folder holds a run that `rankfold demo` makes, whatever its options were."""
+    from ..training.config import from_yaml
+
+    try:
+        found = from_yaml(run.config_file)
+        own = DemoConfig(**{name: getattr(found, name) for name in CHOSEN})
+        return run.is_run() and found == settings_of(own)
+    except (UserError, AttributeError, KeyError):
+        return False
+
+
+CHOSEN = (
+    "base",
+    "out",
+    "steps",
+    "adapter",
+    "threads",
+    "seed",
+)  # of the run's settings, those that are options of the demo
 
 # The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
 # count less. Guidance above 2 burns the colours of this small model. Steps and learning rate: benchmarks/demo_settings.py.

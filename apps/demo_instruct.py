@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .options import parse, quiet_libraries
+from ..toolkit.errors import UserError
+from ..toolkit.runs import Run
+from .options import Overwriting, parse, quiet_libraries
+from .train import report
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoInstructConfig:
+class DemoInstructConfig(Overwriting):
     """Teaches the embedded vision-language model a task that it cannot do."""
 
     out: Path = Path("runs/demo-instruct")
@@ -34,19 +37,29 @@ def demo_instruct(words: list[str]) -> None:
 
 
 def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
-    """Trains twice, measures and prints; returns the figures of both runs."""
+    """Trains twice, measures and prints; returns the figures of both runs, of fewer when a training was stopped.
+
+    A demo that is in the folder is done anew; anything else there is left alone, unless the config says to overwrite it.
+    """
     import torch
 
     torch.set_num_threads(config.threads)
-    from ..training.demo_instruct import QUESTION, judged, tune, write_demo_data
+    from ..training.demo_instruct import QUESTION, RUNS, is_demo_data, judged, tune, write_demo_data
 
     start = time.time()
+    overwrite = config.overwrite or is_demo_data(config.out / "data")
+    check_folder(config.out, overwrite=overwrite)
+    if overwrite and not config.overwrite:
+        print(f"{config.out} holds a demo already, which this one takes the place of.")
     files = write_demo_data(config.out / "data", seed=config.seed)
     settings = {"adapter": config.adapter, "threads": config.threads, "seed": config.seed}
     print(f"Teaching the embedded model to answer '{QUESTION}' from 400 pictures ({files['train']})")
     found: dict[str, Any] = {}
-    for name, steps in (("alone", config.steps), ("replay", config.steps * 4 // 3)):
-        run = tune(files, config.out / name, replay=name == "replay", steps=steps, **settings)
+    for name, steps in zip(RUNS, (config.steps, config.steps * 4 // 3), strict=True):
+        run = tune(files, config.out / name, replay=name == "replay", steps=steps, overwrite=overwrite, **settings)
+        if run.status()["state"] != "done":
+            report(run.folder)
+            return found
         found[name] = judged(run, files)
     print_answers(config.out / "replay" / "answers.jsonl")
     print_figures(found)
@@ -56,6 +69,24 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     )
     print("      rankfold train instruct --base llava-hf/llava-1.5-7b-hf --data YOUR.json --images FOLDER")
     return found
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Checks data and both runs of a demo that is to be made, before anything is written.
+
+    Raises:
+        UserError: for runs that are there and shall not be overwritten, and for data that no demo has written.
+    """
+    from ..training.begin import check_out
+    from ..training.config import InstructConfig
+    from ..training.demo_instruct import RUNS, is_demo_data
+
+    data = folder / "data"
+    if data.exists() and any(data.iterdir()) and not is_demo_data(data):
+        raise UserError(f"{data} holds files that no demo has written: give another --out.")
+    for name in RUNS:
+        run = Run(folder / name)
+        check_out(InstructConfig(out=run.folder), overwrite=overwrite and run.is_run())
 
 
 def print_answers(file: Path, count: int = 6) -> None:

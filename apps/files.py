@@ -35,15 +35,15 @@ def export(words: list[str]) -> None:
     from ..training.config import ConversationConfig, from_yaml
 
     run = Run.open(options.run)
-    config = from_yaml(run.config_file)
+    config, adapter = from_yaml(run.config_file), run.finished_adapter()
     if isinstance(config, ConversationConfig):
         from ..pipelines.export_chat import export_chat
 
         out = options.out or run.folder / "export"
-        print_proof(export_chat(run.adapter, config.base, options.format or "peft", out))
+        print_proof(export_chat(adapter, config.base, options.format or "peft", out))
         return
     proof = export_adapter(
-        run.adapter,
+        adapter,
         config.base,
         options.format or "diffusers",
         options.out or run.folder / "export",

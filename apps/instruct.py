@@ -7,38 +7,40 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..toolkit.errors import UserError
-from .options import parse, quiet_libraries, take_option
+from .options import check_free, parse, parse_run, quiet_libraries, take_option
 from .train import report
 
 
 def train_instruct(words: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    config = configured("InstructConfig", words, "train instruct")
+    config, overwrite = configured("InstructConfig", words, "train instruct")
+    check_free(config, overwrite=overwrite)
     quiet_libraries()
     from ..training.start import train
 
-    run = train(config)
+    run = train(config, overwrite=overwrite)
     report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION")
 
 
 def search_instruct(words: list[str]) -> None:
-    config = configured("InstructSearchConfig", words, "search instruct")
+    config, overwrite = configured("InstructSearchConfig", words, "search instruct")
+    check_free(config, overwrite=overwrite)
     quiet_libraries()
     from ..training.start import train
 
-    run = train(config)
+    run = train(config, overwrite=overwrite)
     report(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")
 
 
-def configured(kind: str, words: list[str], name: str) -> Any:
-    """The config that the options ask for."""
+def configured(kind: str, words: list[str], name: str) -> tuple[Any, bool]:
+    """The config that the options ask for, and --overwrite."""
     from ..training import config as configs
 
     file, words = take_option(words, "--config")
     default = configs.from_yaml(recipe_file(file)) if file else getattr(configs, kind)()
     if not isinstance(default, getattr(configs, kind)):
         raise UserError(f"--config {file} is of another method: use the command it was made for.")
-    return parse(getattr(configs, kind), words, name, default)
+    return parse_run(getattr(configs, kind), words, name, default)
 
 
 def recipe_file(name: str) -> Path:
@@ -127,7 +129,7 @@ def opened(options: Any) -> tuple[Any, list[Any] | None]:
     adapters, base, template, trained_on = list(options.adapters), options.base, None, None
     if options.run is not None:
         run, config = instruct_run(options.run)
-        adapters.insert(0, run.adapter)
+        adapters.insert(0, run.finished_adapter())
         base = base or config.base
         template = (run.adapter / "chat_template.jinja").read_text() if config.chat_template else None
         if config.data is not None and Path(config.data).exists():

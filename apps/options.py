@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .commands import COMMANDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwriting:
+    """What every command that begins a run takes beside the run's config."""
+
+    overwrite: bool = False
+    """Delete the run that --out holds, with all that belongs to it, once the new one is under way."""
 
 
 def parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
@@ -15,6 +24,30 @@ def parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
 
     extra = {} if default is None else {"default": default}
     return tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+
+
+def parse_run(kind: Any, words: list[str], name: str, default: Any = None) -> tuple[Any, bool]:
+    """Reads the config of a run that is to begin, and whether it may take the place of another.
+
+    kind: the config's class, with further options or without.
+    """
+    both = dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind, Overwriting), {"__doc__": kind.__doc__}))
+    given = None if default is None else both(**{f.name: getattr(default, f.name) for f in fields(default)})
+    options = parse(both, words, name, given)
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)}), options.overwrite
+
+
+def check_free(config: Any, *, overwrite: bool) -> None:
+    """Raises UserError when a run cannot begin in its --out: at once, before anything heavy is imported."""
+    from ..training.begin import check_out
+
+    if is_first():
+        check_out(config, overwrite=overwrite)
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and has the run folder, by what launchers say; without importing what they start."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -84,7 +84,7 @@ def recipe_of(options: SampleOptions) -> Any:
     if options.run is not None:
         run = Run.open(options.run)
         config = from_yaml(run.config_file)
-        adapters.insert(0, str(run.adapter))
+        adapters.insert(0, str(run.finished_adapter()))
         base, prompt = base or config.base, prompt or config.prompt
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
     if prompt is None and options.regions:

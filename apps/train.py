@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..toolkit.errors import UserError
-from .options import parse, positional, quiet_libraries, take_option
+from .options import check_free, is_first, parse, parse_run, positional, quiet_libraries, take_option
 
 if TYPE_CHECKING:
     from ..training.config import SubjectConfig
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
 
 def train_subject(words: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    config, fit, folds = subject_options(words, "train subject")
+    config, fit, folds, overwrite = subject_options(words, "train subject")
+    if not folds:  # a cross-validation goes on with what is there
+        check_free(config, overwrite=overwrite)
     quiet_libraries()
     from ..training.cross_validation import cross_validated
     from ..training.start import train
@@ -27,11 +28,15 @@ def train_subject(words: list[str]) -> None:
         flags, estimate = fitted(plan(config), fit)
         config = estimate.config
         print(f"fits in {fit:g} GiB {'with: ' + ' '.join(flags) if flags else 'as it is'}")
-    report((cross_validated(config, folds) if folds else train(config)).folder)
+    if folds:
+        run = cross_validated(config, folds, overwrite=overwrite)
+    else:
+        run = train(config, overwrite=overwrite)
+    report(run.folder)
 
 
-def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None, int]:
-    """The config of a subject's training, how many GiB its peak may take, and in how many folds it is cross-validated."""
+def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None, int, bool]:
+    """The config of a subject's training, how many GiB its peak may take, in how many folds it is cross-validated, and --overwrite."""
     from ..training.config import SubjectConfig, from_yaml
 
     @dataclass(frozen=True, kw_only=True)
@@ -43,18 +48,18 @@ def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float |
 
     config_file, words = take_option(words, "--config")
     default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()
-    options = parse(Options, words, name, default)
+    options, overwrite = parse_run(Options, words, name, default)
     if options.fit is not None and options.fit <= 0:
         raise UserError(f"--fit must be above 0, not {options.fit}.")
     if options.folds < 0 or options.folds == 1:
         raise UserError(f"--folds must be 0, or at least 2, not {options.folds}.")
     values = {field.name: getattr(options, field.name) for field in fields(SubjectConfig)}
-    return SubjectConfig(**values), options.fit, options.folds
+    return SubjectConfig(**values), options.fit, options.folds, overwrite
 
 
 def plan_subject(words: list[str]) -> None:
     """Nothing is loaded, nothing written."""
-    config, fit, folds = subject_options(words, "plan subject")
+    config, fit, folds, overwrite = subject_options(words, "plan subject")
     quiet_libraries()
     from ..training.plan import advice, disk, fitted, least_seconds, plan
 
@@ -75,6 +80,8 @@ def plan_subject(words: list[str]) -> None:
     print(*lines, sep="\n")
     if folds:
         print(f"That is one training; --folds makes {folds} more.")
+    if overwrite:
+        print("--overwrite is for the training: a plan writes nothing.")
 
 
 def search_subject(words: list[str]) -> None:
@@ -82,11 +89,12 @@ def search_subject(words: list[str]) -> None:
 
     config_file, words = take_option(words, "--config")
     default = from_yaml(Path(config_file)) if config_file else SearchConfig()
-    config = parse(SearchConfig, words, "search subject", default)
+    config, overwrite = parse_run(SearchConfig, words, "search subject", default)
+    check_free(config, overwrite=overwrite)
     quiet_libraries()
     from ..training.start import train
 
-    run = train(config)
+    run = train(config, overwrite=overwrite)
     report(run.folder)
     table = run.folder / "structure.txt"
     if run.status()["state"] == "done":
@@ -99,13 +107,15 @@ def resume(words: list[str]) -> None:
     class Options:
         run: Annotated[Path, positional()]
         """Run folder."""
+        accept_changes: bool = False
+        """Go on though pictures, captions, rows, adapters or the base are not those that the run was trained on so far."""
 
     options = parse(Options, words, "resume")
     quiet_libraries()
     from ..training.config import ConversationConfig, from_yaml
     from ..training.start import resume as go_on
 
-    run = go_on(options.run)
+    run = go_on(options.run, accept_changes=options.accept_changes)
     talks = isinstance(from_yaml(run.config_file), ConversationConfig)
     report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION" if talks else "")
 
@@ -127,7 +137,7 @@ def report(folder: Path, then: str = "") -> None:
     """Says how a run ended and what can be done with it. then: the next command."""
     from ..toolkit.runs import Run
 
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return
     status = Run(folder).status()
     if status["state"] == "stopped":

@@ -37,6 +37,8 @@ def queue(words: list[str]) -> None:
         """Config file (YAML), as every run folder holds one."""
         out: Path | None = None
         """Run folder; unset means the config's."""
+        overwrite: bool = False
+        """Delete the run that the folder holds."""
 
     from dataclasses import replace
 
@@ -46,7 +48,7 @@ def queue(words: list[str]) -> None:
     from ..training.queue import enqueue
 
     config = from_yaml(options.config)
-    run = enqueue(replace(config, out=options.out or config.out))
+    run = enqueue(replace(config, out=options.out or config.out), overwrite=options.overwrite)
     print(f"{run.folder} waits. Carry it out with: rankfold work --runs {run.folder.parent}")
 
 

@@ -69,7 +69,10 @@ def library(work: Path, threads: int) -> tuple[str, ...]:
         if not (run / "adapter" / "rankfold.json").is_file():
             images = pictures_of(FIRST + number, 5, work / f"pictures{number}", seed=0)
             settings = DEMO_TRAINING | QUIET
-            train(SubjectConfig(images=images, out=run, steps=LIBRARY_STEPS, threads=threads, seed=number, **settings))
+            config = SubjectConfig(
+                images=images, out=run, steps=LIBRARY_STEPS, threads=threads, seed=number, **settings
+            )
+            train(config, overwrite=run.is_dir())
         folders.append(str(run / "adapter"))
     return tuple(folders)
 

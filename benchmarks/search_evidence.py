@@ -107,7 +107,7 @@ def main() -> None:
         )
         config = search_config(images, options.work / f"search{seed}", seed, options)
         if not (config.out / "best.yaml").is_file():
-            train(config)
+            train(config, overwrite=config.out.is_dir())
         task = SearchTask(
             config,
             find_samples(images, flip=False, skip_bad=False),

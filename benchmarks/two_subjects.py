@@ -51,7 +51,8 @@ def single_adapters(pair: int, work: Path, threads: int) -> list[str]:
             train(
                 SubjectConfig(
                     images=pictures, out=run, token=f"sks{side}", steps=800, threads=threads, seed=pair, **settings
-                )
+                ),
+                overwrite=run.is_dir(),
             )
         folders.append(str(run / "adapter"))
     return folders
@@ -83,7 +84,8 @@ def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recip
         )
 
     def composed(name: str, **settings) -> Callable[[str], Recipe]:
-        return with_adapter(compose(ComposeConfig(adapters=tuple(singles), out=here / name, **settings)).adapter)
+        config = ComposeConfig(adapters=tuple(singles), out=here / name, **settings)
+        return with_adapter(compose(config, overwrite=config.out.is_dir()).adapter)
 
     def together(where: str) -> Recipe:
         return replace(general, prompt=PROMPT.format(where=where), adapters=tuple(singles), strengths=(1.0, 1.0))
@@ -104,7 +106,7 @@ def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recip
             for merge in MERGES
             for weight in (0.5, 1.0)
         },
-        "LoRA from scratch": with_adapter(train(scratch).adapter),
+        "LoRA from scratch": with_adapter(train(scratch, overwrite=scratch.out.is_dir()).adapter),
         "regions": by_regions,
     }
 

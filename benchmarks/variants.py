@@ -272,7 +272,7 @@ def searched(settings: Settings, subject: Subject) -> Sized:
     if not (out / "best.yaml").is_file():
         config = asdict(settings.config(subject.images, out, 0))
         own = {k: v for k, v in config.items() if k in SearchConfig.__dataclass_fields__} | {"steps": 600}
-        train(SearchConfig(**own))
+        train(SearchConfig(**own), overwrite=out.is_dir())
     best = from_yaml(out / "best.yaml")
     size = count(open_model(resolve_base(settings.base)), replace(best, out=Path("none")))
     return Sized(SEARCHED, "glora", best.rank, best.adapter_options, size)

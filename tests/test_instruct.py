@@ -539,7 +539,7 @@ def test_shipped_recipes_train(name, data, tmp_path):
     """As they are, but for the size: on a tiny LLaVA, one step."""
     from rankfold.apps.instruct import configured
 
-    config = configured("InstructConfig", ["--config", name, "--data", str(data)], "train instruct")
+    config, _ = configured("InstructConfig", ["--config", name, "--data", str(data)], "train instruct")
     assert config.learning_rate == 2e-4
     assert config.train_projector
     base = build("llava", tmp_path / "base")

@@ -244,7 +244,7 @@ def test_pictures_of_any_shape_train(config, tmp_path):
     assert sum(len(rows) for rows in task.instance) == 4
     assert train(config).status()["state"] == "done"
     with pytest.raises(UserError, match="--prior-weight"):
-        train(replace(config, prior_weight=1.0))
+        train(replace(config, prior_weight=1.0, out=tmp_path / "other"))
 
 
 # ---------------------------------------------------------------------------------------------- captions and noise

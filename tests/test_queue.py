@@ -83,8 +83,12 @@ def test_what_can_be_checked_is_refused_at_once(config, root):
         queue.enqueue(replace(config, out=root / "a", rank=0))
     assert not (root / "a").exists()
     queue.enqueue(replace(config, out=root / "a"))
-    with pytest.raises(UserError, match="is there already: choose another name"):
+    with pytest.raises(UserError, match="holds a run already, waiting in the queue: carry it out with `rankfold work"):
         queue.enqueue(replace(config, out=root / "a"))
+    (root / "b").mkdir()
+    (root / "b" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is there already: choose another name"):
+        queue.enqueue(replace(config, out=root / "b"))
 
 
 @pytest.mark.slow

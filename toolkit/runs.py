@@ -1,10 +1,11 @@
 """The run folder: the one place where trainer, command line and app meet.
 
-    runs/<id>/ config.yaml  status.json  metrics.jsonl  log.txt  samples/  checkpoints/  adapter/  requests/
+    runs/<id>/ config.yaml  status.json  data.json  metrics.jsonl  log.txt  samples/  checkpoints/  adapter/  requests/
 
 States: queued -> starting -> running -> done, stopped or failed; lost is one whose process is gone without saying so.
 
-Everything is written whole or not at all: a file is written beside its final name, flushed, and renamed.
+Everything is written whole or not at all: a file is written beside its final name, flushed, and renamed. A folder is one run: what
+an earlier one has left there is out of sight before the next one writes its first file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,16 @@ from PIL.PngImagePlugin import PngInfo
 from .errors import UserError
 
 LIVE = ("starting", "running")
+STATES = ("queued", *LIVE, "done", "stopped", "failed")
+OWN = (
+    "config.yaml", "status.json", "data.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json", "samples", "checkpoints",
+    "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds", "candidates.jsonl", "best.yaml", "structure.txt",
+    "pareto.png", "export", "evaluation", "metrics.json", "pictures.png", "report.html", "report.txt", "evaluation.json",
+    "answers.jsonl", "figures.json", "before_after.png", "rankfold",
+)  # fmt: skip
+"""What runs, and the commands that are given one, write into its folder; the last is a tracker's. All else is somebody's own."""
+ASIDE = ".rankfold-overwritten"  # where a run lies that another is about to take the place of
+GONE = ".rankfold-deleted"  # where it lies while it is being deleted
 REQUESTS = ("stop", "sample", "save")
 SILENCE = {
     "starting": 1800.0,
@@ -95,6 +108,8 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.adapter = self.folder / "adapter"
         self.requests = self.folder / "requests"
+        self.data_file = self.folder / "data.json"
+        self.aside = self.folder / ASIDE
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -104,11 +119,14 @@ class Run:
             UserError: when the folder holds no run.
         """
         run = cls(folder)
-        if not run.config_file.is_file():
+        if run.config_file.is_file():
+            return run
+        if run.folds():
             raise UserError(
-                f"{folder} is not a run folder: it has no config.yaml. Give a folder made by 'rankfold train'."
+                f"{folder} holds the folds of a cross-validation that has not come to its run yet: the command with --folds "
+                "that began it goes on."
             )
-        return run
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml. Give a folder made by 'rankfold train'.")
 
     # -------------------------------------------------------------------------- status
 
@@ -135,8 +153,22 @@ class Run:
     def state(self) -> str:
         """The state as it is now, 'lost' for a run whose process is gone; '' for a folder that says none."""
         status = self.status()
-        state = status.get("state", "")
+        state = status.get("state")
+        if not isinstance(state, str):
+            return ""
         return "lost" if state in LIVE and not is_alive(status) else state
+
+    def told(self) -> str:
+        """The state and how far the run is, as in 'stopped at step 5 of 50'."""
+        status, state = self.status(), self.state()
+        step, total = (status[key] if isinstance(status.get(key), int) else 0 for key in ("step", "total"))
+        if state == "lost":  # what it said last is older than its newest checkpoint
+            step = max(step, self.newest_step())
+        at = f" at step {step} of {total}" if total else f" at step {step}" if step else ""
+        if state == "stopped" and not step:
+            return "taken out of the queue"
+        said = {"queued": "waiting in the queue", "lost": f"killed{at}"} | dict.fromkeys(LIVE, f"at work{at}")
+        return said.get(state, f"{state}{at}" if state else "in an unknown state")
 
     def ask(self, request: str) -> None:
         """Leaves a request (stop, sample, save) for the process at work here.
@@ -148,24 +180,28 @@ class Run:
             raise UserError(f"{self.folder} is not running.")
         (self.requests / request).touch()
 
-    def claim(self) -> None:
-        """Makes the folder this process's own.
-
-        Raises:
-            UserError: when another live run has it.
-        """
+    def check_not_live(self) -> None:
+        """Raises UserError when another process is at work in this folder."""
         if self.is_live():
             raise UserError(
                 f"{self.folder} is in use by a live run (process {self.status()['pid']}). "
                 f"Choose another --out, or stop it with: rankfold stop {self.folder}"
             )
+
+    def claim(self, **values: Any) -> None:
+        """Makes the folder this process's own. values: fields of the status beside the state.
+
+        Raises:
+            UserError: when another live run has it.
+        """
+        self.check_not_live()
         for folder in (self.samples, self.checkpoints, self.adapter, self.requests):
             folder.mkdir(parents=True, exist_ok=True)
         for request in REQUESTS:
             (self.requests / request).unlink(missing_ok=True)
         for leftover in self.folder.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        self.set_status(state="starting", error=None)
+        self.set_status(state="starting", error=None, **values)
 
     def take_requests(self) -> set[str]:
         """Requests that have come in since the last look; each is handed out once."""
@@ -178,6 +214,117 @@ class Run:
         """Appends text to log.txt, with the time."""
         with self.log_file.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    # -------------------------------------------------------------------------- what is there
+
+    def folds(self) -> list[Run]:
+        """The runs of a cross-validation that lies in this folder."""
+        return [Run(path.parent) for path in sorted((self.folder / "folds").glob("*/config.yaml"))]
+
+    def is_run(self) -> bool:
+        """Whether the folder holds a run, whole or in parts, rather than files that somebody else has put there."""
+        has_state = self.status().get("state") in STATES
+        return bool(has_state or self.aside.is_dir() or self.checkpoint_files() or self.folds()) or is_config(
+            self.config_file
+        )
+
+    def is_worth_keeping(self, but: Collection[str] = ()) -> bool:
+        """Whether there is anything that would be missed: not where a run has failed, or was killed, before its first checkpoint.
+
+        but: entries that stay as they are.
+        """
+        if self.checkpoint_files() or any((self.folder / "measured").glob("*/*")):
+            return True
+        if "folds" not in but and any(fold.is_worth_keeping() for fold in self.folds()):
+            return True
+        state = self.state()
+        return state in ("queued", "done", "stopped") or (not state and any(self.adapter.glob("*/*")))
+
+    def finished_adapter(self) -> Path:
+        """The adapter of a run that is done.
+
+        Raises:
+            UserError: when it is not, saying what there is.
+        """
+        if self.state() in ("done", ""):
+            return self.adapter
+        text = f"{self.folder} has no finished adapter, as its run is not done ({self.told()})."
+        if self.state() not in LIVE:
+            text += f" Go on with it: rankfold resume {self.folder}"
+        found = [self.adapter] if any(self.adapter.glob("*/*")) else []
+        found += [path for path in sorted((self.folder / "measured").glob("[0-9]*"))[-1:]]
+        if found:
+            text += f" (What it had learned before is in {' and '.join(map(str, found))}.)"
+        raise UserError(text)
+
+    # -------------------------------------------------------------------------- room for another run
+
+    def own_entries(self, but: Collection[str] = ()) -> list[Path]:
+        """What runs have left here, the config first: without it a folder is no run."""
+        there = [self.folder / name for name in OWN if name not in but]
+        return [path for path in there if path.exists() or path.is_symlink()]
+
+    def others_entries(self) -> list[str]:
+        """Names of what no run has left here."""
+        if not self.folder.is_dir():
+            return []
+        names = sorted(path.name for path in self.folder.iterdir())
+        return [name for name in names if name not in (*OWN, ASIDE, GONE) and not name.endswith(".tmp")]
+
+    def make_room(self, but: Collection[str] = ()) -> bool:
+        """Clears away what an earlier run has left; True when that was worth keeping, and is only put aside as yet.
+
+        It then comes back by `put_back`, and is deleted by `let_go`. Whatever kills this process in between, the folder never shows
+        entries of both. but: entries that stay.
+
+        Raises:
+            UserError: for what cannot be moved or deleted.
+        """
+        worth = self.is_worth_keeping(but)
+        try:
+            delete(self.folder / GONE)
+            if not worth:  # what a killed process had put aside before stays there
+                for path in reversed(self.own_entries(but)):
+                    delete(path)
+                return self.aside.is_dir()
+            self.let_go()
+            self.aside.mkdir()
+            move(self.own_entries(but), self.aside)
+        except OSError as error:
+            raise UserError(
+                f"The run in {self.folder} cannot be cleared away ({error.strerror or error}: {error.filename}): close what has it "
+                "open, or give another --out."
+            ) from error
+        return True
+
+    def put_back(self, but: Collection[str] = ()) -> bool:
+        """Brings back the run that was put aside in the place of the one that is there; False when none was."""
+        if not self.aside.is_dir() or not any(self.aside.iterdir()):  # empty: a kill came before anything was moved
+            return False
+        for path in self.own_entries(but):
+            delete(path)
+        self.take_back()
+        return True
+
+    def recover(self) -> None:
+        """Brings back a run whose process was killed while it was put aside, or before the next one had its config."""
+        if self.aside.is_dir() and not self.config_file.is_file() and not self.is_live():
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Moves what was put aside to where it was, the config last."""
+        entries = sorted(self.aside.iterdir(), key=lambda path: path.name == self.config_file.name)
+        for path in entries:
+            delete(self.folder / path.name)
+            os.replace(path, self.folder / path.name)
+        self.aside.rmdir()
+
+    def let_go(self) -> None:
+        """Deletes the run that was put aside, if one was; by another name, so that half of it never comes back."""
+        delete(self.folder / GONE)
+        if self.aside.is_dir():
+            os.replace(self.aside, self.folder / GONE)
+            delete(self.folder / GONE)
 
     # -------------------------------------------------------------------------- metrics
 
@@ -204,10 +351,46 @@ class Run:
         """Checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("[0-9]*.pt"))
 
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        return max((int(path.stem) for path in self.checkpoint_files() if path.stem.isdecimal()), default=0)
+
     def prune_checkpoints(self, keep: int) -> None:
         """Deletes all but the newest `keep` checkpoints."""
         for path in self.checkpoint_files()[:-keep]:
             path.unlink(missing_ok=True)
+
+
+def is_config(file: Path) -> bool:
+    """Whether a file is a run's config, to tell it from a config.yaml of anything else."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return False
+    return isinstance(values, dict) and {"method", "out", "steps"} <= values.keys()
+
+
+def move(paths: Collection[Path], folder: Path) -> None:
+    """Moves entries into a folder on the same disk: all of them or, when one cannot be, none."""
+    moved: list[Path] = []
+    try:
+        for path in paths:
+            os.replace(path, folder / path.name)
+            moved.append(path)
+    except OSError:
+        for path in moved:
+            os.replace(folder / path.name, path)
+        raise
+
+
+def delete(path: Path) -> None:
+    """Deletes a file, a link, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:
@@ -223,7 +406,9 @@ def is_alive(status: dict[str, Any]) -> bool:
     """Whether the process that wrote a status is there; on another machine: whether it was heard of lately."""
     pid = status.get("pid")
     if status.get("host", HOST) != HOST:
-        return time.time() - status.get("beat", 0.0) < SILENCE.get(status.get("state", ""), 300.0)
+        beat = status.get("beat")
+        heard = beat if isinstance(beat, int | float) else 0.0
+        return time.time() - heard < SILENCE.get(str(status.get("state")), 300.0)
     return pid is not None and born(pid) is not None and born(pid) == status.get("born")
 
 
@@ -232,5 +417,5 @@ def born(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
+    except (psutil.Error, TypeError, ValueError, OverflowError):  # gone, or no number of a process
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
 from ..toolkit.models.vision import EMBEDDED as EMBEDDED_VISION
 from ..toolkit.peft_merge import check_merge, peft_merge
 from ..toolkit.runs import Run, write_text
-from .config import ComposeConfig, ComposeSettings, check_numbers, to_yaml
+from .begin import give_back, take
+from .config import ComposeConfig, ComposeSettings, check_numbers
 from .pictures import PictureTask
 
 # ---------------------------------------------------------------------------------------------- checks
@@ -93,26 +94,40 @@ def same_base(base: str, wanted: str, resolve: Callable[[str], str]) -> bool:
 # ---------------------------------------------------------------------------------------------- fixed weights
 
 
-def compose_fixed(config: ComposeConfig) -> Run:
+def compose_fixed(config: ComposeConfig, but: Collection[str] = ()) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
+
+    but: entries of the folder that stay.
 
     Raises:
         UserError: for adapters that do not fit, and as `check_compose` does.
     """
+    base = check_fixed(config)
+    return summed(config, lambda: open_model(base, DTYPES[config.precision]), config.facts, but)
+
+
+def check_fixed(config: ComposeConfig) -> str:
+    """All checks of a composition by fixed weights that need no model; returns the base's folder."""
     check_numbers(config)
     check_compose(config)
-    base = resolve_base(config.base)
-    return summed(config, lambda: open_model(base, DTYPES[config.precision]), config.facts)
+    return resolve_base(config.base)
 
 
-def summed(config: Any, open_base: Callable[[], Any], facts: dict[str, Any]) -> Run:
-    """A run folder with the sum, or PEFT's merge, of checked adapters. facts: what its adapter says of itself."""
+def summed(
+    config: Any,
+    open_base: Callable[[], Any],
+    facts: dict[str, Any],
+    but: Collection[str],
+    finish: Callable[[Path], None] = lambda folder: None,
+) -> Run:
+    """A run folder with the sum, or PEFT's merge, of checked adapters.
+
+    facts: what its adapter says of itself; but: entries of the folder that stay; finish: writes more into the adapter's folder.
+    """
     run = Run(config.out)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    run.claim()
+    take(run, config, but)
     state, error = "failed", "ended by the system"
     try:
-        write_text(run.config_file, to_yaml(config))
         model = open_base()
         sources = load_sources(config, model)
         weights = list(config.weights) or [1 / len(sources)] * len(sources)
@@ -127,12 +142,15 @@ def summed(config: Any, open_base: Callable[[], Any], facts: dict[str, Any]) -> 
                 whole = composition.weighted(folded, weights)
             parts[part] = Part(getattr(model, part), whole, "")
         save_composed(run.adapter, parts, config, sources, {"everywhere": weights}, facts)
+        finish(run.adapter)
+        run.let_go()
         state, error = "done", None
     except Exception as fault:
         error = str(fault)
         raise
     finally:
-        run.set_status(state=state, step=0, total=0, error=error)
+        if state == "done" or not give_back(run, but):
+            run.set_status(state=state, step=0, total=0, error=error)
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,29 @@ def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInst
     return prepare_conversations(config)
 
 
-def compose_instruct_fixed(config: ComposeInstructConfig) -> Run:
+def compose_instruct_fixed(config: ComposeInstructConfig, but: Collection[str] = ()) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
+
+    but: entries of the folder that stay.
 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other.
     """
+    vision = VisionModel(check_instruct_fixed(config), DTYPES[config.precision], template=template_of(config))
+    facts = {"base": config.base, "kind": vision.config["model_type"]}
+    return summed(config, lambda: vision, facts, but, lambda folder: save_template(folder, vision))
+
+
+def check_instruct_fixed(config: ComposeInstructConfig) -> str:
+    """All checks of a composition by fixed weights that need no model; returns the base's folder."""
     check_numbers(config)
     check_sources(config, config.base, resolve_vision_base)
-    folder = resolve_vision_base(config.base)
-    template = template_of(config)
-    vision = VisionModel(folder, DTYPES[config.precision], template=template)
-    run = summed(config, lambda: vision, {"base": config.base, "kind": vision.config["model_type"]})
-    write_text(run.adapter / "chat_template.jinja", str(vision.processor.chat_template))
-    return run
+    return resolve_vision_base(config.base)
+
+
+def save_template(folder: Path, vision: VisionModel) -> None:
+    """Writes the chat template beside an adapter."""
+    write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))
 
 
 class ComposeInstructTask(Composing, ConversationTask):
@@ -55,4 +65,4 @@ class ComposeInstructTask(Composing, ConversationTask):
 
     def save_adapter(self, folder: Path) -> None:
         super().save_adapter(folder)
-        write_text(folder / "chat_template.jinja", str(self.vision.processor.chat_template))
+        save_template(folder, self.vision)

@@ -376,6 +376,13 @@ class ComposeInstructConfig(ConversationConfig, ComposeSettings):
     """Peak learning rate of the weights."""
 
 
+def is_fixed(config: LoopConfig) -> bool:
+    """Whether it is a composition that has nothing to learn its weights from."""
+    return (isinstance(config, ComposeConfig) and config.images is None) or (
+        isinstance(config, ComposeInstructConfig) and config.data is None
+    )
+
+
 LEAST = {
     "steps": 1, "batch_size": 1, "gradient_accumulation": 1, "rank": 1, "log_every": 1, "checkpoint_every": 1,
     "keep_checkpoints": 1, "preview_every": 0, "lr_warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0,

@@ -8,6 +8,7 @@ quarter of old questions mixed in it has not.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from .start import train
 
 QUESTION = "Which box does it go into?"
 BOXES = {"one": ("red", "orange", "yellow"), "two": ("green", "blue", "purple")}
+PICTURE = re.compile(r"\d-\d{5}\.png|\..*\.tmp")
+RUNS = ("alone", "replay")
 TRAIN, TEST, REPLAY, RETENTION = 0, 1, 2, 3  # streams of pictures
 SETTINGS: dict[str, Any] = {
     "base": "tiny-vlm",
@@ -55,6 +58,17 @@ def write_demo_data(
     for name, content in made.items():
         write_text(folder / f"{name}.json", json.dumps(content, indent=1))
     return {name: folder / f"{name}.json" for name in made}
+
+
+def is_demo_data(folder: Path) -> bool:
+    """Whether `write_demo_data` has written a folder, or was killed while it did."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+        if "train.json" in names:
+            return QUESTION in json.loads((folder / "train.json").read_text())[0]["conversations"][0]["value"]
+        return names == {"pictures"} and all(PICTURE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def new_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
@@ -98,12 +112,12 @@ def llava_row(row: dict[str, str]) -> dict[str, Any]:
     return {"image": row["image"], "conversations": turns}
 
 
-def tune(files: dict[str, Path], out: Path, *, replay: bool, **settings: Any) -> Run:
-    """Trains on the new task, with or without old questions."""
+def tune(files: dict[str, Path], out: Path, *, replay: bool, overwrite: bool = False, **settings: Any) -> Run:
+    """Trains on the new task, with or without old questions. overwrite: as in `train`, where a run is there."""
     config = InstructConfig(
         data=files["train"], replay=files["replay"] if replay else None, out=out, **(SETTINGS | settings)
     )
-    return train(config)
+    return train(config, overwrite=overwrite and Run(out).is_run())
 
 
 def judged(run: Run, files: dict[str, Path]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -88,8 +89,9 @@ class Task(Protocol):
 class Loop:
     """One run of one task."""
 
-    def __init__(self, config: LoopConfig, task: Task, run: Run, accelerator: Accelerator) -> None:
-        self.config, self.task, self.run, self.accelerator = config, task, run, accelerator
+    def __init__(self, config: LoopConfig, task: Task, run: Run, accelerator: Accelerator, data: str = "") -> None:
+        """data: a hash of what is trained on, for the checkpoints to say."""
+        self.config, self.task, self.run, self.accelerator, self.data = config, task, run, accelerator, data
         optimizer = make_optimizer(config, task.parameter_groups())
         if hasattr(optimizer, "train"):
             optimizer.train()  # schedule-free ones ask for it
@@ -310,6 +312,7 @@ class Loop:
         """Everything that a resumed run needs to go on bit-equal."""
         return {
             "config": comparable(self.config),
+            "data": self.data,
             "step": self.step,
             "parameters": [p.detach().cpu() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
@@ -344,7 +347,7 @@ class Loop:
         """
         files = self.run.checkpoint_files()
         if files:
-            state = torch.load(files[-1], map_location="cpu", weights_only=True)
+            state = read_checkpoint(files[-1])
             check_same_config(state["config"], comparable(self.config), files[-1])
             self.step = state["step"]
             with torch.no_grad():
@@ -363,16 +366,31 @@ class Loop:
             self.run.cut_metrics(self.step)
 
 
+def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
+    """The state that a checkpoint holds. lazily: its tensors are read when they are looked at.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({type(error).__name__}): delete it to go on from the one before, or, where it is "
+            "the only one, from the start."
+        ) from error
+
+
 def comparable(config: LoopConfig) -> dict[str, str]:
     """The fields that a checkpoint's weights depend on, as text."""
     return {key: str(value) for key, value in asdict(config).items() if key not in NOT_IN_STATE}
 
 
 def check_same_config(saved: dict[str, str], wanted: dict[str, str], path: Path) -> None:
-    """Raises UserError naming the first field that differs."""
-    for key, value in wanted.items():
-        if saved.get(key) != value:
-            raise UserError(
-                f"{path} was made with another config: {key} was {saved.get(key)}, now it is {value}. "
-                "Put the value back in config.yaml, or start a new run with another --out."
-            )
+    """Raises UserError naming the fields that differ; those that are younger than the checkpoint are passed over."""
+    other = [f"{key} was {saved[key]}, now it is {new}" for key, new in wanted.items() if saved.get(key, new) != new]
+    if other:
+        raise UserError(
+            f"{path} was made with another config: {'; '.join(other)}. "
+            "Put back in config.yaml what it was, or start a new run with another --out."
+        )

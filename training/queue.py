@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import UserError
 from ..toolkit.runs import HOST, LIVE, Run, born, is_alive, write_text
-from .config import ComposeConfig, ComposeInstructConfig, LoopConfig, from_yaml, to_yaml
+from .begin import check_out, clear
+from .config import LoopConfig, from_yaml, to_yaml
 
 LOOK = 1.0  # seconds between looks for queued runs
 OUTPUT = "output.txt"  # what a run's process prints
@@ -32,34 +32,43 @@ def runs_in(root: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.config_file.stat().st_mtime, reverse=True)
 
 
-def enqueue(config: LoopConfig) -> Run:
+def enqueue(config: LoopConfig, *, overwrite: bool = False) -> Run:
     """A new run folder that waits for a worker.
 
+    overwrite: deletes the run that is in the folder.
+
     Raises:
-        UserError: for a folder that is there already, and for everything that can be checked before a model is loaded.
+        UserError: for a folder that holds a run or anything else, and for everything that can be checked before a model is loaded.
     """
     run = Run(config.out)
-    if run.folder.exists() and any(run.folder.iterdir()):
+    check_out(config, overwrite=overwrite)
+    if not run.is_run() and run.others_entries():
         raise UserError(f"{run.folder} is there already: choose another name.")
-    if not (isinstance(config, ComposeConfig) and config.images is None):
-        from .start import preflight
+    from .start import check
 
-        preflight(config)
+    check(config)
+    clear(run)
+    run.let_go()
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, to_yaml(config))
     run.set_status(state="queued", queued=time.time(), step=0, total=config.steps, error=None)
     return run
 
 
-def enqueue_again(run: Run) -> None:
+def enqueue_again(run: Run, *, accept_changes: bool = False) -> None:
     """Puts a run that was stopped, has failed or was lost at the end of the queue; it goes on from its newest checkpoint.
 
+    accept_changes: also where its data have changed, see `resume`.
+
     Raises:
-        UserError: when it is done, waiting or at work.
+        UserError: when it is done, waiting or at work, and for everything that can be checked before a model is loaded.
     """
     state = run.state()
     if state not in ("stopped", "failed", "lost"):
         raise UserError(f"{run.folder} is {state or 'no run'}: only a run that was stopped, failed or lost can go on.")
+    from .start import check_resume
+
+    check_resume(run.folder, accept_changes=accept_changes)
     (run.folder / "claim.json").unlink(missing_ok=True)
     run.set_status(state="queued", queued=time.time(), error=None)
 
@@ -140,13 +149,10 @@ def carry_on(folder: Path) -> None:
     """What the process of a queued run does: begins it, or goes on from its newest checkpoint."""
     run = Run.open(folder)
     try:
-        config: Any = replace(from_yaml(run.config_file), out=Path(folder))
-        from .start import compose, resume, train  # behind the config, which may be broken: this takes long
+        from_yaml(run.config_file)  # before the import, which takes long, for it may be broken
+        from .start import resume
 
-        if run.checkpoint_files():
-            resume(folder)
-            return
-        (compose if isinstance(config, (ComposeConfig, ComposeInstructConfig)) else train)(config)
+        resume(folder)
     except UserError as error:
         # A worker that was killed may have left a process that has the run by now: it has not failed.
         others = run.is_live() and run.status().get("pid") != os.getpid()

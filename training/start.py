@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,14 @@ from ..toolkit.models.new_words import check_new_word
 from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
 from .adapter_config import adapter_config
-from .compose import ComposeTask, check_compose, compose_fixed
-from .compose_instruct import ComposeInstructTask, compose_instruct_fixed, prepare_compose_instruct
+from .begin import check_out, give_back, take
+from .compose import ComposeTask, check_compose, check_fixed, compose_fixed
+from .compose_instruct import (
+    ComposeInstructTask,
+    check_instruct_fixed,
+    compose_instruct_fixed,
+    prepare_compose_instruct,
+)
 from .config import (
     ComposeConfig,
     ComposeInstructConfig,
@@ -32,7 +39,7 @@ from .config import (
     SubjectConfig,
     check_numbers,
     from_yaml,
-    to_yaml,
+    is_fixed,
 )
 from .denoising import check_compiled
 from .evaluate_subject import read_prompts
@@ -45,8 +52,16 @@ from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
 from .sharding import check_sharding
 from .subject import SubjectTask, measured_by
+from .trained_on import TrainedOn, check_data, settled, trained_on, write_down, written_down
 
 Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
+SAME_RUN = (
+    "config.yaml",
+    "status.json",
+    "log.txt",
+    "output.txt",
+    "claim.json",
+)  # what stays where a run itself is done again
 
 
 def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tuple[PictureConfig, Inputs]:
@@ -85,10 +100,11 @@ def check_subject(config: SubjectConfig) -> None:
     Raises:
         UserError: as `preflight` does.
     """
-    if config.images is not None:
-        preflight(config)
-        return
     check_settings(config)
+    if config.images is not None:
+        prepare, _ = METHODS[SubjectConfig]
+        prepare(config)
+        return
     adapter_config(config, config.target_modules or ATTENTION)
     check_base(config)
 
@@ -121,61 +137,118 @@ METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Calla
 }
 
 
-def train(config: LoopConfig, make_task: Callable[..., Any] | None = None) -> Run:
+def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, overwrite: bool = False) -> Run:
     """Checks everything that can be checked, then trains; the run folder holds all that comes of it.
 
     make_task: builds the Task in the place of the method's own, as functools.partial(SearchTask, judge=...) does.
+    overwrite: deletes the run that is in the folder, once the new one is under way.
 
     Raises:
-        UserError: for anything in the config, the pictures or the base that cannot work.
+        UserError: for anything in the config, the pictures or the base that cannot work, and for a folder that holds a run.
     """
+    if is_first():
+        check_out(config, overwrite=overwrite)
+    return begin(config, make_task)
+
+
+def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, but: Collection[str] = ()) -> Run:
+    """The same in a folder that `check_out` has let pass. but: entries that stay there."""
     config, inputs = preflight(config)
-    run = Run(config.out)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    accelerator = make_accelerator(config)
+    accelerator, run = make_accelerator(config), Run(config.out)
     if accelerator.is_main_process:
-        run.claim()
-        for old in run.checkpoint_files():
-            old.unlink()
-        run.candidates.unlink(missing_ok=True)
-        run.cut_metrics(-1)
-        write_text(run.config_file, to_yaml(config))
+        data = trained_on(config, inputs)
+        take(run, config, but)
+        write_down(run, data)
     accelerator.wait_for_everyone()
-    return carry_out(config, inputs, run, accelerator, make_task)
+    return carry_out(config, inputs, run, accelerator, make_task, but)
 
 
-def compose(config: ComposeConfig | ComposeInstructConfig) -> Run:
+def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = False) -> Run:
     """One adapter of several: by weights learned on the config's pictures or conversations, or fixed when there are none.
+
+    overwrite: as in `train`.
 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other, and as `train` does.
     """
-    if isinstance(config, ComposeInstructConfig):
-        return compose_instruct_fixed(config) if config.data is None else train(config)
-    return compose_fixed(config) if config.images is None else train(config)
+    if not is_fixed(config):
+        return train(config, overwrite=overwrite)
+    check_out(config, overwrite=overwrite)
+    return compose_now(config)
 
 
-def resume(folder: Path, make_task: Callable[..., Any] | None = None) -> Run:
+def compose_now(config: Any, but: Collection[str] = ()) -> Run:
+    """A composition by fixed weights, in a folder that `check_out` has let pass. but: entries that stay there."""
+    return (compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed)(config, but)
+
+
+def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_changes: bool = False) -> Run:
     """Goes on with a run from its newest checkpoint, with the config (and make_task) it was started with.
 
+    accept_changes: also where the data are others than the checkpoint was trained on.
+
     Raises:
-        UserError: when the folder holds no run, or a live one, or its checkpoint is of another config.
+        UserError: when the folder holds no run, or a live one, or its checkpoint is of another config, or of other data.
     """
-    run = Run.open(folder)
-    config = replace(from_yaml(run.config_file), out=Path(folder))
-    config, inputs = preflight(config)
+    config, inputs = check_resume(folder, accept_changes=accept_changes)
+    run = Run(folder)
+    if is_fixed(config):
+        run.claim()
+        return compose_now(config, SAME_RUN)
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
+        if run.checkpoint_files():
+            run.let_go()
         run.claim()
     accelerator.wait_for_everyone()
     return carry_out(config, inputs, run, accelerator, make_task)
+
+
+def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, Inputs]:
+    """Everything that can be checked before a run goes on; what `preflight` returns.
+
+    Raises:
+        UserError: see `resume`.
+    """
+    Run(folder).recover()
+    run = Run.open(folder)
+    config = replace(from_yaml(run.config_file), out=Path(folder))
+    if is_fixed(config):
+        run.check_not_live()
+        if run.state() == "done":
+            raise UserError(f"{folder} is done: a composition by fixed weights has nothing to go on with.")
+        check(config)
+        return config, ()
+    checked, inputs = preflight(as_held_out(config, run))
+    if isinstance(config, SubjectConfig):
+        checked = replace(checked, hold_out=config.hold_out)
+    if is_first():
+        check_data(run, checked, inputs, accept=accept_changes)
+    return checked, inputs
+
+
+def as_held_out(config: Any, run: Run) -> Any:
+    """The config with the photos that were held out when the run began, as long as they are there."""
+    known = settled(config, written_down(run))
+    there = isinstance(known, SubjectConfig) and all(
+        (Path(known.images or "") / name).is_file() for name in known.hold_out
+    )
+    return known if there else config
+
+
+def check(config: Any) -> None:
+    """All checks that need no model, of anything that `train` or `compose` takes; raises UserError as they do."""
+    if not is_fixed(config):
+        preflight(config)
+    else:
+        (check_instruct_fixed if isinstance(config, ComposeInstructConfig) else check_fixed)(config)
 
 
 def preflight(config: Any) -> tuple[Any, Inputs]:
     """All checks that need no model. Returns the config, with what the data settle in it, and what the Task is built of."""
     check_settings(config)
-    if is_first() and Run(config.out).is_live():
-        Run(config.out).claim()  # says which process has it
+    if is_first():
+        Run(config.out).check_not_live()
     prepare, _ = METHODS[type(config)]
     return prepare(config)
 
@@ -194,25 +267,38 @@ def carry_out(
     run: Run,
     accelerator: Accelerator,
     make_task: Callable[..., Any] | None,
+    but: Collection[str] = (),
 ) -> Run:
-    """Builds the task, runs the loop, and leaves the outcome in status.json."""
-    state, error, loop = "failed", "ended by the system", None
+    """Builds the task, runs the loop, and leaves the outcome in status.json. but: entries that `begin` has left where they were."""
+    state, error, loop, is_main = "failed", "ended by the system", None, accelerator.is_main_process
     try:
         _, method_task = METHODS[type(config)]
-        task = (make_task or method_task)(config, *inputs, accelerator)
-        loop = Loop(config, task, run, accelerator)
+        data = written_down(run)
+        task = (make_task or method_task)(settled(config, data), *inputs, accelerator)
+        loop = Loop(config, task, run, accelerator, data.digest if data else "")
         loop.resume()
+        if is_main:
+            run.let_go()
         outcome = loop.train()
         if outcome == "done":
             outcome = task.conclude(run, accelerator)
+        if outcome == "done" and is_main and data:
+            tell_adapter(run, data)
         state, error = outcome, None
     except Exception as fault:
         error = str(fault)
         run.append_log(traceback.format_exc())
         raise
     finally:
-        if accelerator.is_main_process:
-            step = loop.step if loop else 0
+        if is_main and not (state == "failed" and give_back(run, but)):
+            step = loop.step if loop else run.newest_step()
             run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
     accelerator.wait_for_everyone()  # whoever reads the run folder next finds it as the first process has left it
     return run
+
+
+def tell_adapter(run: Run, data: TrainedOn) -> None:
+    """Adds to what a run's adapter says of itself that it was trained on other data before."""
+    file = run.adapter / "rankfold.json"
+    if data.earlier and file.is_file():
+        write_text(file, json.dumps(json.loads(file.read_text()) | {"data_changed": data.told()}, indent=1))

@@ -78,7 +78,7 @@ class Places:
                 continue
             if not fits:
                 continue
-            if (run.adapter / "rankfold.json").is_file():
+            if run.state() in ("done", "") and (run.adapter / "rankfold.json").is_file():
                 found[run.folder.name] = run.adapter
             for step in sorted((run.folder / "measured").glob("[0-9]*")):
                 found[f"{run.folder.name} at step {int(step.name)}"] = step

@@ -75,9 +75,9 @@ class Watch:
         ask.__name__ = f"ask_to_{request}"
         return ask
 
-    def go_on(self, name: str) -> str:
-        """Queues a run that ended before its end."""
-        enqueue_again(self.places.run(name))
+    def go_on(self, name: str, accept_changes: bool = False) -> str:
+        """Queues a run that ended before its end. accept_changes: also where its data have changed."""
+        enqueue_again(self.places.run(name), accept_changes=accept_changes)
         if self.studio.start_workers:
             start_worker(self.places.runs, self.studio.device)
         return note("It is in the queue and goes on from its newest checkpoint.")
@@ -110,6 +110,11 @@ def build(studio: Studio) -> None:
         sample = gr.Button("Sample now")
         save = gr.Button("Save now")
         again = gr.Button("Resume", variant="primary", elem_id="resume")
+    changed = gr.Checkbox(
+        False,
+        label="Resume though its pictures, rows or base have changed (--accept-changes)",
+        elem_id="accept-changes",
+    )
     said = gr.HTML(label="Answer", elem_id="said")
     curves = gr.HTML(label="Curves", elem_id="curves")
     gallery = gr.Gallery(
@@ -130,4 +135,4 @@ def build(studio: Studio) -> None:
     refresh.click(plainly(watch.list_runs), None, name, api_name="runs", **QUIET)
     for button, request in ((stop, "stop"), (sample, "sample"), (save, "save")):
         button.click(plainly(watch.asked(request)), name, said, api_name=request, show_progress="hidden")
-    again.click(plainly(watch.go_on), name, said, api_name="resume", show_progress="hidden")
+    again.click(plainly(watch.go_on), [name, changed], said, api_name="resume", show_progress="hidden")

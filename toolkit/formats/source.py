@@ -17,6 +17,7 @@ from ..adapters.change import Change
 from ..adapters.fold import Folded, fold
 from ..errors import UserError
 from ..models.new_words import words_of
+from ..runs import Run
 from . import native
 from .read import change_of, fitted, located, read_lora
 
@@ -40,11 +41,12 @@ def adapter_path(path: Path) -> Path:
     """The adapter behind a path: that of a run folder, or the path itself.
 
     Raises:
-        UserError: when there is nothing.
+        UserError: when there is nothing, or the run is not done.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: give a run folder, an adapter folder or a LoRA file.")
-    return path / "adapter" if (path / "config.yaml").is_file() else path
+    run = Run(path)
+    return run.finished_adapter() if run.config_file.is_file() else path
 
 
 def facts_of(path: Path) -> dict[str, str]:
