@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..toolkit.errors import UserError, nearest
 from .commands import COMMANDS
+from .terminal import any_letters
 
 
 def version() -> str:
@@ -21,6 +22,7 @@ def version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake that the message names, 130 interrupted."""
+    any_letters()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..toolkit.texts import lines_of
 from .options import parse, quiet_libraries
 
 
@@ -61,7 +62,7 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
 def print_answers(file: Path, count: int = 6) -> None:
     """The first answers before and after."""
     print(f"\n{'picture':>12}  {'right':6} {'before':32} after")
-    for line in file.read_text().splitlines()[:count]:
+    for line in lines_of(file)[:count]:
         row = json.loads(line)
         print(f"{row['place'].split(', ')[1]:>12}  {row['right']:6} {row['base'][:30]:32} {row['tuned'][:30]}")
 

@@ -129,7 +129,7 @@ def opened(options: Any) -> tuple[Any, list[Any] | None]:
         run, config = instruct_run(options.run)
         adapters.insert(0, run.adapter)
         base = base or config.base
-        template = (run.adapter / "chat_template.jinja").read_text() if config.chat_template else None
+        template = (run.adapter / "chat_template.jinja").read_text(encoding="utf-8") if config.chat_template else None
         if config.data is not None and Path(config.data).exists():
             trained_on = read_conversations(config.data, config.images, skip_bad=True).rows
     strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import fields, replace
 from typing import Any
 
+from ..toolkit.paths import at_home
 from .commands import COMMANDS
 
 
 def parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
-    """Reads the options of a dataclass from the command line."""
+    """Reads the options of a dataclass from the command line; ~ in a path is put out, as a shell does where it sees it."""
     import tyro
 
     extra = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+    read = tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+    return replace(read, **{field.name: at_home(getattr(read, field.name)) for field in fields(read)})
 
 
 def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from ..toolkit.errors import UserError
 from .options import parse, positional, quiet_libraries
+from .terminal import any_letters
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> None:
     """Carries one queued run out. Exit codes as in apps/cli.py."""
     from ..toolkit.runs import Run
 
+    any_letters()
     try:
         run = Run.open(Path(arguments[0]))
         if run.state() != "queued":  # a worker that was killed may have left a process that has the run

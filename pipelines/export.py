@@ -126,7 +126,8 @@ def export_adapter(
     family = open_model(resolve_base(base))
     check_parts(family, format, native.check_adapter_folder(folder))
     precision = precision or precision_of([str(folder)])
-    facts = json.loads((folder / "rankfold.json").read_text()) if (folder / "rankfold.json").is_file() else {}
+    said = folder / "rankfold.json"
+    facts = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
     live = load_pipeline(
         Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,), precision=precision)
     )

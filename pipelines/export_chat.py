@@ -72,7 +72,7 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
             f"--format {format} is not one of a vision-language model: choose {' or '.join(FORMATS)}.{nearest(format, FORMATS)}"
         )
     template = folder / "chat_template.jinja"
-    text = template.read_text() if template.is_file() else None
+    text = template.read_text(encoding="utf-8") if template.is_file() else None
     plain = probabilities(open_chat(base, template=text), None)
     vision = open_chat(base, [folder], template=text)
     tuned = probabilities(vision, None)

@@ -6,11 +6,14 @@ Only the standard library is imported here, so that `rankfold --help` stays quic
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
 from ..toolkit.errors import UserError, nearest
 from ..toolkit.evolution import EvolutionConfig
+from ..toolkit.paths import at_home, home, name_fault
+from ..toolkit.systems import WINDOWS
+from ..toolkit.texts import read_text
 
 Part = Literal["language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector"]
 
@@ -66,6 +69,10 @@ class LoopConfig:
     """Also log to this tracker, through accelerate."""
     threads: int = 0
     """Torch threads on a CPU; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, at_home(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +415,7 @@ def check_numbers(config: LoopConfig) -> None:
         UserError: naming the first field that is out of range.
     """
     values = asdict(config)  # type: ignore[call-overload]
+    check_out(config.out, windows=WINDOWS)
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
         if name in LEAST and value < LEAST[name]:
@@ -418,6 +426,13 @@ def check_numbers(config: LoopConfig) -> None:
             raise UserError(f"{flag} must lie between 0 and below 1, not {value}.")
     if isinstance(config, PictureConfig):
         check_pictures(config)
+
+
+def check_out(out: PurePath, *, windows: bool) -> None:
+    """Raises UserError for a run folder that Windows cannot have, some of which it would take for something else."""
+    for name in out.relative_to(out.anchor).parts if windows else ():
+        if name != ".." and (fault := name_fault(name)):
+            raise UserError(f"--out {out}: Windows has no folder '{name}' ({fault}); choose another name.")
 
 
 def check_pictures(config: PictureConfig) -> None:
@@ -477,7 +492,7 @@ def to_yaml(config: LoopConfig) -> str:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
-            return str(value)
+            return value.as_posix()  # which every system reads, so that a run may move to another
         return list(value) if isinstance(value, tuple) else value
 
     method = next(name for name, kind in METHODS.items() if type(config) is kind)
@@ -491,7 +506,7 @@ def from_yaml(path: Path) -> Any:
         UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
     """
     try:
-        return from_text(Path(path).read_text(errors="replace"), str(path))
+        return from_text(read_text(home(path)), str(path))
     except OSError as error:
         raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
 
@@ -504,7 +519,9 @@ def from_text(text: str, path: str) -> Any:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        escape = "escape character" in str(error)
+        hint = r" A path such as C:\photos goes without quotes, or in single ones." if escape else ""
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines.")
     method = values.pop("method", "subject")

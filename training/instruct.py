@@ -29,6 +29,7 @@ from ..toolkit.models.chat_tokens import IGNORE
 from ..toolkit.models.packing import packed
 from ..toolkit.models.vision import VisionModel, check_attention, resolve_vision_base
 from ..toolkit.runs import Run, write_text
+from ..toolkit.texts import read_text
 from .adapter_config import adapter_config
 from .config import ConversationConfig, InstructConfig
 from .conversations import Ahead, Batches, Order, PlannedRows, certificate, pictures_of, plan_rows, prove_rows
@@ -86,7 +87,7 @@ def template_of(config: ConversationConfig) -> str | None:
     if config.chat_template is None:
         return None
     try:
-        return config.chat_template.read_text()
+        return read_text(config.chat_template)
     except OSError as error:
         raise UserError(f"--chat-template {config.chat_template} cannot be read: {error.strerror}.") from error
 

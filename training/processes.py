@@ -18,6 +18,7 @@ from .config import LoopConfig
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -103,7 +104,7 @@ def first_says(answer: Made) -> Made:
 
 
 class StopSignal:
-    """Set by SIGTERM or Ctrl-C; a second one ends the process at once."""
+    """Set by SIGTERM, Ctrl-C or, on Windows, Ctrl-Break; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -111,7 +112,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 self._old[number] = signal.signal(number, self._ask)
         return self
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..toolkit.errors import UserError
 from ..toolkit.runs import HOST, LIVE, Run, born, is_alive, write_text
+from ..toolkit.systems import on_its_own, patiently, remove
 from .config import ComposeConfig, ComposeInstructConfig, LoopConfig, from_yaml, to_yaml
 
 LOOK = 1.0  # seconds between looks for queued runs
@@ -60,7 +61,7 @@ def enqueue_again(run: Run) -> None:
     state = run.state()
     if state not in ("stopped", "failed", "lost"):
         raise UserError(f"{run.folder} is {state or 'no run'}: only a run that was stopped, failed or lost can go on.")
-    (run.folder / "claim.json").unlink(missing_ok=True)
+    remove(run.folder / "claim.json")
     run.set_status(state="queued", queued=time.time(), error=None)
 
 
@@ -108,19 +109,19 @@ def claim(run: Run) -> bool:
     """Makes a waiting run this worker's; False when another worker was quicker."""
     file = run.folder / "claim.json"
     if file.is_file() and not holder_lives(file):
-        file.unlink(missing_ok=True)
+        remove(file)
     if not take(file):
         return False
     if run.status().get("state") == "queued":
         return True
-    file.unlink(missing_ok=True)  # it was withdrawn, or another worker has carried it out since
+    remove(file)  # it was withdrawn, or another worker has carried it out since
     return False
 
 
 def carry_out(run: Run, device: str) -> None:
     """Starts a run as a process of its own and waits for its end."""
     run.set_status(device=device)  # the run's own process says that it is starting
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     with (run.folder / OUTPUT).open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "rankfold.apps.work", str(run.folder)],
@@ -128,10 +129,10 @@ def carry_out(run: Run, device: str) -> None:
             stdout=output,
             stderr=output,
             env=environment,
-            start_new_session=True,
+            **on_its_own(),
         )
     code = child.wait()
-    (run.folder / "claim.json").unlink(missing_ok=True)
+    remove(run.folder / "claim.json")
     if code > 0 and run.status().get("state") not in ("failed", "stopped", "done") and not run.is_live():
         run.set_status(state="failed", error=last_line(run.folder / OUTPUT))
 
@@ -157,7 +158,7 @@ def carry_on(folder: Path) -> None:
 
 def last_line(file: Path) -> str:
     """The last line that a process printed."""
-    lines = file.read_text(errors="replace").strip().splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip()[:500] if lines else "ended without a word"
 
 
@@ -177,7 +178,7 @@ def start_worker(root: Path, device: str = "0") -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            **on_its_own(),
         )
 
 
@@ -186,20 +187,19 @@ def start_worker(root: Path, device: str = "0") -> None:
 
 def take(file: Path) -> bool:
     """Makes a file that says who has it; False when it is there. Only one of several processes succeeds."""
+    own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
     try:
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        with file.open("x", encoding="utf-8") as opened:
+            json.dump(own, opened)
     except FileExistsError:
         return False
-    own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
-    with os.fdopen(handle, "w") as opened:
-        json.dump(own, opened)
     return True
 
 
 def holder_lives(file: Path) -> bool:
     """Whether the process that made a lock file is there; half a file counts as a lock that is just being made."""
     try:
-        return is_alive(json.loads(file.read_text()))
+        return is_alive(json.loads(patiently(lambda: file.read_text(encoding="utf-8"))))
     except json.JSONDecodeError:
         return time.time() - file.stat().st_mtime < 5
     except OSError:
@@ -214,10 +214,10 @@ def locked(file: Path, taken: str) -> Any:
         UserError: with the sentence `taken` when another living process holds it.
     """
     if file.is_file() and not holder_lives(file):
-        file.unlink(missing_ok=True)
+        remove(file)
     if not take(file):
         raise UserError(taken)
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        remove(file)

@@ -103,7 +103,7 @@ class Models:
 def opened(who: Answerer) -> Any:
     """The model with its adapter, and the chat template that it was trained with."""
     file = who.adapter / "chat_template.jinja" if who.adapter else None
-    template = file.read_text() if file is not None and file.is_file() else None
+    template = file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
     adapters = [who.adapter] if who.adapter else []
     return open_chat(who.base, adapters, precision=who.precision, device=best_device(), template=template)
 

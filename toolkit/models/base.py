@@ -67,7 +67,7 @@ class PictureModel:
         self, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
     ) -> None:
         self.path, self.dtype, self.device, self.quantize = path, dtype, torch.device(device), quantize
-        self.index: dict[str, Any] = json.loads((Path(path) / "model_index.json").read_text())
+        self.index: dict[str, Any] = json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))
         self.loaded: dict[str, Any] = {}
         self.text_pipe: Any = None
 
@@ -170,7 +170,7 @@ class PictureModel:
 
     def config_of(self, name: str) -> dict[str, Any]:
         """A part's config.json."""
-        return json.loads((Path(self.path) / name / "config.json").read_text())
+        return json.loads((Path(self.path) / name / "config.json").read_text(encoding="utf-8"))
 
     @property
     def latent_scale(self) -> int:
