@@ -39,6 +39,7 @@ def positional() -> Any:
 
 def quiet_libraries() -> None:
     """Keeps the progress bars and advice of the libraries out of our output."""
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from ..toolkit.adapters.attach import adapters_off
 from ..toolkit.data.instructions import Conversation
 from ..toolkit.data.pictures import load_rgb
+from ..toolkit.devices import check_precision
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.source import facts_of
@@ -28,7 +29,7 @@ def open_chat(
     strengths: Sequence[float] = (),
     *,
     precision: str = "fp32",
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     template: str | None = None,
 ) -> VisionModel:
     """A base model with adapters, ready to answer. strengths: one for each adapter; 1 is as trained.
@@ -36,6 +37,7 @@ def open_chat(
     Raises:
         UserError: for a base or an adapter that is not there, or one that was made for another base.
     """
+    check_precision(precision, training=False)
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
         raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")

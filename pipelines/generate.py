@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
+from ..toolkit.devices import check_precision
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
@@ -152,6 +153,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what can be seen to be wrong without loading a model."""
     import diffusers
 
+    check_precision(recipe.precision, training=False)
     if recipe.steps < 1:
         raise UserError(f"--steps must be at least 1, not {recipe.steps}.")
     if len(recipe.strengths) != len(recipe.adapters):

@@ -22,6 +22,7 @@ from ..toolkit.adapters.attach import adapter_layers, attach, calibrate, drop_un
 from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.data.instructions import Conversation
+from ..toolkit.devices import reads_pinned
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.models.base import DTYPES
@@ -196,7 +197,7 @@ class ConversationTask:
         number = position // self.config.batch_size
         if self.ahead is None:
             reading = Batches(self.rows, self.order, self.vision.chat, slots)
-            self.ahead = Ahead(reading, self.config.workers, self.device.type == "cuda")
+            self.ahead = Ahead(reading, self.config.workers, reads_pinned(self.device))
         return self.vision.placed(self.ahead.take(number)) | {
             "weight": torch.tensor(self.weight(number), device=self.device)
         }

@@ -26,6 +26,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 
+from ..toolkit import devices
 from ..toolkit.errors import UserError, one_line
 from ..toolkit.randomness import mixed
 from ..toolkit.runs import Run, write_atomic, write_png, write_text
@@ -166,9 +167,7 @@ class Loop:
     def seed_dropout(self) -> None:
         """Makes what the forward pass draws a function of (seed, step, process)."""
         seed = mixed(self.config.seed, 5, self.step, self.accelerator.process_index)
-        torch.default_generator.manual_seed(seed)
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        devices.seed(self.accelerator.device, seed)
 
     def clip(self) -> None:
         """Scales the gradients down to max_grad_norm. One norm over all of them: adapters are many small tensors."""

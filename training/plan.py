@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from ..toolkit import devices
 from ..toolkit.adapters.attach import adapter_layers, drop_unused, trainable
 from ..toolkit.data.subjects import find_samples
 from ..toolkit.errors import UserError
@@ -201,8 +202,8 @@ def disk(estimate: Plan) -> int:
 
 def least_seconds(estimate: Plan) -> float:
     """Time of all steps if they were nothing but large matrix products on this machine."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    n = 4096 if device == "cuda" else 1024
+    device = devices.device()
+    n = 1024 if device.type == "cpu" else 4096
     a = torch.ones(n, n, dtype=DTYPES[estimate.config.precision], device=device)
     best = min(timed(lambda: (a @ a)[0, 0].item()) for _ in range(5))
     return estimate.config.steps * estimate.flops / (2 * n**3 / best)

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
+from ..toolkit import devices
+from ..toolkit.devices import joined
 from ..toolkit.errors import UserError, one_line
 from .config import LoopConfig
 
@@ -29,8 +32,9 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
+    devices.check_precision(config.precision)
+    if launched() > 1 and (fault := devices.several_fault(devices.here(), nccl=dist.is_nccl_available())):
+        raise UserError(fault)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
@@ -68,11 +72,6 @@ def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> li
     made = {number: makers[number]() for number in own}
     accelerator.wait_for_everyone()
     return [made[number] if number in made else make() for number, make in enumerate(makers)]
-
-
-def joined() -> PartialState:
-    """The processes that a launcher has started, of which this is one, with a device of its own; or this one alone."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:

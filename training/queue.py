@@ -24,6 +24,7 @@ from ..toolkit.systems import on_its_own, patiently, remove
 from .config import ComposeConfig, ComposeInstructConfig, LoopConfig, from_yaml, to_yaml
 
 LOOK = 1.0  # seconds between looks for queued runs
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # which device a process sees: of kind cuda, of kind xpu
 OUTPUT = "output.txt"  # what a run's process prints
 
 
@@ -85,7 +86,7 @@ def waiting(root: Path) -> list[Run]:
 def work(root: Path, device: str = "0", *, until_empty: bool = False) -> int:
     """Carries out queued runs, one after another; returns how many were started.
 
-    device: what CUDA_VISIBLE_DEVICES is for them; without a GPU any name does. until_empty: come back when none waits.
+    device: the number of the device that they see; without a GPU any name does. until_empty: come back when none waits.
 
     Raises:
         UserError: when a worker of this device is at work here already.
@@ -121,7 +122,9 @@ def claim(run: Run) -> bool:
 def carry_out(run: Run, device: str) -> None:
     """Starts a run as a process of its own and waits for its end."""
     run.set_status(device=device)  # the run's own process says that it is starting
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    environment = (
+        os.environ | {name: device for name in VISIBLE} | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    )
     with (run.folder / OUTPUT).open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "rankfold.apps.work", str(run.folder)],

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..toolkit.data.subjects import Sample, check_masks, find_samples
+from ..toolkit.devices import check_precision
 from ..toolkit.errors import UserError
 from ..toolkit.models.base import ATTENTION
 from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
@@ -153,6 +154,7 @@ def preflight(config: Any) -> tuple[Any, Inputs]:
     check_numbers(config)
     check_optimizer(config)
     check_quantize(config.quantize)
+    check_precision(config.precision)
     if is_first() and Run(config.out).is_live():
         Run(config.out).claim()  # says which process has it
     prepare, _ = METHODS[type(config)]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import devices
 from ..errors import UserError, nearest
 from ..paths import is_hub_id
 from .chat_tokens import ChatTokens
@@ -244,8 +245,7 @@ class VisionModel:
 
 def check_attention(kind: str) -> None:
     """Raises UserError when an implementation of attention cannot run here."""
-    if kind.startswith("flash") and not torch.cuda.is_available():
-        raise UserError(f"--attention {kind} needs a GPU: leave it at sdpa.")
+    devices.refuse(f"--attention {kind}", devices.attention_fault(devices.here(), kind))
     if kind == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(f"--attention {kind} needs the library flash_attn, which is not installed: leave it at sdpa.")
 
