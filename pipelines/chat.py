@@ -21,6 +21,7 @@ from ..toolkit.formats.source import facts_of
 from ..toolkit.models.base import DTYPES
 from ..toolkit.models.chat_tokens import IGNORE
 from ..toolkit.models.vision import VisionModel, resolve_vision_base
+from ..toolkit.shortage import during
 
 
 def open_chat(
@@ -59,6 +60,7 @@ def inputs_of(vision: VisionModel, rows: Sequence[Conversation]) -> dict[str, An
     return vision.placed(vision.chat.questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows]))
 
 
+@during("answering")
 @torch.no_grad()
 def answers(
     vision: VisionModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
@@ -97,7 +99,7 @@ def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256)
 
     def run() -> None:
         try:
-            with torch.no_grad():
+            with during("answering"), torch.no_grad():
                 vision.model.generate(**inputs_of(vision, [row]), **settings(vision, max_new_tokens), streamer=streamer)
         except BaseException as fault:  # it would die with the thread
             faults.append(fault)
@@ -111,6 +113,7 @@ def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256)
         raise faults[0]
 
 
+@during("answering")
 @torch.no_grad()
 def option_scores(vision: VisionModel, row: Conversation, options: Sequence[str]) -> list[float]:
     """Log-likelihood of each option as the answer to a row that ends with a question, its end token counted."""

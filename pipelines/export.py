@@ -27,6 +27,7 @@ from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable,
 from ..toolkit.models.base import DTYPES, PictureModel
 from ..toolkit.models.diffusion import open_model, resolve_base
 from ..toolkit.models.new_words import export_words, import_words
+from ..toolkit.shortage import during
 from .generate import Recipe, denoise, load_pipeline, native_side, precision_of
 
 ADAPTER = "adapter_0"
@@ -100,6 +101,7 @@ class Proof:
             raise UserError(WRONG.format(self.path))
 
 
+@during("exporting the adapter")
 def export_adapter(
     folder: Path,
     base: str,

@@ -20,7 +20,7 @@ from rankfold.toolkit.models.vision import resolve_vision_base
 from rankfold.toolkit.paths import at_home, is_hub_id, is_path, name_fault, of_address
 from rankfold.toolkit.runs import Run
 from rankfold.toolkit.texts import lines_of, read_text
-from rankfold.training.config import SubjectConfig, check_out, from_yaml, to_yaml
+from rankfold.training.config import SubjectConfig, check_folder_names, from_yaml, to_yaml
 from rankfold.training.evaluate_subject import read_prompts
 
 ROOT = Path(__file__).parent.parent
@@ -270,13 +270,13 @@ def test_pictures_with_backslashes(images, tmp_path):
 def test_names_that_windows_refuses(name):
     assert name_fault(name)
     with pytest.raises(UserError, match="Windows has no folder"):
-        check_out(PureWindowsPath(f"C:/runs/{name}/x"), windows=True)
-    check_out(Path("runs") / name, windows=False)
+        check_folder_names(PureWindowsPath(f"C:/runs/{name}/x"), windows=True)
+    check_folder_names(Path("runs") / name, windows=False)
 
 
 @pytest.mark.parametrize("out", [r"C:\Users\me\runs\x", r"\\host\share\run", r"..\runs\my-run.2", "runs/console"])
 def test_folders_that_windows_has(out):
-    check_out(PureWindowsPath(out), windows=True)
+    check_folder_names(PureWindowsPath(out), windows=True)
 
 
 def test_a_config_moves_between_systems(tmp_path):

@@ -390,6 +390,9 @@ LEAST = {
     "unmasked_weight": 0, "token_vectors": 0, "max_length": 16, "workers": 0, "preview_rows": 0, "preview_tokens": 1,
     "evaluate_every": 0, "patience": 0,
 }  # fmt: skip
+MOST = {
+    "resolution": 16_384
+}  # a larger picture is a mistake, and might take all the memory that there is before it fails
 ABOVE_ZERO = (
     "learning_rate",
     "text_learning_rate",
@@ -415,11 +418,13 @@ def check_numbers(config: LoopConfig) -> None:
         UserError: naming the first field that is out of range.
     """
     values = asdict(config)  # type: ignore[call-overload]
-    check_out(config.out, windows=WINDOWS)
+    check_folder_names(config.out, windows=WINDOWS)
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
         if name in LEAST and value < LEAST[name]:
             raise UserError(f"{flag} must be at least {LEAST[name]}, not {value}.")
+        if name in MOST and value > MOST[name]:
+            raise UserError(f"{flag} must be at most {MOST[name]}, not {value}.")
         if name in ABOVE_ZERO and value is not None and not value > 0:
             raise UserError(f"{flag} must be above 0, not {value}.")
         if name in BELOW_ONE and value is not None and not 0 <= value < 1:
@@ -428,7 +433,7 @@ def check_numbers(config: LoopConfig) -> None:
         check_pictures(config)
 
 
-def check_out(out: PurePath, *, windows: bool) -> None:
+def check_folder_names(out: PurePath, *, windows: bool) -> None:
     """Raises UserError for a run folder that Windows cannot have, some of which it would take for something else."""
     for name in out.relative_to(out.anchor).parts if windows else ():
         if name != ".." and (fault := name_fault(name)):

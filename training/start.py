@@ -44,6 +44,7 @@ from .search import check_search
 from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
 from .sharding import check_sharding
+from .shortage import of_run
 from .subject import SubjectTask, measured_by
 
 Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
@@ -180,8 +181,11 @@ def carry_out(
             outcome = task.conclude(run, accelerator)
         state, error = outcome, None
     except Exception as fault:
-        error = str(fault)
+        lacking = of_run(fault, config, run, building=loop is None)
+        error = str(lacking or fault)
         run.append_log(traceback.format_exc())
+        if lacking and lacking is not fault:
+            raise lacking from fault
         raise
     finally:
         if accelerator.is_main_process:

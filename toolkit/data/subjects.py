@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
+from ..shortage import during
 from ..texts import lines_of, read_text
 from .pictures import load_rgb, size_of
 
@@ -106,6 +107,7 @@ def picture_fault(path: Path) -> str | None:
     return None
 
 
+@during("reading a picture")
 def load_picture(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
     """The picture as RGB of this (width, height): turned as its EXIF says, transparency on white, cropped or padded."""
     image = load_rgb(sample.path)

@@ -18,6 +18,7 @@ from torch import nn
 from .. import devices
 from ..errors import UserError, nearest
 from ..paths import is_hub_id
+from ..shortage import during
 from .chat_tokens import ChatTokens
 from .hub import snapshot
 from .quantise import quantise
@@ -165,6 +166,7 @@ class VisionModel:
             self._model = self.load()
         return self._model
 
+    @during("loading the base")
     def load(self) -> Any:
         """Loads the model."""
         from transformers import AutoModelForImageTextToText
