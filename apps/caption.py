@@ -27,7 +27,7 @@ class CaptionOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format."""
     device: str = ""
-    """Where to run; unset means the GPU if there is one."""
+    """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
 
 
 def caption(words: list[str]) -> None:
@@ -37,8 +37,8 @@ def caption(words: list[str]) -> None:
     from ..pipelines.chat import open_chat
     from ..toolkit.data.questions import DESCRIBE
     from ..toolkit.data.subjects import find_samples
+    from ..toolkit.devices import device_named
     from ..toolkit.runs import write_text
-    from .instruct import best_device
 
     for name in ("token", "class_noun"):
         if not getattr(options, name).strip():
@@ -48,7 +48,7 @@ def caption(words: list[str]) -> None:
     if not missing:
         print(f"All {len(samples)} pictures have captions; --overwrite writes them anew.")
         return
-    vision = open_chat(options.base, precision=options.precision, device=options.device or best_device())
+    vision = open_chat(options.base, precision=options.precision, device=device_named(options.device))
     made = captions_for(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)
     for path, text in zip(missing, made, strict=True):
         write_text(path.with_suffix(".txt"), text + "\n")

@@ -32,7 +32,7 @@ class ChatOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format."""
     device: str = ""
-    """Where to run; unset means the GPU if there is one."""
+    """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
 
 
 def chat(words: list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..toolkit.errors import UserError, nearest
 from .commands import COMMANDS
+from .terminal import plain_end
 
 
 def version() -> str:
@@ -20,7 +21,7 @@ def version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 2 a mistake that the message names, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, and those of `plain_end`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -28,13 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[0] in ("-V", "--version"):
         print(f"rankfold {version()}")
         return
-    try:
+    with plain_end():
         run_command(words)
-    except UserError as error:
-        print(f"rankfold: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def overview() -> str:

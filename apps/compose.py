@@ -42,7 +42,7 @@ def print_composition(facts_file: Path) -> None:
     """What the adapter was made of, and the mean weight of each."""
     if not facts_file.is_file():
         return
-    facts = json.loads(facts_file.read_text())
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
     weights = list(json.loads(facts["composed_weights"]).values())
     print(f"{facts['composed_how']} of {len(weights[0])} adapters")
     for number, source in enumerate(json.loads(facts["composed_of"])):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..toolkit.errors import UserError
 from ..toolkit.runs import Run
+from ..toolkit.texts import lines_of
 from .options import Overwriting, parse, quiet_libraries
 from .train import report
 
@@ -92,7 +93,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 def print_answers(file: Path, count: int = 6) -> None:
     """The first answers before and after."""
     print(f"\n{'picture':>12}  {'right':6} {'before':32} after")
-    for line in file.read_text().splitlines()[:count]:
+    for line in lines_of(file)[:count]:
         row = json.loads(line)
         print(f"{row['place'].split(', ')[1]:>12}  {row['right']:6} {row['base'][:30]:32} {row['tuned'][:30]}")
 

@@ -55,8 +55,8 @@ def examine() -> int:
 def devices_and_caches() -> list[str]:
     """Prints devices, memory and cache folders; returns what is missing."""
     import psutil
-    import torch
 
+    from ..toolkit import devices
     from ..toolkit.models.diffusion import EMBEDDED, cache_folder
     from ..toolkit.models.tiny import assets
     from ..toolkit.models.vision import EMBEDDED as VISION
@@ -65,13 +65,10 @@ def devices_and_caches() -> list[str]:
     print(
         f"memory        {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, {os.cpu_count()} cores"
     )
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        print(
-            f"gpu {number}         {torch.cuda.get_device_name(number)}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        )
-    if not torch.cuda.is_available():
-        print("gpu           none that torch can use; the embedded models train on the CPU")
+    for line in devices.told():
+        print(f"device        {line}")
+    for line in devices.faults(devices.here(), lambda library: importlib.util.find_spec(library) is not None):
+        print(f"will not work {line}")
     hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     for name, folder in (("cache", cache_folder()), ("hub cache", hub)):
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0

@@ -72,7 +72,7 @@ class EvaluateOptions:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format."""
     device: str = ""
-    """Where to run; unset means the GPU if there is one."""
+    """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
     seed: int = 0
     """Which pictures are given to whom in the control."""
     out: Path | None = None
@@ -125,13 +125,14 @@ def opened(options: Any) -> tuple[Any, list[Any] | None]:
     """The model with its adapters, and the conversations that it was trained on where they are still there."""
     from ..pipelines.chat import open_chat
     from ..toolkit.data.instructions import read_conversations
+    from ..toolkit.devices import device_named
 
     adapters, base, template, trained_on = list(options.adapters), options.base, None, None
     if options.run is not None:
         run, config = instruct_run(options.run)
         adapters.insert(0, run.finished_adapter())
         base = base or config.base
-        template = (run.adapter / "chat_template.jinja").read_text() if config.chat_template else None
+        template = (run.adapter / "chat_template.jinja").read_text(encoding="utf-8") if config.chat_template else None
         if config.data is not None and Path(config.data).exists():
             trained_on = read_conversations(config.data, config.images, skip_bad=True).rows
     strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
@@ -140,7 +141,7 @@ def opened(options: Any) -> tuple[Any, list[Any] | None]:
         adapters,
         strengths,
         precision=options.precision,
-        device=options.device or best_device(),
+        device=device_named(options.device),
         template=template,
     )
     return vision, trained_on
@@ -160,10 +161,3 @@ def instruct_run(folder: Path) -> tuple[Any, Any]:
     if not isinstance(config, ConversationConfig):
         raise UserError(f"{folder} is a run on a diffusion model: use `rankfold sample --run {folder}`.")
     return run, config
-
-
-def best_device() -> str:
-    """The GPU if there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..toolkit.paths import at_home
 from .commands import COMMANDS
 
 
@@ -19,11 +20,12 @@ class Overwriting:
 
 
 def parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
-    """Reads the options of a dataclass from the command line."""
+    """Reads the options of a dataclass from the command line; ~ in a path is put out, as a shell does where it sees it."""
     import tyro
 
     extra = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+    read = tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+    return replace(read, **{field.name: at_home(getattr(read, field.name)) for field in fields(read)})
 
 
 def parse_run(kind: Any, words: list[str], name: str, default: Any = None) -> tuple[Any, bool]:
@@ -69,6 +71,7 @@ def positional() -> Any:
 
 def quiet_libraries() -> None:
     """Keeps the progress bars and advice of the libraries out of our output."""
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

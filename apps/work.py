@@ -9,6 +9,7 @@ from typing import Annotated
 
 from ..toolkit.errors import UserError
 from .options import parse, positional, quiet_libraries
+from .terminal import plain_end
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
     """Carries one queued run out. Exit codes as in apps/cli.py."""
     from ..toolkit.runs import Run
 
-    try:
+    with plain_end():
         run = Run.open(Path(arguments[0]))
         if run.state() != "queued":  # a worker that was killed may have left a process that has the run
             raise UserError(f"{run.folder} is {run.state() or 'no run'} and does not wait.")
@@ -65,9 +66,6 @@ def main(arguments: list[str]) -> None:
         from ..training.queue import carry_on
 
         carry_on(run.folder)
-    except UserError as error:
-        print(f"rankfold: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

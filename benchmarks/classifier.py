@@ -175,7 +175,7 @@ class Kept:
         if not file.is_file():
             begin, made = time.process_time(), make()
             write_text(file, json.dumps({"answer": made, "seconds": time.process_time() - begin}))
-        known = json.loads(file.read_text())
+        known = json.loads(file.read_text(encoding="utf-8"))
         self.seconds += known["seconds"]
         return known["answer"]
 

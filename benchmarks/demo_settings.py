@@ -30,7 +30,7 @@ def captioned(creature: int, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number, (picture, thing) in enumerate(world.subject_pictures(creature, 5, seed=0)):
         picture.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(prompt_for("sks creature", thing.scene, thing.place))
+        (folder / f"{number}.txt").write_text(prompt_for("sks creature", thing.scene, thing.place), encoding="utf-8")
     return folder
 
 
@@ -80,7 +80,7 @@ def main() -> None:
             )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1))
+        options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def report(found: dict[tuple[str, int], list[dict[str, torch.Tensor]]], out: Pat
         )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rows, indent=1))
+        out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if plot:
         draw(rows, plot)
 

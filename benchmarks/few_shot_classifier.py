@@ -200,7 +200,7 @@ def main() -> None:
         print(f"{name:18} shots {shots:2}  accuracy {rows[-1]['accuracy']:.3f} ({low:.3f} to {high:.3f})")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1))
+        options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if options.plot:
         draw(rows, options.plot)
 

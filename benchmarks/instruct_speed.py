@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from pathlib import Path
 
 from timing import spread
+
+from rankfold.toolkit.systems import peak_resident
 
 BATCH, RANK, WARM = 8, 16, 3
 TARGETS = r"model\.language_model\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -46,7 +47,7 @@ def main() -> None:
         for key, value in rows.items():
             print(f"  {key:44} {value['median']:.3f} ({value['least']:.3f} to {value['most']:.3f})")
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(folder: Path, options: argparse.Namespace) -> dict:
@@ -138,7 +139,7 @@ def conversations(folder: Path, *, side: int) -> Path:
             turns.append({"from": "human", "value": ("<image>\n" if at == 0 else "") + question})
             turns.append({"from": "gpt", "value": answer})
         rows.append({"image": f"{number}.jpg", "conversations": turns})
-    (folder / "data.json").write_text(json.dumps(rows))
+    (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder / "data.json"
 
 
@@ -151,7 +152,7 @@ def figures(ticks: list[float], tokens: float, data: float) -> dict:
     return {
         "median step, s": statistics.median(steps),
         "tokens a second": tokens * len(steps) / sum(steps),
-        "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak GiB": peak_resident() / 2**30,
         "waiting for data, share": data,
     }
 

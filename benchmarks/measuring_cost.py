@@ -91,7 +91,7 @@ def main() -> None:
     }
     print(json.dumps(found, indent=1))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+        options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     """Trains, measures and writes the figures down; only reads them where that has been done."""
     file = cell.file(work)
     if file.is_file():
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     begin, test = time.process_time(), data_of(cell.seed, work) / "test.json"
     task, loop = prepared(cell.config(work))
     held_out, items = plan_rows(test, task.config, task.vision.chat), read_items(test, None)
@@ -321,7 +321,7 @@ def main() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         settings = {"steps": STEPS, "seeds": options.seeds, "tuned_on": TUNED_ON}
         found = {"settings": settings, "rows": rows, "differences": differences, "rates": rates}
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def report(found: dict[str, dict[str, list[torch.Tensor]]], seconds: dict[str, l
         print(text)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rows, indent=1))
+        out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

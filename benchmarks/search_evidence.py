@@ -156,7 +156,7 @@ def report(losses: dict[str, list[torch.Tensor]], sizes: dict[str, list[int]], o
         )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rows, indent=1))
+        out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

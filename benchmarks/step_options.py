@@ -160,7 +160,7 @@ def main() -> None:
             print(f"{name:44} {statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})", flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"parts": parts, "gains": found}, indent=1))
+        options.out.write_text(json.dumps({"parts": parts, "gains": found}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

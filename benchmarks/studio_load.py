@@ -193,7 +193,7 @@ def main() -> None:
         }
         print(json.dumps(found, indent=1))
         if options.out:
-            options.out.write_text(json.dumps(found, indent=1))
+            options.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     finally:
         process.kill()
         for other in psutil.process_iter(["cmdline"]):

@@ -53,7 +53,7 @@ def story(page: Any, address: str, work: Path) -> None:
     images.mkdir(exist_ok=True)
     for number, (picture, thing) in enumerate(world.subject_pictures(2_000_010, 5)):
         picture.save(images / f"{number}.png")
-        (images / f"{number}.txt").write_text(f"a sks creature {world.SCENES[thing.scene]}")
+        (images / f"{number}.txt").write_text(f"a sks creature {world.SCENES[thing.scene]}", encoding="utf-8")
     page.goto(address)
     page.locator("#folder textarea, #folder input").first.fill(str(images.resolve()))
     page.locator("#use-folder").click()

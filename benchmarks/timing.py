@@ -56,7 +56,7 @@ def remembered(file: Path, make: Callable[[], Any]) -> Any:
     """What the file holds, or what is made and then written there."""
     if not file.is_file():
         write_text(file, json.dumps(make(), indent=1))
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

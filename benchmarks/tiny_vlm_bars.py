@@ -55,7 +55,7 @@ def main() -> None:
         print(f"{kind:14} {own['mean']:.1%}  ({own['low']:.1%} to {own['high']:.1%}, {own['rows']} questions)")
     print(f"{1000 * (time.time() - start) / len(rows):.0f} ms a question on one core")
     if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

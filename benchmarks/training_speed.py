@@ -132,7 +132,7 @@ def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]
         ]
     )
     files = sorted(images.glob("*.png"))
-    texts = [file.with_suffix(".txt").read_text().strip() for file in files]
+    texts = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
 
     class Pictures(torch.utils.data.Dataset):
         def __len__(self):
@@ -210,7 +210,7 @@ def main() -> None:
     print(f"share of our step outside forward, backward and optimizer: {spread(outside)}")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1))
+        options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def few_pictures(pair: int, work: Path) -> Path:
         world.draw_pair(creature, creature + 1, scene, np.random.default_rng((pair, number))).save(
             folder / f"{number}.png"
         )
-        (folder / f"{number}.txt").write_text(PROMPT.format(where=where))
+        (folder / f"{number}.txt").write_text(PROMPT.format(where=where), encoding="utf-8")
     return folder
 
 
@@ -191,7 +191,7 @@ def report(scores: dict[str, list[torch.Tensor]], out: Path | None) -> None:
         )
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(table, indent=1))
+        out.write_text(json.dumps(table, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

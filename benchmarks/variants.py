@@ -248,7 +248,7 @@ def run_all(cells: Sequence[Cell], settings: Settings, jobs: int) -> None:
 
 
 def result(cell: Cell, settings: Settings) -> dict[str, Any]:
-    return json.loads(cell.file(Path(settings.work)).read_text())
+    return json.loads(cell.file(Path(settings.work)).read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------- sizes, cost, rates

@@ -66,7 +66,7 @@ def report(
     print(markdown(rows))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"rows": rows, "rates": rates}, indent=1))
+        out.write_text(json.dumps({"rows": rows, "rates": rates}, indent=1), encoding="utf-8")
     if plot:
         draw(rows, plot)
 

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from ..toolkit.adapters.attach import adapters_off
 from ..toolkit.data.instructions import Conversation
 from ..toolkit.data.pictures import load_rgb
+from ..toolkit.devices import check_precision
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.source import facts_of
 from ..toolkit.models.base import DTYPES
 from ..toolkit.models.chat_tokens import IGNORE
 from ..toolkit.models.vision import VisionModel, resolve_vision_base
+from ..toolkit.shortage import during
 
 
 def open_chat(
@@ -28,7 +30,7 @@ def open_chat(
     strengths: Sequence[float] = (),
     *,
     precision: str = "fp32",
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     template: str | None = None,
 ) -> VisionModel:
     """A base model with adapters, ready to answer. strengths: one for each adapter; 1 is as trained.
@@ -36,6 +38,7 @@ def open_chat(
     Raises:
         UserError: for a base or an adapter that is not there, or one that was made for another base.
     """
+    check_precision(precision, training=False)
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
         raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")
@@ -57,6 +60,7 @@ def inputs_of(vision: VisionModel, rows: Sequence[Conversation]) -> dict[str, An
     return vision.placed(vision.chat.questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows]))
 
 
+@during("answering")
 @torch.no_grad()
 def answers(
     vision: VisionModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
@@ -95,7 +99,7 @@ def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256)
 
     def run() -> None:
         try:
-            with torch.no_grad():
+            with during("answering"), torch.no_grad():
                 vision.model.generate(**inputs_of(vision, [row]), **settings(vision, max_new_tokens), streamer=streamer)
         except BaseException as fault:  # it would die with the thread
             faults.append(fault)
@@ -109,6 +113,7 @@ def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256)
         raise faults[0]
 
 
+@during("answering")
 @torch.no_grad()
 def option_scores(vision: VisionModel, row: Conversation, options: Sequence[str]) -> list[float]:
     """Log-likelihood of each option as the answer to a row that ends with a question, its end token counted."""

@@ -27,6 +27,7 @@ from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable,
 from ..toolkit.models.base import DTYPES, PictureModel
 from ..toolkit.models.diffusion import open_model, resolve_base
 from ..toolkit.models.new_words import export_words, import_words
+from ..toolkit.shortage import during
 from .generate import Recipe, denoise, load_pipeline, native_side, precision_of
 
 ADAPTER = "adapter_0"
@@ -100,6 +101,7 @@ class Proof:
             raise UserError(WRONG.format(self.path))
 
 
+@during("exporting the adapter")
 def export_adapter(
     folder: Path,
     base: str,
@@ -126,7 +128,8 @@ def export_adapter(
     family = open_model(resolve_base(base))
     check_parts(family, format, native.check_adapter_folder(folder))
     precision = precision or precision_of([str(folder)])
-    facts = json.loads((folder / "rankfold.json").read_text()) if (folder / "rankfold.json").is_file() else {}
+    said = folder / "rankfold.json"
+    facts = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
     live = load_pipeline(
         Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,), precision=precision)
     )

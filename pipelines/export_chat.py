@@ -25,6 +25,7 @@ from ..toolkit.formats.native import write_state
 from ..toolkit.formats.write import Part, check_sayable, peft_state
 from ..toolkit.models.vision import VisionModel
 from ..toolkit.runs import write_text
+from ..toolkit.shortage import during
 from .chat import open_chat
 from .export import WRONG
 
@@ -61,6 +62,7 @@ class ChatProof:
             raise UserError(WRONG.format(self.path))
 
 
+@during("exporting the adapter")
 def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
     """Writes the adapter of `folder` and proves what was written.
 
@@ -72,7 +74,7 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
             f"--format {format} is not one of a vision-language model: choose {' or '.join(FORMATS)}.{nearest(format, FORMATS)}"
         )
     template = folder / "chat_template.jinja"
-    text = template.read_text() if template.is_file() else None
+    text = template.read_text(encoding="utf-8") if template.is_file() else None
     plain = probabilities(open_chat(base, template=text), None)
     vision = open_chat(base, [folder], template=text)
     tuned = probabilities(vision, None)

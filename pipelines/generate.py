@@ -13,6 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
+from ..toolkit.devices import check_precision, kind_of_device
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
@@ -21,6 +22,7 @@ from ..toolkit.models.base import DTYPES, PictureModel, Words
 from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
+from ..toolkit.shortage import during
 from .fuse import fuse
 from .place import place
 from .regions import Region, regional
@@ -82,15 +84,16 @@ def denoise(
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
-    return pipe(
-        **family_of(pipe).call_inputs(prompts, negative, guidance_scale),
-        generator=[generator(seed, 101) for seed in seeds],
-        num_inference_steps=steps,
-        height=height or side,
-        width=side,
-        output_type=output_type,
-        callback_on_step_end=told,
-    ).images
+    with during(f"drawing {len(seeds)} picture{'s'[: len(seeds) > 1]} of {side} x {height or side} pixels"):
+        return pipe(
+            **family_of(pipe).call_inputs(prompts, negative, guidance_scale),
+            generator=[generator(seed, 101) for seed in seeds],
+            num_inference_steps=steps,
+            height=height or side,
+            width=side,
+            output_type=output_type,
+            callback_on_step_end=told,
+        ).images
 
 
 def family_of(pipe: Any) -> type[PictureModel]:
@@ -110,6 +113,7 @@ def native_side(pipe: Any) -> int:
     return open_model(pipe.name_or_path).native_resolution
 
 
+@during("loading the base")
 def load_pipeline(recipe: Recipe) -> Any:
     """A stock pipeline with the recipe's adapters on it, at their strengths.
 
@@ -152,6 +156,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what can be seen to be wrong without loading a model."""
     import diffusers
 
+    check_precision(recipe.precision, training=False)
     if recipe.steps < 1:
         raise UserError(f"--steps must be at least 1, not {recipe.steps}.")
     if len(recipe.strengths) != len(recipe.adapters):
@@ -168,11 +173,21 @@ def generate(
     recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8, on_step: Callable[[], None] | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
     """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
-    pipe = pipe or sampling_pipeline(recipe)
-    made = []
-    for start in range(recipe.seed, recipe.seed + n, batch):
-        made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
-    return made
+    with during("", lambda: smaller(recipe)):
+        pipe = pipe or sampling_pipeline(recipe)
+        made = []
+        for start in range(recipe.seed, recipe.seed + n, batch):
+            made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
+        return made
+
+
+def smaller(recipe: Recipe) -> str:
+    """What takes less memory, for who asks for pictures."""
+    number_format = "--precision bf16, " if recipe.precision == "fp32" else ""
+    cpu = (
+        "" if kind_of_device() == "cpu" else " With ACCELERATE_USE_CPU=true before the command it runs in main memory."
+    )
+    return f"Take {number_format}fewer pictures at once (--n), or a smaller --side.{cpu}"
 
 
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..toolkit.devices import device, free_memory
+
 ROOM = 0.8
 """Share of the free memory that weights may take; the rest is for what the pictures need."""
 
 
 def place(pipe: Any) -> Any:
-    """Puts a pipeline on the accelerator, where there is one; returns it."""
-    if not torch.cuda.is_available():
-        return pipe.to("cpu")
-    free, _ = torch.cuda.mem_get_info()
-    return placed(pipe, torch.device("cuda", torch.cuda.current_device()), free)
+    """Puts a pipeline on this process's device; returns it."""
+    where = device()
+    free = free_memory(where)
+    return pipe.to(where) if free is None else placed(pipe, where, free)
 
 
 def placed(pipe: Any, device: torch.device, free: int) -> Any:

@@ -44,7 +44,7 @@ def in_turn(lines: Sequence[list[str]]) -> None:
 def carry_out(action: Callable[[], None], log: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    with log.open("w", buffering=1) as said:
+    with log.open("w", encoding="utf-8", buffering=1) as said:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(said.fileno(), stream.fileno())
         action()
@@ -70,5 +70,5 @@ def in_two_processes(action, folder):
     ]
     for process in both:
         process.join()
-    said = "".join((folder / f"said{rank}.txt").read_text()[-6000:] for rank in range(2))
+    said = "".join((folder / f"said{rank}.txt").read_text(encoding="utf-8")[-6000:] for rank in range(2))
     assert [process.exitcode for process in both] == [0, 0], said

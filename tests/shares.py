@@ -36,7 +36,7 @@ def write_share(config, file):
     facts["forward"] = held()
     loss.backward()
     facts |= {"backward": held(), "at_work": max(at_work)}
-    Path(f"{file}{accelerator.process_index}").write_text(json.dumps(facts))
+    Path(f"{file}{accelerator.process_index}").write_text(json.dumps(facts), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
@@ -48,5 +48,5 @@ def write_work(file):
     made = in_shares(range(5), lambda number: worked.append(number) or number * 10)
     rank = int(os.environ["RANK"])
     facts = {"made": made, "worked": worked, "none": in_shares([], str), "first": first_says(rank)}
-    Path(f"{file}{rank}").write_text(json.dumps(facts))
+    Path(f"{file}{rank}").write_text(json.dumps(facts), encoding="utf-8")
     torch.distributed.destroy_process_group()

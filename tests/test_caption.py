@@ -45,8 +45,8 @@ def test_captions_say_what_is_there(photos, capsys):
     folder, scenes = photos
     (folder / "0.txt").write_text("mine")
     main(["caption", str(folder), "--token", "qqz", "--class-noun", "creature"])
-    assert (folder / "0.txt").read_text() == "mine"
-    written = [(folder / f"{number}.txt").read_text() for number in range(1, 6)]
+    assert (folder / "0.txt").read_text(encoding="utf-8") == "mine"
+    written = [(folder / f"{number}.txt").read_text(encoding="utf-8") for number in range(1, 6)]
     assert all("qqz creature" in text for text in written)
     right = sum(world.SCENES[scene] in text for scene, text in zip(scenes[1:], written, strict=True))
     assert right >= 4, written
@@ -54,7 +54,7 @@ def test_captions_say_what_is_there(photos, capsys):
     main(["caption", str(folder)])
     assert "All 6 pictures have captions" in capsys.readouterr().out
     main(["caption", str(folder), "--overwrite"])
-    assert "sks" in (folder / "0.txt").read_text()
+    assert "sks" in (folder / "0.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def train(images, base, tmp_path, monkeypatch):
         (["--precision", "fp16"], "fp16"),
         (["--token", " "], "--token"),
         (["--resolution", "70"], "--resolution 70 cannot be divided by 8"),
+        (["--resolution", "65536"], "--resolution must be at most 16384"),
         (["--timestep-shift", "0"], "--timestep-shift must be above 0"),
     ],
 )

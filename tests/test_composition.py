@@ -253,7 +253,8 @@ def test_uniform_weighted_and_its_exports(base, runs, tmp_path):
     assert json.loads(header["composed_weights"]) == {"everywhere": [0.5, 0.25, -1.0]}
     uniform = compose(compose_config(base, runs[:2], tmp_path / "uniform"))
     assert (
-        json.loads((uniform.adapter / "rankfold.json").read_text())["composed_weights"] == '{"everywhere": [0.5, 0.5]}'
+        json.loads((uniform.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_weights"]
+        == '{"everywhere": [0.5, 0.5]}'
     )
 
 
@@ -302,7 +303,7 @@ def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, c
     config = compose_config(base, runs, tmp_path / "whole", images=images, learning_rate=0.1, **changes)
     whole = train(config)
     said = capsys.readouterr().out
-    weights = json.loads(json.loads((whole.adapter / "rankfold.json").read_text())["composed_weights"])
+    weights = json.loads(json.loads((whole.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_weights"])
     sets = {tuple(row) for row in weights.values()}
     assert all(len(row) == 3 for row in weights.values())
     if changes.get("tie") == "global":
@@ -334,7 +335,7 @@ def test_learning_finds_the_right_source(base, images, runs, tmp_path):
         base, [runs[0], good], tmp_path / "out", images=images, steps=60, batch_size=4, learning_rate=0.1, tie="global"
     )
     found = train(config)
-    weights = json.loads(json.loads((found.adapter / "rankfold.json").read_text())["composed_weights"])
+    weights = json.loads(json.loads((found.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_weights"])
     assert next(iter(weights.values()))[1] > 0.6
 
 
@@ -423,7 +424,7 @@ def test_full_rank_is_refused_before_training_or_cut(base, images, runs, tmp_pat
     with pytest.raises(UserError, match="--max-rank"):
         compose(replace(config, images=None, out=tmp_path / "fixed"))
     run = train(replace(config, max_rank=8, out=tmp_path / "short"))
-    assert float(json.loads((run.adapter / "rankfold.json").read_text())["composed_cut_error"]) >= 0
+    assert float(json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_cut_error"]) >= 0
 
 
 def test_an_adapter_that_is_not_linear_is_refused(base, images, runs, tmp_path):

@@ -10,17 +10,17 @@ PAGE = ROOT / "docs" / "adapters.md"
 
 
 def test_the_adapters_page_is_what_the_registry_says():
-    assert PAGE.read_text() == markdown(), "run: rankfold adapters --markdown > docs/adapters.md"
+    assert PAGE.read_text(encoding="utf-8") == markdown(), "run: rankfold adapters --markdown > docs/adapters.md"
 
 
 def test_the_page_has_every_adapter():
-    assert all(f"## {name}\n" in PAGE.read_text() for name in adapter_names())
+    assert all(f"## {name}\n" in PAGE.read_text(encoding="utf-8") for name in adapter_names())
 
 
 def test_families_are_all_in_the_docs():
     from rankfold.toolkit.models.diffusion import FAMILIES
 
-    text = (ROOT / "docs" / "families.md").read_text()
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     for family in FAMILIES:
         file = family.__module__.split(".")[-1] + ".py"
         (row,) = [line for line in text.splitlines() if f"| {file} |" in line]

@@ -128,7 +128,7 @@ def test_a_run_is_measured(config, dino, prompts, images, tmp_path, capsys):
     words = ["--prompts", str(prompts), "--n", "2", "--steps", "2", "--dino", str(dino), "--clip", "embedded"]
     main(["evaluate", str(run.folder), "--images", str(images), *words])
     said = capsys.readouterr().out
-    found = json.loads((run.folder / "metrics.json").read_text())
+    found = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     settings = found["settings"]
     assert settings["references_trained_on"] == settings["references"] == 5
     assert settings["backbones"] == ["embedded", str(dino)]
@@ -140,17 +140,17 @@ def test_a_run_is_measured(config, dino, prompts, images, tmp_path, capsys):
     assert found["drift on unrelated prompts"]["tuned"]["mean"] > 1e-4
     assert 0 <= found["copies"]["copied"]["mean"] <= 1
     assert "closed" in said
-    page = (run.folder / "report.html").read_text()
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") > 20
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', page))
     with Image.open(run.folder / "pictures.png") as sheet:
         assert sheet.width > 8 * 64
     out = tmp_path / "two"
     run_in_two_processes(tmp_path, ["evaluate", str(run.folder), "--images", str(images), *words, "--out", str(out)])
-    theirs = json.loads((out / "metrics.json").read_text())
+    theirs = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     for key in ("likeness, embedded", "prompt fidelity"):
         assert theirs[key]["tuned"] == pytest.approx(found[key]["tuned"], abs=2e-3)
-    assert (tmp_path / "said1.txt").read_text() == ""
+    assert (tmp_path / "said1.txt").read_text(encoding="utf-8") == ""
 
 
 def test_a_lora_file_is_measured(config, base, prompts, images, tmp_path, capsys):
@@ -161,7 +161,7 @@ def test_a_lora_file_is_measured(config, base, prompts, images, tmp_path, capsys
     main(["evaluate", str(run.adapter), *words, "--out", str(tmp_path / "a")])
     main(["evaluate", str(file), *words, "--base", str(base)])
     one, other = (
-        json.loads((f / "metrics.json").read_text())
+        json.loads((f / "metrics.json").read_text(encoding="utf-8"))
         for f in (tmp_path / "a", file.with_name(f"{file.stem}-evaluation"))
     )
     for key in ("likeness, embedded", "prompt fidelity"):
@@ -180,7 +180,7 @@ def test_an_adapter_without_effect_measures_as_nothing(config, prompts, images, 
     run = train(replace(config, steps=2))
     words = ["--prompts", str(prompts), "--n", "1", "--steps", "2", "--strength", "0", "--out", str(tmp_path / "out")]
     main(["evaluate", str(run.folder), "--clip", "embedded", *words])
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert found["drift on unrelated prompts"]["tuned"]["mean"] == pytest.approx(0, abs=1e-5)
     likeness = found["likeness, embedded"]
     assert likeness["tuned"] == pytest.approx(likeness["base"], abs=1e-5)
@@ -217,6 +217,6 @@ def test_runs_side_by_side(config, tmp_path):
     assert "<td>rank</td><td>4</td><td>2</td>" in page
     assert "<td>base</td>" not in page
     main(["report", str(one.folder), str(two.folder), "--out", str(tmp_path / "page.html")])
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     with pytest.raises(UserError, match="twice"):
         report([one.folder, one.folder])

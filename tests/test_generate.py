@@ -103,7 +103,7 @@ def test_a_changed_adapter_cannot_repeat(trained, base, tmp_path):
     made = generate(recipe_for(trained, base, adapters=(str(copy),)), n=1)
     save_picture(tmp_path / "a.png", *made[0])
     weights = copy / "unet" / "adapter_config.json"
-    weights.write_text(weights.read_text() + " ")
+    weights.write_text(weights.read_text(encoding="utf-8") + " ")
     with pytest.raises(UserError, match="has changed since"):
         read_recipe(tmp_path / "a.png")
 

@@ -167,7 +167,7 @@ def test_two_processes_give_the_same_curve(config, tmp_path):
         assert two.status()["processes"] == 2
         for a, b in zip(one.metrics(), two.metrics(), strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-3), name
-        previews = [[file.read_text() for file in sorted(run.samples.iterdir())] for run in (one, two)]
+        previews = [[file.read_text(encoding="utf-8") for file in sorted(run.samples.iterdir())] for run in (one, two)]
         assert previews[0] == previews[1]
 
 
@@ -197,7 +197,7 @@ def test_epochs_are_steps(config):
 
 
 def test_the_adapter_carries_its_data(config, data):
-    facts = json.loads((train(config).adapter / "rankfold.json").read_text())
+    facts = json.loads((train(config).adapter / "rankfold.json").read_text(encoding="utf-8"))
     (certificate,) = facts["data"]
     assert certificate["rows"] == 12
     assert certificate["pictures"] == 11
@@ -253,7 +253,7 @@ def bent(base, folder, change):
 
     shutil.copytree(base, folder)
     file = folder / "chat_template.jinja"
-    text = change(file.read_text())
+    text = change(file.read_text(encoding="utf-8"))
     file.unlink()
     if text is not None:
         file.write_text(text)
@@ -265,9 +265,9 @@ def test_a_base_without_a_template_needs_one(config, base, tmp_path):
     with pytest.raises(UserError, match=r"no chat template.*--chat-template"):
         preflight(replace(config, base=str(folder)))
     own = tmp_path / "own.jinja"
-    own.write_text((base / "chat_template.jinja").read_text())
+    own.write_text((base / "chat_template.jinja").read_text(encoding="utf-8"))
     run = train(replace(config, base=str(folder), chat_template=own))
-    assert (run.adapter / "chat_template.jinja").read_text() == own.read_text()
+    assert (run.adapter / "chat_template.jinja").read_text(encoding="utf-8") == own.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     words = ["evaluate", "instruct", "--run", str(run.folder), "--data", str(file), *more]
     main(words)
     said = capsys.readouterr().out
-    figures = json.loads((run.folder / "evaluation" / "evaluation.json").read_text())
+    figures = json.loads((run.folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     assert figures["leaked"] == 8
     assert figures["compared"]["verdict"] in said
     assert figures["settings"]["rows"] == 8
@@ -355,7 +355,7 @@ def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     assert "unparsed" in said
     assert (run.folder / "evaluation" / "test.tsv").is_file()
     run_in_two_processes(tmp_path, [*words, "--out", str(tmp_path / "two")])
-    assert json.loads((tmp_path / "two" / "evaluation.json").read_text()) == figures
+    assert json.loads((tmp_path / "two" / "evaluation.json").read_text(encoding="utf-8")) == figures
     main(["chat", "--run", str(run.folder), "--image", str(data.parent / "0.png"), "--compare", "What", "colour?"])
     assert {"base:  ", "tuned: "} <= {line[:7] for line in capsys.readouterr().out.splitlines()}
 
@@ -500,7 +500,7 @@ def test_adapters_are_composed(config, data, tmp_path, capsys):
     more = ["--data", str(data), "--steps", "3", "--batch-size", "4", "--workers", "0", "--preview-every", "0"]
     main(["compose", "instruct", *folders, "--base", config.base, "--out", str(tmp_path / "learned"), *more])
     assert "Learning" in capsys.readouterr().out
-    facts = json.loads((tmp_path / "learned" / "adapter" / "rankfold.json").read_text())
+    facts = json.loads((tmp_path / "learned" / "adapter" / "rankfold.json").read_text(encoding="utf-8"))
     weights = torch.tensor(list(json.loads(facts["composed_weights"]).values()))
     torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)), rtol=0, atol=1e-4)
     assert weights.std() > 1e-4
@@ -558,9 +558,9 @@ def test_shipped_recipes_train(name, data, tmp_path):
             preview_every=0,
         )
     )
-    facts = json.loads((run.adapter / "rankfold.json").read_text())
+    facts = json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))
     assert facts["pad_to_square"]
-    saved = json.loads((run.adapter / "model" / "adapter_config.json").read_text())
+    saved = json.loads((run.adapter / "model" / "adapter_config.json").read_text(encoding="utf-8"))
     assert any("language_model" in target for target in saved["target_modules"])
     assert (config.vision_alpha is None) == (not saved["alpha_pattern"])
 

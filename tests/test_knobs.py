@@ -137,7 +137,7 @@ def test_several_subjects_in_one_adapter(config, tmp_path):
     run = train(config)
     assert from_yaml(run.config_file) == config
     assert len(list(run.samples.glob("*.png"))) == 2 * len(config.preview_prompts)
-    assert json.loads((run.adapter / "rankfold.json").read_text())["also"] == "sks2 cat"
+    assert json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))["also"] == "sks2 cat"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,9 @@ def test_other_optimizers_learn_and_resume(config, name):
     rate = {"Prodigy": 1.0, "Lion8bit": 0.001}.get(name, 0.005)
     config = replace(config, optimizer=name, learning_rate=rate, steps=24, checkpoint_every=9, log_every=12)
     whole = train(config)
-    losses = [json.loads(line)["loss"] for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (whole.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert losses[-1] < losses[0]
     part = train_until(replace(config, out=config.out.parent / "b"), 9)
     resume(part.folder)
@@ -389,5 +391,7 @@ def test_quantised_bases_train(config, kind):
     for part in task.parts.values():
         assert all(isinstance(layer.get_base_layer(), expected) for layer in adapter_layers(part).values())
     run = train(replace(config, quantize=kind, steps=30, learning_rate=0.01, log_every=10))
-    losses = [json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert losses[-1] < losses[0]

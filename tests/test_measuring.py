@@ -90,7 +90,7 @@ def test_a_run_keeps_its_best_step(measured, capsys):
     assert base.step == 0
     assert [one.step for one in found] == [2, 4, 6]
     assert all(len(one.likeness) == 2 for one in found)
-    choice = json.loads((run.folder / "choice.json").read_text())
+    choice = json.loads((run.folder / "choice.json").read_text(encoding="utf-8"))
     assert f"step {choice['step']} is kept" in capsys.readouterr().out
     kept, own = adapter(run.folder), measuring.snapshot(run, choice["step"])
     from safetensors.torch import load_file
@@ -146,7 +146,7 @@ def test_cross_validation(measured, images, capsys):
     """Every photo is held out once; the last run has all of them and the steps that the folds chose; nothing is done twice."""
     run = cross_validated(measured, 2)
     folds = [Run(run.folder / "folds" / str(k)) for k in range(2)]
-    choice = json.loads((run.folder / "choice.json").read_text())
+    choice = json.loads((run.folder / "choice.json").read_text(encoding="utf-8"))
     assert choice["step"] in (2, 4, 6)
     assert run.status()["step"] == choice["step"]
     held = [from_yaml(fold.config_file).hold_out for fold in folds]

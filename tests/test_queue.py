@@ -75,7 +75,7 @@ def test_a_run_that_fails_says_why_and_the_next_one_goes_on(config, images, root
     worker("0", "--until-empty").communicate(timeout=240)
     assert (bad.state(), good.state()) == ("failed", "done")
     assert "loss is not finite" in bad.status()["error"]
-    assert "loss is not finite" in (bad.folder / queue.OUTPUT).read_text()
+    assert "loss is not finite" in (bad.folder / queue.OUTPUT).read_text(encoding="utf-8")
 
 
 def test_what_can_be_checked_is_refused_at_once(config, root):
@@ -94,7 +94,7 @@ def test_what_can_be_checked_is_refused_at_once(config, root):
 @pytest.mark.slow
 def test_a_config_that_was_broken_by_hand_fails_with_its_sentence(config, root, worker):
     run = queue.enqueue(replace(config, out=root / "a"))
-    write_text(run.config_file, run.config_file.read_text().replace("rank: 4", "rnk: 4"))
+    write_text(run.config_file, run.config_file.read_text(encoding="utf-8").replace("rank: 4", "rnk: 4"))
     worker("0", "--until-empty").communicate(timeout=240)
     assert run.state() == "failed"
     assert "unknown key 'rnk'" in run.status()["error"]

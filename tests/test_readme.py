@@ -13,7 +13,11 @@ from rankfold.apps.commands import COMMANDS
 
 ROOT = README.parent
 SHOWN = [line for line in commands() if line.startswith("rankfold ")]
-INLINE = [text for text in re.findall(r"`(rankfold [^`]+)`", README.read_text()) if not text.startswith("rankfold.")]
+INLINE = [
+    text
+    for text in re.findall(r"`(rankfold [^`]+)`", README.read_text(encoding="utf-8"))
+    if not text.startswith("rankfold.")
+]
 
 
 def test_setup_lines():
@@ -40,7 +44,7 @@ def test_commands_exist_with_their_options(line, capsys):
 def test_python_compiles_and_names_exist():
     import rankfold
 
-    for block in re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL):
         compile(block, "README", "exec")
         for names in re.findall(r"from rankfold import (.+)", block):
             for name in names.split(", "):
@@ -48,7 +52,7 @@ def test_python_compiles_and_names_exist():
 
 
 def test_tree_names_every_file():
-    text = README.read_text().split("## The tree")[1]
+    text = README.read_text(encoding="utf-8").split("## The tree")[1]
     for floor in ("toolkit", "pipelines", "training", "apps"):
         for path in (ROOT / floor).rglob("*.py"):
             if path.name != "__init__.py":
@@ -56,7 +60,7 @@ def test_tree_names_every_file():
 
 
 def test_packages_are_the_folders():
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     found = {"rankfold"}
     for floor in ("toolkit", "pipelines", "training", "apps"):
         for file in (ROOT / floor).rglob("__init__.py"):
@@ -65,6 +69,6 @@ def test_packages_are_the_folders():
 
 
 def test_linked_files_are_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
-    assert Path(ROOT / "LICENSE").read_text().strip().startswith("Apache License")
+    assert Path(ROOT / "LICENSE").read_text(encoding="utf-8").strip().startswith("Apache License")

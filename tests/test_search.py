@@ -171,14 +171,14 @@ def searched(search):
 
 def test_search(search, searched, base, capsys, tmp_path):
     run = searched
-    rows = [json.loads(line) for line in run.candidates.read_text().splitlines()]
+    rows = [json.loads(line) for line in run.candidates.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 18
     assert len({tuple(row["structure"]) for row in rows}) == 18
     task = task_of(search)
     assert all(row["parameters"] <= task.space.limit for row in rows)
     assert task.space.limit == sum(2 * (layer.fan_in + layer.fan_out) for layer in task.layers.values())
     assert (run.folder / "pareto.png").stat().st_size > 1000
-    assert "to_q" in (run.folder / "structure.txt").read_text()
+    assert "to_q" in (run.folder / "structure.txt").read_text(encoding="utf-8")
     best = max(rows, key=lambda row: row["fitness"])
     count = sum(
         t.numel() for part in native.check_adapter_folder(run.adapter) for t in load(run.adapter / part).values()
@@ -198,7 +198,7 @@ def load(folder):
 
 def test_the_winner_is_as_good_as_it_was_judged(search, searched):
     """Its adapter, on a fresh model, has the loss that the supernet had on its path."""
-    fitness = max(json.loads(line)["fitness"] for line in searched.candidates.read_text().splitlines())
+    fitness = max(json.loads(line)["fitness"] for line in searched.candidates.read_text(encoding="utf-8").splitlines())
     task = task_of(search)
     for part in task.parts:
         from rankfold.toolkit.adapters.attach import take_off
@@ -227,7 +227,7 @@ def test_any_function_may_judge(search):
 
     config = replace(search, steps=1, population=20, generations=12, parents=4, mutations=10, crossovers=10)
     run = train(config, partial(SearchTask, judge=without_a))
-    fitness = [json.loads(line)["fitness"] for line in run.candidates.read_text().splitlines()]
+    fitness = [json.loads(line)["fitness"] for line in run.candidates.read_text(encoding="utf-8").splitlines()]
     assert max(fitness) > max(fitness[:20]) + 0.1
 
 
@@ -263,8 +263,8 @@ def test_resume_in_search_is_exact(search, searched, tmp_path, monkeypatch, half
     before = len(judged)
     run = resume(config.out)
     assert len(judged) - before == 18 - 7
-    whole = [json.loads(line) for line in searched.candidates.read_text().splitlines()]
-    lines = run.candidates.read_text().splitlines()
+    whole = [json.loads(line) for line in searched.candidates.read_text(encoding="utf-8").splitlines()]
+    lines = run.candidates.read_text(encoding="utf-8").splitlines()
     if half_a_line:
         lines.remove('{"structure": [0, 1')
     assert [json.loads(line) for line in lines] == whole
@@ -281,7 +281,7 @@ def test_a_stop_request_stops_the_search(search, monkeypatch):
     monkeypatch.setattr(SearchTask, "fitness", fitness)
     run = train(search)
     assert run.status()["state"] == "stopped"
-    assert len(run.candidates.read_text().splitlines()) == 1
+    assert len(run.candidates.read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_append_line_mends_half_a_line(tmp_path):
@@ -290,7 +290,7 @@ def test_append_line_mends_half_a_line(tmp_path):
     with file.open("a") as opened:
         opened.write("tw")
     append_line(file, "three")
-    assert file.read_text() == "one\ntw\nthree\n"
+    assert file.read_text(encoding="utf-8") == "one\ntw\nthree\n"
 
 
 def test_paths_are_drawn_by_the_step(search):
@@ -346,7 +346,9 @@ def test_two_processes_judge_the_same_structures(search, tmp_path):
     run_in_two_processes(tmp_path, ["search", "subject", "--config", str(file)])
     two = Run(tmp_path / "two")
     assert two.status()["processes"] == 2
-    rows = [[json.loads(line) for line in run.candidates.read_text().splitlines()] for run in (one, two)]
+    rows = [
+        [json.loads(line) for line in run.candidates.read_text(encoding="utf-8").splitlines()] for run in (one, two)
+    ]
     assert len(rows[1]) == len({tuple(row["structure"]) for row in rows[1]}) == 18
     first = [row["structure"] for row in rows[0][:6]]
     assert [row["structure"] for row in rows[1][:6]] == first

@@ -78,7 +78,7 @@ def test_each_process_holds_its_share(photos, tmp_path):  # noqa: F811
     base = build("flux-dev", tmp_path / "base")
     config = replace(a_config(base, photos, tmp_path / "run"), batch_size=2, shard_base=True)
     in_two_processes(partial(write_share, config, tmp_path / "share"), tmp_path)
-    shares = [json.loads((tmp_path / f"share{rank}").read_text()) for rank in range(2)]
+    shares = [json.loads((tmp_path / f"share{rank}").read_text(encoding="utf-8")) for rank in range(2)]
     whole = shares[0]["all"]
     assert sum(own["begin"] for own in shares) == whole > 10_000
     for own in shares:

@@ -75,8 +75,8 @@ def vae_name(name, blocks):
 
 def original(folder):
     """All tensors of a Stable Diffusion folder under their original names."""
-    layers = json.loads((folder / "unet/config.json").read_text())["layers_per_block"]
-    blocks = len(json.loads((folder / "vae/config.json").read_text())["block_out_channels"])
+    layers = json.loads((folder / "unet/config.json").read_text(encoding="utf-8"))["layers_per_block"]
+    blocks = len(json.loads((folder / "vae/config.json").read_text(encoding="utf-8"))["block_out_channels"])
     state = {f"model.diffusion_model.{unet_name(k, layers)}": v for k, v in tensors(folder, "unet").items()}
     for name, value in tensors(folder, "vae").items():
         theirs = vae_name(name, blocks)

@@ -59,7 +59,7 @@ def serving(folder, *options, **environment):
                 break
             except OSError:
                 time.sleep(0.3)
-        assert process.poll() is None, (folder / "app.log").read_text()
+        assert process.poll() is None, (folder / "app.log").read_text(encoding="utf-8")
         yield address, process
     finally:
         process.kill()
@@ -147,7 +147,9 @@ def test_the_whole_story(page, browser, pictures, tmp_path):
         page.get_by_text("5 captions written by tiny-vlm").wait_for()
         page.locator("#save-captions").click()
         page.get_by_text("5 have no caption").wait_for(state="hidden")
-        assert "sks creature" in (tmp_path / "runs" / "_pictures" / "my-subject" / "creature0.txt").read_text()
+        assert "sks creature" in (tmp_path / "runs" / "_pictures" / "my-subject" / "creature0.txt").read_text(
+            encoding="utf-8"
+        )
         page.locator("#subject-steps input").fill("160")
         page.wait_for_function("document.querySelector('#subject-command textarea').value.includes('--steps 160')")
         page.locator("#run-name textarea, #run-name input").first.fill("first")

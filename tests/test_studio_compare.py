@@ -166,7 +166,7 @@ def test_adapters_are_named_and_known(trained):
 def test_photos_that_are_gone_are_said(trained, tmp_path):
     run = tmp_path / "runs" / "gone"
     shutil.copytree(trained / "cat", run)
-    text = (run / "config.yaml").read_text()
+    text = (run / "config.yaml").read_text(encoding="utf-8")
     images = comparison.photos_of(Places(trained), "cat")[0].parent
     (run / "config.yaml").write_text(text.replace(str(images), str(tmp_path / "elsewhere")))
     with pytest.raises(UserError, match="no longer there"):

@@ -206,7 +206,7 @@ def test_near_duplicates_are_noticed(tmp_path):
 def test_captions_are_written_and_removed(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     uploads.write_captions(tmp_path, {"a.png": " a sks cat "})
-    assert (tmp_path / "a.txt").read_text() == "a sks cat"
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "a sks cat"
     uploads.write_captions(tmp_path, {"a.png": ""})
     assert not (tmp_path / "a.txt").exists()
     with pytest.raises(UserError, match="no picture named"):

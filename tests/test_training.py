@@ -49,7 +49,7 @@ def test_run_folder(config):
     assert [row["step"] for row in run.metrics()] == [2, 4, 6]
     assert len(list(run.samples.glob("*.png"))) == 4
     assert [p.name for p in run.checkpoint_files()] == ["000004.pt", "000006.pt"]
-    assert json.loads((run.adapter / "rankfold.json").read_text())["token"] == "sks"
+    assert json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))["token"] == "sks"
 
 
 def test_the_written_config_repeats_the_run(config, tmp_path):
@@ -229,7 +229,9 @@ def launch_on_two_machines(command, folder):
         words = [*launch, "--machine_rank", rank, "-m", "rankfold.apps.cli", *command]
         with file.open("w") as said:
             started.append(subprocess.Popen(words, stdout=said, stderr=said, env=environment))
-    assert [process.wait() for process in started] == [0, 0], "".join(file.read_text()[-6000:] for file in files)
+    assert [process.wait() for process in started] == [0, 0], "".join(
+        file.read_text(encoding="utf-8")[-6000:] for file in files
+    )
 
 
 def test_configs_for_several_devices_are_what_accelerate_reads():
@@ -283,7 +285,7 @@ def test_a_process_makes_its_share_first():
 def test_work_is_shared_out(tmp_path):
     """In order, all have all of it, and both work equally often."""
     in_two_processes(partial(write_work, tmp_path / "work"), tmp_path)
-    facts = [json.loads((tmp_path / f"work{rank}").read_text()) for rank in range(2)]
+    facts = [json.loads((tmp_path / f"work{rank}").read_text(encoding="utf-8")) for rank in range(2)]
     assert [own["worked"] for own in facts] == [[0, 2, 4], [1, 3, 0]]
     for own in facts:
         assert own["made"] == [0, 10, 20, 30, 40]
@@ -303,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config):
         train_with_fault(config, step=3)
     run = Run(config.out)
     assert run.status()["state"] == "failed"
-    assert "not finite" in run.log_file.read_text()
+    assert "not finite" in run.log_file.read_text(encoding="utf-8")
     assert [row["step"] for row in run.metrics()] == [2]
     assert [p.name for p in run.checkpoint_files()] == ["000002.pt"]
 
@@ -362,7 +364,7 @@ main(["train", "subject", "--config", {str(file)!r}])
 
 def test_checkpoint_of_another_config_is_refused(config):
     run = train(config)
-    run.config_file.write_text(run.config_file.read_text().replace("rank: 4", "rank: 2"))
+    run.config_file.write_text(run.config_file.read_text(encoding="utf-8").replace("rank: 4", "rank: 2"))
     with pytest.raises(UserError, match="rank was 4, now it is 2"):
         resume(run.folder)
 

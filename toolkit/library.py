@@ -13,6 +13,7 @@ from PIL import Image
 
 from .errors import UserError, nearest
 from .formats.source import adapter_path, content_hash, facts_of
+from .paths import home, is_path, name_fault
 from .runs import write_png, write_text
 
 SIDE = 128  # pixels, the longer side of a thumbnail
@@ -50,7 +51,7 @@ class Entry:
 
 def library_folder() -> Path:
     """Where the library is: $RANKFOLD_LIBRARY or ~/.rankfold/library."""
-    return Path(os.environ.get("RANKFOLD_LIBRARY", Path.home() / ".rankfold" / "library"))
+    return home(Path(os.environ.get("RANKFOLD_LIBRARY", "~/.rankfold/library")))
 
 
 def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbnail: Path | None = None) -> Entry:
@@ -66,6 +67,8 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
     name = name or path.stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--name {name}: use letters, digits, dots, dashes and underscores only.")
+    if fault := name_fault(name):  # wherever it is now: a library may move to another system
+        raise UserError(f"--name {name}: {fault} on Windows; choose another.")
     base = base or facts.get("base", "")
     if not base:
         raise UserError(f"{path} does not say which base model it was trained on: give it with --base.")
@@ -110,7 +113,9 @@ def newest_picture(run: Path) -> Path | None:
 
 def entries() -> list[Entry]:
     """All adapters of the library, by name."""
-    return [Entry(**json.loads(file.read_text())) for file in sorted(library_folder().glob("*/entry.json"))]
+    return [
+        Entry(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(library_folder().glob("*/entry.json"))
+    ]
 
 
 def get(name: str) -> Entry:
@@ -133,4 +138,5 @@ def resolve(text: str) -> Path:
     Raises:
         UserError: when it is neither.
     """
-    return Path(text) if Path(text).exists() or "/" in text else get(text).path
+    path = home(Path(text))
+    return path if path.exists() or is_path(text) else get(text).path

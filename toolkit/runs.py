@@ -26,6 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError
+from .systems import patiently, put_in_place
 
 LIVE = ("starting", "running")
 STATES = ("queued", *LIVE, "done", "stopped", "failed")
@@ -59,7 +60,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -133,7 +134,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The last status, {} when there is none yet."""
         try:
-            status = json.loads(self.status_file.read_text())
+            status = json.loads(patiently(lambda: self.status_file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
@@ -212,7 +213,7 @@ class Run:
 
     def append_log(self, text: str) -> None:
         """Appends text to log.txt, with the time."""
-        with self.log_file.open("a") as file:
+        with self.log_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     # -------------------------------------------------------------------------- what is there
@@ -330,7 +331,7 @@ class Run:
 
     def append_metrics(self, **values: Any) -> None:
         """Appends a line to metrics.jsonl."""
-        with self.metrics_file.open("a") as file:
+        with self.metrics_file.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

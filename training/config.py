@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
 from ..toolkit.errors import UserError, nearest
 from ..toolkit.evolution import EvolutionConfig
+from ..toolkit.paths import at_home, home, name_fault
+from ..toolkit.systems import WINDOWS
+from ..toolkit.texts import read_text
 
 Part = Literal["language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector"]
 
@@ -67,6 +70,10 @@ class LoopConfig:
     """Also log to this tracker, through accelerate."""
     threads: int = 0
     """Torch threads on a CPU; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, at_home(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +398,9 @@ LEAST = {
     "unmasked_weight": 0, "token_vectors": 0, "max_length": 16, "workers": 0, "preview_rows": 0, "preview_tokens": 1,
     "evaluate_every": 0, "patience": 0,
 }  # fmt: skip
+MOST = {
+    "resolution": 16_384
+}  # a larger picture is a mistake, and might take all the memory that there is before it fails
 ABOVE_ZERO = (
     "learning_rate",
     "text_learning_rate",
@@ -416,18 +426,28 @@ def check_numbers(config: LoopConfig) -> None:
         UserError: naming the first field that is out of range.
     """
     values = asdict(config)  # type: ignore[call-overload]
+    check_folder_names(config.out, windows=WINDOWS)
     for name, value in values.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, float) and not isfinite(value):
             raise UserError(f"{flag} must be a finite number, not {value}.")
         if name in LEAST and value < LEAST[name]:
             raise UserError(f"{flag} must be at least {LEAST[name]}, not {value}.")
+        if name in MOST and value > MOST[name]:
+            raise UserError(f"{flag} must be at most {MOST[name]}, not {value}.")
         if name in ABOVE_ZERO and value is not None and not value > 0:
             raise UserError(f"{flag} must be above 0, not {value}.")
         if name in BELOW_ONE and value is not None and not 0 <= value < 1:
             raise UserError(f"{flag} must lie between 0 and below 1, not {value}.")
     if isinstance(config, PictureConfig):
         check_pictures(config)
+
+
+def check_folder_names(out: PurePath, *, windows: bool) -> None:
+    """Raises UserError for a run folder that Windows cannot have, some of which it would take for something else."""
+    for name in out.relative_to(out.anchor).parts if windows else ():
+        if name != ".." and (fault := name_fault(name)):
+            raise UserError(f"--out {out}: Windows has no folder '{name}' ({fault}); choose another name.")
 
 
 def check_pictures(config: PictureConfig) -> None:
@@ -487,7 +507,7 @@ def to_yaml(config: LoopConfig) -> str:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
-            return str(value)
+            return value.as_posix()  # which every system reads, so that a run may move to another
         return list(value) if isinstance(value, tuple) else value
 
     method = next(name for name, kind in METHODS.items() if type(config) is kind)
@@ -501,7 +521,7 @@ def from_yaml(path: Path) -> Any:
         UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
     """
     try:
-        return from_text(Path(path).read_text(errors="replace"), str(path))
+        return from_text(read_text(home(path)), str(path))
     except OSError as error:
         raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
 
@@ -514,7 +534,9 @@ def from_text(text: str, path: str) -> Any:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        escape = "escape character" in str(error)
+        hint = r" A path such as C:\photos goes without quotes, or in single ones." if escape else ""
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines.")
     method = values.pop("method", "subject")

@@ -24,6 +24,7 @@ from ..toolkit.errors import UserError
 from ..toolkit.metrics import ClipScorer
 from ..toolkit.models.backbones import PictureScorer
 from ..toolkit.models.tiny import assets
+from ..toolkit.texts import lines_of
 from .processes import in_shares
 
 SHIPPED = ("object", "live", "world")  # prompts in assets/prompts
@@ -63,7 +64,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
     """
     file = prompt_file(name) if name in SHIPPED else Path(name)
     try:
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in lines_of(file) if line.strip()]
     except OSError as error:
         raise UserError(f"--prompts {name} is neither a file nor one of {', '.join(SHIPPED)}.") from error
     if not lines:
@@ -89,7 +90,9 @@ def prompt_file(name: str) -> Path:
 
 def unrelated_prompts(prompts: str) -> tuple[str, ...]:
     """Prompts that have nothing to do with a subject, in the world of the base."""
-    return tuple(prompt_file("world-unrelated" if prompts == "world" else "unrelated").read_text().splitlines())
+    return tuple(
+        prompt_file("world-unrelated" if prompts == "world" else "unrelated").read_text(encoding="utf-8").splitlines()
+    )
 
 
 def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> Drawn:

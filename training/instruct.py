@@ -22,6 +22,7 @@ from ..toolkit.adapters.attach import adapter_layers, attach, calibrate, drop_un
 from ..toolkit.adapters.auxiliary import auxiliary_losses
 from ..toolkit.adapters.fold import is_dead
 from ..toolkit.data.instructions import Conversation
+from ..toolkit.devices import reads_pinned
 from ..toolkit.errors import UserError
 from ..toolkit.formats import native
 from ..toolkit.models.base import DTYPES
@@ -29,6 +30,7 @@ from ..toolkit.models.chat_tokens import IGNORE
 from ..toolkit.models.packing import packed
 from ..toolkit.models.vision import VisionModel, check_attention, resolve_vision_base
 from ..toolkit.runs import Run, write_text
+from ..toolkit.texts import read_text
 from .adapter_config import adapter_config
 from .config import ConversationConfig, InstructConfig
 from .conversations import Ahead, Batches, Order, PlannedRows, certificate, pictures_of, plan_rows, prove_rows
@@ -86,7 +88,7 @@ def template_of(config: ConversationConfig) -> str | None:
     if config.chat_template is None:
         return None
     try:
-        return config.chat_template.read_text()
+        return read_text(config.chat_template)
     except OSError as error:
         raise UserError(f"--chat-template {config.chat_template} cannot be read: {error.strerror}.") from error
 
@@ -195,7 +197,7 @@ class ConversationTask:
         number = position // self.config.batch_size
         if self.ahead is None:
             reading = Batches(self.rows, self.order, self.vision.chat, slots)
-            self.ahead = Ahead(reading, self.config.workers, self.device.type == "cuda")
+            self.ahead = Ahead(reading, self.config.workers, reads_pinned(self.device))
         return self.vision.placed(self.ahead.take(number)) | {
             "weight": torch.tensor(self.weight(number), device=self.device)
         }

@@ -27,9 +27,11 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import nn
 
+from ..toolkit import devices
 from ..toolkit.errors import UserError, one_line
 from ..toolkit.randomness import mixed
 from ..toolkit.runs import Run, write_atomic, write_png, write_text
+from ..toolkit.shortage import during
 from .config import LoopConfig
 from .optimizer import make_optimizer
 from .processes import StopSignal
@@ -121,7 +123,8 @@ class Loop:
         self.logged_step = self.step
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:
-                self.one_step()
+                with during(f"training step {self.step + 1}"):
+                    self.one_step()
                 wanted = self.requests()
                 self.stop_wanted = self.stop_wanted or stop.asked or "stop" in wanted
                 stopping = self.agreed(self.stop_wanted)
@@ -168,9 +171,7 @@ class Loop:
     def seed_dropout(self) -> None:
         """Makes what the forward pass draws a function of (seed, step, process)."""
         seed = mixed(self.config.seed, 5, self.step, self.accelerator.process_index)
-        torch.default_generator.manual_seed(seed)
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        devices.seed(self.accelerator.device, seed)
 
     def clip(self) -> None:
         """Scales the gradients down to max_grad_norm. One norm over all of them: adapters are many small tensors."""
@@ -190,7 +191,8 @@ class Loop:
     def enough(self) -> bool:
         """Whether the method wants no more steps. A failure there loses no step: they are all in a checkpoint first."""
         try:
-            self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
+            with during(f"measuring behind step {self.step}"):
+                self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
         except Exception:
             self.save_checkpoint()
             raise
@@ -262,7 +264,8 @@ class Loop:
     def try_preview(self) -> None:
         """Writes the previews of this step; where that fails, it is said and the run goes on."""
         try:
-            self.preview()
+            with during("previewing"):
+                self.preview()
         except Exception as error:
             self.run.append_log(traceback.format_exc())
             self.progress.say(f"The preview of step {self.step} failed, training goes on: {one_line(error)}")
@@ -330,7 +333,8 @@ class Loop:
         if self.accelerator.is_main_process:
             path = self.run.checkpoints / f"{self.step:06d}.pt"
             buffer = io.BytesIO()  # torch's own file writer hides what the system said of a full disk
-            torch.save(self.state(), buffer)
+            with during(f"writing the checkpoint of step {self.step}"):
+                torch.save(self.state(), buffer)
             write_atomic(path, buffer.getbuffer())
             self.run.prune_checkpoints(self.config.keep_checkpoints)
 

@@ -145,7 +145,7 @@ def record(run: Run, one: Measured, save: Callable[[Path], None]) -> None:
 def recorded(run: Run) -> list[Measured]:
     """All measurements, in order; the first is of the base (step 0)."""
     found: dict[int, Measured] = {}
-    for line in file_of(run).read_text().splitlines() if file_of(run).is_file() else []:
+    for line in file_of(run).read_text(encoding="utf-8").splitlines() if file_of(run).is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

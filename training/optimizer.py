@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ..toolkit import devices
 from ..toolkit.errors import UserError, nearest
 from .config import LoopConfig
 
-FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
 # name -> where it is; these libraries come with the extra `optimizers`.
 OTHERS = {
     "AdamW8bit": "bitsandbytes.optim",
@@ -30,7 +30,7 @@ def make_optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.op
     check_optimizer(config)
     module = importlib.import_module(OTHERS.get(config.optimizer, "torch.optim"))
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer in FUSED:
+    if devices.is_fused(devices.here(), config.optimizer):
         settings["fused"] = True
     try:
         return getattr(module, config.optimizer)(groups, **settings)
@@ -39,7 +39,7 @@ def make_optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.op
 
 
 def check_optimizer(config: LoopConfig) -> None:
-    """Raises UserError when there is no such optimizer or its library is missing, or diffusers has no such scheduler."""
+    """Raises UserError when there is no such optimizer or scheduler, its library is missing, or it does not work on this device."""
     from diffusers.optimization import SchedulerType
 
     known = [name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer"]
@@ -54,6 +54,7 @@ def check_optimizer(config: LoopConfig) -> None:
             f"--optimizer {config.optimizer} is in the library {library}, which is not installed: "
             'pip install "rankfold[optimizers]"'
         )
+    devices.refuse(f"--optimizer {config.optimizer}", devices.optimizer_fault(devices.here(), config.optimizer))
     schedules = [kind.value for kind in SchedulerType]
     if config.lr_scheduler not in schedules:
         raise UserError(f"--lr-scheduler {config.lr_scheduler} is unknown.{nearest(config.lr_scheduler, schedules)}")

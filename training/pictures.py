@@ -17,6 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ..pipelines.generate import at_once, denoise
 from ..toolkit.data.cache import cached, file_hash, key_of
 from ..toolkit.data.subjects import Sample, load_mask, load_picture, picture_size
+from ..toolkit.devices import exact
 from ..toolkit.models.base import DTYPES, Words, stacked
 from ..toolkit.models.diffusion import cache_folder, open_model
 from ..toolkit.randomness import generator
@@ -269,7 +270,7 @@ class PictureTask:
         self.module.eval()
         starts = range(0, len(batch["weight"]), rows)
         losses = [self.module({key: value[start : start + rows] for key, value in batch.items()}) for start in starts]
-        return torch.cat(losses).double()
+        return exact(torch.cat(losses))
 
     # -------------------------------------------------------------------------- previews
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from ..toolkit import devices
 from ..toolkit.adapters.attach import drop_unused, trainable
 from ..toolkit.data.subjects import find_samples, picture_size
 from ..toolkit.errors import UserError
@@ -29,6 +30,7 @@ from .counting import Known, Live
 from .denoising import DenoisingLoss, weighing
 from .processes import launched
 from .rows import Rows, bucket_size
+from .savings import savings
 from .start import check_subject
 from .subject import attach_subject
 
@@ -238,8 +240,8 @@ def disk(estimate: Plan) -> int:
 
 def least_seconds(estimate: Plan) -> float:
     """Time of all steps if they were nothing but large matrix products on this machine."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    n = 4096 if device == "cuda" else 1024
+    device = devices.device()
+    n = 1024 if device.type == "cpu" else 4096
     a = torch.ones(n, n, dtype=DTYPES[estimate.config.precision], device=device)
     best = min(timed(lambda: (a @ a)[0, 0].item()) for _ in range(5))
     return estimate.config.steps * estimate.flops / (2 * n**3 / best)
@@ -260,42 +262,6 @@ def frozen_bytes(model: nn.Module, quantize: str) -> int:
     inside = [layer.weight for layer in linears(model).values()]
     dense = sum(weight.numel() * weight.dtype.itemsize for weight in inside)
     return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
-
-
-Saving = tuple[str, dict[str, Any]]
-
-
-def savings(config: SubjectConfig) -> list[Saving]:
-    """What makes a run smaller and can be done on this machine, from what costs least (in quality, then in time) to what costs most.
-
-    Flags, and the settings that they are.
-    """
-    rows = config.batch_size * config.gradient_accumulation  # as many pictures a step as before
-    small = {"batch_size": launched(), "gradient_accumulation": rows // launched()}
-    changes: list[dict[str, Any]] = [
-        {"precision": "bf16"},
-        {"gradient_checkpointing": True},
-        {"optimizer": "AdamW8bit"},
-        small,
-        {"quantize": "int8"},
-        {"quantize": "nf4"},
-    ]
-    return [(flags(change), change) for change in changes if works(replace(config, **change), config)]
-
-
-def works(changed: SubjectConfig, config: SubjectConfig) -> bool:
-    """Whether other settings are others indeed, and can be carried out here."""
-    try:
-        check_subject(changed)
-    except UserError:
-        return False
-    return changed != config
-
-
-def flags(change: dict[str, Any]) -> str:
-    """Settings as options of the command line."""
-    words = {f"--{name.replace('_', '-')}": value for name, value in change.items()}
-    return " ".join(flag if value is True else f"{flag} {value}" for flag, value in words.items())
 
 
 def advice(estimate: Plan) -> list[str]:

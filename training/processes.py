@@ -9,15 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
+from ..toolkit import devices
+from ..toolkit.devices import joined
 from ..toolkit.errors import UserError, one_line
 from .config import LoopConfig
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
 
 
 def make_accelerator(config: LoopConfig) -> Accelerator:
@@ -46,8 +50,9 @@ def make_accelerator(config: LoopConfig) -> Accelerator:
 
 def check_devices(config: LoopConfig) -> None:
     """Raises UserError when the number format or the batch does not suit the devices."""
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32.")
+    devices.check_precision(config.precision)
+    if launched() > 1 and (fault := devices.several_fault(devices.here(), nccl=dist.is_nccl_available())):
+        raise UserError(fault)
     if config.batch_size % launched():
         raise UserError(
             f"--batch-size {config.batch_size} cannot be shared evenly by {launched()} processes; "
@@ -71,11 +76,6 @@ def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> li
     made = {number: makers[number]() for number in own}
     accelerator.wait_for_everyone()
     return [made[number] if number in made else make() for number, make in enumerate(makers)]
-
-
-def joined() -> PartialState:
-    """The processes that a launcher has started, of which this is one, with a device of its own; or this one alone."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:
@@ -107,7 +107,7 @@ def first_says(answer: Made) -> Made:
 
 
 class StopSignal:
-    """Set by SIGTERM or Ctrl-C; a second one ends the process at once."""
+    """Set by SIGTERM, Ctrl-C or, on Windows, Ctrl-Break; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -115,7 +115,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 self._old[number] = signal.signal(number, self._ask)
         return self
 

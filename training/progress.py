@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from ..toolkit.devices import peak_memory
 from .config import LoopConfig
 
 
 def peak_memory_gib() -> float:
     """Peak memory of this process so far, GiB: the device's when there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_memory() / 2**30
 
 
 class Progress:

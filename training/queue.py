@@ -19,10 +19,12 @@ from typing import Any
 
 from ..toolkit.errors import UserError
 from ..toolkit.runs import HOST, LIVE, Run, born, is_alive, write_text
+from ..toolkit.systems import on_its_own, patiently, remove
 from .begin import check_out, clear
 from .config import LoopConfig, from_yaml, to_yaml
 
 LOOK = 1.0  # seconds between looks for queued runs
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # which device a process sees: of kind cuda, of kind xpu
 OUTPUT = "output.txt"  # what a run's process prints
 
 
@@ -69,7 +71,7 @@ def enqueue_again(run: Run, *, accept_changes: bool = False) -> None:
     from .start import check_resume
 
     check_resume(run.folder, accept_changes=accept_changes)
-    (run.folder / "claim.json").unlink(missing_ok=True)
+    remove(run.folder / "claim.json")
     run.set_status(state="queued", queued=time.time(), error=None)
 
 
@@ -93,7 +95,7 @@ def waiting(root: Path) -> list[Run]:
 def work(root: Path, device: str = "0", *, until_empty: bool = False) -> int:
     """Carries out queued runs, one after another; returns how many were started.
 
-    device: what CUDA_VISIBLE_DEVICES is for them; without a GPU any name does. until_empty: come back when none waits.
+    device: the number of the device that they see; without a GPU any name does. until_empty: come back when none waits.
 
     Raises:
         UserError: when a worker of this device is at work here already.
@@ -117,19 +119,21 @@ def claim(run: Run) -> bool:
     """Makes a waiting run this worker's; False when another worker was quicker."""
     file = run.folder / "claim.json"
     if file.is_file() and not holder_lives(file):
-        file.unlink(missing_ok=True)
+        remove(file)
     if not take(file):
         return False
     if run.status().get("state") == "queued":
         return True
-    file.unlink(missing_ok=True)  # it was withdrawn, or another worker has carried it out since
+    remove(file)  # it was withdrawn, or another worker has carried it out since
     return False
 
 
 def carry_out(run: Run, device: str) -> None:
     """Starts a run as a process of its own and waits for its end."""
     run.set_status(device=device)  # the run's own process says that it is starting
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1"}
+    environment = (
+        os.environ | {name: device for name in VISIBLE} | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    )
     with (run.folder / OUTPUT).open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "rankfold.apps.work", str(run.folder)],
@@ -137,10 +141,10 @@ def carry_out(run: Run, device: str) -> None:
             stdout=output,
             stderr=output,
             env=environment,
-            start_new_session=True,
+            **on_its_own(),
         )
     code = child.wait()
-    (run.folder / "claim.json").unlink(missing_ok=True)
+    remove(run.folder / "claim.json")
     if code > 0 and run.status().get("state") not in ("failed", "stopped", "done") and not run.is_live():
         run.set_status(state="failed", error=last_line(run.folder / OUTPUT))
 
@@ -163,7 +167,7 @@ def carry_on(folder: Path) -> None:
 
 def last_line(file: Path) -> str:
     """The last line that a process printed."""
-    lines = file.read_text(errors="replace").strip().splitlines()
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1].strip()[:500] if lines else "ended without a word"
 
 
@@ -183,7 +187,7 @@ def start_worker(root: Path, device: str = "0") -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,
+            **on_its_own(),
         )
 
 
@@ -192,20 +196,19 @@ def start_worker(root: Path, device: str = "0") -> None:
 
 def take(file: Path) -> bool:
     """Makes a file that says who has it; False when it is there. Only one of several processes succeeds."""
+    own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
     try:
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        with file.open("x", encoding="utf-8") as opened:
+            json.dump(own, opened)
     except FileExistsError:
         return False
-    own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
-    with os.fdopen(handle, "w") as opened:
-        json.dump(own, opened)
     return True
 
 
 def holder_lives(file: Path) -> bool:
     """Whether the process that made a lock file is there; half a file counts as a lock that is just being made."""
     try:
-        return is_alive(json.loads(file.read_text()))
+        return is_alive(json.loads(patiently(lambda: file.read_text(encoding="utf-8"))))
     except json.JSONDecodeError:
         return time.time() - file.stat().st_mtime < 5
     except OSError:
@@ -220,10 +223,10 @@ def locked(file: Path, taken: str) -> Any:
         UserError: with the sentence `taken` when another living process holds it.
     """
     if file.is_file() and not holder_lives(file):
-        file.unlink(missing_ok=True)
+        remove(file)
     if not take(file):
         raise UserError(taken)
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        remove(file)

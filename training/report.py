@@ -80,7 +80,7 @@ def measured(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in MEASURED:
         if (run.folder / name).is_file():
-            found |= flat(json.loads((run.folder / name).read_text()))
+            found |= flat(json.loads((run.folder / name).read_text(encoding="utf-8")))
     return found
 
 

@@ -261,7 +261,7 @@ class Stopped(Exception):
 def read_answers(run: Run) -> dict[Structure, float]:
     """The fitness of every structure that was judged before."""
     known: dict[Structure, float] = {}
-    for line in run.candidates.read_text().splitlines() if run.candidates.is_file() else []:
+    for line in run.candidates.read_text(encoding="utf-8").splitlines() if run.candidates.is_file() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

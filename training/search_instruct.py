@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..toolkit.adapters.attach import attach
+from ..toolkit.devices import exact
 from ..toolkit.errors import UserError
 from ..toolkit.models.vision import VisionModel
 from ..toolkit.runs import Run
@@ -87,7 +88,7 @@ class InstructSearchTask(StructureSearch, ConversationTask):
         for numbers in self.judged:
             rows = [self.held_out.rows[n] for n in numbers]
             batch = self.vision.chat.batch(rows, [pictures_of(row) for row in rows])
-            total += float(self.module(self.vision.placed(batch) | {"weight": weight}).double().sum())
+            total += float(exact(self.module(self.vision.placed(batch) | {"weight": weight})).sum())
         return total / sum(self.held_out.learned)
 
     def save_facts(self, folder: Path) -> None:

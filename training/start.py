@@ -51,6 +51,7 @@ from .search import check_search
 from .search_instruct import InstructSearchTask, prepare_instruct_search
 from .search_subject import SearchTask
 from .sharding import check_sharding
+from .shortage import of_run
 from .subject import SubjectTask, measured_by
 from .trained_on import TrainedOn, check_data, settled, trained_on, write_down, written_down
 
@@ -286,8 +287,11 @@ def carry_out(
             tell_adapter(run, data)
         state, error = outcome, None
     except Exception as fault:
-        error = str(fault)
+        lacking = of_run(fault, config, run, building=loop is None)
+        error = str(lacking or fault)
         run.append_log(traceback.format_exc())
+        if lacking and lacking is not fault:
+            raise lacking from fault
         raise
     finally:
         if is_main and not (state == "failed" and give_back(run, but)):

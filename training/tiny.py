@@ -77,7 +77,7 @@ def draw_pictures(config: BuildTinyConfig) -> None:
         pairs = pool.map(_draw_pair, [(config.seed, i) for i in range(config.creature_pairs)], chunksize=500)
     np.save(config.work / "pictures.npy", np.stack([row[0] for row in rows]))
     np.save(config.work / "labels.npy", np.array([row[2] for row in rows]))
-    (config.work / "captions.json").write_text(json.dumps([row[1] for row in rows]))
+    (config.work / "captions.json").write_text(json.dumps([row[1] for row in rows]), encoding="utf-8")
     np.save(config.work / "pairs.npy", np.stack(pairs))
 
 
@@ -144,7 +144,7 @@ def train_clip(config: BuildTinyConfig) -> None:
     import open_clip
 
     pictures = load_pictures(config)
-    captions = json.loads((config.work / "captions.json").read_text())
+    captions = json.loads((config.work / "captions.json").read_text(encoding="utf-8"))
     pairs = torch.from_numpy(np.load(config.work / "pairs.npy")).permute(0, 1, 4, 2, 3)
     tokenizer = tiny.make_tokenizer()
     ids = torch.tensor(tokenizer(captions, padding="max_length", truncation=True).input_ids)
@@ -186,4 +186,4 @@ def save_clip(model: nn.Module, settings: dict, tokenizer, out: Path) -> None:
     tiny.copy_text_tower(model, encoder)
     encoder.half().save_pretrained(out / "sd" / "text_encoder")
     load_as_fp32(out / "sd" / "text_encoder")
-    (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2))
+    (folder / "open_clip_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -116,7 +116,7 @@ def first_encoder(config: BuildTinyConfig) -> Any:
 @torch.no_grad()
 def first_words(config: BuildTinyConfig, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of the distinct captions, numbered as `encode_all` does: tokens (P, 24), states (P, 24, 128) and pooled words (P, 128)."""
-    captions = json.loads((config.work / "captions.json").read_text())
+    captions = json.loads((config.work / "captions.json").read_text(encoding="utf-8"))
     ids = torch.tensor(tokenizer(["", *sorted(set(captions))], padding="max_length", truncation=True).input_ids)
     encoder, states, pooled = first_encoder(config), [], []
     for rows in ids.split(500):

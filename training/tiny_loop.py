@@ -47,7 +47,7 @@ class BuildTinyConfig:
 def note(config: BuildTinyConfig, **values: object) -> None:
     """Prints a line and appends it to the curves."""
     print(json.dumps(values), flush=True)
-    with (config.work / "curves.jsonl").open("a") as file:
+    with (config.work / "curves.jsonl").open("a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(values) + "\n")
 
 
@@ -112,4 +112,6 @@ def load_as_fp32(folder: Path) -> None:
     two halves of a pipeline must agree when nobody names a dtype.
     """
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}, indent=2), encoding="utf-8"
+    )

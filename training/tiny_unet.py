@@ -27,7 +27,7 @@ def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, tor
     tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
     pictures = load_pictures(config)
     latents = [vae.encode(to_pixels(rows)).latent_dist.mean.half() for rows in pictures.split(250)]
-    captions = json.loads((config.work / "captions.json").read_text())
+    captions = json.loads((config.work / "captions.json").read_text(encoding="utf-8"))
     distinct = ["", *sorted(set(captions))]
     number = {text: i for i, text in enumerate(distinct)}
     ids = torch.tensor(tokenizer(distinct, padding="max_length", truncation=True).input_ids)

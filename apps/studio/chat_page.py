@@ -14,11 +14,11 @@ from PIL import Image
 from ...pipelines.chat import base_only, open_chat, stream
 from ...toolkit.data.instructions import Conversation
 from ...toolkit.data.pictures import load_rgb
+from ...toolkit.devices import device
 from ...toolkit.errors import UserError
 from ...toolkit.formats.source import content_hash, facts_of
 from ...toolkit.models.base import DTYPES
 from ...toolkit.models.vision import EMBEDDED
-from ..instruct import best_device
 from .pipes import Drawing, Loaded, Stopped, followed
 from .places import Places
 from .studio import Studio
@@ -103,9 +103,9 @@ class Models:
 def opened(who: Answerer) -> Any:
     """The model with its adapter, and the chat template that it was trained with."""
     file = who.adapter / "chat_template.jinja" if who.adapter else None
-    template = file.read_text() if file is not None and file.is_file() else None
+    template = file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
     adapters = [who.adapter] if who.adapter else []
-    return open_chat(who.base, adapters, precision=who.precision, device=best_device(), template=template)
+    return open_chat(who.base, adapters, precision=who.precision, device=device(), template=template)
 
 
 # ---------------------------------------------------------------------------------------------- the conversation

@@ -40,7 +40,7 @@ def told_of(places: Places, name: str) -> dict[str, str]:
     """What an adapter says of itself; for a file in the library, which says little, what the library knows."""
     path = places.adapter(name)
     entry = path.parent / "entry.json"
-    known = {"base": json.loads(entry.read_text())["base"]} if entry.is_file() else {}
+    known = {"base": json.loads(entry.read_text(encoding="utf-8"))["base"]} if entry.is_file() else {}
     return known | facts_of(path)
 
 
@@ -131,7 +131,7 @@ def composed_runs(places: Places) -> list[str]:
 def facts_at(folder: Path) -> dict[str, Any]:
     """What an adapter's folder says of itself; nothing while it is being made."""
     try:
-        return json.loads((folder / "rankfold.json").read_text())
+        return json.loads((folder / "rankfold.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -83,7 +83,7 @@ def own_facts(path: Path) -> dict[str, Any]:
 
 def library_facts(path: Path) -> dict[str, Any]:
     """What the library knows of an adapter, in the words of the adapters' own facts."""
-    entry = json.loads((path.parent / "entry.json").read_text())
+    entry = json.loads((path.parent / "entry.json").read_text(encoding="utf-8"))
     return own_facts(path) | {key: entry[key] for key in ("base", "trigger", "adapter", "composed_of") if entry[key]}
 
 

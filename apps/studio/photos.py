@@ -11,9 +11,9 @@ import gradio as gr
 
 from ...pipelines.caption import captions_for
 from ...pipelines.chat import open_chat
+from ...toolkit.devices import device
 from ...toolkit.errors import UserError
 from ...toolkit.models.vision import EMBEDDED, bases_at_hand
-from ..instruct import best_device
 from .form import Form
 from .pipes import Drawing, Loaded, Stopped, followed
 from .studio import Studio
@@ -48,7 +48,7 @@ def captioned(rows: list[list[str]], folder: Path, base: str, config: Any, loade
     """
     empty = [row for row in rows if not row[1].strip()]
     with loaded.lock:
-        vision = loaded.get(("captions", base), lambda: open_chat(base, device=best_device()))
+        vision = loaded.get(("captions", base), lambda: open_chat(base, device=device()))
         made = captions_for(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
         for row, text in zip(empty, made, strict=True):
             row[1] = text

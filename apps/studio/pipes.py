@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ...pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_picture
+from ...toolkit.devices import let_go
 from ...toolkit.formats.source import adapter_path, content_hash
 
 LOOK = 0.2  # seconds between reports of progress
@@ -59,9 +58,7 @@ class Loaded:
         """The model of this key; the one before it is let go, before another is loaded. Hold the lock."""
         if key != self.key:
             self.key = self.model = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            let_go()
             self.model, self.key = load(), key
         return self.model
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from ...toolkit import library
 from ...toolkit.errors import UserError
 from ...toolkit.models.diffusion import EMBEDDED
+from ...toolkit.paths import is_hub_id, name_fault
 from ...toolkit.runs import Run
+from ...toolkit.systems import WINDOWS
 from ...training.config import ConversationConfig, LoopConfig, from_yaml
 from ...training.queue import runs_in
 
@@ -146,7 +148,7 @@ class Places:
             UserError: for a path that is not readable.
         """
         text = text.strip()
-        if text in embedded or (re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists()):
+        if text in embedded or (is_hub_id(text) and not Path(text).exists()):
             return text
         return str(self.readable_path(text, "The base"))
 
@@ -173,4 +175,6 @@ def checked_name(name: str, what: str) -> str:
         raise UserError(
             f"{str(name)[:40]!r} is no name of a {what}: use letters, digits, dots, dashes and underscores, at most 80."
         )
+    if WINDOWS and (fault := name_fault(name)):
+        raise UserError(f"{name} is no name of a {what}: {fault}. Choose another.")
     return name

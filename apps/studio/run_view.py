@@ -198,7 +198,7 @@ def log_of(run: Run, state: str) -> str:
     answers = sorted(run.samples.glob("[0-9]*_*.json"))[-4:] if run.samples.is_dir() else []
     for file in reversed(answers):
         try:
-            said = json.loads(file.read_text())
+            said = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             continue
         parts.append(f"{file.stem}: {json.dumps(said, ensure_ascii=False)}")

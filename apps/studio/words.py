@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ...toolkit.errors import UserError
+from ...toolkit.shortage import as_shortage, general_cure, is_shortage
 
 log = logging.getLogger(__name__)
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
@@ -22,6 +23,9 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
     """The handler with its errors as one sentence on the page; what nobody foresaw goes to the log with its traceback."""
 
     def said(error: Exception) -> gr.Error:
+        if is_shortage(error):
+            log.error("%s lacked memory", function.__name__, exc_info=error)
+            error = as_shortage(error, "this was done", general_cure)
         if not isinstance(error, UserError):
             log.error("%s failed", function.__name__, exc_info=error)
         text = str(error) if isinstance(error, UserError) else f"That did not work: {type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..devices import exact
 from .attach import adapter_layers
 from .change import Change
 from .fold import Folded, base_weight, carries
@@ -28,7 +29,7 @@ class Moments:
 
     def add(self, x: torch.Tensor, e: torch.Tensor) -> None:
         """Takes inputs (N, in) and effects (N, out)."""
-        x, e = torch.cat((x, x.new_ones(len(x), 1)), 1).double(), e.double()
+        x, e = exact(torch.cat((x, x.new_ones(len(x), 1)), 1)), exact(e)
         new = (x.t() @ x, e.t() @ x, e.square().sum())
         self.sums = new if self.sums is None else tuple(a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
 
@@ -86,7 +87,7 @@ def low_rank(
     if change.is_low_rank and (change.down is None or max_rank is None or len(change.down) <= max_rank):
         return change, 0.0
     left, values, right = factored_svd(change) if change.is_low_rank else dense_svd(change, weight)
-    squares = values.double().square()
+    squares = exact(values).square()
     whole = squares.sum()
     if not whole:
         return Change(bias=change.bias), 0.0
@@ -108,10 +109,10 @@ def factored_svd(change: Change) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     """The same of a plain low-rank change, by way of a matrix of its rank."""
     assert change.up is not None
     assert change.down is not None
-    up, core_up = torch.linalg.qr(change.up.double())
-    down, core_down = torch.linalg.qr(change.down.double().t())
+    up, core_up = torch.linalg.qr(exact(change.up))
+    down, core_down = torch.linalg.qr(exact(change.down).t())
     left, values, right = torch.linalg.svd(core_up @ core_down.t(), full_matrices=False)
-    return (up @ left).float(), values.float(), (right @ down.t()).float()
+    return tuple(part.to(change.up.device, torch.float32) for part in (up @ left, values, right @ down.t()))  # type: ignore[return-value]
 
 
 def low_rank_all(model: nn.Module, folded: Folded, max_error: float) -> tuple[Folded, dict[str, float]]:

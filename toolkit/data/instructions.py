@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..texts import read_text
 from .pictures import PICTURE_KEYS, Source, source_of
 
 MARK = "<image>"  # where a picture stands in a text
@@ -31,6 +32,10 @@ ROLES = {
     "system": "system",
 }
 Message = dict[str, Any]
+HINTS = {  # by what json says
+    "Extra data": " It looks like JSON lines: name it .jsonl.",
+    "Invalid \\escape": " A path's backslashes are written twice in JSON, or as /.",
+}
 
 
 @dataclass(frozen=True)
@@ -106,14 +111,11 @@ def read_rows(file: Path) -> Iterator[tuple[str, Any]]:
 def json_list(file: Path) -> list[Any]:
     """The rows of a JSON file."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        rows = json.loads(read_text(file))
     except json.JSONDecodeError as error:
-        near = " It looks like JSON lines: name it .jsonl." if error.msg == "Extra data" else ""
         raise UserError(
-            f"{file} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.{near}"
+            f"{file} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.{HINTS.get(error.msg, '')}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not text in UTF-8: byte {error.start} cannot be read.") from error
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
     if not isinstance(rows, list):
@@ -129,7 +131,8 @@ def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
                 if line.strip():
                     yield number, json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{file} is not JSON: {error.msg} at line {number}, column {error.colno}.") from error
+            hint = HINTS.get(error.msg, "") if error.msg != "Extra data" else ""
+            raise UserError(f"{file} is not JSON: {error.msg} at line {number}, column {error.colno}.{hint}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not text in UTF-8: byte {error.start} of a block cannot be read.") from error
 

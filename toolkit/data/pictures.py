@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
+from ..paths import is_file, there
 
 Source = Path | bytes
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
@@ -115,13 +116,8 @@ def source_of(value: Any, folder: Path | None) -> Source:
         return decoded(value)
     if str(value).startswith(("http://", "https://")):
         raise UserError(f"the picture {value} is on the network: fetch it first and give its path.")
-    path = Path(str(value).removeprefix("file://"))
-    path = path if path.is_absolute() or folder is None else folder / path
-    try:
-        there = path.is_file()
-    except OSError:  # a name that no file can have
-        there = False
-    if not there:
+    path = there(str(value), folder)
+    if not is_file(path):
         raise UserError(f"there is no picture {path}. Is --images right?")
     return path
 

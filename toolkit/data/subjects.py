@@ -10,6 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
+from ..shortage import during
+from ..texts import lines_of, read_text
 from .pictures import load_rgb, size_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -63,12 +65,12 @@ def read_captions(folder: Path, files: list[Path], pictures: set[str]) -> dict[s
     captions: dict[str, str] = {}
     table = folder / "metadata.jsonl"
     if table.is_file():
-        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(lines_of(table), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                name, text = row["file_name"], row["text"]
+                name, text = str(row["file_name"]).replace("\\", "/").removeprefix("./"), row["text"]
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise UserError(f"{table}, line {number}: needs the fields file_name and text.") from error
             if name not in pictures:
@@ -83,7 +85,7 @@ def read_captions(folder: Path, files: list[Path], pictures: set[str]) -> dict[s
         if path.stem not in stems:
             raise UserError(f"{path} is a caption without a picture: add '{path.stem}.png' (or .jpg) or remove it.")
         for name in stems[path.stem]:
-            captions[name] = path.read_text(encoding="utf-8").strip()
+            captions[name] = read_text(path).strip()
     return {name: text for name, text in captions.items() if text}
 
 
@@ -105,6 +107,7 @@ def picture_fault(path: Path) -> str | None:
     return None
 
 
+@during("reading a picture")
 def load_picture(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
     """The picture as RGB of this (width, height): turned as its EXIF says, transparency on white, cropped or padded."""
     image = load_rgb(sample.path)

@@ -15,6 +15,7 @@ from ..adapters.approximate import low_rank
 from ..data.cache import key_of
 from ..models.diffusion import cache_folder
 from ..runs import write_text
+from ..systems import patiently
 from . import native
 from .read import read_lora
 from .source import adapter_path, content_hash, file_changes, is_native
@@ -58,7 +59,7 @@ def write_folder(file: Path, pipe: Any, folder: Path) -> None:
             native.write_state(whole / name, *peft_state(Part(part.model, short, "")))
         write_text(whole / "rankfold.json", json.dumps({"adapter": "lora", "file": file.name}))
         try:
-            whole.rename(folder)
+            patiently(lambda: whole.rename(folder))
         except OSError:
             if not folder.is_dir():  # else another process was faster
                 raise

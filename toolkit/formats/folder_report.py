@@ -47,7 +47,7 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
     report.advice = advice_on_layers(layers)
     for part in (part for part in PARTS if (path / part / WEIGHTS).is_file()):
         config, tensors = (
-            json.loads((path / part / "adapter_config.json").read_text()),
+            json.loads((path / part / "adapter_config.json").read_text(encoding="utf-8")),
             load_file(path / part / WEIGHTS),
         )
         numbers = sum(tensor.numel() for tensor in tensors.values())

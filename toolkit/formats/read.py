@@ -122,7 +122,7 @@ class LoraFile:
         """The config that diffusers writes into the header, or PEFT beside the file."""
         beside = self.path.parent / "adapter_config.json"
         if self.format == "peft" and beside.is_file():
-            return json.loads(beside.read_text())
+            return json.loads(beside.read_text(encoding="utf-8"))
         return json.loads(self.header.get("lora_adapter_metadata", "{}"))
 
 

@@ -53,7 +53,7 @@ def facts_of(path: Path) -> dict[str, str]:
     """What an adapter says of itself, {} when it says nothing."""
     if is_native(path):
         file = path / "rankfold.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return read_lora(path).header
 
 

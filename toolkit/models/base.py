@@ -25,6 +25,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import UserError
 from ..noise import DiscreteNoise, FlowNoise, Noise
+from ..shortage import during
 from .quantise import quantise
 
 Words = dict[str, torch.Tensor]
@@ -67,7 +68,7 @@ class PictureModel:
         self, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
     ) -> None:
         self.path, self.dtype, self.device, self.quantize = path, dtype, torch.device(device), quantize
-        self.index: dict[str, Any] = json.loads((Path(path) / "model_index.json").read_text())
+        self.index: dict[str, Any] = json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))
         self.loaded: dict[str, Any] = {}
         self.text_pipe: Any = None
 
@@ -77,7 +78,8 @@ class PictureModel:
         if name.startswith("_") or name not in self.__dict__.get("index", {}):
             raise AttributeError(name)
         if name not in self.loaded:
-            self.loaded[name] = self.load(name)
+            with during(f"loading the base's {name}"):
+                self.loaded[name] = self.load(name)
         return self.loaded[name]
 
     def has(self, name: str) -> bool:
@@ -170,7 +172,7 @@ class PictureModel:
 
     def config_of(self, name: str) -> dict[str, Any]:
         """A part's config.json."""
-        return json.loads((Path(self.path) / name / "config.json").read_text())
+        return json.loads((Path(self.path) / name / "config.json").read_text(encoding="utf-8"))
 
     @property
     def latent_scale(self) -> int:
@@ -195,6 +197,7 @@ class PictureModel:
             kind = self.index["_class_name"]
             raise UserError(f"{flag} {side} cannot be divided by {unit}, as a {kind} needs it: take {near}.")
 
+    @during("encoding a picture")
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> dict[str, torch.Tensor]:
         """RGB picture -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""

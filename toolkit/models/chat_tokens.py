@@ -64,7 +64,19 @@ class ChatTokens:
         self.appended = "\n" if self.prefix_sees_all else ""  # what the processor itself puts behind every text
         self.own_end, self.written, self.asking, self.lead = "", "", "", 0
         self.probe()
+        self.remember()
+
+    def remember(self) -> None:
+        """Remembers what pictures' marks become, by the pictures' sizes."""
         self.replacements = lru_cache(maxsize=65536)(self.find_replacements)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that are spawned, and read pictures with a memory of their own."""
+        return {name: value for name, value in vars(self).items() if name != "replacements"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.remember()
 
     # -------------------------------------------------------------------------- the template
 

@@ -10,6 +10,7 @@ import torch
 
 from ..data.cache import key_of
 from ..errors import UserError, nearest
+from ..paths import home, is_hub_id
 from .base import PictureModel
 from .flux import Flux
 from .flux_2 import Flux2Klein
@@ -46,7 +47,7 @@ def resolve_base(base: str) -> str:
         return base
     if Path(base).is_file() and Path(base).suffix in SUFFIXES:
         return str(converted(Path(base)))
-    if Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
+    if Path(base).exists() or not is_hub_id(base):
         raise UserError(
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
             f"The embedded models are {' and '.join(EMBEDDED)}."
@@ -67,7 +68,7 @@ def check_pipeline_folder(folder: Path) -> None:
     if not index.is_file():
         raise UserError(f"--base {folder} is not a diffusers pipeline: it has no model_index.json.")
     try:
-        parts = json.loads(index.read_text())
+        parts = json.loads(index.read_text(encoding="utf-8"))
         kind = parts["_class_name"]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"--base {folder}: model_index.json names no pipeline class.") from error
@@ -107,11 +108,11 @@ def open_model(
     path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
 ) -> PictureModel:
     """The base model in a folder that `resolve_base` gave; nothing of it is loaded yet."""
-    family = family_named(json.loads((Path(path) / "model_index.json").read_text())["_class_name"])
+    family = family_named(json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
     assert family is not None, "resolve_base refuses pipelines of no family"
     return family(path, dtype, device, quantize)
 
 
 def cache_folder() -> Path:
     """Where latents, prompt states and class pictures are kept: $RANKFOLD_CACHE or ~/.cache/rankfold."""
-    return Path(os.environ.get("RANKFOLD_CACHE", Path.home() / ".cache" / "rankfold"))
+    return home(Path(os.environ.get("RANKFOLD_CACHE", "~/.cache/rankfold")))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .. import devices
 from ..adapters.attach import replace_module
 from ..errors import UserError
 
@@ -17,12 +18,14 @@ LIBRARIES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "fp8": "torchao"}
 
 
 def check_quantize(kind: str) -> None:
-    """Raises UserError when the library behind a number format is not installed."""
+    """Raises UserError when the library behind a number format is not installed, or cannot do it on this device."""
     library = LIBRARIES.get(kind)
     if library and importlib.util.find_spec(library) is None:
         raise UserError(
             f'--quantize {kind} needs the library {library}, which is not installed: pip install "rankfold[quantize]"'
         )
+    if library:
+        devices.refuse(f"--quantize {kind}", devices.quantize_fault(devices.here(), kind))
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:

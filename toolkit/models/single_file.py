@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..paths import is_hub_id
+from ..systems import patiently
 from .base import NOT_NEEDED
 from .hub import CONFIGS, snapshot
 
@@ -48,7 +50,10 @@ def convert(file: Path, layout: str | None, out: Path) -> Path:
             f"{file} does not fit the layout of {layout or folder} ({first}): give --layout a pipeline folder or hub id of its own "
             "architecture."
         ) from error
-    return unfinished.replace(out)
+    if out.is_dir():  # empty; Windows renames onto nothing that is there
+        out.rmdir()
+    patiently(lambda: unfinished.replace(out))
+    return out
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
@@ -70,6 +75,8 @@ def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None
         if not (Path(layout) / "model_index.json").is_file():
             raise UserError(f"--layout {layout} is not a diffusers pipeline: it has no model_index.json.")
         return Path(layout)
+    if layout and not is_hub_id(layout):
+        raise UserError(f"--layout {layout} is neither a folder nor a hub id.")
     name = layout or fetch_diffusers_config(state)["pretrained_model_name_or_path"]
     cure = f"Give others: rankfold convert-base {file} --layout FOLDER_OR_HUB_ID --out FOLDER"
     folder = Path(snapshot(name, CONFIGS, f"{name}, whose configs and tokenizers {file} needs,", cure))
@@ -81,7 +88,7 @@ def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None
 
 def read_index(layout: Path) -> dict[str, Any]:
     """What a pipeline folder says of its parts."""
-    return json.loads((layout / "model_index.json").read_text())
+    return json.loads((layout / "model_index.json").read_text(encoding="utf-8"))
 
 
 def held(state: dict[str, torch.Tensor], kind: str) -> bool:

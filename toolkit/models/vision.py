@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import devices
 from ..errors import UserError, nearest
+from ..paths import is_hub_id
+from ..shortage import during
 from .chat_tokens import ChatTokens
 from .hub import snapshot
 from .quantise import quantise
@@ -83,7 +86,7 @@ def resolve_vision_base(base: str) -> str:
         return str(assets() / "tiny" / EMBEDDED[base])
     folder = Path(base)
     if not folder.is_dir():
-        if base.startswith((".", "/", "~")) or base.count("/") != 1:
+        if not is_hub_id(base):
             raise UserError(f"--base {base} is neither a folder nor a hub id.{nearest(base, EMBEDDED)}")
         folder = Path(snapshot(base, FILES, f"--base {base}", "Give a folder, or tiny-vlm, which is embedded."))
     check_vision_folder(folder, base)
@@ -117,7 +120,7 @@ def check_vision_folder(folder: Path, base: str) -> None:
         )
         raise UserError(f"--base {base} is no model of transformers: it has no config.json.{more}")
     try:
-        kind = json.loads(file.read_text()).get("model_type", "")
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type", "")
     except json.JSONDecodeError as error:
         raise UserError(f"--base {base}: config.json is not JSON: {error.msg} at line {error.lineno}.") from error
     known = [name for family in FAMILIES for name in family.kinds]
@@ -147,7 +150,7 @@ class VisionModel:
         """template: a chat template in the place of the base's own; pad_to_square: see ChatTokens; attention: its implementation."""
         self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
         self.attention = attention
-        self.config = json.loads((Path(folder) / "config.json").read_text())
+        self.config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         family = family_of(self.config["model_type"])
         assert family is not None, "resolve_vision_base refuses unknown kinds"
         self.family = family
@@ -163,6 +166,7 @@ class VisionModel:
             self._model = self.load()
         return self._model
 
+    @during("loading the base")
     def load(self) -> Any:
         """Loads the model."""
         from transformers import AutoModelForImageTextToText
@@ -243,8 +247,7 @@ class VisionModel:
 
 def check_attention(kind: str) -> None:
     """Raises UserError when an implementation of attention cannot run here."""
-    if kind.startswith("flash") and not torch.cuda.is_available():
-        raise UserError(f"--attention {kind} needs a GPU: leave it at sdpa.")
+    devices.refuse(f"--attention {kind}", devices.attention_fault(devices.here(), kind))
     if kind == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(f"--attention {kind} needs the library flash_attn, which is not installed: leave it at sdpa.")
 
@@ -282,7 +285,7 @@ def end_tokens(folder: str, processor: Any) -> list[int]:
         UserError: when there is none.
     """
     file = Path(folder) / "generation_config.json"
-    given = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    given = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     ends = [given] if isinstance(given, int) else list(given or [])
     own = processor.tokenizer.eos_token_id
     if own is not None and own not in ends:
