@@ -21,7 +21,7 @@ def commands() -> list[str]:
 
 def setup(which: str) -> str:
     """The install part both set-up lines share, or what stands behind it in one of them."""
-    pairs = [line.split(" && ") for line in commands() if line.startswith("pip install -e") and " && " in line]
+    pairs = [line.split(" && ") for line in commands() if line.startswith("pip install") and " && " in line]
     installs = {first for first, _ in pairs}
     if len(installs) != 1:
         raise SystemExit(f"the README's set-up lines install in different ways: {installs}")

@@ -39,7 +39,7 @@ def all_pairs(options):
             if name not in row:
                 row[name] = max(options[name], key=partial(count_new, left, row, name))
         left -= {frozenset(pair) for pair in combinations(row.items(), 2)}
-        rows.append(row)
+        rows.append({name: row[name] for name in options})
     return rows
 
 

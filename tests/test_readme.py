@@ -21,7 +21,7 @@ INLINE = [
 
 
 def test_setup_lines():
-    assert setup("install") == 'pip install -e ".[test]"'
+    assert setup("install") == 'pip install -c constraints.txt -e ".[test]"'
     assert setup("demo") == "rankfold demo"
     assert setup("test") == "pytest"
 

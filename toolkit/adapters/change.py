@@ -38,7 +38,7 @@ class Change:
 
     def scaled(self, scale: float | torch.Tensor) -> Change:
         """The change at another strength; only small tensors are touched."""
-        if isinstance(scale, float | int) and scale == 1:
+        if not isinstance(scale, torch.Tensor) and scale == 1:
             return self
 
         def times(tensor: torch.Tensor | None) -> torch.Tensor | None:
