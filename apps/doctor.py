@@ -6,8 +6,9 @@ import importlib.util
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from ..toolkit.versions import installed, misfits, untested
 
 LIBRARIES = (
     "torch",
@@ -38,8 +39,8 @@ def examine() -> int:
     print(f"rankfold      {installed('rankfold')}\npython        {platform.python_version()} on {platform.platform()}")
     for name in LIBRARIES:
         found = installed(name)
-        print(f"{name:<13} {found}")
-        if found == "missing":
+        print(f"{name:<13} {found or 'missing'}")
+        if not found:
             missing.append(f"{name}: pip install {name}")
     for name, cure in OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
@@ -48,6 +49,12 @@ def examine() -> int:
         missing += devices_and_caches()
     for line in missing:
         print(f"MISSING  {line}")
+    unfit = list(misfits())
+    for line in unfit:
+        print(f"UNFIT    {line}")
+    for line in untested():
+        print(f"UNTESTED {line}")
+    missing += unfit
     print("ready" if not missing else "not ready")
     return 1 if missing else 0
 
@@ -77,11 +84,3 @@ def devices_and_caches() -> list[str]:
     missing = [name for name, place in EMBEDDED.items() if not (assets() / place / "model_index.json").is_file()]
     missing += [name for name, place in VISION.items() if not (assets() / "tiny" / place / "config.json").is_file()]
     return [f"the embedded models {' and '.join(missing)} in {assets()}: rankfold build-tiny"] if missing else []
-
-
-def installed(name: str) -> str:
-    """Version of a package, or 'missing'."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "missing"

@@ -23,6 +23,7 @@ from ..toolkit.models.diffusion import family_named, open_model, resolve_base
 from ..toolkit.randomness import generator
 from ..toolkit.runs import write_png
 from ..toolkit.shortage import during
+from ..toolkit.versions import check_versions
 from .fuse import fuse
 from .place import place
 from .regions import Region, regional
@@ -156,6 +157,7 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what can be seen to be wrong without loading a model."""
     import diffusers
 
+    check_versions()
     check_precision(recipe.precision, training=False)
     if recipe.steps < 1:
         raise UserError(f"--steps must be at least 1, not {recipe.steps}.")

@@ -19,6 +19,7 @@ from ..toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
 from ..toolkit.models.new_words import check_new_word
 from ..toolkit.models.quantise import check_quantize
 from ..toolkit.runs import Run, write_text
+from ..toolkit.versions import check_versions
 from .adapter_config import adapter_config
 from .begin import check_out, give_back, take
 from .compose import ComposeTask, check_compose, check_fixed, compose_fixed
@@ -256,6 +257,7 @@ def preflight(config: Any) -> tuple[Any, Inputs]:
 
 def check_settings(config: LoopConfig) -> None:
     """Raises UserError for settings that are out of range, or that this machine cannot carry out."""
+    check_versions()
     check_numbers(config)
     check_optimizer(config)
     check_quantize(config.quantize)

@@ -33,7 +33,7 @@ class AuxiliaryLosses:
         self.losses.setdefault(adapter, []).append(loss)
 
     def __bool__(self) -> bool:
-        return bool(self.losses)
+        return len(self.losses) > 0  # which older compilers can follow
 
     def total(self) -> torch.Tensor | float:
         """For each adapter the mean over its layers, summed over adapters; 0.0 when there is none."""
@@ -56,7 +56,7 @@ def auxiliary_losses(mask: torch.Tensor | None = None) -> Iterator[AuxiliaryLoss
     try:
         yield collected
     finally:
-        _open.remove(collected)
+        _open[:] = [one for one in _open if one is not collected]
 
 
 def put_loss_into_output(model: nn.Module) -> None:
@@ -65,6 +65,7 @@ def put_loss_into_output(model: nn.Module) -> None:
     By hooks on the model itself, since PeftModel, DDP and trainers call it in different ways.
     """
     if open_before not in model._forward_pre_hooks.values():
+        model._own_auxiliary = None  # type: ignore[assignment]
         model.register_forward_pre_hook(open_before, with_kwargs=True)
         model.register_forward_hook(close_after, always_call=True)
 
@@ -78,9 +79,10 @@ def open_before(model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
 
 def close_after(model: nn.Module, inputs: Any, output: Any) -> None:
     """Closes it, and adds what it has to output.loss."""
-    context, collected = model.__dict__.pop("_own_auxiliary", (None, None))
-    if context is None or collected is None:
+    if model._own_auxiliary is None:
         return
+    context, collected = model._own_auxiliary  # type: ignore[misc]
+    model._own_auxiliary = None  # type: ignore[assignment]
     context.__exit__(None, None, None)
     if collected and getattr(output, "loss", None) is not None:
         output.loss = output.loss + collected.total()

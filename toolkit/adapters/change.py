@@ -182,13 +182,13 @@ def joint(
     """The output of a plain layer under a change, (..., out), and x (..., in) through each matrix (k, in), (..., k)."""
     change, flat = change.rows_in_mask(), x.reshape(-1, x.shape[-1])
     low = [] if change.down is None else [change.down]
-    y, *codes = joint_products(base, flat, change, [*low, *matrices])
+    y, *codes = joint_products(base, flat, change, [*matrices, *low])
     if change.rows is not None or change.dense is not None or change.bias is not None:
         rest = Change(rows=change.rows, dense=change.dense, bias=change.bias)
         y = changed(base, rest, flat, y, lambda: base.weight)
     if change.up is not None and low:
-        y.addmm_(codes.pop(0), change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
-    y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes))
+        y.addmm_(codes[-1], change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
+    y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes[: len(matrices)]))
     return y, codes
 
 

@@ -138,26 +138,27 @@ class GloraLayer(AdapterLayer, name="glora", config=GloraConfig, kind="RANKFOLD_
         return {"a_up": config.a_rate, "a_down": config.a_rate}
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
-        get, total, form = tensors.get, Change(), self.settings[adapter].form
+        get, form = tensors.get, self.settings[adapter].form
+        parts: list[Change] = []
         a_up, a_down, b_up, b_down, c_up, c_down = (get(f"{p}_{side}") for p in "abc" for side in ("up", "down"))
         if a_up is not None and a_down is None:
-            total += Change(rows=a_up[:, 0].expand(self.fan_out))
+            parts.append(Change(rows=a_up[:, 0].expand(self.fan_out)))
         elif a_up is not None and form == "matmul":
-            total += Change(up=self.base_weight_like(a_up) @ a_up, down=a_down)
+            parts.append(Change(up=self.base_weight_like(a_up) @ a_up, down=a_down))
         elif a_up is not None:
-            total += Change(mask_up=a_up, mask_down=a_down)
+            parts.append(Change(mask_up=a_up, mask_down=a_down))
         if b_up is not None:
             ones = b_up.new_ones(1, self.fan_in)
-            total += Change(up=b_up.expand(self.fan_out, -1), down=ones if b_down is None else b_down)
+            parts.append(Change(up=b_up.expand(self.fan_out, -1), down=ones if b_down is None else b_down))
         if c_up is not None:
             prompt = c_up[:, 0] if c_down is None else (c_up @ c_down)[:, 0]
-            total += Change(bias=self.base_weight_like(prompt) @ prompt)
+            parts.append(Change(bias=self.base_weight_like(prompt) @ prompt))
         bias = self.base_bias()
         if "d" in tensors and bias is not None:
-            total += Change(bias=tensors["d"] * bias.to(tensors["d"].dtype))
+            parts.append(Change(bias=tensors["d"] * bias.to(tensors["d"].dtype)))
         if "e" in tensors:
-            total += Change(bias=tensors["e"].expand(self.fan_out))
-        return total
+            parts.append(Change(bias=tensors["e"].expand(self.fan_out)))
+        return Change.sum(parts)
 
     def base_weight_like(self, tensor: torch.Tensor) -> torch.Tensor:
         """The frozen weight in the tensor's number format."""
