@@ -22,14 +22,15 @@ def version() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, and those of `plain_end`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--verbose"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return
     if words[0] in ("-V", "--version"):
         print(f"rankfold {version()}")
         return
-    with plain_end():
+    with plain_end(verbose=len(words) < len(given)):
         run_command(words)
 
 
@@ -37,7 +38,11 @@ def overview() -> str:
     """The text of `rankfold --help`."""
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    return "usage: rankfold COMMAND [options]\n\n" + "\n".join(lines) + "\n\nrankfold COMMAND --help says more."
+    return (
+        "usage: rankfold COMMAND [options]\n\n"
+        + "\n".join(lines)
+        + "\n\nrankfold COMMAND --help says more, and --verbose what the libraries have to say."
+    )
 
 
 def run_command(words: list[str]) -> None:

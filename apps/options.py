@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..toolkit.paths import at_home
 from .commands import COMMANDS
+from .terminal import calm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +71,7 @@ def positional() -> Any:
 
 def quiet_libraries() -> None:
     """Keeps the progress bars and advice of the libraries out of our output."""
-    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for library in ("bitsandbytes", "torch.utils._pytree"):  # kernels nobody has asked for; what torchao does to torch
-        logging.getLogger(library).setLevel(logging.ERROR)
+    calm(os.environ)
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -50,7 +50,11 @@ def to_nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """The layer in 4 bit."""
     import bitsandbytes as bnb
 
-    return loaded(layer, bnb.nn.Linear4bit, compute_dtype=compute_dtype, quant_type="nf4")
+    new = loaded(layer, bnb.nn.Linear4bit, compute_dtype=compute_dtype, quant_type="nf4")
+    new.support_avx512bf16_for_cpu = (
+        False  # or a pass in eval mode repacks the weight, and no gradient comes through it again
+    )
+    return new
 
 
 def to_int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
