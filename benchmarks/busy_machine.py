@@ -55,7 +55,18 @@ def speed(spin: str, steps: int, *, busy: bool) -> float:
     try:
         with tempfile.TemporaryDirectory() as folder:
             images = HERE.parent / "assets" / "demo" / "creature"
-            words = ["train", "subject", "--images", str(images), "--base", "tiny", "--steps", str(steps), "--log-every", "10"]
+            words = [
+                "train",
+                "subject",
+                "--images",
+                str(images),
+                "--base",
+                "tiny",
+                "--steps",
+                str(steps),
+                "--log-every",
+                "10",
+            ]
             words += ["--preview-every", "0", "--out", f"{folder}/run"]
             subprocess.run([sys.executable, "-c", TRAIN, *words], check=True, capture_output=True, env=environment)
             lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -144,18 +144,28 @@ def test_the_checkpoint_of_a_step_is_there_before_its_preview(config):
 
 def test_measuring_that_fails_loses_no_step(config, tmp_path):
     """The run ends, since its outcome hangs on what is measured, but goes on from the very step."""
+    from rankfold.training import loop
+
     (tmp_path / "prompts.txt").write_text("a {token} {noun}\n")
     config = replace(
         config, checkpoint_every=100, evaluate_every=3, evaluate_prompts=str(tmp_path / "prompts.txt"), evaluate_clip="embedded",
         preview_steps=1,
     )  # fmt: skip
-    (config.out / "measured").mkdir(parents=True)
-    (config.out / "measured" / "000003").touch()
-    with pytest.raises(UserError, match="Could not write"):
-        train(config)
-    run = Run(config.out)
-    assert [file.name for file in run.checkpoint_files()] == ["000003.pt"]
-    (config.out / "measured" / "000003").unlink()
+    snapshot, original = config.out / "measured" / "000003", loop.Loop.enough
+
+    def enough(self):
+        if self.step == 3:
+            snapshot.touch()  # a file where a folder is to be
+        return original(self)
+
+    loop.Loop.enough = enough
+    try:
+        with pytest.raises(UserError, match="Could not write"):
+            train(config)
+    finally:
+        loop.Loop.enough = original
+    assert [file.name for file in Run(config.out).checkpoint_files()] == ["000003.pt"]
+    snapshot.unlink()
     assert resume(config.out).status()["state"] == "done"
 
 

@@ -65,7 +65,10 @@ def is_demo_data(folder: Path) -> bool:
     try:
         names = {path.name for path in folder.iterdir()}
         if "train.json" in names:
-            return QUESTION in json.loads((folder / "train.json").read_text())[0]["conversations"][0]["value"]
+            return (
+                QUESTION
+                in json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]["conversations"][0]["value"]
+            )
         return names == {"pictures"} and all(PICTURE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
     except (OSError, ValueError, LookupError, TypeError):
         return False

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..toolkit.devices import check_precision
 from ..toolkit.errors import UserError
 from ..toolkit.models.quantise import check_quantize
 from .config import LoopConfig, SubjectConfig
 from .denoising import check_compiled
 from .optimizer import check_optimizer
-from .processes import check_devices, launched
+from .processes import launched
 
 Change = dict[str, Any]
 
@@ -44,14 +45,16 @@ def has(config: LoopConfig, change: Change) -> bool:
     return all(getattr(config, name) in (value, *ENOUGH.get(name, ())) for name, value in change.items())
 
 
-def works(config: LoopConfig) -> bool:
-    """Whether settings can be carried out here."""
+def works(config: LoopConfig, change: Change) -> bool:
+    """Whether a saving can be carried out here."""
+    changed = replace(config, **change)
     try:
-        check_optimizer(config)
-        check_quantize(config.quantize)
-        check_devices(config)
-        if isinstance(config, SubjectConfig):
-            check_compiled(config)
+        check_optimizer(changed)
+        check_quantize(changed.quantize)
+        if "precision" in change:
+            check_precision(changed.precision)
+        if isinstance(changed, SubjectConfig):
+            check_compiled(changed)
     except UserError:
         return False
     return True

@@ -307,4 +307,6 @@ def tell_adapter(run: Run, data: TrainedOn) -> None:
     """Adds to what a run's adapter says of itself that it was trained on other data before."""
     file = run.adapter / "rankfold.json"
     if data.earlier and file.is_file():
-        write_text(file, json.dumps(json.loads(file.read_text()) | {"data_changed": data.told()}, indent=1))
+        write_text(
+            file, json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"data_changed": data.told()}, indent=1)
+        )

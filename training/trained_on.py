@@ -133,7 +133,7 @@ def of_conversations(config: ConversationConfig, found: Any, *more: Any) -> dict
                     files[f"picture {shown(picture, config.images or Path(config.data or '').parent)}"] = picture
     items |= hashes(files)
     if config.chat_template is not None:
-        items["the chat template"] = text_hash(config.chat_template.read_text())
+        items["the chat template"] = text_hash(config.chat_template.read_text(encoding="utf-8"))
     return items
 
 
@@ -191,7 +191,7 @@ def write_down(run: Run, data: TrainedOn) -> None:
 def written_down(run: Run) -> TrainedOn | None:
     """What data.json says; None where it is not there or broken."""
     try:
-        found = json.loads(run.data_file.read_text())
+        found = json.loads(run.data_file.read_text(encoding="utf-8"))
         held_out, learned = (tuple(map(str, found[key])) for key in ("held_out", "learned"))
         earlier = tuple({key: own[key] for key in ("step", "digest", "changes")} for own in found["earlier"])
         return TrainedOn(dict(found["items"]), held_out, learned, earlier)
