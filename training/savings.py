@@ -35,9 +35,7 @@ def savings(config: LoopConfig) -> list[tuple[str, Change]]:
         {"quantize": "int8"},
         {"quantize": "nf4"},
     ]
-    return [
-        (flags(change), change) for change in changes if not has(config, change) and works(replace(config, **change))
-    ]
+    return [(flags(change), change) for change in changes if not has(config, change) and works(config, change)]
 
 
 def has(config: LoopConfig, change: Change) -> bool:
