@@ -31,8 +31,8 @@ class DemoConfig(Overwriting):
     """Training steps."""
     adapter: str = "moslora"
     """Adapter variant."""
-    threads: int = 2
-    """Torch threads."""
+    threads: int = 0
+    """Torch threads; 0 takes as many as find a free core."""
     seed: int = 0
     """Seed of training and pictures."""
 
@@ -50,7 +50,8 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     """
     import torch
 
-    torch.set_num_threads(config.threads)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     from ..pipelines.export import export_adapter
     from ..training.demo import before_and_after
     from ..training.start import train

@@ -1,5 +1,9 @@
 """Which device is chosen and what is known not to work on each; torch itself stands in for the devices that are not here."""
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -208,3 +212,23 @@ def test_a_step_without_double_precision(config, base, adapter):
     with NoDouble():
         task.module(batch).mean().backward()
         optimizer.step()
+
+
+def test_threads_are_those_that_find_a_free_core():
+    cores = os.cpu_count()
+    assert devices.free_threads(0.1, most=64) == cores
+    assert devices.free_threads(1.0, most=64) == max(1, cores - 1)
+    assert devices.free_threads(100.0, most=64) == 1
+    assert devices.free_threads(0.0, most=1) == 1
+
+
+def test_a_busy_core_is_seen():
+    before = devices.busy_cores(0.2)
+    load = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.2)
+        busy = devices.busy_cores(0.5)
+    finally:
+        load.kill()
+    assert before >= 0
+    assert busy > 0.3  # a core of its own, or a share of one where the tests keep all busy

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -20,6 +22,7 @@ from .errors import UserError
 from .systems import peak_resident
 
 GIB = 2**30
+THREADS = torch.get_num_threads()  # torch's own choice, before anybody has made another
 
 
 def joined() -> PartialState:
@@ -60,6 +63,25 @@ def device_named(text: str) -> torch.device:
 def of_kind(kind: str) -> Any:
     """torch's module of a kind of accelerator: torch.cuda, torch.xpu, torch.mps."""
     return getattr(torch, kind)
+
+
+def free_threads(others: float, most: int = THREADS) -> int:
+    """How many of torch's threads find a core of their own beside other processes that keep `others` cores busy.
+
+    One more than that is worse than one less: all threads wait for each other behind every operation, and one that has to share its core
+    made a small model twenty times slower (benchmarks/busy_machine.py).
+    """
+    return min(most, max(1, (os.cpu_count() or 1) - round(others)))
+
+
+def busy_cores(seconds: float = 0.3) -> float:
+    """How many cores other processes keep busy just now, by a look that takes so many seconds."""
+    own = psutil.Process().cpu_times
+    before = own()
+    share = psutil.cpu_percent(interval=seconds) / 100
+    after = own()
+    mine = (after.user + after.system - before.user - before.system) / seconds
+    return max(0.0, share * (os.cpu_count() or 1) - mine)
 
 
 # ---------------------------------------------------------------------------------------------- memory and seeds

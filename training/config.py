@@ -69,7 +69,7 @@ class LoopConfig:
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Also log to this tracker, through accelerate."""
     threads: int = 0
-    """Torch threads on a CPU; 0 leaves torch's own choice."""
+    """Torch threads on a CPU; 0 takes as many as find a core that no other process keeps busy when the run starts."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

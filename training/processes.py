@@ -24,14 +24,14 @@ Made = TypeVar("Made")
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)]
 
 
-def make_accelerator(config: LoopConfig) -> Accelerator:
-    """The accelerator of a run.
+def make_accelerator(config: LoopConfig, threads: int = 0) -> Accelerator:
+    """The accelerator of a run. threads: as many as the run has had so far, where that is known; else as many as find a free core.
 
     Raises:
         UserError: when accelerate is set to cut up the adapter.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if devices.THREADS > 1 or config.threads:
+        torch.set_num_threads(config.threads or threads or devices.free_threads(devices.busy_cores()))
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from ..toolkit.data.subjects import Sample, check_masks, find_samples
@@ -160,6 +161,9 @@ def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, but: 
     if accelerator.is_main_process:
         data = trained_on(config, inputs)
         take(run, config, but)
+        run.set_status(
+            threads=torch.get_num_threads()
+        )  # another number would add up in another order when the run goes on
         write_down(run, data)
     accelerator.wait_for_everyone()
     return carry_out(config, inputs, run, accelerator, make_task, but)
@@ -197,7 +201,8 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_
     if is_fixed(config):
         run.claim()
         return compose_now(config, SAME_RUN)
-    accelerator = make_accelerator(config)
+    known = run.status().get("threads")
+    accelerator = make_accelerator(config, known if isinstance(known, int) and run.checkpoint_files() else 0)
     if accelerator.is_main_process:
         if run.checkpoint_files():
             run.let_go()
