@@ -232,3 +232,18 @@ def test_a_busy_core_is_seen():
         load.kill()
     assert before >= 0
     assert busy > 0.3  # a core of its own, or a share of one where the tests keep all busy
+
+
+def test_a_taken_core_is_noticed(monkeypatch):
+    from rankfold.training.pace import STEPS, Pace
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(devices, "busy_cores", lambda: 1.0)
+    monkeypatch.setattr(devices, "free_threads", lambda others: 3)
+    pace = Pace()
+    assert [pace.threads(0.1) for _ in range(10)] == [0] * 10
+    assert pace.threads(5.0) == 0  # one slow step is nothing
+    assert pace.threads(0.1) == 0
+    assert [pace.threads(2.0) for _ in range(STEPS)] == [0] * (STEPS - 1) + [3]
+    monkeypatch.setattr(devices, "free_threads", lambda others: 4)  # slow for another reason
+    assert [pace.threads(2.0) for _ in range(STEPS)] == [0] * STEPS

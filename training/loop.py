@@ -34,6 +34,7 @@ from ..toolkit.runs import Run, write_atomic, write_png, write_text
 from ..toolkit.shortage import during
 from .config import LoopConfig
 from .optimizer import make_optimizer
+from .pace import Pace
 from .processes import StopSignal
 from .progress import Progress, peak_memory_gib
 
@@ -121,10 +122,13 @@ class Loop:
         self.beat, self.looked, self.logged_at = 0.0, 0.0, time.perf_counter()
         self.stop_wanted = self.enough_said = self.preview_wanted = False
         self.logged_step = self.step
+        pace = Pace()
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:
+                began = time.perf_counter()
                 with during(f"training step {self.step + 1}"):
                     self.one_step()
+                self.keep_up(pace.threads(time.perf_counter() - began))
                 wanted = self.requests()
                 self.stop_wanted = self.stop_wanted or stop.asked or "stop" in wanted
                 stopping = self.agreed(self.stop_wanted)
@@ -167,6 +171,17 @@ class Loop:
             loss = self.module(batch).mean() / self.config.gradient_accumulation
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def keep_up(self, threads: int) -> None:
+        """Goes on with fewer threads, 0 for as many as now, unless the config says how many."""
+        alone = self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1
+        if not threads or self.config.threads or not alone:
+            return
+        torch.set_num_threads(threads)
+        self.run.set_status(threads=threads)
+        text = f"Another program keeps a core busy: training goes on with {threads} of {devices.THREADS} threads"
+        self.run.append_log(text)
+        self.progress.say(f"{text}, whose sums differ in the last bit; --threads {devices.THREADS} holds it to all.")
 
     def seed_dropout(self) -> None:
         """Makes what the forward pass draws a function of (seed, step, process)."""
