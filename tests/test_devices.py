@@ -235,7 +235,7 @@ def test_a_busy_core_is_seen():
 
 
 def test_a_taken_core_is_noticed(monkeypatch):
-    from rankfold.training.pace import STEPS, Pace
+    from rankfold.training.pace import SLOW, STEPS, Pace
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(devices, "busy_cores", lambda: 1.0)
@@ -247,3 +247,4 @@ def test_a_taken_core_is_noticed(monkeypatch):
     assert [pace.threads(2.0) for _ in range(STEPS)] == [0] * (STEPS - 1) + [3]
     monkeypatch.setattr(devices, "free_threads", lambda others: 4)  # slow for another reason
     assert [pace.threads(2.0) for _ in range(STEPS)] == [0] * STEPS
+    assert pace.limit == 2 * SLOW
