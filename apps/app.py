@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..toolkit.errors import UserError
-from .options import parse, quiet_libraries
+from .options import parse
 
 MOST_UPLOAD = "512mb"
 PATIENCE, PAUSE = 10, 60.0  # wrong passwords before all are refused for a while, seconds
@@ -41,7 +41,6 @@ def app(words: list[str]) -> None:
     password = os.environ.get("RANKFOLD_PASSWORD", "")
     check_safe(options, password)
     check_port(options.host, options.port)
-    quiet_libraries()
     demo, settings = launchable(options, password)
     address = f"http://{options.host}:{options.port}"
     print(f"The studio is at {address}  (runs in {options.runs}; Ctrl-C ends it, not the runs)")

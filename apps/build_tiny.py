@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .options import parse, quiet_libraries
+from .options import parse
 
 
 def build_tiny(words: list[str]) -> None:
-    quiet_libraries()
     from ..training.tiny import BuildTinyConfig
     from ..training.tiny import build_tiny as build
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..toolkit.errors import UserError
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class CaptionOptions:
 
 def caption(words: list[str]) -> None:
     options = parse(CaptionOptions, words, "caption")
-    quiet_libraries()
     from ..pipelines.caption import captions_for
     from ..pipelines.chat import open_chat
     from ..toolkit.data.questions import DESCRIBE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..toolkit.errors import UserError
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class ChatOptions:
 
 def chat(words: list[str]) -> None:
     options = parse(ChatOptions, words, "chat")
-    quiet_libraries()
     from ..toolkit.data.pictures import source_of
     from .instruct import opened
 

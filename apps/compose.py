@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .options import check_free, parse_run, quiet_libraries
+from .options import check_free, parse_run
 from .train import report
 
 
@@ -30,7 +30,6 @@ def composed(kind: Any, words: list[str], name: str) -> Path:
     named = ["--adapters", *words[:count]] if count else []
     config, overwrite = parse_run(kind, [*named, *words[count:]], name)
     check_free(config, overwrite=overwrite)
-    quiet_libraries()
     from ..training.start import compose as run_compose
 
     run = run_compose(config, overwrite=overwrite)

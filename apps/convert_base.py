@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..toolkit.errors import UserError
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 
 
 def convert_base(words: list[str]) -> None:
@@ -23,7 +23,6 @@ def convert_base(words: list[str]) -> None:
     options = parse(Options, words, "convert-base")
     if not options.file.is_file():
         raise UserError(f"{options.file} is not a file.")
-    quiet_libraries()
     from ..toolkit.models.single_file import convert
 
     print(convert(options.file, options.layout, options.out))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..toolkit.errors import UserError
 from ..toolkit.runs import Run
 from .files import print_proof
-from .options import Overwriting, parse, quiet_libraries
+from .options import Overwriting, parse
 from .train import report
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class DemoConfig(Overwriting):
 
 def demo(words: list[str]) -> None:
     config = parse(DemoConfig, words, "demo")
-    quiet_libraries()
     run_demo(config)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..toolkit.errors import UserError
 from ..toolkit.runs import Run
 from ..toolkit.texts import lines_of
-from .options import Overwriting, parse, quiet_libraries
+from .options import Overwriting, parse
 from .train import report
 
 
@@ -33,7 +33,6 @@ class DemoInstructConfig(Overwriting):
 
 def demo_instruct(words: list[str]) -> None:
     config = parse(DemoInstructConfig, words, "demo instruct")
-    quiet_libraries()
     run_demo_instruct(config)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..toolkit.errors import UserError
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def evaluate(words: list[str]) -> None:
     options = parse(EvaluateOptions, words, "evaluate")
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}.")
-    quiet_libraries()
     from ..toolkit.data.subjects import find_samples
     from ..toolkit.metrics import ClipScorer
     from ..toolkit.models.backbones import DinoScorer
@@ -134,7 +133,6 @@ def report(words: list[str]) -> None:
     options = parse(Options, words, "report")
     if not options.runs:
         raise UserError("Name at least one run folder.")
-    quiet_libraries()
     from ..toolkit.runs import write_text
     from ..training.report import report as made
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 
 
 def export(words: list[str]) -> None:
@@ -29,7 +29,6 @@ def export(words: list[str]) -> None:
         """Number format of the base in the proof; unset means the run's. The file is always fp32."""
 
     options = parse(Options, words, "export")
-    quiet_libraries()
     from ..pipelines.export import export_adapter
     from ..toolkit.runs import Run
     from ..training.config import ConversationConfig, from_yaml
@@ -83,7 +82,6 @@ def inspect(words: list[str]) -> None:
         """Print all of it as JSON."""
 
     options = parse(Options, words, "inspect")
-    quiet_libraries()
     from .inspect_data import DATA, inspect_data
 
     if options.file.suffix in DATA:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..toolkit.errors import UserError
-from .options import check_free, parse, parse_run, quiet_libraries, take_option
+from .options import check_free, parse, parse_run, take_option
 from .train import report
 
 
@@ -15,7 +15,6 @@ def train_instruct(words: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
     config, overwrite = configured("InstructConfig", words, "train instruct")
     check_free(config, overwrite=overwrite)
-    quiet_libraries()
     from ..training.start import train
 
     run = train(config, overwrite=overwrite)
@@ -25,7 +24,6 @@ def train_instruct(words: list[str]) -> None:
 def search_instruct(words: list[str]) -> None:
     config, overwrite = configured("InstructSearchConfig", words, "search instruct")
     check_free(config, overwrite=overwrite)
-    quiet_libraries()
     from ..training.start import train
 
     run = train(config, overwrite=overwrite)
@@ -87,7 +85,6 @@ def evaluate_instruct(words: list[str]) -> None:
         raise UserError("--data is missing: give a file with questions and answers.")
     if options.run is None and not options.adapters:
         raise UserError("--run is missing: give the run (or --adapters) that is to be set against its base.")
-    quiet_libraries()
     from ..training.evaluate import evaluate
     from ..training.evaluation_report import report, write_figures
     from ..training.items import leaked, read_items, write_vlmevalkit

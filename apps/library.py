@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 
 
 def add(words: list[str]) -> None:
@@ -24,7 +24,6 @@ def add(words: list[str]) -> None:
         """Picture of it; unset means a run's newest preview."""
 
     options = parse(Options, words, "library add")
-    quiet_libraries()
     from ..toolkit import library
 
     entry = library.add(

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..toolkit.paths import at_home
 from .commands import COMMANDS
-from .terminal import calm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +66,3 @@ def positional() -> Any:
     import tyro
 
     return tyro.conf.Positional
-
-
-def quiet_libraries() -> None:
-    """Keeps the progress bars and advice of the libraries out of our output."""
-    calm(os.environ)
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..toolkit.errors import UserError
-from .options import parse, quiet_libraries
+from .options import parse
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class SampleOptions:
 def sample(words: list[str]) -> None:
     words = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in words]
     options = parse(SampleOptions, words, "sample")
-    quiet_libraries()
     from ..pipelines.generate import generate, grid, read_recipe, repeat, save_picture
 
     if options.n < 1:

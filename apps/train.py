@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..toolkit.errors import UserError
-from .options import check_free, is_first, parse, parse_run, positional, quiet_libraries, take_option
+from .options import check_free, is_first, parse, parse_run, positional, take_option
 
 if TYPE_CHECKING:
     from ..training.config import SubjectConfig
@@ -18,7 +18,6 @@ def train_subject(words: list[str]) -> None:
     config, fit, folds, overwrite = subject_options(words, "train subject")
     if not folds:  # a cross-validation goes on with what is there
         check_free(config, overwrite=overwrite)
-    quiet_libraries()
     from ..training.cross_validation import cross_validated
     from ..training.start import train
 
@@ -60,7 +59,6 @@ def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float |
 def plan_subject(words: list[str]) -> None:
     """Nothing is loaded, nothing written."""
     config, fit, folds, overwrite = subject_options(words, "plan subject")
-    quiet_libraries()
     from ..training.plan import advice, disk, fitted, least_seconds, plan
 
     estimate = plan(config)
@@ -91,7 +89,6 @@ def search_subject(words: list[str]) -> None:
     default = from_yaml(Path(config_file)) if config_file else SearchConfig()
     config, overwrite = parse_run(SearchConfig, words, "search subject", default)
     check_free(config, overwrite=overwrite)
-    quiet_libraries()
     from ..training.start import train
 
     run = train(config, overwrite=overwrite)
@@ -111,7 +108,6 @@ def resume(words: list[str]) -> None:
         """Go on though pictures, captions, rows, adapters or the base are not those that the run was trained on so far."""
 
     options = parse(Options, words, "resume")
-    quiet_libraries()
     from ..training.config import ConversationConfig, from_yaml
     from ..training.start import resume as go_on
 

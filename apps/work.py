@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..toolkit.errors import UserError
-from .options import parse, positional, quiet_libraries
+from .options import parse, positional
 from .terminal import plain_end
 
 
@@ -44,7 +44,6 @@ def queue(words: list[str]) -> None:
     from dataclasses import replace
 
     options = parse(Options, words, "queue")
-    quiet_libraries()
     from ..training.config import from_yaml
     from ..training.queue import enqueue
 
@@ -62,7 +61,6 @@ def main(arguments: list[str]) -> None:
         if run.state() != "queued":  # a worker that was killed may have left a process that has the run
             raise UserError(f"{run.folder} is {run.state() or 'no run'} and does not wait.")
         run.claim()  # before anything heavy is loaded
-        quiet_libraries()
         from ..training.queue import carry_on
 
         carry_on(run.folder)

@@ -56,8 +56,7 @@ from classifier import (
     write,
 )
 from few_shot_classifier import drawn
-
-from rankfold.apps.options import quiet_libraries
+from quiet import quiet_libraries
 
 CHOSEN_ON, CHOSEN_SEEDS, TESTED_ON = "size", (50, 51), ("pattern", "place", "count")
 STEPS, TRAINING, TEST = 100, 600, 600

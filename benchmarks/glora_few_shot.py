@@ -61,9 +61,9 @@ from classifier import (
 )
 from few_shot_classifier import Pictures, features
 from few_shot_classifier import drawn as drawn_pictures
+from quiet import quiet_libraries
 from torch import nn
 
-from rankfold.apps.options import quiet_libraries
 from rankfold.toolkit.adapters.glora_supernet import untrained
 from rankfold.toolkit.evolution import Structure, drawn, evolve, ranked
 from rankfold.training.config import SearchConfig

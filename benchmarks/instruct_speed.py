@@ -160,8 +160,7 @@ def figures(ticks: list[float], tokens: float, data: float) -> dict:
 def ours(base: str, data: Path, steps: int, threads: int) -> dict:
     """Our loop."""
     import torch
-
-    from rankfold.apps.options import quiet_libraries
+    from quiet import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)
@@ -202,8 +201,7 @@ def ours(base: str, data: Path, steps: int, threads: int) -> dict:
 def trl(base: str, data: Path, steps: int, threads: int) -> dict:
     """TRL's trainer."""
     import torch
-
-    from rankfold.apps.options import quiet_libraries
+    from quiet import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)

@@ -44,10 +44,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quiet import quiet_libraries
 from timing import remembered
 
 from rankfold import InstructConfig
-from rankfold.apps.options import quiet_libraries
 from rankfold.toolkit.metrics import interval
 from rankfold.toolkit.runs import Run, write_text
 from rankfold.toolkit.scoring import mcnemar

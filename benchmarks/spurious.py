@@ -65,8 +65,8 @@ from classifier import (
     write,
 )
 from few_shot_classifier import Pictures
+from quiet import quiet_libraries
 
-from rankfold.apps.options import quiet_libraries
 from rankfold.toolkit.data import world
 
 ANSWERS = {

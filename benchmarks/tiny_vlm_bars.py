@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from quiet import quiet_libraries
 
-from rankfold.apps.options import quiet_libraries
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.toolkit import scoring
 from rankfold.toolkit.data.instructions import Conversation

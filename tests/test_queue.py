@@ -14,7 +14,7 @@ import pytest
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run, write_text
+from rankfold.toolkit.runs import Run, is_alive, write_text
 from rankfold.training import queue
 from rankfold.training.config import ComposeConfig
 from rankfold.training.start import train
@@ -269,3 +269,14 @@ def test_a_config_is_queued_from_the_command_line(config, root, capsys):
     main(["queue", str(run.config_file), "--out", str(root / "again")])
     assert "waits. Carry it out with: rankfold work" in capsys.readouterr().out
     assert Run(root / "again").state() == "queued"
+
+
+def test_a_clock_that_was_set_right(root, config):
+    """When a process began is reckoned from the clock; a second more or less is the same process, a minute another."""
+    run = queue.enqueue(replace(config, out=root / "a"))
+    run.set_status(state="running")
+    mine = run.status()
+    for seconds, alive in ((1.0, True), (-1.0, True), (60.0, False)):
+        assert is_alive(mine | {"born": mine["born"] + seconds}) == alive
+    for rubbish in (None, "yesterday"):
+        assert not is_alive(mine | {"born": rubbish})

@@ -26,7 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError
-from .systems import patiently, put_in_place
+from .systems import patiently, put_in_place, remove
 
 LIVE = ("starting", "running")
 STATES = ("queued", *LIVE, "done", "stopped", "failed")
@@ -45,6 +45,7 @@ SILENCE = {
     "running": 300.0,
 }  # seconds without a sign of life after which a run on another machine is lost
 HOST = socket.gethostname()
+CLOCKS = 2.0  # seconds by which the same beginning may differ: it is reckoned from the clock, which is set right now and then
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -199,16 +200,16 @@ class Run:
         for folder in (self.samples, self.checkpoints, self.adapter, self.requests):
             folder.mkdir(parents=True, exist_ok=True)
         for request in REQUESTS:
-            (self.requests / request).unlink(missing_ok=True)
+            remove(self.requests / request)
         for leftover in self.folder.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
         self.set_status(state="starting", error=None, **values)
 
     def take_requests(self) -> set[str]:
         """Requests that have come in since the last look; each is handed out once."""
         found = set(os.listdir(self.requests)).intersection(REQUESTS)
         for request in found:
-            (self.requests / request).unlink(missing_ok=True)
+            remove(self.requests / request)
         return found
 
     def append_log(self, text: str) -> None:
@@ -317,14 +318,14 @@ class Run:
         entries = sorted(self.aside.iterdir(), key=lambda path: path.name == self.config_file.name)
         for path in entries:
             delete(self.folder / path.name)
-            os.replace(path, self.folder / path.name)
+            put_in_place(path, self.folder / path.name)
         self.aside.rmdir()
 
     def let_go(self) -> None:
         """Deletes the run that was put aside, if one was; by another name, so that half of it never comes back."""
         delete(self.folder / GONE)
         if self.aside.is_dir():
-            os.replace(self.aside, self.folder / GONE)
+            put_in_place(self.aside, self.folder / GONE)
             delete(self.folder / GONE)
 
     # -------------------------------------------------------------------------- metrics
@@ -359,7 +360,7 @@ class Run:
     def prune_checkpoints(self, keep: int) -> None:
         """Deletes all but the newest `keep` checkpoints."""
         for path in self.checkpoint_files()[:-keep]:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def is_config(file: Path) -> bool:
@@ -378,20 +379,20 @@ def move(paths: Collection[Path], folder: Path) -> None:
     moved: list[Path] = []
     try:
         for path in paths:
-            os.replace(path, folder / path.name)
+            put_in_place(path, folder / path.name)
             moved.append(path)
     except OSError:
         for path in moved:
-            os.replace(folder / path.name, path)
+            put_in_place(folder / path.name, path)
         raise
 
 
 def delete(path: Path) -> None:
     """Deletes a file, a link, or a folder with all that is in it; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        patiently(lambda: shutil.rmtree(path))
     else:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:
@@ -410,7 +411,8 @@ def is_alive(status: dict[str, Any]) -> bool:
         beat = status.get("beat")
         heard = beat if isinstance(beat, int | float) else 0.0
         return time.time() - heard < SILENCE.get(str(status.get("state")), 300.0)
-    return pid is not None and born(pid) is not None and born(pid) == status.get("born")
+    began, said = born(pid) if pid is not None else None, status.get("born")
+    return began is not None and isinstance(said, int | float) and abs(began - said) < CLOCKS
 
 
 def born(pid: int) -> float | None:

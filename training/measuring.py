@@ -20,6 +20,7 @@ from PIL import Image
 from ..toolkit import metrics, scoring
 from ..toolkit.metrics import ClipScorer
 from ..toolkit.runs import Run, append_line, write_text
+from ..toolkit.systems import patiently
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def cut(run: Run, step: int) -> None:
 
 def keep(run: Run, choice: Choice) -> None:
     """Makes the chosen step's adapter the run's own."""
-    shutil.rmtree(run.adapter)
+    patiently(lambda: shutil.rmtree(run.adapter))
     shutil.copytree(snapshot(run, choice.step), run.adapter)
     write_choice(run, choice)
 
