@@ -3,7 +3,8 @@
     python benchmarks/busy_machine.py [--rounds 3] [--steps 60] [--spin default 1000 0]
 
 Each run is a process of its own with the embedded model, as `rankfold demo` trains it. Quiet and busy runs alternate. `--spin` compares
-how long OpenMP's threads spin at a barrier before they sleep (GOMP_SPINCOUNT); `ours` leaves it to rankfold, `default` to OpenMP.
+how long OpenMP's threads spin at a barrier before they sleep (GOMP_SPINCOUNT); `ours` leaves it as it is, `default` is OpenMP's own. How
+many threads there are is rankfold's choice in all of them.
 """
 
 import argparse
