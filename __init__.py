@@ -1,7 +1,7 @@
 """Rankfold: teach a diffusion model your subject from a handful of pictures, with the low-rank adapter that fits.
 
 Names are imported when they are first used, so that `import rankfold` costs nothing. Its adapters are known to PEFT from
-here on (see toolkit/peft_hook.py).
+here on (see toolkit/core/peft_hook.py).
 """
 
 from __future__ import annotations
@@ -9,39 +9,41 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from .toolkit.peft_hook import register_with_peft
+from .toolkit.core.peft_hook import import_with_peft
 
 _WHERE = {
-    "MosLoraConfig": ".toolkit.adapters",
-    "FvaeLoraConfig": ".toolkit.adapters",
-    "LoraTrfConfig": ".toolkit.adapters",
-    "GloraConfig": ".toolkit.adapters",
+    "MosLoraConfig": ".toolkit.adapters.variants.moslora",
+    "FvaeLoraConfig": ".toolkit.adapters.variants.fvae",
+    "LoraTrfConfig": ".toolkit.adapters.variants.loratrf",
+    "GloraConfig": ".toolkit.adapters.variants.glora",
     "auxiliary_losses": ".toolkit.adapters.auxiliary",
-    "SubjectConfig": ".training.config",
-    "ComposeConfig": ".training.config",
-    "SearchConfig": ".training.config",
-    "SearchTask": ".training.search_subject",
-    "InstructConfig": ".training.config",
-    "InstructSearchConfig": ".training.config",
-    "InstructSearchTask": ".training.search_instruct",
+    "SubjectConfig": ".training.config.configs",
+    "ComposeConfig": ".training.config.configs",
+    "SearchConfig": ".training.config.configs",
+    "SearchTask": ".training.search.subject",
+    "InstructConfig": ".training.config.configs",
+    "InstructSearchConfig": ".training.config.configs",
+    "InstructSearchTask": ".training.search.instruct",
     "open_chat": ".pipelines.chat",
     "answers": ".pipelines.chat",
-    "train": ".training.start",
-    "compose": ".training.start",
-    "resume": ".training.start",
+    "train": ".training.launch.start",
+    "compose": ".training.launch.start",
+    "resume": ".training.launch.start",
     "Recipe": ".pipelines.generate",
     "generate": ".pipelines.generate",
     "export_adapter": ".pipelines.export",
-    "UserError": ".toolkit.errors",
+    "UserError": ".toolkit.core.errors",
 }
 __all__ = list(_WHERE)
 
-register_with_peft()
+import_with_peft("rankfold.toolkit.adapters")  # absolute: pytest also imports this package under its folder's name
 
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name], __name__), name)
+    if name.endswith("Config") and name in (configs := import_module(".toolkit.adapters", __name__).CONFIGS):
+        return configs[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

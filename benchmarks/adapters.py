@@ -26,8 +26,8 @@ from torch import nn
 
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.change import Change
+from rankfold.toolkit.adapters.composition import Weights, mix
 from rankfold.toolkit.adapters.registry import make_config
-from rankfold.toolkit.composition import Weights, mix
 
 RANK = 16
 CASES = {

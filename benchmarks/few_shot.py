@@ -22,18 +22,18 @@ import torch
 from torch import nn
 
 from rankfold import ComposeConfig, SubjectConfig, train
-from rankfold.apps.demo import DEMO_TRAINING
+from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import denoise
-from rankfold.toolkit.data import world
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.metrics import ClipScorer, clip_i, interval
-from rankfold.toolkit.models.diffusion import resolve_base
-from rankfold.toolkit.runs import Run
-from rankfold.training.compose import ComposeTask
-from rankfold.training.loop import Loop
-from rankfold.training.pictures import PictureTask
-from rankfold.training.processes import make_accelerator
-from rankfold.training.subject import SubjectTask
+from rankfold.toolkit.diffusion.load import resolve_base
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics.clip import ClipScorer, clip_i, interval
+from rankfold.training.compose.task import ComposeTask
+from rankfold.training.engine.loop import Loop
+from rankfold.training.engine.processes import make_accelerator
+from rankfold.training.subject.images import PictureTask
+from rankfold.training.subject.task import SubjectTask
 
 LIBRARY = 8
 FIRST, NEW = 2_000_300, 2_000_400  # creatures of the library, and those to be learned

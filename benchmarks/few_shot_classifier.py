@@ -34,12 +34,12 @@ import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from rankfold.toolkit import composition
+from rankfold.toolkit.adapters import composition
 from rankfold.toolkit.adapters.attach import trainable
+from rankfold.toolkit.adapters.composition import Weights
 from rankfold.toolkit.adapters.fold import Folded, fold
-from rankfold.toolkit.composition import Weights
-from rankfold.toolkit.data import world
-from rankfold.toolkit.metrics import ClipScorer, interval
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics.clip import ClipScorer, interval
 
 QUESTIONS = {
     "colour": tuple(world.COLOURS),

@@ -64,10 +64,10 @@ from few_shot_classifier import drawn as drawn_pictures
 from quiet import quiet_libraries
 from torch import nn
 
-from rankfold.toolkit.adapters.glora_supernet import untrained
-from rankfold.toolkit.evolution import Structure, drawn, evolve, ranked
-from rankfold.training.config import SearchConfig
-from rankfold.training.search import StructureSearch, supernet_config
+from rankfold.toolkit.adapters.variants.glora_supernet import untrained
+from rankfold.training.config.configs import SearchConfig
+from rankfold.training.search.evolution import Structure, drawn, evolve, ranked
+from rankfold.training.search.task import StructureSearch, supernet_config
 
 CHOSEN_SHOTS, CHOSEN_SEEDS = 4, (50, 51)
 TESTED_ON = ("scene", "pattern", "count")

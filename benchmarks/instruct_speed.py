@@ -20,7 +20,7 @@ from pathlib import Path
 
 from timing import spread
 
-from rankfold.toolkit.systems import peak_resident
+from rankfold.toolkit.core.systems import peak_resident
 
 BATCH, RANK, WARM = 8, 16, 3
 TARGETS = r"model\.language_model\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -95,7 +95,7 @@ def wide(folder: Path) -> tuple[str, Path]:
     from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
     from transformers import LlavaForConditionalGeneration as Llava
 
-    from rankfold.toolkit.models import tiny_vlm
+    from rankfold.toolkit.embedded import tiny_vlm
 
     torch.manual_seed(0)
     tokenizer = tiny_vlm.make_chat_tokenizer()
@@ -126,7 +126,7 @@ def conversations(folder: Path, *, side: int) -> Path:
     """160 rows in LLaVA's format, written as a camera would (JPEG)."""
     from PIL import Image
 
-    from rankfold.training.tiny_vlm import question_picture
+    from rankfold.training.embedded.vlm import question_picture
 
     folder.mkdir(parents=True)
     rows = []
@@ -166,10 +166,10 @@ def ours(base: str, data: Path, steps: int, threads: int) -> dict:
     torch.set_num_threads(threads)
     from accelerate import Accelerator
 
-    from rankfold.toolkit.runs import Run
-    from rankfold.training.config import InstructConfig
-    from rankfold.training.instruct import InstructTask, prepare_instruct
-    from rankfold.training.loop import Loop
+    from rankfold.toolkit.core.run_folder import Run
+    from rankfold.training.config.configs import InstructConfig
+    from rankfold.training.engine.loop import Loop
+    from rankfold.training.instruct.task import InstructTask, prepare_instruct
 
     with tempfile.TemporaryDirectory() as folder:
         config = InstructConfig(
@@ -210,10 +210,10 @@ def trl(base: str, data: Path, steps: int, threads: int) -> dict:
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from rankfold.toolkit.data.instructions import read_conversations
-    from rankfold.toolkit.models.vision import VisionModel, resolve_vision_base
-    from rankfold.training.config import InstructConfig
-    from rankfold.training.conversations import plan_rows
+    from rankfold.toolkit.data.conversations import read_conversations
+    from rankfold.toolkit.vlm.model import VisionModel, resolve_vision_base
+    from rankfold.training.config.configs import InstructConfig
+    from rankfold.training.instruct.conversations import plan_rows
 
     folder = resolve_vision_base(base)
     planned = plan_rows(data, InstructConfig(base=base, data=data), VisionModel(folder).chat)

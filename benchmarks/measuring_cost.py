@@ -19,11 +19,11 @@ import torch
 from demo_settings import captioned
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.demo import DEMO_TRAINING
-from rankfold.toolkit import metrics
-from rankfold.toolkit.data import world
-from rankfold.toolkit.metrics import ClipScorer
-from rankfold.training.evaluate_subject import share
+from rankfold.apps.cli.demo import DEMO_TRAINING
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.toolkit.metrics.clip import clip as metrics
+from rankfold.training.evaluation.subject import share
 
 CREATURE = 2_001_200
 

@@ -48,16 +48,16 @@ from quiet import quiet_libraries
 from timing import remembered
 
 from rankfold import InstructConfig
-from rankfold.toolkit.metrics import interval
-from rankfold.toolkit.runs import Run, write_text
-from rankfold.toolkit.scoring import mcnemar
-from rankfold.training.conversations import PlannedRows, pictures_of, plan_rows
-from rankfold.training.demo_instruct import SETTINGS, write_demo_data
-from rankfold.training.evaluate import ask
-from rankfold.training.instruct import InstructTask, prepare_instruct
-from rankfold.training.items import read_items
-from rankfold.training.loop import Loop
-from rankfold.training.processes import make_accelerator
+from rankfold.toolkit.core.run_folder import Run, write_text
+from rankfold.toolkit.metrics.answers import mcnemar
+from rankfold.toolkit.metrics.clip import interval
+from rankfold.training.embedded.demo_instruct import SETTINGS, write_demo_data
+from rankfold.training.engine.loop import Loop
+from rankfold.training.engine.processes import make_accelerator
+from rankfold.training.evaluation.instruct import ask
+from rankfold.training.evaluation.items import read_items
+from rankfold.training.instruct.conversations import PlannedRows, pictures_of, plan_rows
+from rankfold.training.instruct.task import InstructTask, prepare_instruct
 
 LORA, MORE = "LoRA", "LoRA, one rank more"
 LEARNED, KAIMING, FROZEN = "MoSLoRA, orthogonal", "MoSLoRA, kaiming", "MoSLoRA, frozen"

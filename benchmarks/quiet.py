@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rankfold.apps.terminal import calm
+from rankfold.toolkit.core.terminal import calm
 
 
 def quiet_libraries() -> None:

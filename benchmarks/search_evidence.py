@@ -26,17 +26,17 @@ import torch
 from few_shot import QUIET, pictures_of
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.demo import DEMO_TRAINING
+from rankfold.apps.cli.demo import DEMO_TRAINING
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.evolution import drawn
-from rankfold.toolkit.metrics import interval
-from rankfold.toolkit.models.diffusion import resolve_base
-from rankfold.toolkit.runs import Run
-from rankfold.training.config import SearchConfig, from_yaml
-from rankfold.training.loop import Loop
-from rankfold.training.processes import make_accelerator
-from rankfold.training.search_subject import SearchTask
-from rankfold.training.subject import SubjectTask
+from rankfold.toolkit.diffusion.load import resolve_base
+from rankfold.toolkit.metrics.clip import interval
+from rankfold.training.config.configs import SearchConfig, from_yaml
+from rankfold.training.engine.loop import Loop
+from rankfold.training.engine.processes import make_accelerator
+from rankfold.training.search.evolution import drawn
+from rankfold.training.search.subject import SearchTask
+from rankfold.training.subject.task import SubjectTask
 
 NEW = 2_000_500
 RANK = 4

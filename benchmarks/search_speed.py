@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from rankfold.toolkit.adapters.attach import attach, replace_module
-from rankfold.toolkit.adapters.glora import CHOICES
-from rankfold.toolkit.adapters.glora_supernet import (
+from rankfold.toolkit.adapters.variants.glora import CHOICES
+from rankfold.toolkit.adapters.variants.glora_supernet import (
     Choices,
     GloraSupernetConfig,
     GloraSupernetLayer,
@@ -64,7 +64,7 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
     from diffusers import UNet2DConditionModel
     from open_clip.transformer import VisionTransformer
 
-    from rankfold.toolkit.models.tiny import assets
+    from rankfold.toolkit.core.paths import assets
 
     torch.manual_seed(0)
     latents, states, steps = torch.randn(32, 24, 8, 8), torch.randn(32, 77, 1), torch.arange(32) * 30

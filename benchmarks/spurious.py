@@ -67,7 +67,7 @@ from classifier import (
 from few_shot_classifier import Pictures
 from quiet import quiet_libraries
 
-from rankfold.toolkit.data import world
+from rankfold.toolkit.embedded import world
 
 ANSWERS = {
     "count": ("one", "three"),

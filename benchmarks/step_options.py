@@ -28,10 +28,10 @@ def make_task(folder: Path, base: str, adapter: str, **settings):
     import torch
     from accelerate import Accelerator
 
-    from rankfold.training.config import SubjectConfig
-    from rankfold.training.optimizer import make_optimizer
-    from rankfold.training.start import preflight
-    from rankfold.training.subject import SubjectTask
+    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.engine.optimizer import make_optimizer
+    from rankfold.training.launch.start import preflight
+    from rankfold.training.subject.task import SubjectTask
 
     images = ROOT / "assets" / "demo" / "creature"
     settings = {"preservation_weight": 0.0} | settings

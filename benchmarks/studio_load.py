@@ -34,8 +34,8 @@ from playwright.sync_api import Browser, sync_playwright
 from studio_pictures import PAGES, PATIENCE, started
 from timing import spread
 
-from rankfold.toolkit.data import world
-from rankfold.toolkit.runs import Run
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.toolkit.embedded import world
 
 TICK = 2.0
 MODULES = (
@@ -119,9 +119,7 @@ def speed(run: Run, seconds: float) -> float:
 
 def start_times(work: Path, rounds: int) -> list[float]:
     """Seconds until the app answers, less those of its imports."""
-    code = (
-        f"import {', '.join(f'rankfold.apps.studio.{name}' for name in MODULES)}, rankfold.apps.app; print(flush=True)"
-    )
+    code = f"import {', '.join(f'rankfold.apps.studio.{name}' for name in MODULES)}, rankfold.apps.cli.app; print(flush=True)"
     found = []
     for _ in range(rounds):
         begin = time.perf_counter()

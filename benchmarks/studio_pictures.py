@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from rankfold.toolkit.data import world
+from rankfold.toolkit.embedded import world
 
 PAGES = ("train", "watch", "generate", "compare", "compose", "chat", "library")
 PATIENCE = 180_000  # milliseconds

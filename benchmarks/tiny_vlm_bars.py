@@ -18,9 +18,9 @@ from PIL import Image
 from quiet import quiet_libraries
 
 from rankfold.pipelines.chat import answers, open_chat
-from rankfold.toolkit import scoring
-from rankfold.toolkit.data.instructions import Conversation
-from rankfold.training.tiny_vlm import HELD_OUT, question_picture
+from rankfold.toolkit.data.conversations import Conversation
+from rankfold.toolkit.metrics.clip import answers as scoring
+from rankfold.training.embedded.vlm import HELD_OUT, question_picture
 
 
 def main() -> None:

@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.toolkit.adapters.attach import attach, parameter_groups
 from rankfold.toolkit.adapters.registry import make_config
-from rankfold.toolkit.models.base import ATTENTION, JOINT_ATTENTION, packed
-from rankfold.training.config import SubjectConfig
-from rankfold.training.denoising import compile_blocks
-from rankfold.training.optimizer import make_optimizer
+from rankfold.toolkit.diffusion.model import ATTENTION, JOINT_ATTENTION, packed
+from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.engine.optimizer import make_optimizer
+from rankfold.training.subject.denoising import compile_blocks
 
 GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)

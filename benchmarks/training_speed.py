@@ -23,7 +23,7 @@ BATCH = 4
 
 
 def config_for(folder: Path, images: Path, base: str, steps: int, threads: int):
-    from rankfold.training.config import SubjectConfig
+    from rankfold.training.config.configs import SubjectConfig
 
     return SubjectConfig(
         base=base,
@@ -59,8 +59,9 @@ class Clock:
 
 def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
     """One whole run with an empty cache: seconds, those of a median step, its share outside forward, backward and optimizer."""
-    from rankfold.training import loop, start
-    from rankfold.training.progress import peak_memory_gib
+    from rankfold.training.engine import loop
+    from rankfold.training.engine.progress import peak_memory_gib
+    from rankfold.training.launch import start
 
     clock, marks = Clock(), []
     begin_loop, one_step = loop.Loop.__init__, loop.Loop.one_step
@@ -105,8 +106,8 @@ def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]
     from torchvision import transforms
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from rankfold.toolkit.models.base import ATTENTION
-    from rankfold.training.progress import peak_memory_gib
+    from rankfold.toolkit.diffusion.model import ATTENTION
+    from rankfold.training.engine.progress import peak_memory_gib
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

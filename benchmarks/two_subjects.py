@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from rankfold import ComposeConfig, SubjectConfig, compose, train
-from rankfold.apps.demo import DEMO_TRAINING
+from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import Recipe, generate, grid, load_pipeline
 from rankfold.pipelines.regions import parse_region
-from rankfold.toolkit.data import world
-from rankfold.toolkit.metrics import ClipScorer, interval
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics.clip import ClipScorer, interval
 
 FIRST = 2_000_101  # creatures of pair p: FIRST + 10 p and the next
 FEW = 8  # pictures of both that the learned ways see

@@ -10,10 +10,10 @@ from torch import nn
 
 from rankfold import SubjectConfig
 from rankfold.toolkit.adapters.attach import trainable
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models.base import PictureModel
-from rankfold.training.adapter_config import adapter_config
-from rankfold.training.denoising import attach_to_parts
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.diffusion.model import PictureModel
+from rankfold.training.config.peft_config import adapter_config
+from rankfold.training.subject.denoising import attach_to_parts
 
 RANKS = (*range(1, 17), *range(18, 33, 2), 40, 48, 64, 80, 96, 128)
 

@@ -43,21 +43,21 @@ from variant_methods import METHODS, SEARCHED, Sized, count, sized
 from variants_report import report
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.demo import DEMO_TRAINING
+from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import Recipe, sampling_pipeline
-from rankfold.toolkit import metrics
-from rankfold.toolkit.data import world
-from rankfold.toolkit.data.pictures import load_rgb
+from rankfold.toolkit.core.run_folder import Run, write_text
+from rankfold.toolkit.data.images import load_rgb
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.metrics import ClipScorer
-from rankfold.toolkit.models.diffusion import EMBEDDED, open_model, resolve_base
-from rankfold.toolkit.runs import Run, write_text
-from rankfold.training.config import SearchConfig, from_yaml
-from rankfold.training.evaluate_subject import SubjectTest, draw, read_prompts, unrelated_prompts
-from rankfold.training.loop import Loop
-from rankfold.training.measuring import Measured, Series
-from rankfold.training.processes import make_accelerator
-from rankfold.training.subject import SubjectTask
+from rankfold.toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.toolkit.metrics.clip import clip as metrics
+from rankfold.training.config.configs import SearchConfig, from_yaml
+from rankfold.training.engine.loop import Loop
+from rankfold.training.engine.processes import make_accelerator
+from rankfold.training.evaluation.measuring import Measured, Series
+from rankfold.training.evaluation.subject import SubjectTest, draw, read_prompts, unrelated_prompts
+from rankfold.training.subject.task import SubjectTask
 
 TUNED_ON, TESTED_ON = (2_001_100, 2_001_101), (2_001_000, 2_001_001, 2_001_002, 2_001_003)
 RATES = (3e-4, 1e-3, 3e-3)

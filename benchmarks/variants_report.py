@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rankfold.toolkit.metrics import interval
+from rankfold.toolkit.metrics.clip import interval
 
 KEYS = ("identity", "fidelity", "drift", "score")
 REFERENCE = "lora"

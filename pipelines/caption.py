@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..toolkit.data.instructions import Conversation
-from ..toolkit.data.questions import DESCRIBE
-from ..toolkit.errors import UserError
+from ..toolkit.core.errors import UserError
+from ..toolkit.data.conversations import Conversation
+from ..toolkit.embedded.questions import DESCRIBE
 from .chat import answers
 
 LONGEST = 60  # tokens of a caption: diffusion models' text encoders read 77

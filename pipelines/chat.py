@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 
 from ..toolkit.adapters.attach import adapters_off
-from ..toolkit.data.instructions import Conversation
-from ..toolkit.data.pictures import load_rgb
-from ..toolkit.devices import check_precision
-from ..toolkit.errors import UserError
+from ..toolkit.core.devices import check_precision
+from ..toolkit.core.errors import UserError
+from ..toolkit.core.out_of_memory import during
+from ..toolkit.data.conversations import Conversation
+from ..toolkit.data.images import load_rgb
+from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
 from ..toolkit.formats.source import facts_of
-from ..toolkit.models.base import DTYPES
-from ..toolkit.models.chat_tokens import IGNORE
-from ..toolkit.models.vision import VisionModel, resolve_vision_base
-from ..toolkit.shortage import during
+from ..toolkit.vlm.chat_tokens import IGNORE
+from ..toolkit.vlm.model import VisionModel, resolve_vision_base
 
 
 def open_chat(

@@ -20,14 +20,14 @@ from peft import PeftModel
 from ..toolkit.adapters.approximate import linearise, low_rank_all
 from ..toolkit.adapters.change import Change
 from ..toolkit.adapters.fold import Folded, fold
-from ..toolkit.errors import UserError
+from ..toolkit.core.errors import UserError
+from ..toolkit.core.out_of_memory import during
+from ..toolkit.diffusion.load import open_model, resolve_base
+from ..toolkit.diffusion.model import DTYPES, PictureModel
+from ..toolkit.diffusion.textual_inversion import export_words, import_words
 from ..toolkit.formats import native
 from ..toolkit.formats.read import put_into, read_lora
 from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable, without_biases, write_lora
-from ..toolkit.models.base import DTYPES, PictureModel
-from ..toolkit.models.diffusion import open_model, resolve_base
-from ..toolkit.models.new_words import export_words, import_words
-from ..toolkit.shortage import during
 from .generate import Recipe, denoise, load_pipeline, native_side, precision_of
 
 ADAPTER = "adapter_0"

@@ -19,13 +19,13 @@ from transformers import AutoModelForImageTextToText
 
 from ..toolkit.adapters.attach import adapter_layers, replace_module
 from ..toolkit.adapters.fold import fold
-from ..toolkit.data.instructions import Conversation
-from ..toolkit.errors import UserError, nearest
+from ..toolkit.core.errors import UserError, nearest
+from ..toolkit.core.out_of_memory import during
+from ..toolkit.core.run_folder import write_text
+from ..toolkit.data.conversations import Conversation
 from ..toolkit.formats.native import write_state
 from ..toolkit.formats.write import Part, check_sayable, peft_state
-from ..toolkit.models.vision import VisionModel
-from ..toolkit.runs import write_text
-from ..toolkit.shortage import during
+from ..toolkit.vlm.model import VisionModel
 from .chat import open_chat
 from .export import WRONG
 

@@ -13,17 +13,17 @@ import torch
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
-from ..toolkit.devices import check_precision, kind_of_device
-from ..toolkit.errors import UserError
+from ..toolkit.core.devices import check_precision, kind_of_device
+from ..toolkit.core.errors import UserError
+from ..toolkit.core.out_of_memory import during
+from ..toolkit.core.randomness import generator
+from ..toolkit.core.run_folder import write_png
+from ..toolkit.core.versions import check_versions
+from ..toolkit.diffusion.load import family_named, open_model, resolve_base
+from ..toolkit.diffusion.model import DTYPES, PictureModel, Words
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
 from ..toolkit.formats.source import adapter_path, content_hash, facts_of
-from ..toolkit.models.base import DTYPES, PictureModel, Words
-from ..toolkit.models.diffusion import family_named, open_model, resolve_base
-from ..toolkit.randomness import generator
-from ..toolkit.runs import write_png
-from ..toolkit.shortage import during
-from ..toolkit.versions import check_versions
 from .fuse import fuse
 from .place import place
 from .regions import Region, regional

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..toolkit.devices import device, free_memory
+from ..toolkit.core.devices import device, free_memory
 
 ROOM = 0.8
 """Share of the free memory that weights may take; the rest is for what the pictures need."""

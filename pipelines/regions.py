@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..toolkit.errors import UserError
+from ..toolkit.core.errors import UserError
 from ..toolkit.formats import native
 from .place import device_of
 

@@ -16,7 +16,7 @@ def base(tmp_path_factory):
     """Folder of a StableDiffusionPipeline with the embedded architecture and random weights."""
     from diffusers import StableDiffusionPipeline
 
-    from rankfold.toolkit.models import tiny
+    from rankfold.toolkit.embedded import tiny_sd as tiny
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
@@ -37,7 +37,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Folder with five pictures of one creature."""
-    from rankfold.toolkit.data import world
+    from rankfold.toolkit.embedded import world
 
     folder = tmp_path_factory.mktemp("images")
     for number, (picture, _) in enumerate(world.subject_pictures(4_000_000, 5)):
@@ -56,7 +56,7 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def config(base, images, tmp_path):
     """A short run."""
-    from rankfold.training.config import SubjectConfig
+    from rankfold.training.config.configs import SubjectConfig
 
     return SubjectConfig(
         base=str(base), images=images, out=tmp_path / "run", steps=6, batch_size=2, rank=4, alpha=4.0,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 IMPORTED = [
     "rankfold.apps.cli",
-    "rankfold.training.subject",
-    "rankfold.training.instruct",
-    "rankfold.training.search_subject",
+    "rankfold.training.subject.task",
+    "rankfold.training.instruct.task",
+    "rankfold.training.search.subject",
 ]
 
 SERVER = get_context("forkserver")

@@ -15,8 +15,8 @@ def write_share(config, file):
     Also the same in and behind a forward and a backward pass: the most that it holds while a block is at work, and what it holds then.
     """
     from rankfold.toolkit.data.subjects import find_samples
-    from rankfold.training.processes import make_accelerator
-    from rankfold.training.subject import SubjectTask
+    from rankfold.training.engine.processes import make_accelerator
+    from rankfold.training.subject.task import SubjectTask
 
     accelerator = make_accelerator(config)
     task = SubjectTask(config, find_samples(config.images), config.base, accelerator)
@@ -42,7 +42,7 @@ def write_share(config, file):
 
 def write_work(file):
     """Writes what in_shares gives for five and for no numbers, what was worked on here, and what the first process says."""
-    from rankfold.training.processes import first_says, in_shares
+    from rankfold.training.engine.processes import first_says, in_shares
 
     worked = []
     made = in_shares(range(5), lambda number: worked.append(number) or number * 10)

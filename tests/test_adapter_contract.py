@@ -17,7 +17,7 @@ from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.base import REGISTRY
 from rankfold.toolkit.adapters.fold import base_weight, fold, is_dead
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
 
 EXTRA = {
     "moslora-frozen": ("moslora", {"mixer": "frozen"}),
@@ -414,7 +414,7 @@ def test_importing_rankfold_makes_stock_peft_read_the_files(order, tmp_path):
 
 def test_dropout_drops_its_share():
     """Ours is drawn otherwise than torch's, so its share, its scale and its independence are looked at."""
-    from rankfold.toolkit.adapters.fvae_objective import dropout_
+    from rankfold.toolkit.adapters.variants.fvae_objective import dropout_
 
     torch.manual_seed(0)
     for p in (0.1, 0.5):

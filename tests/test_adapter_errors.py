@@ -8,7 +8,7 @@ from test_adapter_contract import config, randomised, two_convolutions, two_line
 from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_state, attach, load_adapter_state
 from rankfold.toolkit.adapters.base import REGISTRY
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
 
 OURS = (MosLoraConfig, FvaeLoraConfig, LoraTrfConfig, GloraConfig)
 
@@ -101,7 +101,7 @@ def test_attach_needs_no_integration_of_other_libraries(monkeypatch):
     from transformers.integrations import peft as language
 
     from rankfold.toolkit.adapters.attach import adapter_layers, adapters_off, set_active, take_off
-    from rankfold.toolkit.models import tiny
+    from rankfold.toolkit.embedded import tiny_sd as tiny
 
     for library in (pictures, language):
         monkeypatch.setattr(library, "MIN_PEFT_VERSION", "99.0")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from rankfold.apps.cli import main
-from rankfold.apps.studio.photos import captioned
-from rankfold.apps.studio.pipes import Drawing, Loaded, Stopped
+from rankfold.apps.studio.backend.pipeline_worker import Drawing, Loaded, Stopped
+from rankfold.apps.studio.widgets.photos import captioned
 from rankfold.pipelines.caption import caption_of
-from rankfold.toolkit.data import world
-from rankfold.toolkit.models.vision import EMBEDDED, assets, bases_at_hand
-from rankfold.training.config import SubjectConfig
+from rankfold.toolkit.core.paths import assets
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.vlm.model import EMBEDDED, bases_at_hand
+from rankfold.training.config.configs import SubjectConfig
 
 CREATURE = 4_000_100
 

@@ -23,7 +23,7 @@ def fails(capsys, *words):
 @pytest.fixture
 def train(images, base, tmp_path, monkeypatch):
     """A train command; loading any model makes the test fail."""
-    from rankfold.training import pictures
+    from rankfold.training.subject.task import images as pictures
 
     def loaded(*arguments):
         raise AssertionError("a model was loaded before the mistake was found")
@@ -116,7 +116,7 @@ def test_bad_yaml(capsys, tmp_path, text, words):
 
 
 def test_command_line_overrides_yaml(tmp_path, images, base, monkeypatch, capsys):
-    from rankfold.training import start
+    from rankfold.training.launch import start
 
     seen = []
     monkeypatch.setattr(start, "preflight", lambda config: seen.append(config) or 1 / 0)

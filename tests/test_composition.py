@@ -14,20 +14,21 @@ from torch import nn
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate
-from rankfold.toolkit import composition, library
+from rankfold.toolkit.adapters import composition
 from rankfold.toolkit.adapters.approximate import low_rank
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.change import Change
+from rankfold.toolkit.adapters.composition import Mixture, Weights
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.adapters.registry import make_config
-from rankfold.toolkit.composition import Mixture, Weights
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.diffusion.load import open_model
 from rankfold.toolkit.formats.native import check_adapter_folder
+from rankfold.toolkit.formats.peft_merge import peft_merge
 from rankfold.toolkit.formats.source import load_source
-from rankfold.toolkit.models.diffusion import open_model
-from rankfold.toolkit.peft_merge import peft_merge
-from rankfold.training.config import ComposeConfig, SubjectConfig, from_yaml
-from rankfold.training.start import compose, resume, train
+from rankfold.training.config.configs import ComposeConfig, SubjectConfig, from_yaml
+from rankfold.training.launch.start import compose, resume, train
+from rankfold.training.runs import library
 
 # ---------------------------------------------------------------------------------------------- the sum
 
@@ -371,7 +372,7 @@ def test_library(base, runs, tmp_path, capsys):
 
 def test_an_adapter_of_another_architecture(base, runs, tmp_path):
     """It says nothing of its base, so only its parts tell."""
-    from rankfold.training.start import compose
+    from rankfold.training.launch.start import compose
 
     folder = tmp_path / "adapter"
     shutil.copytree(runs[0].adapter, folder)

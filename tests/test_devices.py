@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.generate import Recipe, check_recipe
-from rankfold.toolkit import devices
-from rankfold.toolkit.devices import Machine
-from rankfold.toolkit.errors import UserError
-from rankfold.training.optimizer import make_optimizer
-from rankfold.training.start import METHODS, preflight
+from rankfold.toolkit.core import devices
+from rankfold.toolkit.core.devices import Machine
+from rankfold.toolkit.core.errors import UserError
+from rankfold.training.engine.optimizer import make_optimizer
+from rankfold.training.launch.start import METHODS, preflight
 
 # What has kernels where, as torch and bitsandbytes have them at the time of writing.
 LACKING = {
@@ -235,7 +235,7 @@ def test_a_busy_core_is_seen():
 
 
 def test_a_taken_core_is_noticed(monkeypatch):
-    from rankfold.training.pace import SLOW, STEPS, Pace
+    from rankfold.training.engine.cpu_threads import SLOW, STEPS, Pace
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(devices, "busy_cores", lambda: 1.0)

@@ -18,7 +18,7 @@ def test_the_page_has_every_adapter():
 
 
 def test_families_are_all_in_the_docs():
-    from rankfold.toolkit.models.diffusion import FAMILIES
+    from rankfold.toolkit.diffusion.families import FAMILIES
 
     text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     for family in FAMILIES:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from rankfold.toolkit.data import world
-from rankfold.toolkit.metrics import ClipScorer, embedded_judge, psnr
-from rankfold.toolkit.models.judge import pictures_to_pixels
-from rankfold.toolkit.models.tiny import assets
+from rankfold.toolkit.core.paths import assets
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.embedded.judge import pictures_to_pixels
+from rankfold.toolkit.metrics.clip import ClipScorer, embedded_judge, psnr
 
 TINY = assets() / "tiny"
 
@@ -43,7 +43,7 @@ def test_the_vision_language_model_answers():
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from rankfold.training.tiny_vlm import HELD_OUT, question_picture
+    from rankfold.training.embedded.vlm import HELD_OUT, question_picture
 
     model = AutoModelForImageTextToText.from_pretrained(TINY / "vlm").eval()
     processor = AutoProcessor.from_pretrained(TINY / "vlm")
@@ -113,9 +113,9 @@ def test_clip_reads_captions():
 @torch.no_grad()
 def test_the_flow_transformer_was_trained_as_the_pipeline_runs_it():
     """One token in the place of T5's 256 alike ones is the same computation, and the words are put together alike."""
-    from rankfold.toolkit.models.diffusion import open_model, resolve_base
-    from rankfold.training.tiny_dit import Learner, first_encoder
-    from rankfold.training.tiny_loop import BuildTinyConfig
+    from rankfold.toolkit.diffusion.load import open_model, resolve_base
+    from rankfold.training.embedded.dit import Learner, first_encoder
+    from rankfold.training.embedded.loop import BuildTinyConfig
 
     model = open_model(resolve_base("tiny-dit"))
     texts = ["two red striped circles on the beach", ""]
@@ -131,8 +131,8 @@ def test_the_flow_transformer_was_trained_as_the_pipeline_runs_it():
 
 def test_the_autoencoder_has_no_spread():
     """The denoiser was trained on means, so what subject training samples must be the mean."""
-    from rankfold.toolkit.data import world
-    from rankfold.toolkit.models.diffusion import open_model, resolve_base
+    from rankfold.toolkit.diffusion.load import open_model, resolve_base
+    from rankfold.toolkit.embedded import world
 
     picture, _ = world.subject_pictures(2_000_004, 1)[0]
     latents = open_model(resolve_base("tiny")).encode_picture(picture)

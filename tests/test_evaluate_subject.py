@@ -14,13 +14,13 @@ from PIL import Image
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, at_once, generate, sampling_pipeline
-from rankfold.toolkit import metrics
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.metrics import ClipScorer
-from rankfold.toolkit.models.backbones import DinoScorer
-from rankfold.training.evaluate_subject import draw, read_prompts, unrelated_prompts
-from rankfold.training.report import report
-from rankfold.training.start import train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.toolkit.metrics.clip import clip as metrics
+from rankfold.toolkit.metrics.dino import DinoScorer
+from rankfold.training.evaluation.report import report
+from rankfold.training.evaluation.subject import draw, read_prompts, unrelated_prompts
+from rankfold.training.launch.start import train
 
 
 @pytest.fixture(scope="session")

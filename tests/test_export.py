@@ -15,7 +15,7 @@ from rankfold.pipelines.generate import Recipe, load_pipeline
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
 from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.registry import make_config
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats import write as lora_write
 from rankfold.toolkit.formats.native import save_native
 from rankfold.toolkit.formats.read import put_into, read_lora

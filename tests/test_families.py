@@ -16,16 +16,17 @@ from tiny_families import BUILDERS, SIDE, build
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate
-from rankfold.toolkit.data import world
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.diffusion.families import FAMILIES
+from rankfold.toolkit.diffusion.load import open_model, resolve_base
+from rankfold.toolkit.diffusion.model import packed, stacked, unpacked
+from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
-from rankfold.toolkit.models.base import packed, stacked, unpacked
-from rankfold.toolkit.models.diffusion import FAMILIES, open_model, resolve_base
-from rankfold.toolkit.runs import Run
-from rankfold.training.config import SubjectConfig
-from rankfold.training.start import resume, train
-from rankfold.training.subject import SubjectTask
+from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.launch.start import resume, train
+from rankfold.training.subject.task import SubjectTask
 
 PROMPT = "a sks creature on the beach"
 

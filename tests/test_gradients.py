@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rankfold.toolkit.adapters import fvae_objective
 from rankfold.toolkit.adapters.change import JointLinear
-from rankfold.toolkit.adapters.loratrf import Readings
+from rankfold.toolkit.adapters.variants import fvae_objective
+from rankfold.toolkit.adapters.variants.loratrf import Readings
 
 
 def noise(*shape, trained=True):

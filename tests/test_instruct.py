@@ -16,15 +16,15 @@ from rankfold import MosLoraConfig
 from rankfold.apps.cli import main
 from rankfold.pipelines.chat import option_scores, stream
 from rankfold.toolkit.adapters.attach import adapter_layers
-from rankfold.toolkit.data.instructions import read_conversations
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models.chat_tokens import IGNORE
-from rankfold.toolkit.models.vision import VisionModel
-from rankfold.toolkit.runs import Run
-from rankfold.training.config import InstructConfig, InstructSearchConfig, from_yaml
-from rankfold.training.conversations import Order, epoch_batches, plan_rows
-from rankfold.training.instruct import InstructTask, prepare_instruct
-from rankfold.training.start import preflight, resume, train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.toolkit.data.conversations import read_conversations
+from rankfold.toolkit.vlm.chat_tokens import IGNORE
+from rankfold.toolkit.vlm.model import VisionModel
+from rankfold.training.config.configs import InstructConfig, InstructSearchConfig, from_yaml
+from rankfold.training.instruct.conversations import Order, epoch_batches, plan_rows
+from rankfold.training.instruct.task import InstructTask, prepare_instruct
+from rankfold.training.launch.start import preflight, resume, train
 
 COLOURS = ("red", "blue", "green")
 
@@ -126,7 +126,7 @@ def test_every_learned_token_counts_alike(config):
         with torch.no_grad():
             for part in range(accumulation):
                 rows = [task.rows[n] for n in task.order.rows(part)]
-                from rankfold.training.conversations import pictures_of
+                from rankfold.training.instruct.conversations import pictures_of
 
                 for row in rows:
                     one = task.vision.chat.batch([row], [pictures_of(row)])
@@ -383,7 +383,7 @@ def test_options_score_what_the_model_says_of_them(config, data):
     vision = VisionModel(config.base)
     row = read_conversations(data).rows[1]
     scores = option_scores(vision, row.until(1), ["blue", "red and green"])
-    from rankfold.training.conversations import pictures_of
+    from rankfold.training.instruct.conversations import pictures_of
 
     batch = vision.chat.batch([row], [pictures_of(row)])
     learned = int((batch["labels"] != IGNORE).sum())
@@ -537,7 +537,7 @@ def test_a_full_projector_is_not_composed(config, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["llava-1.5-lora", "llava-llama-3-moslora"])
 def test_shipped_recipes_train(name, data, tmp_path):
     """As they are, but for the size: on a tiny LLaVA, one step."""
-    from rankfold.apps.instruct import configured
+    from rankfold.apps.cli.instruct import configured
 
     config, _ = configured("InstructConfig", ["--config", name, "--data", str(data)], "train instruct")
     assert config.learning_rate == 2e-4

@@ -6,9 +6,9 @@ import json
 import pytest
 from PIL import Image
 
-from rankfold.toolkit.data.instructions import MARK, read_conversations
-from rankfold.toolkit.data.pictures import load_rgb
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.data.conversations import MARK, read_conversations
+from rankfold.toolkit.data.images import load_rgb
 
 COLOURS = {"a.png": (255, 0, 0), "b.png": (0, 0, 255)}
 PLAIN = {"question": "Why?", "answer": "So."}

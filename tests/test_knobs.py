@@ -15,18 +15,18 @@ from tiny_families import build
 from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers
-from rankfold.toolkit.data import world
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.quantize import FrozenLinear, quantise
+from rankfold.toolkit.core.randomness import generator
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.diffusion.noise import FlowNoise
+from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
-from rankfold.toolkit.models.quantise import FrozenLinear, quantise
-from rankfold.toolkit.noise import FlowNoise
-from rankfold.toolkit.randomness import generator
-from rankfold.training.config import SubjectConfig, check_numbers, from_yaml
-from rankfold.training.pictures import without_token
-from rankfold.training.rows import bucket_size, other_orders, picked
-from rankfold.training.start import preflight, resume, train
-from rankfold.training.subject import SubjectTask
+from rankfold.training.config.configs import SubjectConfig, check_numbers, from_yaml
+from rankfold.training.launch.start import preflight, resume, train
+from rankfold.training.subject.images import without_token
+from rankfold.training.subject.rows import bucket_size, other_orders, picked
+from rankfold.training.subject.task import SubjectTask
 
 
 @pytest.fixture

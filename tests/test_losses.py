@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from rankfold.toolkit import losses
-from rankfold.toolkit.noise import DiscreteNoise, FlowNoise
-from rankfold.toolkit.randomness import generator, order
+from rankfold.toolkit.core.randomness import generator, order
+from rankfold.toolkit.diffusion import losses
+from rankfold.toolkit.diffusion.noise import DiscreteNoise, FlowNoise
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

@@ -8,15 +8,15 @@ import torch
 from forked import run_in_two_processes
 from test_training import adapter, train_until, write_config
 
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run
-from rankfold.training import measuring
-from rankfold.training.config import from_yaml
-from rankfold.training.cross_validation import cross_validated
-from rankfold.training.measuring import Measured, Series, choose, no_more_gain, told
-from rankfold.training.start import preflight, resume, train
-from rankfold.training.subject import measured_by
+from rankfold.training.config.configs import from_yaml
+from rankfold.training.evaluation import measuring
+from rankfold.training.evaluation.measuring import Measured, Series, choose, no_more_gain, told
+from rankfold.training.launch.cross_validation import cross_validated
+from rankfold.training.launch.start import preflight, resume, train
+from rankfold.training.subject.task import measured_by
 
 PROMPTS = tuple(f"prompt {number}" for number in range(8))
 

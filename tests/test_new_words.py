@@ -16,12 +16,12 @@ from tiny_families import build
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate, load_pipeline
+from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models.new_words import FILE, words_of
-from rankfold.training.config import ComposeConfig, SubjectConfig
-from rankfold.training.start import compose, preflight, resume, train
-from rankfold.training.subject import SubjectTask
+from rankfold.toolkit.diffusion.textual_inversion import FILE, words_of
+from rankfold.training.config.configs import ComposeConfig, SubjectConfig
+from rankfold.training.launch.start import compose, preflight, resume, train
+from rankfold.training.subject.task import SubjectTask
 
 PROMPT = "a <sks> creature on the beach"
 

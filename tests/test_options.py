@@ -8,10 +8,10 @@ import torch
 from tiny_families import BUILDERS, SIDE, build
 
 from rankfold.pipelines.generate import Recipe, generate
-from rankfold.toolkit.data import world
-from rankfold.toolkit.errors import UserError
-from rankfold.training.config import SubjectConfig
-from rankfold.training.start import train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.embedded import world
+from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.launch.start import train
 
 OPTIONS = {
     "family": tuple(BUILDERS),

@@ -11,11 +11,11 @@ from tiny_families import build
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats.original_names import groups_of
 from rankfold.toolkit.formats.report import inspect_lora
 from rankfold.toolkit.formats.write import Part, write_lora
-from rankfold.training.start import train
+from rankfold.training.launch.start import train
 
 LAYERS = (
     "to_q",

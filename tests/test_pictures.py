@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from rankfold.toolkit.data.pictures import load_rgb, size_of, source_of
-from rankfold.toolkit.errors import UserError
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.data.images import load_rgb, size_of, source_of
 
 SIZE = (8, 4)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)

@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.adapters.attach import trainable
+from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models.diffusion import resolve_base
-from rankfold.training.config import from_yaml, to_yaml
-from rankfold.training.plan import disk, fitted, plan
-from rankfold.training.start import train
-from rankfold.training.subject import SubjectTask
+from rankfold.toolkit.diffusion.load import resolve_base
+from rankfold.training.config.configs import from_yaml, to_yaml
+from rankfold.training.launch.plan import disk, fitted, plan
+from rankfold.training.launch.start import train
+from rankfold.training.subject.task import SubjectTask
 
 
 def measured(config):

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from rankfold.apps.cli import main
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run, is_alive, write_text
-from rankfold.training import queue
-from rankfold.training.config import ComposeConfig
-from rankfold.training.start import train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run, is_alive, write_text
+from rankfold.training.config.configs import ComposeConfig
+from rankfold.training.launch import queue
+from rankfold.training.launch.start import train
 
 
 def wait_for(condition, seconds=120):
@@ -177,7 +177,7 @@ def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
 def test_a_second_process_for_a_run_leaves_it_alone(config, root):
     """As a worker that was killed just after it had started one, and the next worker, would make them."""
     run = queue.enqueue(replace(config, steps=20, out=root / "a"))
-    words = [sys.executable, "-m", "rankfold.apps.work", str(run.folder)]
+    words = [sys.executable, "-m", "rankfold.training.launch.run_queued", str(run.folder)]
     first = subprocess.Popen(words)
     wait_for(lambda: run.state() != "queued")
     second = subprocess.run(words, capture_output=True, text=True, timeout=120)

@@ -9,7 +9,7 @@ import pytest
 from readme_commands import README, commands, setup
 
 from rankfold.apps.cli import main
-from rankfold.apps.commands import COMMANDS
+from rankfold.apps.cli.commands import COMMANDS
 
 ROOT = README.parent
 SHOWN = [line for line in commands() if line.startswith("rankfold ")]

@@ -16,7 +16,7 @@ from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses, token_weights
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.adapters.loratrf import gated
+from rankfold.toolkit.adapters.variants.loratrf import gated
 
 FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 PATHS = [(form, number) for form in ("bias", "nobias") for number in range(12)]

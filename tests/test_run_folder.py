@@ -19,18 +19,19 @@ from test_composition import compose_config
 from test_training import adapter, same, train_until, write_config
 
 from rankfold.apps.cli import main
-from rankfold.toolkit import library, runs
-from rankfold.toolkit.data.cache import WHOLE, sampled_hash
+from rankfold.toolkit.core import run_folder as runs
+from rankfold.toolkit.core.cache import WHOLE, sampled_hash
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run, born, write_text
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run, born, write_text
-from rankfold.training import queue
-from rankfold.training.begin import check_out, take
-from rankfold.training.config import ComposeConfig, InstructConfig, SearchConfig, from_yaml, to_yaml
-from rankfold.training.cross_validation import cross_validated
-from rankfold.training.start import check_resume, compose, resume, train
-from rankfold.training.subject import measured_by
-from rankfold.training.trained_on import settled, written_down
+from rankfold.training.config.configs import ComposeConfig, InstructConfig, SearchConfig, from_yaml, to_yaml
+from rankfold.training.launch import queue
+from rankfold.training.launch.cross_validation import cross_validated
+from rankfold.training.launch.start import check_resume, compose, resume, train
+from rankfold.training.launch.trained_on import settled, written_down
+from rankfold.training.runs import library
+from rankfold.training.runs.begin import check_out, take
+from rankfold.training.subject.task import measured_by
 
 
 def refused(capsys, *words):
@@ -73,7 +74,7 @@ def config(config, photos):
 @pytest.fixture(scope="module")
 def done(base, images, tmp_path_factory):
     """A run that is done; not to be changed."""
-    from rankfold.training.config import SubjectConfig
+    from rankfold.training.config.configs import SubjectConfig
 
     out = tmp_path_factory.mktemp("done") / "run"
     return train(
@@ -288,7 +289,7 @@ def test_killed_before_the_new_config_is_written(old, config, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("rankfold.training.begin.write_text", killed)
+        patched.setattr("rankfold.training.runs.begin.write_text", killed)
         with pytest.raises(KeyboardInterrupt):
             take(old, replace(config, out=old.folder))
     assert old.status()["state"] == "starting"
@@ -683,9 +684,9 @@ def test_a_source_that_was_trained_anew_is_other_data(base, photos, old, done, t
 
 def test_the_queue_and_the_studio_ask_too(config, photos):
     """A run that is put into the queue again, and one whose data change while it waits."""
-    from rankfold.apps.studio.places import Places
-    from rankfold.apps.studio.studio import Studio
-    from rankfold.apps.studio.watch_page import Watch
+    from rankfold.apps.studio.backend.paths import Places
+    from rankfold.apps.studio.build import Studio
+    from rankfold.apps.studio.pages.watch import Watch
 
     run = train_until(config, 3)
     watch = Watch(Studio(Places(run.folder.parent), start_workers=False))
@@ -755,7 +756,7 @@ def test_a_cross_validation_that_was_killed_goes_on_by_the_same_command(capsys, 
 
 
 def test_a_demo_takes_the_place_of_a_demo_and_of_nothing_else(old):
-    from rankfold.apps.demo import DemoConfig, is_demo, settings_of
+    from rankfold.apps.cli.demo import DemoConfig, is_demo, settings_of
 
     assert not is_demo(old)
     assert not is_demo(Run(old.folder / "nowhere"))
@@ -767,7 +768,7 @@ def test_a_demo_takes_the_place_of_a_demo_and_of_nothing_else(old):
 
 
 def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
-    from rankfold.training.demo_instruct import is_demo_data, write_demo_data
+    from rankfold.training.embedded.demo_instruct import is_demo_data, write_demo_data
 
     few = {"rows": 2, "test": 2, "old": 2}
     write_demo_data(tmp_path / "data", **few)
@@ -787,7 +788,7 @@ def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_twice(capsys, tmp_path):
-    from rankfold.apps.demo import DemoConfig, settings_of
+    from rankfold.apps.cli.demo import DemoConfig, settings_of
 
     run = train(settings_of(DemoConfig(steps=1, threads=1, out=tmp_path / "demo")))
     (run.folder / "export").mkdir()

@@ -8,12 +8,13 @@ import json
 import pytest
 from PIL import Image
 
-from rankfold.toolkit import scoring
-from rankfold.toolkit.data.instructions import read_conversations
-from rankfold.toolkit.data.pictures import load_rgb
-from rankfold.toolkit.errors import UserError
-from rankfold.training import evaluate, evaluation_report
-from rankfold.training import items as module
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.data.conversations import read_conversations
+from rankfold.toolkit.data.images import load_rgb
+from rankfold.toolkit.metrics.clip import answers as scoring
+from rankfold.training.evaluation import instruct as evaluate
+from rankfold.training.evaluation import instruct_report as evaluation_report
+from rankfold.training.evaluation import items as module
 
 DOGS = ("a cat", "a dog")
 

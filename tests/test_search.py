@@ -17,17 +17,17 @@ from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.adapters.attach import adapter_layers
-from rankfold.toolkit.adapters.glora import CHOICES, GloraConfig
-from rankfold.toolkit.adapters.glora_supernet import LARGEST, GloraSupernetConfig, chosen, set_path
+from rankfold.toolkit.adapters.variants.glora import CHOICES, GloraConfig
+from rankfold.toolkit.adapters.variants.glora_supernet import LARGEST, GloraSupernetConfig, chosen, set_path
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run, append_line
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.evolution import EvolutionConfig, Space, evolve, front, ranked
 from rankfold.toolkit.formats import native
-from rankfold.toolkit.runs import Run, append_line
-from rankfold.training.config import SearchConfig, from_yaml
-from rankfold.training.search import Stopped
-from rankfold.training.search_subject import SearchTask
-from rankfold.training.start import resume, train
+from rankfold.training.config.configs import SearchConfig, from_yaml
+from rankfold.training.launch.start import resume, train
+from rankfold.training.search.evolution import EvolutionConfig, Space, evolve, front, ranked
+from rankfold.training.search.subject import SearchTask
+from rankfold.training.search.task import Stopped
 
 # ---------------------------------------------------------------------------------------------- evolution
 

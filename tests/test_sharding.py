@@ -12,12 +12,12 @@ from test_families import a_config, photos  # noqa: F401
 from test_training import adapter, write_config
 from tiny_families import build
 
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run
-from rankfold.training.loop import comparable
-from rankfold.training.measuring import recorded
-from rankfold.training.sharding import check_sharding
-from rankfold.training.start import train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.training.engine.loop import comparable
+from rankfold.training.engine.sharding import check_sharding
+from rankfold.training.evaluation.measuring import recorded
+from rankfold.training.launch.start import train
 
 BASES = {  # family -> adapter, and settings of its own
     "sd": (

@@ -10,14 +10,14 @@ import gradio as gr
 import pytest
 import torch
 
-from rankfold.apps.studio.words import plainly
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run
-from rankfold.toolkit.shortage import OutOfMemory, during, is_shortage
-from rankfold.training.config import InstructConfig, SubjectConfig
-from rankfold.training.shortage import advice, next_saving
-from rankfold.training.start import resume, train
-from rankfold.training.subject import SubjectTask
+from rankfold.apps.studio.render.messages import plainly
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.out_of_memory import OutOfMemory, during, is_shortage
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.training.config.configs import InstructConfig, SubjectConfig
+from rankfold.training.launch.out_of_memory import advice, next_saving
+from rankfold.training.launch.start import resume, train
+from rankfold.training.subject.task import SubjectTask
 
 MORE_THAN_THERE_IS = 2**45  # numbers; no machine's address space has room for them
 
@@ -158,7 +158,7 @@ def test_the_next_saving():
 
 
 def test_a_saving_that_does_not_work_here_is_no_advice(monkeypatch):
-    from rankfold.toolkit import devices
+    from rankfold.toolkit.core import devices
 
     monkeypatch.setattr(devices, "here", lambda: devices.Machine("cpu", has=lambda *_: False))
     small = SubjectConfig(precision="bf16", gradient_checkpointing=True, batch_size=1)
@@ -173,7 +173,7 @@ def test_the_studio_says_it():
 LIMITED = """
 import json, sys, resource, psutil
 from rankfold.apps.cli import main
-import rankfold.training.start, rankfold.pipelines.export
+import rankfold.training.launch.start, rankfold.pipelines.export
 room, commands = json.loads(sys.argv[1])
 for number, words in enumerate(commands):
     if number:

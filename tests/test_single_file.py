@@ -10,10 +10,10 @@ from tiny_families import build
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.generate import Recipe, generate
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models import single_file
-from rankfold.toolkit.models.diffusion import resolve_base
-from rankfold.toolkit.models.hub import CONFIGS
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.hub import CONFIGS
+from rankfold.toolkit.diffusion import single_file
+from rankfold.toolkit.diffusion.load import resolve_base
 
 RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",

@@ -14,8 +14,8 @@ from torch import nn
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.base import REGISTRY
-from rankfold.toolkit.adapters.quantised import make_readable
-from rankfold.toolkit.models.quantise import quantise
+from rankfold.toolkit.adapters.quantized import make_readable
+from rankfold.toolkit.core.quantize import quantise
 
 VARIANTS = [*REGISTRY, "glora-elementwise", "fvae-identity"]
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from rankfold.toolkit.data import world
-from rankfold.training import queue
+from rankfold.toolkit.embedded import world
+from rankfold.training.launch import queue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow
@@ -234,7 +234,7 @@ def load(file):
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from rankfold.toolkit.models.diffusion import resolve_base
+    from rankfold.toolkit.diffusion.load import resolve_base
 
     pipe = StableDiffusionPipeline.from_pretrained(resolve_base("tiny"), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rankfold.apps.studio import compare_page as page
-from rankfold.apps.studio import comparison, sheets
-from rankfold.apps.studio.comparison import Axis, Boxes, Figures
-from rankfold.apps.studio.pipes import Drawing, Pipes, Stopped
-from rankfold.apps.studio.places import Places
+from rankfold.apps.studio.backend import comparison
+from rankfold.apps.studio.backend.comparison import Axis, Boxes, Figures
+from rankfold.apps.studio.backend.paths import Places
+from rankfold.apps.studio.backend.pipeline_worker import Drawing, Pipes, Stopped
+from rankfold.apps.studio.pages import compare as page
+from rankfold.apps.studio.render import grids as sheets
 from rankfold.pipelines.generate import Recipe, read_recipe
-from rankfold.toolkit.errors import UserError
-from rankfold.training.start import train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.training.launch.start import train
 
 KNOWN = {"cat": "/c", "cat at step 20": "/c20", "cat at step 100": "/c100", "library: dog": "/d"}
 
@@ -27,7 +28,7 @@ def empty_library(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, images):
     """A runs' folder with one short run on the embedded base, as at a step that was measured too."""
-    from rankfold.training.config import SubjectConfig
+    from rankfold.training.config.configs import SubjectConfig
 
     folder = tmp_path_factory.mktemp("studio") / "runs"
     run = train(

@@ -14,18 +14,20 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from rankfold.apps.studio import chat_page, compose_page, library_page
-from rankfold.apps.studio.chat_page import Answerer, Models, Said, Talk
-from rankfold.apps.studio.pipes import Drawing, Loaded, Pipes, Stopped
-from rankfold.apps.studio.places import Places
-from rankfold.apps.studio.studio import Studio
+from rankfold.apps.studio.backend.paths import Places
+from rankfold.apps.studio.backend.pipeline_worker import Drawing, Loaded, Pipes, Stopped
+from rankfold.apps.studio.build import Studio
+from rankfold.apps.studio.pages import chat as chat_page
+from rankfold.apps.studio.pages import compose as compose_page
+from rankfold.apps.studio.pages import library as library_page
+from rankfold.apps.studio.pages.chat import Answerer, Models, Said, Talk
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
-from rankfold.toolkit import library
-from rankfold.toolkit.errors import UserError
-from rankfold.training.config import InstructConfig, SubjectConfig
-from rankfold.training.queue import carry_on
-from rankfold.training.start import train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.training.config.configs import InstructConfig, SubjectConfig
+from rankfold.training.launch.queue import carry_on
+from rankfold.training.launch.start import train
+from rankfold.training.runs import library
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,22 @@ import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
 
-from rankfold.apps.app import AppOptions, check_port, check_safe, login
-from rankfold.apps.studio import uploads
-from rankfold.apps.studio.curves import drawing, smoothed, thinned
-from rankfold.apps.studio.fields import command_of, config_of, fields_of, read, shown, values_of, yaml_of
-from rankfold.apps.studio.form import Form
-from rankfold.apps.studio.places import Places
-from rankfold.apps.studio.run_view import FRESH, Followed, Views
-from rankfold.apps.studio.studio import Studio
-from rankfold.apps.studio.train_page import checked, preset
-from rankfold.apps.studio.watch_page import OUTPUTS, Watch
-from rankfold.apps.studio.words import without_secrets
+from rankfold.apps.cli.app import AppOptions, check_port, check_safe, login
+from rankfold.apps.studio.backend.paths import Places
+from rankfold.apps.studio.build import Studio
+from rankfold.apps.studio.pages.train import checked, preset
+from rankfold.apps.studio.pages.watch import OUTPUTS, Watch
+from rankfold.apps.studio.render.curves import drawing, smoothed, thinned
+from rankfold.apps.studio.render.messages import without_secrets
+from rankfold.apps.studio.render.run_view import FRESH, Followed, Views
+from rankfold.apps.studio.widgets import uploads
+from rankfold.apps.studio.widgets.fields import command_of, config_of, fields_of, read, shown, values_of, yaml_of
+from rankfold.apps.studio.widgets.form import Form
 from rankfold.pipelines.generate import recipe_in
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run, write_text
-from rankfold.training import queue
-from rankfold.training.config import METHODS, SubjectConfig, check_numbers
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run, write_text
+from rankfold.training.config.configs import METHODS, SubjectConfig, check_numbers
+from rankfold.training.launch import queue
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_presets_are_configs(base):
 
 def test_the_command_means_the_same(capsys):
     """The command line reads back what the form shows."""
-    from rankfold.apps.train import subject_options
+    from rankfold.apps.cli.train import subject_options
 
     text = yaml_of(
         "subject",
@@ -265,7 +265,7 @@ def test_a_form_finds_settings_by_their_meaning():
 
 
 def test_a_run_is_shown_from_its_folder(places, monkeypatch):
-    monkeypatch.setattr("rankfold.apps.studio.run_view.FRESH", 60.0)
+    monkeypatch.setattr("rankfold.apps.studio.render.run_view.FRESH", 60.0)
     run = Run(places.runs / "a")
     run.folder.mkdir()
     write_text(run.config_file, "method: subject\nbatch_size: 2\n")
@@ -336,7 +336,7 @@ def test_a_look_sends_what_is_new_only(places):
 
 
 def test_views_are_let_go(places, monkeypatch):
-    monkeypatch.setattr("rankfold.apps.studio.run_view.KEPT", 2)
+    monkeypatch.setattr("rankfold.apps.studio.render.run_view.KEPT", 2)
     views = Views()
     for name in "abcb":
         views.of(Run(places.runs / name))
@@ -406,7 +406,7 @@ def test_a_port_that_is_taken_is_said_at_once():
 
 def test_wrong_passwords_make_everybody_wait(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("rankfold.apps.app.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rankfold.apps.cli.app.time.monotonic", lambda: now[0])
     check = login("me", "long enough")
     assert check("me", "long enough")
     assert not any(check("me", f"wrong {n}") for n in range(100))

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import Sample, find_samples, load_picture
-from rankfold.toolkit.errors import UserError
 
 
 def picture(path, size=(80, 64), colour="red", mode="RGB", **options):

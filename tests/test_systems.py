@@ -10,18 +10,18 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from rankfold.toolkit import systems
-from rankfold.toolkit.data.instructions import read_conversations
-from rankfold.toolkit.data.pictures import source_of
+from rankfold.toolkit.core import systems
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.paths import at_home, is_hub_id, is_path, name_fault, of_address
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.toolkit.core.texts import lines_of, read_text
+from rankfold.toolkit.data.conversations import read_conversations
+from rankfold.toolkit.data.images import source_of
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models.diffusion import resolve_base
-from rankfold.toolkit.models.vision import resolve_vision_base
-from rankfold.toolkit.paths import at_home, is_hub_id, is_path, name_fault, of_address
-from rankfold.toolkit.runs import Run
-from rankfold.toolkit.texts import lines_of, read_text
-from rankfold.training.config import SubjectConfig, check_folder_names, from_yaml, to_yaml
-from rankfold.training.evaluate_subject import read_prompts
+from rankfold.toolkit.diffusion.load import resolve_base
+from rankfold.toolkit.vlm.model import resolve_vision_base
+from rankfold.training.config.configs import SubjectConfig, check_folder_names, from_yaml, to_yaml
+from rankfold.training.evaluation.subject import read_prompts
 
 ROOT = Path(__file__).parent.parent
 SAYING = "a sks creature, größer · 猫"  # letters that cp1252 has, and some that it has not

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from rankfold.apps import cli
-from rankfold.apps.terminal import QUIET, SETTINGS, OwnWords, own_words, plain_end
-from rankfold.toolkit.errors import UserError
+from rankfold.apps.cli import entry as cli
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.terminal import QUIET, SETTINGS, OwnWords, own_words, plain_end
 
 pytestmark = pytest.mark.filterwarnings("ignore:a warning")
 
@@ -125,7 +125,7 @@ def err():
 
 def say(text):
     """Prints as a module of ours does."""
-    exec("print(text)", {"__name__": "rankfold.apps.demo", "text": text})
+    exec("print(text)", {"__name__": "rankfold.apps.cli.demo", "text": text})
 
 
 def test_a_library_is_not_heard(library, capsys):

@@ -20,11 +20,11 @@ from forked import free_port, in_two_processes, run_in_two_processes
 from safetensors.torch import load_file
 from shares import write_work
 
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.runs import Run
-from rankfold.training.config import to_yaml
-from rankfold.training.processes import shared
-from rankfold.training.start import preflight, resume, train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.training.config.configs import to_yaml
+from rankfold.training.engine.processes import shared
+from rankfold.training.launch.start import preflight, resume, train
 
 TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
 DEVICES = Path(__file__).parent.parent / "assets" / "devices"
@@ -53,7 +53,7 @@ def test_run_folder(config):
 
 
 def test_the_written_config_repeats_the_run(config, tmp_path):
-    from rankfold.training.config import from_yaml
+    from rankfold.training.config.configs import from_yaml
 
     first = train(config)
     again = train(replace(from_yaml(first.config_file), out=tmp_path / "again"))
@@ -88,7 +88,7 @@ def test_resume_is_exact(config, tmp_path, changes):
 
 def train_until(config, step):
     """Trains and asks for a stop through the run folder once `step` is done."""
-    from rankfold.training import loop
+    from rankfold.training.engine import loop
 
     original, pause = loop.Loop.one_step, loop.LOOK
 
@@ -106,7 +106,7 @@ def train_until(config, step):
 
 def test_a_failing_preview_is_said_and_changes_nothing(config, tmp_path, capsys):
     """A preview that cannot be written, since a file lies where its folder was, costs neither the run nor its checkpoints."""
-    from rankfold.training import loop
+    from rankfold.training.engine import loop
 
     whole = train(replace(config, out=tmp_path / "whole"))
     original = loop.Loop.preview
@@ -131,7 +131,7 @@ def test_a_failing_preview_is_said_and_changes_nothing(config, tmp_path, capsys)
 
 
 def test_the_checkpoint_of_a_step_is_there_before_its_preview(config):
-    from rankfold.training import loop
+    from rankfold.training.engine import loop
 
     original, seen = loop.Loop.preview, []
     loop.Loop.preview = lambda self: seen.append(self.latest_name())
@@ -144,7 +144,7 @@ def test_the_checkpoint_of_a_step_is_there_before_its_preview(config):
 
 def test_measuring_that_fails_loses_no_step(config, tmp_path):
     """The run ends, since its outcome hangs on what is measured, but goes on from the very step."""
-    from rankfold.training import loop
+    from rankfold.training.engine import loop
 
     (tmp_path / "prompts.txt").write_text("a {token} {noun}\n")
     config = replace(
@@ -322,7 +322,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config):
 
 def train_with_fault(config, step):
     """Trains with the weights spoiled at `step`, as an overflow would."""
-    from rankfold.training import loop
+    from rankfold.training.engine import loop
 
     original = loop.Loop.one_step
 
@@ -383,7 +383,7 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
     """A second run encodes nothing; a changed picture is encoded anew."""
     import shutil
 
-    from rankfold.toolkit.models.base import PictureModel
+    from rankfold.toolkit.diffusion.model import PictureModel
 
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
@@ -405,8 +405,8 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
 
 def test_encoders_leave_memory(config):
     from rankfold.toolkit.data.subjects import find_samples
-    from rankfold.training.processes import make_accelerator
-    from rankfold.training.subject import SubjectTask
+    from rankfold.training.engine.processes import make_accelerator
+    from rankfold.training.subject.task import SubjectTask
 
     task = SubjectTask(config, find_samples(config.images), config.base, make_accelerator(config))
     assert not {"vae", "text_encoder"} & set(task.model.loaded)
@@ -414,7 +414,7 @@ def test_encoders_leave_memory(config):
 
 
 def test_encoders_are_gone_before_the_denoiser_comes(config, tmp_path, monkeypatch):
-    from rankfold.toolkit.models.base import PictureModel
+    from rankfold.toolkit.diffusion.model import PictureModel
 
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "empty"))
     beside, original = {}, PictureModel.load

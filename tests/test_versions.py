@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from rankfold.toolkit import versions
+from rankfold.toolkit.core import versions
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,14 +13,14 @@ from transformers import AutoModelForImageTextToText
 from rankfold.pipelines.chat import answers, base_only, inputs_of, open_chat
 from rankfold.pipelines.export_chat import export_chat
 from rankfold.toolkit.adapters.attach import adapter_layers
-from rankfold.toolkit.data.instructions import conversation
-from rankfold.toolkit.errors import UserError
-from rankfold.toolkit.models.chat_tokens import IGNORE
-from rankfold.toolkit.models.vision import FAMILIES, PARTS, VisionModel, resolve_vision_base
-from rankfold.training.config import InstructConfig
-from rankfold.training.conversations import pictures_of
-from rankfold.training.instruct import AnswerLoss
-from rankfold.training.start import resume, train
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.data.conversations import conversation
+from rankfold.toolkit.vlm.chat_tokens import IGNORE
+from rankfold.toolkit.vlm.model import FAMILIES, PARTS, VisionModel, resolve_vision_base
+from rankfold.training.config.configs import InstructConfig
+from rankfold.training.instruct.conversations import pictures_of
+from rankfold.training.instruct.task import AnswerLoss
+from rankfold.training.launch.start import resume, train
 
 ADAPTERS = ("lora", "moslora", "fvae", "loratrf", "glora")
 ROWS = [

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rankfold.toolkit.data import world
-from rankfold.toolkit.models.judge import ANSWERS, IGNORE, labels
+from rankfold.toolkit.embedded import world
+from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, labels
 
 
 def test_a_sample_is_a_function_of_seed_and_index():
@@ -25,7 +25,7 @@ def test_training_never_draws_what_is_held_out():
 
 
 def test_training_never_draws_the_demo_creature():
-    from rankfold.apps.demo import DEMO_CREATURE
+    from rankfold.apps.cli.demo import DEMO_CREATURE
 
     creatures = {world.sample(0, index)[2].creature for index in range(1000)} - {None}
     assert max(creatures) < world.TRAINING_CREATURES <= DEMO_CREATURE

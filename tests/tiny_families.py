@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import pre_tokenizers
 
-from rankfold.toolkit.models import tiny
+from rankfold.toolkit.embedded import tiny_sd as tiny
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -1,8 +1,12 @@
-"""Adapters: importing this makes every variant known to PEFT."""
+"""Adapters: the contract, the variants, and what follows from a variant's formula (merge, fold, composition).
 
-from .fvae import FvaeLoraConfig
-from .glora import GloraConfig
-from .loratrf import LoraTrfConfig
-from .moslora import MosLoraConfig
+Comes in what works on any model's layers. Imports core. Importing this package makes every variant known to PEFT.
+"""
 
-__all__ = ["FvaeLoraConfig", "GloraConfig", "LoraTrfConfig", "MosLoraConfig"]
+from . import variants
+from .base import REGISTRY
+
+CONFIGS = {layer.config_class.__name__: layer.config_class for layer in REGISTRY.values()}
+"""The config class of each variant by its name."""
+
+__all__ = ["CONFIGS", "variants"]

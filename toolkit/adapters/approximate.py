@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..devices import exact
+from ..core.devices import exact
 from .attach import adapter_layers
 from .change import Change
 from .fold import Folded, base_weight, carries

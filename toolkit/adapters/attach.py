@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .base import AdapterLayer
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from .change import Change, add_product, changed, is_untouched, joint, product
 from .plugin import register
-from .quantised import Kept, backend_of, is_plain, make_readable
+from .quantized import Kept, backend_of, is_plain, make_readable
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
 

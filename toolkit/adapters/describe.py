@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .attach import adapter_layers, trainable
 from .base import REGISTRY, AdapterConfig, AdapterLayer
 from .fold import fold

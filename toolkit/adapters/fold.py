@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .attach import adapter_layers
 from .base import AdapterLayer
 from .change import Change

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import UserError, nearest
+from ..core.errors import UserError, nearest
 from .base import REGISTRY, AdapterConfig
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import UserError
-from ..shortage import during
-from ..texts import lines_of, read_text
-from .pictures import load_rgb, size_of
+from ..core.errors import UserError
+from ..core.out_of_memory import during
+from ..core.texts import lines_of, read_text
+from .images import load_rgb, size_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SMALLEST = 16  # a side below this has nothing to learn from, pixels

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..adapters.approximate import low_rank
-from ..data.cache import key_of
-from ..models.diffusion import cache_folder
-from ..runs import write_text
-from ..systems import patiently
+from ..core.cache import key_of
+from ..core.paths import cache_folder
+from ..core.run_folder import write_text
+from ..core.systems import patiently
 from . import native
 from .read import read_lora
 from .source import adapter_path, content_hash, file_changes, is_native

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..adapters.change import Change
 from ..adapters.fold import Folded
-from ..errors import UserError
+from ..core.errors import UserError
 
 ATTENTION = {  # stream -> (query, key, value), output
     "img": (("to_q", "to_k", "to_v"), "to_out.0"),

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..adapters.change import Change
-from ..errors import UserError
+from ..core.errors import UserError
 from .native import PARTS, WEIGHTS
 from .original_names import split
 from .write import kohya_name

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..core.errors import UserError
 from .read import LoraFile, change_of, fitted, located, read_lora
 
 # The width of the prompt states that a cross-attention key projection reads, and which base has it.

@@ -15,9 +15,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from ..adapters.attach import take_off
 from ..adapters.change import Change
 from ..adapters.fold import Folded, fold
-from ..errors import UserError
-from ..models.new_words import words_of
-from ..runs import Run
+from ..core.errors import UserError
+from ..core.run_folder import Run
+from ..diffusion.textual_inversion import words_of
 from . import native
 from .read import change_of, fitted, located, read_lora
 

@@ -25,9 +25,9 @@ from torch import nn
 
 from ..adapters.change import Change
 from ..adapters.fold import Folded
-from ..adapters.glora import GloraLayer
-from ..errors import UserError, nearest
-from ..runs import write_atomic
+from ..adapters.variants.glora import GloraLayer
+from ..core.errors import UserError, nearest
+from ..core.run_folder import write_atomic
 from .native import write_state
 from .original_names import fused, table_of
 

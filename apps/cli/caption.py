@@ -1,0 +1,55 @@
+"""`rankfold caption`: captions beside a subject's photos, by any local vision-language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ...toolkit.core.errors import UserError
+from .options import parse, positional
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    images: Annotated[Path, positional()]
+    """Folder of pictures. Those that have a caption keep it."""
+    base: str = "tiny-vlm"
+    """Vision-language model that says what is to be seen: a folder, a hub id, or tiny-vlm, which knows drawn pictures only."""
+    token: str = "sks"
+    """Rare word that calls the subject."""
+    class_noun: str = "creature"
+    """What the subject is."""
+    question: str = ""
+    """What the model is asked; unset means 'Describe the picture.'"""
+    overwrite: bool = False
+    """Write captions anew where there are some."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format."""
+    device: str = ""
+    """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
+
+
+def caption(words: list[str]) -> None:
+    options = parse(CaptionOptions, words, "caption")
+    from ...pipelines.caption import captions_for
+    from ...pipelines.chat import open_chat
+    from ...toolkit.core.devices import device_named
+    from ...toolkit.core.run_folder import write_text
+    from ...toolkit.data.subjects import find_samples
+    from ...toolkit.embedded.questions import DESCRIBE
+
+    for name in ("token", "class_noun"):
+        if not getattr(options, name).strip():
+            raise UserError(f"--{name.replace('_', '-')} is empty: give the word that captions should have.")
+    samples = find_samples(options.images)
+    missing = [sample.path for sample in samples if options.overwrite or not sample.caption]
+    if not missing:
+        print(f"All {len(samples)} pictures have captions; --overwrite writes them anew.")
+        return
+    vision = open_chat(options.base, precision=options.precision, device=device_named(options.device))
+    made = captions_for(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)
+    for path, text in zip(missing, made, strict=True):
+        write_text(path.with_suffix(".txt"), text + "\n")
+        print(f"{path.name}: {text}", flush=True)
+    print(f"{len(missing)} captions written; read them before you train, models see what is not there.")

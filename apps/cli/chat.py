@@ -1,0 +1,98 @@
+"""`rankfold chat`: questions about pictures, answered by a tuned model, and by its base beside it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ...toolkit.core.errors import UserError
+from .options import parse, positional
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    question: Annotated[tuple[str, ...], positional()] = ()
+    """What to ask; without one a conversation begins, a line a question."""
+    image: tuple[Path, ...] = ()
+    """Pictures that the first question is about."""
+    run: Path | None = None
+    """Run folder whose adapter answers."""
+    adapters: tuple[Path, ...] = ()
+    """More adapter folders."""
+    strength: tuple[float, ...] = ()
+    """One number for all adapters, or one for each; 1 is as trained."""
+    base: str | None = None
+    """Base model; unset means the run's, or 'tiny-vlm'."""
+    compare: bool = False
+    """Also show what the base answers."""
+    max_new_tokens: int = 256
+    """Most tokens of an answer."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format."""
+    device: str = ""
+    """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
+
+
+def chat(words: list[str]) -> None:
+    options = parse(ChatOptions, words, "chat")
+    from ...toolkit.data.images import source_of
+    from .instruct import opened
+
+    pictures = tuple(source_of(path, None) for path in options.image)
+    vision, _ = opened(options)
+    talk = Talk(vision, pictures, options)
+    if options.question:
+        talk.ask(" ".join(options.question))
+        return
+    print("Ask; an empty line ends.")
+    while question := read_line():
+        talk.ask(question)
+
+
+def read_line() -> str:
+    """A line from the user, '' at the end."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+class Talk:
+    """A conversation so far: the pictures belong to its first question."""
+
+    def __init__(self, vision: Any, pictures: tuple[Any, ...], options: ChatOptions) -> None:
+        self.vision, self.pictures, self.options = vision, pictures, options
+        self.messages: list[dict[str, Any]] = []
+
+    def ask(self, question: str) -> str:
+        """Prints the answer as it is made."""
+        from ...pipelines.chat import base_only, stream
+        from ...toolkit.data.conversations import Conversation
+
+        parts = [{"type": "image"}] * (0 if self.messages else len(self.pictures))
+        asked = [*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        row = Conversation(tuple(asked), self.pictures, "the question")
+        self.vision.chat.check_row(row)
+        most = self.options.max_new_tokens
+        if self.options.compare:
+            with base_only(self.vision):
+                shown("base:  ", stream(self.vision, row, max_new_tokens=most))
+        answer = shown("tuned: " if self.options.compare else "", stream(self.vision, row, max_new_tokens=most))
+        if not answer:
+            raise UserError("The model said nothing; nothing was added to the conversation.")
+        self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return answer
+
+
+def shown(prefix: str, pieces: Any) -> str:
+    """Prints pieces as they come; returns all of them."""
+    sys.stdout.write(prefix)
+    whole = ""
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        whole += piece
+    sys.stdout.write("\n")
+    return whole.strip()

@@ -1,0 +1,52 @@
+"""`rankfold compose`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .options import check_free, parse_run
+from .train import report
+
+
+def compose(words: list[str]) -> None:
+    """`rankfold compose A B C --out D ...`: the words before the first option are the adapters."""
+    from ...training.config.configs import ComposeConfig
+
+    report(composed(ComposeConfig, words, "compose"))
+
+
+def compose_instruct(words: list[str]) -> None:
+    from ...training.config.configs import ComposeInstructConfig
+
+    folder = composed(ComposeInstructConfig, words, "compose instruct")
+    report(folder, f"rankfold chat --run {folder} --image PICTURE QUESTION")
+
+
+def composed(kind: Any, words: list[str], name: str) -> Path:
+    """Composes as the words say, and prints what came of it; returns the run folder."""
+    count = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    named = ["--adapters", *words[:count]] if count else []
+    config, overwrite = parse_run(kind, [*named, *words[count:]], name)
+    check_free(config, overwrite=overwrite)
+    from ...training.launch.start import compose as run_compose
+
+    run = run_compose(config, overwrite=overwrite)
+    print_composition(run.adapter / "rankfold.json")
+    return run.folder
+
+
+def print_composition(facts_file: Path) -> None:
+    """What the adapter was made of, and the mean weight of each."""
+    if not facts_file.is_file():
+        return
+    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    weights = list(json.loads(facts["composed_weights"]).values())
+    print(f"{facts['composed_how']} of {len(weights[0])} adapters")
+    for number, source in enumerate(json.loads(facts["composed_of"])):
+        own = [row[number] for row in weights]
+        spread = f", {min(own):.3f} to {max(own):.3f} over the layers" if len(own) > 1 else ""
+        print(f"  {sum(own) / len(own):.3f}  {source['name']}{spread}")
+    if float(facts["composed_cut_error"]):
+        print(f"cut: a layer's change is missed by up to {float(facts['composed_cut_error']):.1%}")

@@ -1,0 +1,28 @@
+"""`rankfold convert-base`: a checkpoint in one file becomes a pipeline folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ...toolkit.core.errors import UserError
+from .options import parse, positional
+
+
+def convert_base(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        file: Annotated[Path, positional()]
+        """Checkpoint: .safetensors or .ckpt."""
+        out: Path
+        """Folder for the pipeline."""
+        layout: str | None = None
+        """Pipeline folder or hub id with the configs, tokenizers and missing parts; unset means the one usual for such a file."""
+
+    options = parse(Options, words, "convert-base")
+    if not options.file.is_file():
+        raise UserError(f"{options.file} is not a file.")
+    from ...toolkit.diffusion.single_file import convert
+
+    print(convert(options.file, options.layout, options.out))

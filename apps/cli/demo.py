@@ -1,0 +1,146 @@
+"""`rankfold demo`: five pictures in, an adapter out, on the embedded models, without a network."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run
+from .files import print_proof
+from .options import Overwriting, parse
+from .train import report
+
+if TYPE_CHECKING:
+    from ...training.config.configs import SubjectConfig
+
+DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has seen it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Overwriting):
+    """Teaches the embedded model a new creature and shows before and after."""
+
+    base: Literal["tiny", "tiny-dit"] = "tiny"
+    """Embedded model: the UNet, or the flow transformer."""
+    out: Path = Path("runs/demo")
+    """Run folder; the pictures and numbers lie there."""
+    steps: int = 300
+    """Training steps."""
+    adapter: str = "moslora"
+    """Adapter variant."""
+    threads: int = 0
+    """Torch threads; 0 takes as many as find a free core."""
+    seed: int = 0
+    """Seed of training and pictures."""
+
+
+def demo(words: list[str]) -> None:
+    config = parse(DemoConfig, words, "demo")
+    run_demo(config)
+
+
+def run_demo(config: DemoConfig) -> dict[str, float]:
+    """Trains, measures, exports and prints; returns the figures, none when the training was stopped.
+
+    A demo that is in the folder is done anew; any other run there is left alone, unless the config says to overwrite it.
+    """
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    from ...pipelines.export import export_adapter
+    from ...training.embedded.demo import before_and_after
+    from ...training.launch.start import train
+
+    start = time.time()
+    settings = settings_of(config)
+    overwrite = config.overwrite or is_demo(Run(config.out))
+    if overwrite and not config.overwrite:
+        print(f"{config.out} holds a demo already, which this one takes the place of.")
+    print(f"Teaching the embedded model the creature in {settings.images} (five pictures, {config.steps} steps)")
+    run = train(settings, overwrite=overwrite)
+    if run.status()["state"] != "done":
+        report(run.folder)
+        return {}
+    trained = time.time()
+    figures = before_and_after(run, DEMO_CREATURE, seed=config.seed)
+    print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five pictures, 2: before, 3: after)")
+    print(
+        f"likeness        before {figures['clip_i_before']:.3f}  after {figures['clip_i_after']:.3f}  real {figures['clip_i_real']:.3f}"
+    )
+    print(
+        f"                {figures['closed']:.0%} of the distance to the real pictures closed (CLIP-I, embedded open_clip)"
+    )
+    print(f"scene as asked  before {figures['scene_before']:.0%}  after {figures['scene_after']:.0%}")
+    print(f"place as asked  before {figures['place_before']:.0%}  after {figures['place_after']:.0%}")
+    print("\nexport")
+    out = run.folder / "export"
+    print_proof(export_adapter(run.adapter, settings.base, "diffusers", out, prompt=settings.prompt, max_error=0.05))
+    print(f"\ntrained in {trained - start:.0f} s, everything in {time.time() - start:.0f} s")
+    print(f'Next: rankfold sample --run {run.folder} --prompt "a large sks creature in the snow" --n 8 --grid')
+    print(
+        "      rankfold train subject --images YOUR_FOLDER --base stable-diffusion-v1-5/stable-diffusion-v1-5 --class-noun dog"
+    )
+    return figures
+
+
+def settings_of(config: DemoConfig) -> SubjectConfig:
+    """The run of a demo."""
+    from ...toolkit.core.paths import assets
+    from ...training.config.configs import SubjectConfig
+
+    own = {name: getattr(config, name) for name in CHOSEN}
+    return SubjectConfig(images=assets() / "demo" / "creature", **own, **DEMO_SETTINGS[config.base])
+
+
+def is_demo(run: Run) -> bool:
+    """Whether a folder holds a run that `rankfold demo` makes, whatever its options were."""
+    from ...training.config.configs import from_yaml
+
+    try:
+        found = from_yaml(run.config_file)
+        own = DemoConfig(**{name: getattr(found, name) for name in CHOSEN})
+        return run.is_run() and found == settings_of(own)
+    except (UserError, AttributeError, KeyError):
+        return False
+
+
+CHOSEN = (
+    "base",
+    "out",
+    "steps",
+    "adapter",
+    "threads",
+    "seed",
+)  # of the run's settings, those that are options of the demo
+
+# The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
+# count less. Guidance above 2 burns the colours of this small model. Steps and learning rate: benchmarks/demo_settings.py.
+DEMO_TRAINING: dict[str, Any] = {
+    "batch_size": 4,
+    "rank": 8,
+    "alpha": 8.0,
+    "learning_rate": 1e-3,
+    "min_snr_gamma": 5.0,
+    "train_text_encoder": True,
+    "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    "preview_every": 100,
+    "guidance_scale": 2.0,
+}
+DEMO_SETTINGS: dict[str, dict[str, Any]] = {
+    "tiny": DEMO_TRAINING,
+    "tiny-dit": DEMO_TRAINING
+    | {
+        "min_snr_gamma": None,
+        "target_modules": (
+            *DEMO_TRAINING["target_modules"],
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        ),
+    },
+}

@@ -1,0 +1,130 @@
+"""`rankfold export` and `inspect`: adapters as files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from .options import parse, positional
+
+
+def export(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        run: Annotated[Path, positional()]
+        """Run folder."""
+        format: str = ""
+        """diffusers (unset), peft, kohya (A1111, ComfyUI), kohya-full (whole weight changes) or kohya-glora (GLoRA's own factors);
+        of a vision-language model peft (unset), or merged: the whole tuned model."""
+        out: Path | None = None
+        """Folder for the file; unset means export/ in the run."""
+        approximate: bool = False
+        """Export the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
+        max_error: float = 0.05
+        """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1."""
+        drop_bias: bool = False
+        """Leave the adapter's changes of biases out."""
+        precision: Literal["fp32", "bf16", "fp16"] | None = None
+        """Number format of the base in the proof; unset means the run's. The file is always fp32."""
+
+    options = parse(Options, words, "export")
+    from ...pipelines.export import export_adapter
+    from ...toolkit.core.run_folder import Run
+    from ...training.config.configs import ConversationConfig, from_yaml
+
+    run = Run.open(options.run)
+    config, adapter = from_yaml(run.config_file), run.finished_adapter()
+    if isinstance(config, ConversationConfig):
+        from ...pipelines.export_chat import export_chat
+
+        out = options.out or run.folder / "export"
+        print_proof(export_chat(adapter, config.base, options.format or "peft", out))
+        return
+    proof = export_adapter(
+        adapter,
+        config.base,
+        options.format or "diffusers",
+        options.out or run.folder / "export",
+        prompt=config.prompt,
+        max_error=options.max_error if options.approximate else None,
+        drop_bias=options.drop_bias,
+        side=config.resolution,
+        precision=options.precision or config.precision,
+    )
+    print_proof(proof)
+
+
+def print_proof(proof: Any) -> None:
+    """The outcome of an export."""
+    print(proof.path, *getattr(proof, "words", ()), *proof.told(), sep="\n")
+    proof.check()
+
+
+def inspect(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        file: Annotated[Path, positional()]
+        """A LoRA file, the folder it lies in, a run or its adapter; or conversations about pictures (.json, .jsonl, .parquet)."""
+        base: str | None = None
+        """Base model: each layer's change is set against its weight, conversations are written in its tokens."""
+        images: Path | None = None
+        """Folder that the pictures' paths of conversations start from; unset means the data file's own."""
+        rows: int = 1
+        """Conversations that are shown in full."""
+        skip_bad: bool = False
+        """List conversations that cannot be used instead of stopping at the first."""
+        max_length: int = 2048
+        """Most tokens of a conversation."""
+        layers: bool = False
+        """List every layer."""
+        json: bool = False
+        """Print all of it as JSON."""
+
+    options = parse(Options, words, "inspect")
+    from .inspect_data import DATA, inspect_data
+
+    if options.file.suffix in DATA:
+        inspect_data(
+            options.file,
+            options.base or "tiny-vlm",
+            options.images,
+            rows=options.rows,
+            skip_bad=options.skip_bad,
+            max_length=options.max_length,
+        )
+        return
+    from ...toolkit.formats.folder_report import inspect_adapter
+    from ...toolkit.formats.report import as_json
+
+    found = inspect_adapter(options.file, base_of(options.file, options.base) if options.base else None)
+    if options.json:
+        print(as_json(found))
+    else:
+        print_report(found, every_layer=options.layers)
+
+
+def base_of(adapter: Path, base: str) -> Any:
+    """The base of an adapter, of either kind."""
+    from ...pipelines.chat import open_chat
+    from ...pipelines.generate import Recipe, load_pipeline
+    from ...toolkit.formats.folder_report import is_chat_adapter
+    from ...toolkit.formats.source import adapter_path
+
+    return open_chat(base) if is_chat_adapter(adapter_path(adapter)) else load_pipeline(Recipe(prompt="", base=base))
+
+
+def print_report(found: Any, *, every_layer: bool) -> None:
+    """What `inspect` found, for people."""
+    print(found.path)
+    for key, text in found.table():
+        print(f"  {f'{key:8}' if len(key) < 8 else f'{key}:'} {text}")
+    if every_layer:
+        for layer in found.layers:
+            norm = "-" if layer.norm is None else f"{layer.norm:.4g}"
+            relative = "" if layer.relative is None else f"{layer.relative:.2%} of the weight"
+            print(
+                f"    {layer.name}  {layer.method} r={layer.rank} scale={layer.scale:g} |change|={norm} {relative} {layer.fault}"
+            )
+    for line in found.told():
+        print(f"  {'' if found.is_sound else '! '}{line}")

@@ -1,0 +1,161 @@
+"""`rankfold train instruct`, `search instruct` and `evaluate instruct`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.paths import assets
+from .options import check_free, parse, parse_run, take_option
+from .train import report
+
+
+def train_instruct(words: list[str]) -> None:
+    """`--config FILE` gives the defaults; other options change them."""
+    config, overwrite = configured("InstructConfig", words, "train instruct")
+    check_free(config, overwrite=overwrite)
+    from ...training.launch.start import train
+
+    run = train(config, overwrite=overwrite)
+    report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION")
+
+
+def search_instruct(words: list[str]) -> None:
+    config, overwrite = configured("InstructSearchConfig", words, "search instruct")
+    check_free(config, overwrite=overwrite)
+    from ...training.launch.start import train
+
+    run = train(config, overwrite=overwrite)
+    report(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")
+
+
+def configured(kind: str, words: list[str], name: str) -> tuple[Any, bool]:
+    """The config that the options ask for, and --overwrite."""
+    from ...training.config import configs as configs
+
+    file, words = take_option(words, "--config")
+    default = configs.from_yaml(recipe_file(file)) if file else getattr(configs, kind)()
+    if not isinstance(default, getattr(configs, kind)):
+        raise UserError(f"--config {file} is of another method: use the command it was made for.")
+    return parse_run(getattr(configs, kind), words, name, default)
+
+
+def recipe_file(name: str) -> Path:
+    """A config file by its path, or one of those that ship with rankfold by its name."""
+    shipped = assets() / "recipes" / f"{name}.yaml"
+    return shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    run: Path | None = None
+    """Run folder whose adapter is tuned."""
+    adapters: tuple[Path, ...] = ()
+    """More adapter folders."""
+    strength: tuple[float, ...] = ()
+    """One number for all adapters, or one for each; 1 is as trained."""
+    base: str | None = None
+    """Base model; unset means the run's, or 'tiny-vlm'."""
+    data: Path | None = None
+    """Questions with answers: {"image", "question", "answer" | "answers" | "choices" and "answer"}, or conversations."""
+    images: Path | None = None
+    """Folder that the pictures' paths start from; unset means the data file's own."""
+    retention: Path | None = None
+    """Questions of what the base could do before; what was forgotten is shown."""
+    ask_short: bool = False
+    """Put LLaVA's words for short answers behind each question."""
+    max_new_tokens: int = 32
+    """Most tokens of an answer."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format."""
+    device: str = ""
+    """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
+    seed: int = 0
+    """Which pictures are given to whom in the control."""
+    out: Path | None = None
+    """Folder for evaluation.json and answers.jsonl; unset means evaluation/ in the run."""
+    vlmevalkit: bool = False
+    """Also write the questions as a table that VLMEvalKit reads."""
+
+
+def evaluate_instruct(words: list[str]) -> None:
+    options = parse(EvaluateOptions, words, "evaluate instruct")
+    if options.data is None:
+        raise UserError("--data is missing: give a file with questions and answers.")
+    if options.run is None and not options.adapters:
+        raise UserError("--run is missing: give the run (or --adapters) that is to be set against its base.")
+    from ...training.engine.processes import joined
+    from ...training.evaluation.instruct import evaluate
+    from ...training.evaluation.instruct_report import report, write_figures
+    from ...training.evaluation.items import leaked, read_items, write_vlmevalkit
+
+    items = read_items(options.data, options.images, ask_short=options.ask_short)
+    retention = read_items(options.retention, options.images) if options.retention else []
+    out = options.out or (options.run / "evaluation" if options.run else Path("evaluation"))
+    first = joined().is_main_process
+    if options.vlmevalkit and first:
+        table = write_vlmevalkit(items, out / f"{options.data.stem}.tsv")
+        print(f"{table}\n{vlmevalkit_advice(options, table)}")
+    vision, trained_on = opened(options)
+    figures = evaluate(vision, items, retention=retention, max_new_tokens=options.max_new_tokens, seed=options.seed)
+    if not first:
+        return
+    if trained_on is not None:
+        figures["leaked"] = leaked(items, trained_on)
+    print(report(figures))
+    print(write_figures(out, figures))
+
+
+def vlmevalkit_advice(options: EvaluateOptions, table: Path) -> str:
+    """How to run the table elsewhere."""
+    run = options.run or "RUN"
+    return (
+        "To run it in VLMEvalKit: put the table into its LMUData folder, write the tuned model whole with\n"
+        f"  rankfold export {run} --format merged\n"
+        f"and there: python run.py --data {table.stem} --model MODEL (MODEL: an entry of its config that loads the merged folder)\n"
+        f"lmms-eval: accelerate launch -m lmms_eval --model llava_hf --model_args pretrained={run}/export/merged --tasks TASK"
+    )
+
+
+def opened(options: Any) -> tuple[Any, list[Any] | None]:
+    """The model with its adapters, and the conversations that it was trained on where they are still there."""
+    from ...pipelines.chat import open_chat
+    from ...toolkit.core.devices import device_named
+    from ...toolkit.data.conversations import read_conversations
+
+    adapters, base, template, trained_on = list(options.adapters), options.base, None, None
+    if options.run is not None:
+        run, config = instruct_run(options.run)
+        adapters.insert(0, run.finished_adapter())
+        base = base or config.base
+        template = (run.adapter / "chat_template.jinja").read_text(encoding="utf-8") if config.chat_template else None
+        if config.data is not None and Path(config.data).exists():
+            trained_on = read_conversations(config.data, config.images, skip_bad=True).rows
+    strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
+    vision = open_chat(
+        base or "tiny-vlm",
+        adapters,
+        strengths,
+        precision=options.precision,
+        device=device_named(options.device),
+        template=template,
+    )
+    return vision, trained_on
+
+
+def instruct_run(folder: Path) -> tuple[Any, Any]:
+    """A run of visual instruction tuning, and its config.
+
+    Raises:
+        UserError: when it is a run of another kind.
+    """
+    from ...toolkit.core.run_folder import Run
+    from ...training.config.configs import ConversationConfig, from_yaml
+
+    run = Run.open(folder)
+    config = from_yaml(run.config_file)
+    if not isinstance(config, ConversationConfig):
+        raise UserError(f"{folder} is a run on a diffusion model: use `rankfold sample --run {folder}`.")
+    return run, config

@@ -1,0 +1,70 @@
+"""`rankfold library add`, `list` and `show`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from .options import parse, positional
+
+
+def add(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        path: Annotated[Path, positional()]
+        """Run folder, adapter folder or LoRA file."""
+        name: str = ""
+        """Name in the library; unset means the folder's or file's."""
+        base: str = ""
+        """Base model; unset means what the adapter says."""
+        trigger: str = ""
+        """Words that call the subject; unset means what the adapter says."""
+        thumbnail: Path | None = None
+        """Picture of it; unset means a run's newest preview."""
+
+    options = parse(Options, words, "library add")
+    from ...training.runs import library
+
+    entry = library.add(
+        options.path, name=options.name, base=options.base, trigger=options.trigger, thumbnail=options.thumbnail
+    )
+    print_entry(entry)
+
+
+def list_all(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        pass
+
+    parse(Options, words, "library list")
+    from ...training.runs import library
+
+    found = library.entries()
+    if not found:
+        print("The library is empty. Add an adapter: rankfold library add runs/mine --name mine")
+    width = max((len(entry.name) for entry in found), default=0)
+    for entry in found:
+        print(f"{entry.name:<{width}}  {entry.trigger or '-'}  (base {entry.base}, {entry.adapter or 'lora'})")
+
+
+def show(words: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        name: Annotated[str, positional()]
+        """Name in the library."""
+
+    options = parse(Options, words, "library show")
+    from ...training.runs import library
+
+    print_entry(library.get(options.name))
+
+
+def print_entry(entry: Any) -> None:
+    """All that the library knows of an adapter."""
+    print(
+        f"{entry.name}\n  trigger    {entry.trigger or '-'}\n  base       {entry.base}\n  adapter    {entry.adapter or '-'}"
+    )
+    print(f"  hash       {entry.hash}\n  files      {entry.path}\n  thumbnail  {entry.thumbnail or '-'}")
+    if entry.composed_of:
+        print(f"  made of    {entry.composed_of}")

@@ -1,0 +1,112 @@
+"""`rankfold sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...toolkit.core.errors import UserError
+from .options import parse
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    run: Path | None = None
+    """Run folder whose adapter is used."""
+    adapters: tuple[str, ...] = ()
+    """More adapters: folders, runs, LoRA files of any origin, or names in the library."""
+    strength: tuple[float, ...] = ()
+    """One number for all adapters, or one for each; 1 is as trained."""
+    regions: tuple[str, ...] = ()
+    """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
+    base: str | None = None
+    """Base model; unset means the run's, or 'tiny'."""
+    prompt: str | None = None
+    """What to show; unset means the run's own prompt."""
+    negative_prompt: str = ""
+    """What to steer away from."""
+    n: int = 1
+    """Number of pictures, from seeds seed, seed + 1, ..."""
+    seed: int = 0
+    """Seed of the first picture."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance_scale: float | None = None
+    """How closely to follow the prompt; 1 is not at all; unset means the run's, or 4."""
+    scheduler: str = ""
+    """A scheduler class of diffusers; unset means the one that suits the base's family."""
+    side: int = 0
+    """Side of the pictures in pixels, or their width; 0 means the base model's own."""
+    height: int = 0
+    """Their height, where it is another."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Number format; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
+    out: Path = Path("samples")
+    """Folder for the pictures."""
+    grid: bool = False
+    """Also write all pictures on one sheet."""
+    again: Path | None = field(default=None)
+    """Repeat the picture of this PNG exactly (also spelled --from)."""
+
+
+def sample(words: list[str]) -> None:
+    words = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in words]
+    options = parse(SampleOptions, words, "sample")
+    from ...pipelines.generate import generate, grid, read_recipe, repeat, save_picture
+
+    if options.n < 1:
+        raise UserError(f"--n must be at least 1, not {options.n}.")
+    made = [repeat(read_recipe(options.again))] if options.again else generate(recipe_of(options), options.n)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for picture, own in made:
+        path = options.out / f"{own.seed:06d}.png"
+        save_picture(path, picture, own)
+        print(path)
+    if options.grid:
+        sheet = grid([picture for picture, _ in made], columns=min(4, len(made)))
+        save_picture(options.out / "grid.png", sheet, made[0][1])
+        print(options.out / "grid.png")
+
+
+def recipe_of(options: SampleOptions) -> Any:
+    """The recipe that the options ask for."""
+    from ...pipelines.generate import Recipe, precision_of
+    from ...pipelines.regions import parse_region
+    from ...toolkit.core.run_folder import Run
+    from ...toolkit.formats.as_folder import check_adapter
+    from ...training.config.configs import from_yaml
+    from ...training.runs.library import resolve
+
+    adapters, base, prompt = [str(resolve(text)) for text in options.adapters], options.base, options.prompt
+    guidance_scale = options.guidance_scale
+    if options.run is not None:
+        run = Run.open(options.run)
+        config = from_yaml(run.config_file)
+        adapters.insert(0, str(run.finished_adapter()))
+        base, prompt = base or config.base, prompt or config.prompt
+        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    if prompt is None and options.regions:
+        prompt = ""
+    for path in adapters:
+        check_adapter(Path(path))
+    if prompt is None:
+        raise UserError("--prompt is missing: say what the picture should show.")
+    strengths = options.strength or (1.0,)
+    if len(strengths) == 1:
+        strengths *= len(adapters)
+    return Recipe(
+        prompt=prompt,
+        base=base or "tiny",
+        negative_prompt=options.negative_prompt,
+        adapters=tuple(adapters),
+        strengths=tuple(strengths),
+        regions=tuple(parse_region(text) for text in options.regions),
+        steps=options.steps,
+        guidance_scale=4.0 if guidance_scale is None else guidance_scale,
+        scheduler=options.scheduler,
+        side=options.side,
+        height=options.height,
+        precision=options.precision or precision_of(adapters),
+        seed=options.seed,
+    )

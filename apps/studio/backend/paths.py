@@ -1,0 +1,180 @@
+"""What the studio may touch, and by which names: runs, the library, pictures. No path from a box is used unchecked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....toolkit.core.errors import UserError
+from ....toolkit.core.paths import is_hub_id, name_fault
+from ....toolkit.core.run_folder import Run
+from ....toolkit.core.systems import WINDOWS
+from ....toolkit.diffusion.load import EMBEDDED
+from ....training.config.configs import ConversationConfig, LoopConfig, from_yaml
+from ....training.launch.queue import runs_in
+from ....training.runs import library
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+PICTURES = "_pictures"  # in the runs' folder: what was uploaded
+MADE = "_made"  # what was generated
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one studio."""
+
+    runs: Path
+    readable: tuple[Path, ...] = ()
+    """Folders that boxes for paths may point into, beside the runs and the library."""
+
+    # ------------------------------------------------------------------ runs
+
+    def run_names(self) -> list[str]:
+        """All runs, the newest first."""
+        return [run.folder.name for run in runs_in(self.runs)]
+
+    def run(self, name: str) -> Run:
+        """The run of this name.
+
+        Raises:
+            UserError: when there is none, or the name is no plain name.
+        """
+        return Run.open(self.runs / checked_name(name, "run"))
+
+    def new_run(self, name: str) -> Path:
+        """The folder of a run to be made.
+
+        Raises:
+            UserError: for a name that is no plain name or is taken.
+        """
+        folder = self.runs / checked_name(name, "run")
+        if folder.exists():
+            raise UserError(f"There is a run named {name} already: choose another name.")
+        return folder
+
+    def free_name(self, wish: str) -> str:
+        """The wish, with a number behind it where it is taken."""
+        taken, number = set(self.run_names()), 2
+        name = wish
+        while name in taken or (self.runs / name).exists():
+            name, number = f"{wish}-{number}", number + 1
+        return name
+
+    def config(self, name: str) -> LoopConfig:
+        """A run's config."""
+        return from_yaml(self.run(name).config_file)
+
+    # ------------------------------------------------------------------ adapters
+
+    def adapters(self, *, chat: bool = False) -> dict[str, Path]:
+        """Adapters by what a page calls them: of runs, of steps that were measured, of the library.
+
+        chat: those of vision-language models in the place of the others.
+        """
+        found: dict[str, Path] = {}
+        for run in runs_in(self.runs):
+            try:
+                fits = isinstance(from_yaml(run.config_file), ConversationConfig) == chat
+            except UserError:
+                continue
+            if not fits:
+                continue
+            if run.state() in ("done", "") and (run.adapter / "rankfold.json").is_file():
+                found[run.folder.name] = run.adapter
+            for step in sorted((run.folder / "measured").glob("[0-9]*")):
+                found[f"{run.folder.name} at step {int(step.name)}"] = step
+        if not chat:
+            found |= {f"library: {entry.name}": entry.path for entry in library.entries()}
+        return found
+
+    def adapter(self, name: str, *, chat: bool = False) -> Path:
+        """The adapter that a page calls so.
+
+        Raises:
+            UserError: when there is none.
+        """
+        known = self.adapters(chat=chat)
+        if name not in known:
+            raise UserError(f"There is no adapter named {name}: choose one from the list.")
+        return known[name]
+
+    def adapter_called(self, path: str) -> str:
+        """What a page calls the adapter at a path.
+
+        Raises:
+            UserError: when it is none of the runs' and the library's.
+        """
+        wanted = Path(path).resolve()
+        for name, own in self.adapters().items():
+            if own.resolve() == wanted or own.parent.resolve() == wanted:
+                return name
+        raise UserError(f"The adapter {path} is neither in {self.runs} nor in the library.")
+
+    # ------------------------------------------------------------------ paths from boxes
+
+    def readable_folder(self, text: str, what: str) -> Path:
+        """A folder that somebody typed.
+
+        Raises:
+            UserError: when it is none, or lies outside what the studio may read.
+        """
+        path = self.readable_path(text, what)
+        if not path.is_dir():
+            raise UserError(f"{what} {text} is not a folder.")
+        return path
+
+    def readable_path(self, text: str, what: str) -> Path:
+        """A file or folder that somebody typed, links followed.
+
+        Raises:
+            UserError: when it is not there, or lies outside what the studio may read.
+        """
+        try:
+            path = Path(text.strip()).expanduser().resolve(strict=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{what} {text} does not exist.") from error
+        allowed = [self.runs, library.library_folder(), *self.readable]
+        if not any(path.is_relative_to(folder.resolve()) for folder in allowed):
+            raise UserError(
+                f"{what} {text} lies outside what the studio may read: start it with --readable {path.parent} to allow it."
+            )
+        return path
+
+    def base(self, text: str, embedded: tuple[str, ...] = tuple(EMBEDDED)) -> str:
+        """A base model that somebody chose: embedded, a hub id, or a readable folder or file.
+
+        Raises:
+            UserError: for a path that is not readable.
+        """
+        text = text.strip()
+        if text in embedded or (is_hub_id(text) and not Path(text).exists()):
+            return text
+        return str(self.readable_path(text, "The base"))
+
+    def pictures(self, name: str) -> Path:
+        """The folder for uploaded pictures of this name, made if need be."""
+        folder = self.runs / PICTURES / checked_name(name, "set of pictures")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def made(self) -> Path:
+        """Where generated pictures lie."""
+        folder = self.runs / MADE
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def checked_name(name: str, what: str) -> str:
+    """The name, if it is one.
+
+    Raises:
+        UserError: for anything that could lead out of its folder.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(
+            f"{str(name)[:40]!r} is no name of a {what}: use letters, digits, dots, dashes and underscores, at most 80."
+        )
+    if WINDOWS and (fault := name_fault(name)):
+        raise UserError(f"{name} is no name of a {what}: {fault}. Choose another.")
+    return name

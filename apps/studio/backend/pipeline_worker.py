@@ -1,0 +1,117 @@
+"""Work beside the pages: the model that was used last stays loaded, one page uses it at a time, and any of them can be stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_picture
+from ....toolkit.core.devices import let_go
+from ....toolkit.formats.source import adapter_path, content_hash
+
+LOOK = 0.2  # seconds between reports of progress
+Made = list[tuple[Image.Image, Recipe]]
+
+
+class Stopped(Exception):
+    """Somebody has stopped the drawing."""
+
+
+class Drawing:
+    """One piece of work: how far it is, and whether somebody wants it to end."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.stopped = max(1, total), 0, False
+
+    def step(self) -> None:
+        """One more denoising step is done.
+
+        Raises:
+            Stopped: when somebody wants it to end.
+        """
+        self.done += 1
+        if self.stopped:
+            raise Stopped
+
+    @property
+    def share(self) -> float:
+        """How far it is, 0 to 1."""
+        return min(1.0, self.done / self.total)
+
+
+class Loaded:
+    """The one large model that the pages keep in memory: the one that was used last. Its lock is held while it is used."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.key: Any = None
+        self.model: Any = None
+
+    def get(self, key: Any, load: Callable[[], Any]) -> Any:
+        """The model of this key; the one before it is let go, before another is loaded. Hold the lock."""
+        if key != self.key:
+            self.key = self.model = None
+            let_go()
+            self.model, self.key = load(), key
+        return self.model
+
+
+class Pipes:
+    """The one place where pictures are drawn."""
+
+    def __init__(self, loaded: Loaded | None = None) -> None:
+        self.loaded = loaded or Loaded()
+
+    def pipeline(self, recipe: Recipe) -> Any:
+        """The pipeline of this base with these adapters at these strengths."""
+        hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
+        key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
+        return self.loaded.get(key, lambda: sampling_pipeline(recipe))
+
+    def draw(self, recipe: Recipe, n: int, drawing: Drawing, batch: int = 4) -> Made:
+        """`n` pictures, in small batches so that a stop comes soon."""
+        with self.loaded.lock:
+            return generate(recipe, n, pipe=self.pipeline(recipe), batch=batch, on_step=drawing.step)
+
+    def again(self, recipe: Recipe) -> tuple[Image.Image, Recipe]:
+        """The picture that a recipe was written into."""
+        with self.loaded.lock:
+            return repeat(recipe, pipe=self.pipeline(replace(recipe)))
+
+
+def followed(work: Callable[[Drawing], Any], total: int) -> Iterator[Drawing | Any]:
+    """Runs work beside the page: yields the drawing while it goes on, and last what came of it.
+
+    When the page closes, or its event is cancelled, the work is stopped behind its denoising step.
+    """
+    drawing, pool = Drawing(total), ThreadPoolExecutor(1)
+    future = pool.submit(work, drawing)
+    try:
+        while not future.done():
+            yield drawing
+            time.sleep(LOOK)
+        yield future.result()
+    finally:
+        drawing.stopped = True
+        pool.shutdown(wait=False)  # a page that closes does not wait for a model that is being loaded
+
+
+def kept(made: Made, folder: Path, name: str) -> list[str]:
+    """Writes pictures with their settings inside; returns their paths."""
+    paths = []
+    for picture, recipe in made:
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{recipe.seed:06d}.png"
+        number = 2
+        while path.exists():
+            path = path.with_name(f"{path.stem.split('~')[0]}~{number}.png")
+            number += 1
+        save_picture(path, picture, recipe)
+        paths.append(str(path))
+    return paths

@@ -1,0 +1,294 @@
+"""Compose: one adapter of several, by equal, given or learned weights; and what a composed run was made of."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ....toolkit.core.errors import UserError
+from ....toolkit.diffusion.load import EMBEDDED
+from ....toolkit.formats.source import adapter_path, facts_of
+from ....training.compose.task import check_compose
+from ....training.config.configs import ComposeConfig, check_numbers
+from ..backend.paths import PICTURES, Places
+from ..build import Studio
+from ..render.messages import note, plainly
+from .train import queued
+
+LIKE, GIVEN, LEARNED = "all alike", "weights", "learned"
+TABLE = ["adapter", "mean weight", "least", "greatest"]
+
+
+# ---------------------------------------------------------------------------------------------- what is asked for
+
+
+def source_of(places: Places, name: str) -> str:
+    """What a config calls an adapter: a run's folder where it is a run's own, whose name the composition then bears.
+
+    Raises:
+        UserError: when there is no such adapter.
+    """
+    path = places.adapter(name)
+    return str(path.parent if adapter_path(path.parent) == path else path)
+
+
+def told_of(places: Places, name: str) -> dict[str, str]:
+    """What an adapter says of itself; for a file in the library, which says little, what the library knows."""
+    path = places.adapter(name)
+    entry = path.parent / "entry.json"
+    known = {"base": json.loads(entry.read_text(encoding="utf-8"))["base"]} if entry.is_file() else {}
+    return known | facts_of(path)
+
+
+def weights_from(text: str, count: int) -> tuple[float, ...]:
+    """The numbers in a box, one for each adapter.
+
+    Raises:
+        UserError: for anything else.
+    """
+    try:
+        weights = tuple(float(word) for word in text.replace(",", " ").replace(";", " ").split())
+    except ValueError as error:
+        raise UserError(
+            f"The weights {text!r} are not numbers: write one for each adapter, such as 0.6 0.4."
+        ) from error
+    if len(weights) != count:
+        raise UserError(f"There are {len(weights)} weights for {count} adapters: write one for each, such as 0.6 0.4.")
+    if not all(map(math.isfinite, weights)):
+        raise UserError(f"The weights {text!r} are not all finite: write plain numbers, such as 0.6 0.4.")
+    return weights
+
+
+def picture_sets(places: Places) -> list[str]:
+    """Sets of pictures that were uploaded."""
+    folder = places.runs / PICTURES
+    return sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
+
+
+def pictures_from(places: Places, chosen: str | None, typed: str) -> Path:
+    """The folder that weights are learned on: an uploaded set, or one that somebody typed.
+
+    Raises:
+        UserError: when it is neither, both, or may not be read.
+    """
+    if chosen and typed.strip():
+        raise UserError("An uploaded set and a folder were both given: leave one of them empty.")
+    if typed.strip():
+        return places.readable_folder(typed, "The folder")
+    if not chosen:
+        raise UserError("Learned weights need a few pictures: choose an uploaded set, or type a folder.")
+    if chosen not in picture_sets(places):
+        raise UserError(f"There is no set of pictures named {chosen}: choose one from the list.")
+    return places.pictures(chosen)
+
+
+def config_from(places: Places, names: list[str] | None, how: str, values: dict[str, Any], run: str) -> ComposeConfig:
+    """The config that the boxes mean. values: weights, set, folder, steps, rate, rank, base, token and noun, as boxes have them.
+
+    Raises:
+        UserError: for no adapters, one that is not there, and numbers or paths that do not fit.
+    """
+    if not names:
+        raise UserError("No adapter has been chosen: choose those that one shall be made of.")
+    if how not in (LIKE, GIVEN, LEARNED):
+        raise UserError(f"{how!r} is no way to compose: choose {LIKE}, {GIVEN} or {LEARNED}.")
+    first = told_of(places, names[0])
+    base = values["base"] or first.get("base", "")
+    if not base:
+        raise UserError(f"{names[0]} does not say which base it was made for: choose the base.")
+    checked = places.base(base)
+    settings: dict[str, Any] = {}
+    if how == GIVEN:
+        settings["weights"] = weights_from(values["weights"] or "", len(names))
+    if how == LEARNED:
+        settings["images"] = pictures_from(places, values["set"], values["folder"] or "")
+        settings |= {"steps": int(values["steps"] or 0), "learning_rate": float(values["rate"] or 0)}
+    for key, own in (("token", values["token"]), ("class_noun", values["noun"])):
+        if words := (own or "").strip() or first.get(key, ""):
+            settings[key] = words
+    return ComposeConfig(
+        out=places.new_run(run),
+        adapters=tuple(source_of(places, name) for name in names),
+        # An adapter's own spelling of its base stays, for the others' are compared with it.
+        base=checked if values["base"] else base,
+        max_rank=int(values["rank"] or 0),
+        **settings,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what came of it
+
+
+def composed_runs(places: Places) -> list[str]:
+    """Runs whose adapter was made of others, the newest first."""
+    return [name for name in places.run_names() if "composed_of" in facts_at(places.run(name).adapter)]
+
+
+def facts_at(folder: Path) -> dict[str, Any]:
+    """What an adapter's folder says of itself; nothing while it is being made."""
+    try:
+        return json.loads((folder / "rankfold.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def composition(places: Places, name: str) -> tuple[list[list[Any]], list[str]]:
+    """A row for each source, see TABLE, and sentences about the whole.
+
+    Raises:
+        UserError: when there is no such run, or it was not composed, or not yet.
+    """
+    run, facts = places.run(name), facts_at(places.run(name).adapter)
+    if "composed_of" not in facts:
+        if isinstance(places.config(name), ComposeConfig):
+            raise UserError(f"{name} is {run.state() or 'no run'}: its weights are here when it is done, see Watch.")
+        raise UserError(f"{name} was not composed: choose a run of this page.")
+    weights = json.loads(facts["composed_weights"])
+    columns = list(zip(*weights.values(), strict=True))
+    names = source_names(places, name, [source["name"] for source in json.loads(facts["composed_of"])])
+    rows = [
+        [source, *(round(value, 4) for value in (sum(own) / len(own), min(own), max(own)))]
+        for source, own in zip(names, columns, strict=True)
+    ]
+    lines = [f"{facts['composed_how']} of {len(rows)} adapters for the base {facts['base']}."]
+    if len(weights) > 1:
+        lines.append(f"The weights were learned, {len(weights)} sets of them: one for each place in the model.")
+    if cut := float(facts["composed_cut_error"]):
+        lines.append(f"It was cut to a lower rank: a layer's change is missed by up to {cut:.1%}.")
+    return rows, lines
+
+
+def source_names(places: Places, run: str, known: list[str]) -> list[str]:
+    """What pages call the sources of a composed run; where one is gone, what it was called."""
+    config = places.config(run)
+    paths = config.adapters if isinstance(config, ComposeConfig) else ()
+    if len(paths) != len(known):
+        return known
+    names = []
+    for path, name in zip(paths, known, strict=True):
+        try:
+            names.append(places.adapter_called(path))
+        except UserError:
+            names.append(name)
+    return names
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def build(studio: Studio) -> None:
+    """The page."""
+    gr.Markdown("## 1. Adapters")
+    names = gr.Dropdown(
+        [],
+        multiselect=True,
+        allow_custom_value=True,
+        label="Adapters, all for the same base",
+        elem_id="compose-adapters",
+    )
+    gr.Markdown("## 2. How much of each")
+    boxes = [names, *how_boxes()]
+    gr.Markdown("## 3. Start")
+    with gr.Row():
+        run = gr.Textbox(label="Name of the run", value="composed-1", elem_id="compose-name")
+        go = gr.Button("Compose", variant="primary", elem_id="compose-start")
+    started = gr.HTML(label="Started", elem_id="compose-started")
+    gr.Markdown("## What a composed run was made of")
+    with gr.Row():
+        done = gr.Dropdown([], allow_custom_value=True, label="Composed run", scale=3, elem_id="composed-run")
+        again = gr.Button("List runs anew", scale=1)
+    said = gr.HTML(label="How it was made", elem_id="composed-said")
+    table = gr.Dataframe(
+        headers=TABLE, label="What it was made of", interactive=False, wrap=True, elem_id="composed-of"
+    )
+    wire(studio, boxes, run, go, started, done, again, said, table)
+
+
+def how_boxes() -> list[Any]:
+    """The boxes of step 2, in the order that `compose` takes them; those of the way that was not chosen are hidden."""
+    how = gr.Radio([LIKE, GIVEN, LEARNED], value=LIKE, label="Weights of the adapters", elem_id="compose-how")
+    weights = gr.Textbox(
+        label="Weights, one for each adapter", placeholder="0.6 0.4", visible=False, elem_id="compose-weights",
+        info="Any numbers; 1 takes an adapter as it was trained.",
+    )  # fmt: skip
+    with gr.Group(visible=False) as learned:
+        with gr.Row():
+            chosen = gr.Dropdown(
+                [], allow_custom_value=True, label="Pictures: an uploaded set (see Train)", elem_id="compose-set"
+            )
+            folder = gr.Textbox(
+                label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="compose-folder"
+            )
+        with gr.Row():
+            steps = gr.Number(100, label="Steps", precision=0, minimum=1, elem_id="compose-steps")
+            rate = gr.Number(0.05, label="Learning rate of the weights", elem_id="compose-rate")
+    with gr.Row():
+        rank = gr.Number(
+            0, label="Cut to this rank (0: not)", precision=0, minimum=0, elem_id="compose-rank",
+            info="Without a cut the sum is exact and has the sum of the ranks.",
+        )  # fmt: skip
+        base = gr.Dropdown(
+            ["", *EMBEDDED], value="", allow_custom_value=True, label="Base model", elem_id="compose-base",
+            info="Empty: the one that the first adapter was made for.",
+        )  # fmt: skip
+        token = gr.Textbox(label="Rare word", info="Empty: the first adapter's.", elem_id="compose-token")
+        noun = gr.Textbox(label="Class noun", info="Empty: the first adapter's.", elem_id="compose-noun")
+    how.change(
+        lambda way: (gr.update(visible=way == GIVEN), gr.update(visible=way == LEARNED)), how, [weights, learned],
+        api_visibility="private", queue=False, show_progress="hidden",
+    )  # fmt: skip
+    return [how, weights, chosen, folder, steps, rate, rank, base, token, noun]
+
+
+def wire(studio: Studio, boxes: list[Any], run: Any, go: Any, started: Any, done: Any, again: Any, said: Any,
+         table: Any) -> None:  # fmt: skip
+    """What the buttons do."""
+    places = studio.places
+
+    @plainly
+    def compose(names: list[str] | None, how: str, weights: str, chosen: str | None, folder: str, steps: float,
+                rate: float, rank: float, base: str, token: str, noun: str, name: str) -> tuple[str, str]:  # fmt: skip
+        values = {"weights": weights, "set": chosen, "folder": folder, "steps": steps, "rate": rate, "rank": rank,
+                  "base": base, "token": token, "noun": noun}  # fmt: skip
+        config = config_from(places, names, how, values, name)
+        check_numbers(config)
+        check_compose(config)  # the queue does so only for weights that are learned
+        return queued(studio, config)
+
+    @plainly
+    def composed(name: str | None) -> tuple[str, list[list[Any]]]:
+        if not name:
+            return note("No run has been composed yet."), []
+        rows, lines = composition(places, name)
+        return "".join(map(note, lines)), rows
+
+    @plainly
+    def opened(request: gr.Request) -> tuple[Any, ...]:
+        runs, wanted = composed_runs(places), request.query_params.get("run")
+        value = wanted if wanted in runs else (runs[0] if runs else None)
+        return (
+            gr.Dropdown(choices=list(places.adapters())),
+            gr.Dropdown(choices=["", *picture_sets(places)], value=""),
+            places.free_name("composed-1"),
+            gr.Dropdown(choices=runs, value=value),
+            *composed(value),
+        )
+
+    @plainly
+    def listed(chosen: str | None) -> tuple[Any, ...]:
+        runs = composed_runs(places)
+        value = chosen if chosen in runs else (runs[0] if runs else None)
+        return gr.Dropdown(choices=runs, value=value), *composed(value), gr.Dropdown(choices=list(places.adapters()))
+
+    # Through the queue, for outside of it Gradio shows no error's sentence.
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+    names, chosen = boxes[0], boxes[3]
+    go.click(compose, [*boxes, run], [started, run], api_name="compose")
+    done.input(composed, done, [said, table], **quiet)
+    again.click(listed, done, [done, said, table, names], **quiet)
+    page = gr.context.Context.root_block
+    page.load(opened, None, [names, chosen, run, done, said, table], **quiet)

@@ -1,0 +1,214 @@
+"""What the Watch page shows of a run, read from its folder: drawn once for all who look, at most once a second."""
+
+from __future__ import annotations
+
+import html
+import json
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ....toolkit.core.errors import UserError
+from ....toolkit.core.run_folder import LIVE, Run, row_of
+from ....training.config.configs import from_yaml
+from ....training.launch.queue import OUTPUT, waiting
+from .curves import drawing, smoothed
+from .messages import note, time_left, without_secrets
+
+FRESH = 1.0  # seconds for which a view serves everybody
+KEPT = 32  # runs whose views are kept
+LOG_LINES = 200
+PREVIEWS = 60  # the newest
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as it is shown."""
+
+    state: str
+    told: str
+    """The state in a line, how far it is, and why it failed, as HTML."""
+    curves: str
+    previews: tuple[tuple[str, str], ...]
+    """Files with their captions."""
+    log: str
+
+    @property
+    def parts(self) -> tuple[str, str, tuple[tuple[str, str], ...], str, str]:
+        """What is sent to a page, each only where it has changed."""
+        return self.told, self.curves, self.previews, self.log, self.state
+
+
+class Followed:
+    """What the page needs of a metrics.jsonl that grows; each line is read once."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.begin(0)
+
+    def begin(self, inode: int) -> None:
+        """Nothing is read yet of the file with this number."""
+        self.inode, self.read = inode, 0
+        self.steps: list[float] = []
+        self.losses: list[float] = []
+        self.last: dict[str, Any] = {}  # the last row with a loss
+        self.measured: list[dict[str, Any]] = []
+
+    def follow(self) -> None:
+        """Reads what is new; all of it when another file has taken the place, as when a run is resumed."""
+        if not self.file.is_file():
+            self.begin(0)
+            return
+        facts = self.file.stat()
+        if facts.st_ino != self.inode or facts.st_size < self.read:
+            self.begin(facts.st_ino)
+        with self.file.open("rb") as opened:
+            opened.seek(self.read)
+            block = opened.read()
+        whole = block[: block.rfind(b"\n") + 1]  # a line may be half written
+        self.read += len(whole)
+        for line in whole.splitlines():
+            self.take(line)
+
+    def take(self, line: bytes) -> None:
+        """One line; what is no row of ours is passed over."""
+        row = row_of(line)
+        if row is None or not isinstance(row.get("step"), int | float):
+            return
+        if isinstance(row.get("loss"), int | float):
+            self.steps.append(row["step"])
+            self.losses.append(row["loss"])
+            self.last = row
+        if "likeness" in row and "prompt_fidelity" in row:
+            self.measured.append(row)
+
+
+class Views:
+    """Views of runs, shared by all who look."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.followed: dict[Path, Followed] = {}
+        self.drawn: dict[Path, tuple[float, View]] = {}
+
+    def of(self, run: Run) -> View:
+        """The run as it was a second ago at most; a new state is seen at once."""
+        with self.lock:
+            at, view = self.drawn.get(run.folder, (-FRESH, None))
+            if view is None or time.monotonic() - at >= FRESH or run.state() != view.state:
+                rows = self.followed.setdefault(run.folder, Followed(run.metrics_file))
+                rows.follow()
+                view = view_of(run, rows)
+                self.drawn[run.folder] = (time.monotonic(), view)
+                self.forget()
+            return view
+
+    def forget(self) -> None:
+        """Lets go of the views that were drawn longest ago."""
+        for folder in sorted(self.drawn, key=lambda folder: self.drawn[folder][0])[:-KEPT]:
+            del self.drawn[folder], self.followed[folder]
+
+
+def view_of(run: Run, rows: Followed) -> View:
+    """A run, drawn."""
+    state = run.state()
+    return View(state, told_of(run, state, rows), curves_of(rows), previews_of(run), log_of(run, state))
+
+
+def told_of(run: Run, state: str, rows: Followed) -> str:
+    """The state in a line, how far it is, and why it failed."""
+    status = run.status()
+    step, total = max(status.get("step", 0), rows.last.get("step", 0)), status.get("total", 0)
+    facts = [f"step {step} of {total}"] if total else []
+    if rows.last and state in LIVE:
+        facts += pace(run, rows, total - step)
+    if state == "queued":
+        place = [one.folder.name for one in waiting(run.folder.parent)]
+        if run.folder.name in place:
+            facts.append(f"number {place.index(run.folder.name) + 1} in the queue")
+    text = f'<div class="state" role="status"><b>{html.escape(state or "unknown")}</b>' + "".join(
+        f"<span>{html.escape(fact)}</span>" for fact in facts
+    )
+    text += f'</div><progress max="{total or 1}" value="{step}" aria-label="steps done"></progress>'
+    if state == "lost":
+        text += note(
+            "Its process is gone without a word (killed, or out of memory). Resume goes on from its last checkpoint.",
+            "fault",
+        )
+    if state == "failed":
+        text += note(without_secrets(str(status.get("error") or "It failed.")), "fault")
+    name = html.escape(run.folder.name)
+    return text + f'<p><a href="/?clone={name}">Use the settings of this run for another</a></p>'
+
+
+def pace(run: Run, rows: Followed, steps_left: int) -> list[str]:
+    """How fast a run is, what it holds, and how long it will take."""
+    speed = rows.last.get("images_per_second", 0)
+    facts = [f"{speed:.1f} images/s"]
+    if "memory_gib" in rows.last:
+        facts.append(f"{rows.last['memory_gib']:.2f} GiB")
+    if len(rows.losses) > 1 and speed:
+        facts.append(f"about {time_left(steps_left * batch_of(run) / speed)} left")
+    return facts
+
+
+def batch_of(run: Run) -> int:
+    """Pictures of a step."""
+    try:
+        config = from_yaml(run.config_file)
+    except UserError:
+        return 1
+    return config.batch_size * config.gradient_accumulation
+
+
+def curves_of(rows: Followed) -> str:
+    """The loss, raw and smoothed, and what was measured."""
+    x, y = rows.steps, rows.losses
+    text = drawing("Loss", {"as it is": (x, y), "smoothed": (x, smoothed(y))}, faint=("as it is",))
+    if rows.measured:
+        steps = [row["step"] for row in rows.measured]
+        likeness: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+            "likeness": (steps, [row["likeness"] for row in rows.measured])
+        }
+        real = rows.measured[-1].get("likeness_real")
+        if real is not None and len(steps) > 1:
+            likeness["real photos"] = (steps, [real] * len(steps))
+        fidelity = [row["prompt_fidelity"] for row in rows.measured]
+        text += drawing("Likeness to held-out photos (CLIP-I)", likeness)
+        text += drawing("Prompt fidelity (CLIP-T)", {"fidelity": (steps, fidelity)})
+    return text or note("No step has been logged yet.")
+
+
+def previews_of(run: Run) -> tuple[tuple[str, str], ...]:
+    """The newest previews, the newest step first."""
+    files = run.samples.glob("[0-9]*_*.png") if run.samples.is_dir() else []
+    steps = {file: int(file.name.split("_")[0]) for file in files if file.name.split("_")[0].isdecimal()}
+    newest = sorted(steps, key=lambda file: (-steps[file], file.name))[:PREVIEWS]
+    return tuple((str(file), f"step {steps[file]}") for file in newest)
+
+
+def log_of(run: Run, state: str) -> str:
+    """The log, the newest line first; behind a failure also what the process printed, and what a model answered."""
+    parts = []
+    if state in ("failed", "lost"):
+        parts += tail(run.folder / OUTPUT, 40)
+    answers = sorted(run.samples.glob("[0-9]*_*.json"))[-4:] if run.samples.is_dir() else []
+    for file in reversed(answers):
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        parts.append(f"{file.stem}: {json.dumps(said, ensure_ascii=False)}")
+    return without_secrets("\n".join(parts + tail(run.log_file, LOG_LINES)))
+
+
+def tail(file: Path, lines: int) -> list[str]:
+    """The last lines of a file, the last one first."""
+    if not file.is_file():
+        return []
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - 64 * 1024))
+        return opened.read().decode(errors="replace").splitlines()[-lines:][::-1]

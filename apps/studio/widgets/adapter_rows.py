@@ -1,0 +1,73 @@
+"""Rows of adapters on a page: on or off, which, and how strong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ....toolkit.core.errors import UserError
+from ..backend.paths import Places
+
+ROWS = 24  # all are there from the start, hidden until they are asked for
+
+
+class AdapterRows:
+    """Rows of adapters: on or off, which, and how strong; more are shown as they are asked for."""
+
+    def __init__(self, places: Places, label: str = "adapter") -> None:
+        self.places, self.rows = places, []
+        for number in range(ROWS):
+            with gr.Row(visible=number == 0) as row:
+                on = gr.Checkbox(label="on", value=True, scale=0, min_width=70)
+                name = gr.Dropdown(
+                    [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
+                )
+                slider = gr.Slider(-1, 2, 1, step=0.05, label="strength", scale=3)
+                strength = gr.Number(1, label="strength, any number", step=0.05, scale=1, min_width=120)
+                slider.input(None, slider, strength, js="(value) => value", api_visibility="private", queue=False)
+            self.rows.append((row, on, name, strength))
+        self.more = gr.Button("One more adapter", size="sm")
+        self.count = gr.State(1)
+        self.length = [self.count, *(row for row, *_ in self.rows)]
+        self.more.click(self.grow, self.count, self.length, api_visibility="private", queue=False)
+
+    @property
+    def boxes(self) -> list[Any]:
+        """On, name and strength, row by row."""
+        return [box for _, *own in self.rows for box in own]
+
+    @property
+    def names(self) -> list[Any]:
+        """The boxes with the names."""
+        return [name for _, _, name, _ in self.rows]
+
+    def grow(self, count: int) -> list[Any]:
+        """One more row."""
+        return shown(min(ROWS, count + 1))
+
+    def choices(self) -> list[Any]:
+        """The adapters as they are now, for every row."""
+        names = list(self.places.adapters())
+        return [gr.Dropdown(choices=["", *names]) for _ in range(ROWS)]
+
+
+def shown(count: int) -> list[Any]:
+    """So many rows and no others: the count, then every row."""
+    return [count, *(gr.update(visible=number < count) for number in range(ROWS))]
+
+
+def values_of(names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
+    """What every row's boxes hold for these adapters: on, name and strength, row by row.
+
+    Raises:
+        UserError: for more adapters than there are rows.
+    """
+    if len(names) > ROWS:
+        raise UserError(f"There are {len(names)} adapters, and this page shows {ROWS}.")
+    rows: list[Any] = []
+    for number in range(ROWS):
+        there = number < len(names)
+        rows += [there or number == 0, names[number] if there else None, strengths[number] if there else 1.0]
+    return rows

@@ -1,0 +1,180 @@
+"""Config classes as forms: each field with its meaning, and how its value looks in a box and in YAML."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import textwrap
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ....toolkit.core.errors import UserError
+from ....training.config.configs import METHODS, LoopConfig, from_text, to_yaml
+
+
+@dataclass(frozen=True)
+class Field:
+    """One setting."""
+
+    name: str
+    kind: str
+    """flag, whole, number, text, choice, texts (one a line) or mapping (JSON)."""
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name in words."""
+        return self.name.replace("_", " ")
+
+
+@cache
+def fields_of(kind: type) -> tuple[Field, ...]:
+    """The settings of a config class, in order."""
+    hints, meanings = get_type_hints(kind), meanings_of(kind)
+    blank = kind()
+    return tuple(
+        described(field.name, hints[field.name], plain(getattr(blank, field.name)), meanings.get(field.name, ""))
+        for field in fields(kind)
+    )
+
+
+def described(name: str, hint: Any, default: Any, meaning: str) -> Field:
+    """A field of this type."""
+    optional = False
+    if isinstance(hint, UnionType):
+        optional = type(None) in get_args(hint)
+        hint = next(arm for arm in get_args(hint) if arm is not type(None))
+    if get_origin(hint) is Literal:
+        return Field(name, "choice", default, meaning, tuple(str(arm) for arm in get_args(hint)), optional)
+    kinds = {bool: "flag", int: "whole", float: "number", str: "text", Path: "text"}
+    if hint in kinds:
+        return Field(name, kinds[hint], default, meaning, (), optional)
+    return Field(name, "mapping" if get_origin(hint) is dict else "texts", default, meaning, (), optional)
+
+
+@cache
+def meanings_of(kind: type) -> dict[str, str]:
+    """Field -> the docstring below it, with those of the classes it comes from."""
+    found: dict[str, str] = {}
+    for own in reversed(kind.__mro__):
+        if own is object:
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(own))).body[0].body  # type: ignore[attr-defined]
+        for line, below in pairwise(body):
+            if (
+                isinstance(line, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                found[line.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML has it."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shown(field: Field, value: Any) -> Any:
+    """A value as its box shows it."""
+    if field.kind == "texts":
+        return "\n".join(str(one) for one in value or ())
+    if field.kind == "mapping":
+        return json.dumps(value) if value else ""
+    if field.kind == "text":
+        return "" if value is None else str(value)
+    return value
+
+
+def read(field: Field, value: Any) -> Any:
+    """What a box holds, as YAML has it.
+
+    Raises:
+        UserError: when it does not fit.
+    """
+    empty = value is None or value == ""
+    if field.kind == "texts":
+        return [line.strip() for line in str(value or "").splitlines() if line.strip()]
+    if field.kind == "mapping":
+        try:
+            found = {} if empty else json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(f'{field.label} must be JSON, such as {{"name": "value"}}.') from error
+        return found
+    if empty:
+        return None if field.optional else field.default
+    if field.kind == "whole":
+        if float(value) != int(value):
+            raise UserError(f"{field.label} must be a whole number, not {value}.")
+        return int(value)
+    return float(value) if field.kind == "number" else value
+
+
+def yaml_of(method: str, values: dict[str, Any]) -> str:
+    """Values as the YAML of a config; what stands at its default is left out."""
+    own = {f.name: values[f.name] for f in fields_of(METHODS[method]) if f.name in values}
+    changed = {f.name: own[f.name] for f in fields_of(METHODS[method]) if f.name in own and own[f.name] != f.default}
+    return yaml.safe_dump({"method": method} | changed, sort_keys=False, allow_unicode=True)
+
+
+def config_of(text: str) -> LoopConfig:
+    """The config that a YAML text means.
+
+    Raises:
+        UserError: for text that is no config.
+    """
+    return from_text(text, "The settings")
+
+
+def values_of(config: LoopConfig) -> dict[str, Any]:
+    """A config's values as YAML has them."""
+    values = yaml.safe_load(to_yaml(config))
+    del values["method"]
+    return values
+
+
+def method_of(config: LoopConfig) -> str:
+    """The name of its method."""
+    return next(name for name, kind in METHODS.items() if type(config) is kind)
+
+
+def command_of(config: LoopConfig) -> list[str]:
+    """The words of the command line that do the same."""
+    names = {
+        "subject": "train subject",
+        "instruct": "train instruct",
+        "search": "search subject",
+        "search-instruct": "search instruct",
+        "compose": "compose",
+        "compose-instruct": "compose instruct",
+    }
+    words = ["rankfold", *names[method_of(config)].split()]
+    values = values_of(config)
+    adapters = values.pop("adapters", []) if method_of(config).startswith("compose") else []
+    words += adapters
+    for field in fields_of(type(config)):
+        value = values.get(field.name, field.default)
+        if field.name == "adapters" or value == field.default:
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.kind == "flag":
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif field.kind == "texts":
+            words += [flag, *map(str, value)]
+        elif field.kind == "mapping":
+            words += [flag, *(str(word) for pair in value.items() for word in pair)]
+        else:
+            words += [flag, str(value)]
+    return words

@@ -1,0 +1,167 @@
+"""A form made from a config class, with the same settings as YAML and as a command beside it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import gradio as gr
+
+from ....toolkit.adapters.registry import adapter_names, make_config, options_of
+from ....toolkit.core.errors import UserError
+from ....toolkit.diffusion.load import EMBEDDED
+from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
+from ....training.config.configs import METHODS, LoopConfig
+from ..render.messages import note, plainly
+from .fields import Field, command_of, config_of, fields_of, read, shown, values_of, yaml_of
+
+ADAPTER_TABLE = ["field", "value", "meaning"]
+
+
+class Form:
+    """The widgets of one method. `basic` stand open, all others behind a search."""
+
+    def __init__(self, method: str, basic: tuple[str, ...], hidden: tuple[str, ...] = ("out",)) -> None:
+        self.method = method
+        self.fields = {f.name: f for f in fields_of(METHODS[method]) if f.name not in (*hidden, "adapter_options")}
+        self.basic = [name for name in basic if name in self.fields]
+        self.rest = [name for name in self.fields if name not in basic]
+        self.widgets: dict[str, Any] = {}
+        self.has_adapter = "adapter" in self.fields
+        self.id = method
+
+    # -------------------------------------------------------------------------- building
+
+    def build_basic(self) -> None:
+        """The settings that everybody looks at, and the adapter's own."""
+        with gr.Row():
+            for name in self.basic:
+                self.widgets[name] = self.widget(self.fields[name])
+        self.options = gr.Dataframe(
+            headers=ADAPTER_TABLE,
+            value=self.option_rows("moslora", {}) if self.has_adapter else [],
+            label="The adapter's own settings (leave a value empty for its default)",
+            interactive=True,
+            static_columns=[0, 2],
+            column_count=3,
+            wrap=True,
+            visible=self.has_adapter,
+            column_widths=["20%", "20%", "60%"],
+            elem_id=f"{self.id}-options",
+        )
+
+    def build_rest(self) -> None:
+        """All other settings, with a search."""
+        with gr.Accordion("All settings", open=False, elem_id=f"{self.id}-all"):
+            self.search = gr.Textbox(label="Search the settings", placeholder="warmup, mask, precision ...")
+            with gr.Row():
+                for name in self.rest:
+                    self.widgets[name] = self.widget(self.fields[name])
+
+    def build_yaml(self) -> None:
+        """The same as YAML, which is what is started, and as a command."""
+        with gr.Row():
+            self.yaml = gr.Code(
+                value=yaml_of(self.method, {}), language="yaml", label="The settings as YAML", lines=8,
+                interactive=True, elem_id=f"{self.id}-yaml", scale=1,
+            )  # fmt: skip
+            self.command = gr.Textbox(
+                label="The same in a terminal", lines=8, interactive=False, elem_id=f"{self.id}-command", scale=1
+            )
+        self.said = gr.HTML(label="What is wrong with the settings", elem_id=f"{self.id}-said")
+
+    def widget(self, field: Field) -> Any:
+        """The box of a setting."""
+        common: dict[str, Any] = {
+            "label": field.label, "info": field.help, "elem_id": f"{self.id}-{field.name}",
+        }  # fmt: skip
+        value = shown(field, field.default)
+        if field.name == "adapter":
+            return gr.Dropdown(adapter_names(), value=value, **common, min_width=200)
+        if field.name == "base":
+            known = EMBEDDED_VISION if self.method.endswith("instruct") else EMBEDDED
+            return gr.Dropdown([*known], value=value, allow_custom_value=True, **common, min_width=200)
+        if field.kind == "flag":
+            return gr.Checkbox(value=value, **common, min_width=220)
+        if field.kind == "choice":
+            return gr.Dropdown(list(field.choices), value=value, **common, min_width=200)
+        if field.kind in ("whole", "number"):
+            return gr.Number(value=value, precision=0 if field.kind == "whole" else None, **common, min_width=200)
+        lines = 2 if field.kind in ("texts", "mapping") else 1
+        return gr.Textbox(value=value, lines=lines, **common, min_width=200)
+
+    def option_rows(self, adapter: str, values: dict[str, str]) -> list[list[str]]:
+        """The adapter's own settings as a table: name, value, meaning."""
+        return [
+            [name, values.get(name, ""), " ".join(meaning.split())] for name, meaning in options_of(adapter).items()
+        ]
+
+    # -------------------------------------------------------------------------- wiring
+
+    def wire(self) -> None:
+        """Boxes write the YAML, the YAML writes the boxes; the command follows."""
+        boxes = list(self.widgets.values())
+        quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        inputs = [self.yaml, self.options, *boxes]
+        written = [self.yaml, self.command, self.said]
+        for box in boxes:
+            box.input(plainly(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
+        self.options.input(plainly(self.from_boxes), inputs, written, **quiet)
+        if self.has_adapter:
+            self.widgets["adapter"].input(plainly(self.adapter_chosen), self.widgets["adapter"], self.options, **quiet)
+        self.yaml.blur(plainly(self.from_yaml), self.yaml, [self.command, self.said, self.options, *boxes], **quiet)
+        self.search.input(self.found, self.search, [self.widgets[name] for name in self.rest], **quiet)
+
+    def adapter_chosen(self, adapter: str) -> list[list[str]]:
+        """Another adapter, its own settings."""
+        return self.option_rows(adapter, {})
+
+    def from_boxes(self, before: str, options: Any, *values: Any) -> tuple[str, str, str]:
+        """YAML, command and what is wrong, from what the boxes hold."""
+        try:
+            own = {name: read(self.fields[name], value) for name, value in zip(self.widgets, values, strict=True)}
+            if self.has_adapter:
+                known = options_of(own["adapter"])
+                rows = options.values.tolist() if hasattr(options, "values") else options
+                chosen = {str(row[0]): str(row[1]).strip() for row in rows if row and row[0] in known}
+                own["adapter_options"] = {key: value for key, value in chosen.items() if value}
+            text = yaml_of(self.method, own)
+            return text, self.told(text), ""
+        except UserError as error:
+            return before, "", note(str(error), "fault")
+
+    def from_yaml(self, text: str) -> tuple[Any, ...]:
+        """Command, what is wrong, the adapter's own settings and all boxes, from the YAML."""
+        try:
+            config = self.config(text)
+        except UserError as error:
+            return ("", note(str(error), "fault"), *(gr.skip() for _ in range(1 + len(self.widgets))))
+        values = values_of(config)
+        options = self.option_rows(values["adapter"], values["adapter_options"]) if self.has_adapter else gr.skip()
+        boxes = [shown(self.fields[name], values[name]) for name in self.widgets]
+        return (self.told(text), "", options, *boxes)
+
+    def config(self, text: str) -> LoopConfig:
+        """The config of the YAML, if it is one of this method and its adapter takes these settings."""
+        config = config_of(text)
+        if not isinstance(config, METHODS[self.method]):
+            raise UserError(f"The settings are not of the method {self.method}.")
+        if self.has_adapter:
+            own: Any = config
+            make_config(
+                own.adapter, rank=own.rank, alpha=own.alpha, dropout=own.dropout, target_modules=("to_q",),
+                options=own.adapter_options,
+            )  # fmt: skip
+        return config
+
+    def told(self, text: str) -> str:
+        """The command that does the same."""
+        return shlex.join(command_of(self.config(text)))
+
+    def found(self, wanted: str) -> list[Any]:
+        """Which boxes the search shows."""
+        words = wanted.lower().split()
+        return [
+            gr.update(visible=all(word in f"{field.label} {field.help}".lower() for word in words))
+            for field in (self.fields[name] for name in self.rest)
+        ]

@@ -1,0 +1,163 @@
+"""Step 1 of the Train page: pictures into a set, checked, shown as training will see them, and captioned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ....pipelines.caption import captions_for
+from ....pipelines.chat import open_chat
+from ....toolkit.core.devices import device
+from ....toolkit.core.errors import UserError
+from ....toolkit.vlm.model import EMBEDDED, bases_at_hand
+from ..backend.pipeline_worker import Drawing, Loaded, Stopped, followed
+from ..build import Studio
+from ..render.messages import note, plainly, progress
+from .form import Form
+from .uploads import crop_preview, keep, look_at, write_captions
+
+SIDE = 160  # pixels of a thumbnail
+SMALL = 64  # pixels: smaller pictures are pointed out
+
+
+def shown(folder: Path, refused: list[str]) -> tuple[Any, ...]:
+    """The folder, its pictures, its captions, and what was noticed."""
+    found = look_at(folder)
+    pictures = [(crop_preview(one, SIDE), f"{one.path.name}, {one.width} x {one.height}") for one in found]
+    bare = sum(not one.caption for one in found)
+    lines = [f"{len(found)} pictures."]
+    if bare:
+        lines.append(f"{bare} have no caption: they are taught as 'a TOKEN NOUN'.")
+    lines += [f"{one.path.name} looks like {one.like}: keep one of them." for one in found if one.like]
+    lines += [
+        f"{one.path.name} is small, less than {SMALL} pixels." for one in found if min(one.width, one.height) < SMALL
+    ]
+    text = "".join(map(note, lines)) + "".join(note(line, "fault") for line in refused)
+    return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
+
+
+def captioned(rows: list[list[str]], folder: Path, base: str, config: Any, loaded: Loaded, drawing: Drawing) -> int:
+    """Fills the rows (picture, caption) that have no caption, one after another; returns how many.
+
+    Raises:
+        Stopped: when somebody wants it to end; what was written until then stands in the rows.
+    """
+    empty = [row for row in rows if not row[1].strip()]
+    with loaded.lock:
+        vision = loaded.get(("captions", base), lambda: open_chat(base, device=device()))
+        made = captions_for(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
+        for row, text in zip(empty, made, strict=True):
+            row[1] = text
+            drawing.step()
+    return len(empty)
+
+
+class PhotoStep:
+    """The boxes of step 1. folder: a State with the chosen folder."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.places, self.loaded = studio.places, studio.loaded
+        self.folder = gr.State("")
+        with gr.Row():
+            with gr.Column():
+                self.files = gr.File(
+                    label="Pictures, captions or a zip", file_count="multiple", elem_id="files",
+                    file_types=["image", ".zip", ".txt"],
+                )  # fmt: skip
+                self.set_name = gr.Textbox(label="Name of this set of pictures", value="my-subject", elem_id="set-name")
+                self.add = gr.Button("Add these pictures", variant="primary", elem_id="add")
+            with gr.Column():
+                self.typed = gr.Textbox(
+                    label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="folder"
+                )
+                self.point = gr.Button("Use this folder", elem_id="use-folder")
+        self.findings = gr.HTML(label="What was noticed", elem_id="findings")
+        self.gallery = gr.Gallery(
+            label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops"
+        )
+        self.captions = gr.Dataframe(
+            headers=["picture", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
+            wrap=True, elem_id="captions",
+        )  # fmt: skip
+        with gr.Row():
+            self.write = gr.Button("Save the captions", elem_id="save-captions")
+            self.model = gr.Dropdown(
+                [*EMBEDDED], value=next(iter(EMBEDDED)), allow_custom_value=True, label="Model that writes captions",
+                info="tiny-vlm knows drawn pictures only; others: a hub id in the local cache, or a folder.",
+                elem_id="caption-model",
+            )  # fmt: skip
+            self.ask = gr.Button("Write missing captions", elem_id="write-captions")
+        self.said = gr.HTML(label="Captions written", elem_id="captions-said")
+
+    @property
+    def shown_in(self) -> list[Any]:
+        """Where `shown` is shown."""
+        return [self.folder, self.gallery, self.captions, self.findings]
+
+    def wire(self, form: Form) -> None:
+        """What the buttons do. form: the settings, for the subject's words."""
+        self.add.click(plainly(self.add_files), [self.files, self.set_name], self.shown_in, api_name="upload")
+        self.point.click(plainly(self.point_to), self.typed, self.shown_in, api_name="use_folder")
+        self.write.click(plainly(self.store), [self.folder, self.captions], self.shown_in, api_visibility="private")
+
+        @plainly
+        def write_missing(folder: str, table: Any, model: str, text: str) -> Iterator[Any]:
+            yield from self.written(folder, table, model, form.config(text))
+
+        self.ask.click(
+            write_missing, [self.folder, self.captions, self.model, form.yaml], [self.captions, self.said],
+            api_visibility="private", concurrency_id="device",
+        )  # fmt: skip
+        load = gr.context.Context.root_block.load
+        load(lambda: gr.Dropdown(choices=bases_at_hand()), None, self.model, api_visibility="private",
+             show_progress="hidden", queue=False)  # fmt: skip
+
+    def add_files(self, files: list[str] | None, name: str) -> tuple[Any, ...]:
+        """Uploaded files into a set."""
+        if not files:
+            raise UserError("No file has been chosen: drop pictures, captions (.txt) or a zip into the box.")
+        folder = self.places.pictures(name)
+        return shown(folder, keep(files, folder))
+
+    def point_to(self, text: str) -> tuple[Any, ...]:
+        """A folder that was typed."""
+        return shown(self.places.readable_folder(text, "The folder"), [])
+
+    def store(self, folder: str, table: Any) -> tuple[Any, ...]:
+        """The table's captions beside the pictures."""
+        path = self.chosen(folder)
+        write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
+        return shown(path, [])
+
+    def written(self, folder: str, table: Any, model: str, config: Any) -> Iterator[Any]:
+        """The table with its missing captions written by a model, as they come."""
+        path, base = self.chosen(folder), self.places.base(model, tuple(EMBEDDED))
+        rows = [[str(name), str(text or "")] for name, text in table.values.tolist()]
+        known = {file.name for file in path.iterdir()}
+        if unknown := next((name for name, _ in rows if name not in known), None):
+            raise UserError(f"There is no picture named {unknown[:60]!r}.")
+        missing = sum(not text.strip() for _, text in rows)
+        if not missing:
+            raise UserError("Every picture has a caption: empty those in the table that should be written anew.")
+        try:
+            for now in followed(partial(captioned, rows, path, base, config, self.loaded), missing):
+                if isinstance(now, Drawing):
+                    yield rows, progress(now.share)
+                else:
+                    yield rows, note(f"{now} captions written by {model}: read them, then save them.")
+        except Stopped:
+            yield rows, note("Stopped.")
+
+    def chosen(self, folder: str) -> Path:
+        """The folder that was chosen.
+
+        Raises:
+            UserError: when there is none yet.
+        """
+        if not folder:
+            raise UserError("There are no pictures yet: add some first.")
+        return self.places.readable_folder(folder, "The folder")

@@ -1,0 +1,134 @@
+"""Pictures from the browser: single files and zips, checked before anything is kept."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from ....toolkit.core.errors import UserError
+from ....toolkit.core.run_folder import write_atomic
+from ....toolkit.data.images import load_rgb, size_of
+from ....toolkit.data.subjects import SUFFIXES, Sample, load_picture, picture_fault, read_captions
+
+MOST_FILES = 2000
+MOST_BYTES = 2 * 2**30  # of all that a zip unpacks to
+MOST_OF_ONE = 200 * 2**20
+KEPT = (*SUFFIXES, ".txt", ".jsonl")
+ALIKE = 4  # bits of 64 in which the fingerprints of near duplicates differ at most
+
+
+@dataclass(frozen=True)
+class Found:
+    """One picture of a set, as the page shows it."""
+
+    path: Path
+    width: int
+    height: int
+    caption: str
+    like: str = ""
+    """Name of a picture before it that it repeats."""
+
+
+def keep(files: Sequence[str | Path], folder: Path) -> list[str]:
+    """Puts pictures and captions into a folder; returns a sentence for each that was refused.
+
+    Raises:
+        UserError: for a zip that is none, is too large, or leads out of its folder.
+    """
+    refused = []
+    for file in map(Path, files):
+        if file.suffix.lower() == ".zip":
+            kept = list(unpacked(file))
+        elif file.suffix.lower() in KEPT:
+            kept = [(file.name, file.read_bytes())]
+        else:
+            refused.append(f"{file.name}: neither a picture, a caption (.txt) nor a zip.")
+            continue
+        for name, data in kept:
+            write_atomic(folder / name, data)
+            if Path(name).suffix.lower() in SUFFIXES and (fault := picture_fault(folder / name)):
+                (folder / name).unlink()
+                refused.append(f"{name}: {fault}")
+    return refused
+
+
+def unpacked(file: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the pictures and captions in a zip, folders left out.
+
+    Raises:
+        UserError: see `keep`. Nothing has been unpacked then.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            for entry in entries:
+                path = PurePosixPath(entry.filename.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts:
+                    raise UserError(f"{file.name} holds the name {entry.filename!r}, which leads out of its folder.")
+            entries = [e for e in entries if wanted(PurePosixPath(e.filename.replace("\\", "/")))]
+            if len(entries) > MOST_FILES:
+                raise UserError(f"{file.name} holds {len(entries)} files, more than {MOST_FILES}.")
+            if sum(entry.file_size for entry in entries) > MOST_BYTES:
+                raise UserError(f"{file.name} unpacks to more than {MOST_BYTES >> 30} GiB.")
+            for entry in entries:
+                with archive.open(entry) as opened:
+                    data = opened.read(MOST_OF_ONE + 1)  # what it says of its own size may be a lie
+                if len(data) > MOST_OF_ONE:
+                    raise UserError(f"{file.name}: {entry.filename} unpacks to more than {MOST_OF_ONE >> 20} MiB.")
+                yield PurePosixPath(entry.filename.replace("\\", "/")).name, data
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+        raise UserError(f"{file.name} is no whole zip file without a password.") from error
+
+
+def wanted(path: PurePosixPath) -> bool:
+    """Whether a zip's entry is a picture or caption, and not a system's own file."""
+    return path.suffix.lower() in KEPT and not path.name.startswith(".") and "__MACOSX" not in path.parts
+
+
+def look_at(folder: Path) -> list[Found]:
+    """The pictures of a folder with their captions, and which of them repeat another."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    pictures = [p for p in files if p.suffix.lower() in SUFFIXES and picture_fault(p) is None]
+    captions = read_captions(folder, files, {p.name for p in pictures})
+    found: list[Found] = []
+    prints: list[tuple[str, np.ndarray]] = []
+    for path in pictures:
+        own = fingerprint(load_rgb(path))
+        like = next((name for name, other in prints if int((own != other).sum()) <= ALIKE), "")
+        prints.append((path.name, own))
+        width, height = size_of(path)
+        found.append(Found(path, width, height, captions.get(path.name, ""), like))
+    return found
+
+
+def fingerprint(picture: Image.Image) -> np.ndarray:
+    """64 bits that stay nearly the same when a picture is scaled or compressed: whether it brightens from cell to cell."""
+    cells = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return (cells[:, 1:] > cells[:, :-1]).ravel()
+
+
+def crop_preview(found: Found, side: int) -> Image.Image:
+    """The middle square of the picture, small: what training sees unless it is told to pad or to keep shapes."""
+    return load_picture(Sample(found.path), (side, side), "center")
+
+
+def write_captions(folder: Path, captions: dict[str, str]) -> None:
+    """Writes a .txt beside each picture; an empty caption removes it.
+
+    Raises:
+        UserError: for a name that is none of the folder's pictures.
+    """
+    known = {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    for name, caption in captions.items():
+        if name not in known:
+            raise UserError(f"There is no picture named {name[:60]!r}.")
+        file = known[name].with_suffix(".txt")
+        if caption.strip():
+            write_atomic(file, caption.strip().encode())
+        else:
+            file.unlink(missing_ok=True)

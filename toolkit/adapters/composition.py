@@ -1,0 +1,166 @@
+"""Several trained adapters as one (Asadi, Beitollahi et al. 2024, arXiv 2402.15414).
+
+    weight' = weight + sum_n w_n * change_n        for each layer, with weights w of its own
+
+uniform: w_n = 1 / N. Learned: w = softmax(v / temperature), v = 1 at the start and so uniform, v trained and all else frozen;
+or w = v itself, unconstrained. A source that does not touch a layer counts there as a change of nothing. The sum is exact:
+plain LoRA whose rank is the sum of the ranks, which `cut` shortens without ever building a matrix of the weight's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .approximate import low_rank
+from .attach import replace_module
+from .base import finer
+from .change import Change, carry_out, cat
+from .fold import Folded, on_cpu
+from .quantized import is_plain
+
+
+class Weights(nn.Module):
+    """The weights (N,) of N sources in one layer, or in all layers that share it."""
+
+    def __init__(self, count: int, *, temperature: float = 1.0, free: bool = False) -> None:
+        super().__init__()
+        self.temperature, self.free = temperature, free
+        self.logits = nn.Parameter(torch.full((count,), 1 / count if free else 1.0))
+
+    def forward(self) -> torch.Tensor:
+        """The weights, (N,)."""
+        return self.logits if self.free else (self.logits / self.temperature).softmax(0)
+
+
+class Mixture(nn.Module):
+    """A frozen layer with the frozen changes of N sources, added up by weights: all of them cost one product."""
+
+    def __init__(self, base_layer: nn.Module, changes: Sequence[Change], weights: Weights) -> None:
+        super().__init__()
+        self.base_layer, self.weights, self.plain = base_layer, weights, is_plain(base_layer)
+        weight = self.weight.detach().flatten(1)
+        changes = [without_masks(change, weight) for change in changes]
+        owners = [n for n, change in enumerate(changes) if change.down is not None for _ in change.down]
+        self.register("down", cat([change.down for change in changes], 0))  # (R, in), R the sum of the ranks
+        self.register("up", cat([change.up for change in changes], 1))  # (out, R)
+        self.register("owner", torch.tensor(owners, dtype=torch.long))  # (R,): whose column of up
+        self.register("biases", stacked([change.bias for change in changes]))  # (N, out)
+        self.register("dense", stacked([change.dense for change in changes]))  # (N, out, in)
+
+    def register(self, name: str, tensor: torch.Tensor | None) -> None:
+        """Keeps a tensor where the weight is; it is not saved, since the sum is."""
+        self.register_buffer(name, None if tensor is None else tensor.to(self.weight.device), persistent=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The frozen weight."""
+        return self.base_layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The frozen bias."""
+        return self.base_layer.bias  # type: ignore[return-value]
+
+    def get_base_layer(self) -> nn.Module:
+        """The frozen layer."""
+        return self.base_layer
+
+    def total(self) -> Change:
+        """The weighted sum."""
+        w = self.weights()
+        return Change(
+            down=self.down,
+            up=None if self.up is None else self.up * w[self.owner],
+            bias=None if self.biases is None else w @ self.biases,
+            dense=None if self.dense is None else torch.tensordot(w, self.dense, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in), or (B, in, H, W) for a convolution."""
+        return carry_out(self.base_layer, x, self.total(), self.plain)
+
+
+def without_masks(change: Change, weight: torch.Tensor) -> Change:
+    """The change with what scales the weight (out, in) written out."""
+    if change.rows is None and change.mask_up is None:
+        return change
+    scaled = replace(change, down=None, up=None, bias=None)
+    return Change(change.down, change.up, bias=change.bias, dense=scaled.delta_weight(finer(weight).cpu()))
+
+
+def stacked(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """One on the other, zeros in the place of those that are not there; None when none is."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack([torch.zeros_like(there[0]) if t is None else t for t in tensors]) if there else None
+
+
+# ---------------------------------------------------------------------------------------------- a model's layers
+
+
+def mix(model: nn.Module, sources: Sequence[Folded], weights_of: Callable[[str], Weights]) -> dict[str, Mixture]:
+    """Puts the sources on a frozen model; weights_of(layer name) may give several layers the same weights."""
+    mixtures = {}
+    for name in layer_names(sources):
+        changes = [source.get(name, Change()) for source in sources]
+        mixtures[name] = Mixture(model.get_submodule(name), changes, weights_of(name)).to(
+            model.get_submodule(name).weight.device
+        )
+        replace_module(model, name, mixtures[name])
+    return mixtures
+
+
+def layer_names(sources: Sequence[Folded]) -> list[str]:
+    """Layers that any source changes, each once, in order."""
+    return list(dict.fromkeys(name for source in sources for name in source))
+
+
+def sharing(tie: str, make: Callable[[], Weights]) -> Callable[[str], Weights]:
+    """weights_of for `mix`: weights for each layer, each block, or one for all (global)."""
+    keys = {"layer": lambda name: name, "block": block_of, "global": lambda name: ""}
+    made: dict[str, Weights] = {}
+
+    def weights_of(name: str) -> Weights:
+        key = keys[tie](name)
+        if key not in made:
+            made[key] = make()
+        return made[key]
+
+    return weights_of
+
+
+def block_of(name: str) -> str:
+    """The block that a layer is in: its name up to the last number with two names or more behind it.
+
+    'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0' -> '...transformer_blocks.0'.
+    """
+    words = name.split(".")
+    numbers = [i for i, word in enumerate(words) if word.isdigit() and len(words) - i > 2]
+    return ".".join(words[: numbers[-1] + 1]) if numbers else words[0]
+
+
+# ---------------------------------------------------------------------------------------------- the sum
+
+
+@torch.no_grad()
+def totals(mixtures: dict[str, Mixture]) -> Folded:
+    """Each layer's weighted sum, in main memory."""
+    return {name: on_cpu(mixture.total()) for name, mixture in mixtures.items()}
+
+
+def weighted(sources: Sequence[Folded], weights: Sequence[float]) -> Folded:
+    """The same for weights that are alike in all layers, without a model."""
+    return {
+        name: sum((s[name].scaled(w) for s, w in zip(sources, weights, strict=True) if name in s), Change())
+        for name in layer_names(sources)
+    }
+
+
+def cut(folded: Folded, weights: dict[str, Any], max_rank: int) -> tuple[Folded, dict[str, float]]:
+    """Each change as plain LoRA of at most this rank, and the relative errors. weights: the frozen ones (out, in)."""
+    short = {name: low_rank(change, weights[name], max_rank=max_rank) for name, change in folded.items()}
+    return {name: change for name, (change, _) in short.items()}, {name: error for name, (_, error) in short.items()}

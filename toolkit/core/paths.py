@@ -1,0 +1,96 @@
+"""Paths as people write them, on any system: with ~, with backslashes, as addresses, and names that a file cannot have."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .systems import WINDOWS
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+    f"{kind}{n}" for kind in ("COM", "LPT") for n in range(1, 10)
+}
+
+
+def assets() -> Path:
+    """The folder of the embedded models, prompts and recipes inside the package."""
+    return Path(__file__).resolve().parent.parent.parent / "assets"
+
+
+def cache_folder() -> Path:
+    """Where latents, prompt states and class pictures are kept: $RANKFOLD_CACHE or ~/.cache/rankfold."""
+    return home(Path(os.environ.get("RANKFOLD_CACHE", "~/.cache/rankfold")))
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can name a repository of the hub (name/model) rather than a place on this machine."""
+    return HUB_ID.fullmatch(text) is not None
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is written as a path, be there anything or not: with / or a backslash, a drive, or ~."""
+    return "/" in text or "\\" in text or text.startswith("~") or bool(PureWindowsPath(text).drive)
+
+
+def at_home(value: Any) -> Any:
+    """The value with ~ at the start of its paths put out; within tuples and dicts too.
+
+    Of texts, only those that begin with ~/ count as paths.
+    """
+    if isinstance(value, PurePath) and value.parts[:1] and value.parts[0].startswith("~"):
+        return home(value)
+    if isinstance(value, str) and (value == "~" or value.startswith(("~/", "~\\"))):
+        return str(home(Path(value.replace("\\", "/") if not WINDOWS else value)))
+    if isinstance(value, tuple):
+        return tuple(at_home(one) for one in value)
+    if isinstance(value, dict):
+        return {key: at_home(one) for key, one in value.items()}
+    return value
+
+
+def home(path: PurePath) -> Path:
+    """A path with ~ or ~name put out; as it is where nobody has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def there(text: str, folder: Path | None) -> Path:
+    """The path that a data file writes, absolute or from a folder; written with backslashes, it is also looked for with /."""
+    path = Path(of_address(text)) if text.startswith("file://") else home(Path(text))
+    ways = [path] if "\\" not in text else [path, Path(text.replace("\\", "/"))]
+    found = [way if way.is_absolute() or folder is None else folder / way for way in ways]
+    return next((way for way in found if is_file(way)), found[0])
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def of_address(address: str, *, windows: bool = WINDOWS) -> str:
+    """The path of a file:// address: file:///C:/photos/a%20b.png is C:/photos/a b.png on Windows, //host/share/a.png there too."""
+    parts = urlsplit(address)
+    path = unquote(parts.path)
+    if windows and re.match(r"/[A-Za-z]:", path):
+        return path[1:]
+    return f"//{parts.netloc}{path}" if windows and parts.netloc not in ("", "localhost") else path
+
+
+def name_fault(name: str) -> str:
+    """Why Windows has no file or folder of this name; '' where it may have one."""
+    if found := sorted(set(re.findall(r'[<>:"/\\|?*\x00-\x1f]', name))):
+        return f"{' '.join(map(repr, found))} cannot be in a name"
+    if name.endswith((".", " ")):
+        return "a name cannot end with a dot or a blank"
+    if name.split(".")[0].rstrip().upper() in DEVICES:
+        return f"{name.split('.')[0]} is the name of a device"
+    return ""

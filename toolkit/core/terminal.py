@@ -1,0 +1,178 @@
+"""What stands on the terminal: our own words, in whatever letters it has; the libraries' only under --verbose, or before a traceback.
+
+Libraries print, warn and log when they are imported and used, about matters that no user has caused. Their C++ is told to be silent in
+the environment, their logs below an error are turned off, and of what is written to stdout and stderr only that goes through which
+modules of ours write, or those that write for us.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TextIO
+
+from .errors import UserError
+from .out_of_memory import as_shortage, general_cure, is_shortage
+
+VERBOSE, SILENT = "RANKFOLD_VERBOSE", "RANKFOLD_SILENT"  # for the processes that a command starts: which of both it is
+QUIET = {
+    "PYTHONWARNINGS": "ignore",  # of processes that are started; in this one warnings are held back
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "GLOG_minloglevel": "2",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+}
+SETTINGS = {
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # read when torch is imported
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# Ours; what writes for us; faults; what asks the user something.
+HEARD = (
+    *("rankfold", "__main__", "rich", "tyro", "argparse"),
+    *("traceback", "threading", "logging", "multiprocessing"),
+    *("wandb", "click", "getpass", "pdb", "bdb", "cmd"),
+)
+KEPT = 50  # lines that are held back for a traceback
+
+
+@contextmanager
+def plain_end(*, verbose: bool = False) -> Iterator[None]:
+    """Within, our own words stand alone, and what a user can cause ends the program in one sentence.
+
+    Exit codes: 2 a mistake or a lack of memory, 130 interrupted. verbose: let the libraries speak.
+    """
+    any_letters()
+    try:
+        with own_words(verbose=verbose or VERBOSE in os.environ):
+            yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if is_shortage(error):
+            error = as_shortage(error, "this was done", general_cure)
+        if not isinstance(error, UserError):
+            raise
+        print(f"rankfold: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def any_letters() -> None:
+    """Prints ? for a letter that the console's encoding lacks (cp1252, ASCII), in the place of a UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def calm(environment: MutableMapping[str, str]) -> None:
+    """Asks the libraries for silence, as far as they can be asked; before they are imported."""
+    for name, value in (QUIET | SETTINGS).items():
+        environment.setdefault(name, value)
+
+
+@contextmanager
+def own_words(*, verbose: bool = False) -> Iterator[None]:
+    """Within, the libraries are not heard. What they said last is shown when it ends in a fault that nobody foresaw."""
+    before = dict(os.environ)
+    if verbose:
+        os.environ[VERBOSE] = "1"
+        os.environ.update({name: value for name, value in SETTINGS.items() if name not in before})
+        try:
+            yield
+        finally:
+            put_back(before)
+        return
+    calm(os.environ)
+    os.environ[SILENT] = "1"
+    held: deque[str] = deque(maxlen=KEPT)
+    plain, threshold = (sys.stdout, sys.stderr), logging.root.manager.disable
+    sys.stdout, sys.stderr = own = (OwnWords(plain[0], held), OwnWords(plain[1], held))  # type: ignore[assignment]
+    logging.disable(max(threshold, logging.WARNING))
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, UserError) and not is_shortage(error):
+            show(held, plain[1])
+        raise
+    finally:
+        logging.disable(threshold)
+        if (sys.stdout, sys.stderr) == own:
+            sys.stdout, sys.stderr = plain
+        put_back(before)
+
+
+def put_back(environment: dict[str, str]) -> None:
+    """Takes back what was added to the environment: whoever called us from a program of his own has not asked for it."""
+    for name in (*QUIET, *SETTINGS, VERBOSE, SILENT):
+        if name not in environment:
+            os.environ.pop(name, None)
+
+
+class OwnWords:
+    """A stream that lets through what `HEARD` modules write, and holds back the rest."""
+
+    def __init__(self, stream: TextIO, held: deque[str]) -> None:
+        self.stream, self.held = stream, held
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes as the stream does, or not at all."""
+        self.put(text, writing_module())
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """The same of several."""
+        self.put("".join(lines), writing_module())
+
+    def put(self, text: str, writer: str) -> None:
+        """Lets through or holds back what a module writes; a bar of tqdm's is of no use later."""
+        if writer.split(".")[0] in HEARD:
+            self.stream.write(text)
+        elif text.strip() and not writer.startswith("tqdm"):
+            self.held.append(text.rstrip("\n"))
+
+
+def writing_module() -> str:
+    """The module that calls the caller of this; '__main__' where it is the interpreter itself, as with a traceback.
+
+    While rich draws a bar, what anybody prints goes through a stream of its own: then whose print it was counts.
+    """
+    try:
+        frame = sys._getframe(2)
+    except ValueError:
+        return "__main__"
+    first = module_of(frame)
+    while first.startswith("rich") and frame is not None:
+        if module_of(frame) == "rich.file_proxy":
+            return module_of(frame.f_back)
+        frame = frame.f_back
+    return first
+
+
+def module_of(frame: FrameType | None) -> str:
+    """The name of a frame's module."""
+    return frame.f_globals.get("__name__", "__main__") if frame else "__main__"
+
+
+def show(held: deque[str], stream: TextIO) -> None:
+    """What the libraries said, before the traceback of what it may be about."""
+    if held:
+        print("rankfold: the libraries said last:", *(f"  {line}" for line in held), sep="\n", file=stream)
+
+
+if (
+    "multiprocessing.spawn" in sys.modules and SILENT in os.environ
+):  # spawned to read pictures ahead: for as long as it lives
+    silence = own_words()
+    silence.__enter__()

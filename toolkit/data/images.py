@@ -1,0 +1,130 @@
+"""Pictures from files, bytes and data sets, of any mode and orientation, as RGB."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..core.errors import UserError
+from ..core.paths import is_file, there
+
+Source = Path | bytes
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
+PICTURE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names a picture
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError)  # what Pillow raises for no picture
+ORIENTATION = 0x0112
+
+
+def opened(source: Source) -> Image.Image:
+    """The picture, its header read and its pixels not."""
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+
+
+def load_rgb(source: Source) -> Image.Image:
+    """The first frame as RGB: turned as EXIF says, transparency on white, 16 bit brought to 8.
+
+    Raises:
+        UserError: for what is no whole picture, or a decompression bomb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with opened(source) as image:
+                return as_rgb(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{named(source)} unpacks to far more pixels than its size suggests.") from error
+    except BROKEN as error:
+        raise UserError(f"{named(source)} is not a whole picture (truncated, or another kind of file).") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB. Pillow itself would clip 16 bit greys to white and lay transparency on whatever colour is under it."""
+    if image.mode in DEEP:
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        most = next((white for white in (1, 255) if values.max() <= white and (image.mode == "F" or white > 1)), 65535)
+        image = Image.fromarray((values.clip(0, most) * 255 / most).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def size_of(source: Source) -> tuple[int, int]:
+    """(width, height) as the picture is seen, from its header alone.
+
+    Raises:
+        UserError: for what is no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with opened(source) as image:
+                return (image.height, image.width) if lies_on_its_side(image, source) else image.size
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        raise UserError(f"{named(source)} is not a picture that can be read.") from error
+
+
+def lies_on_its_side(image: Image.Image, source: Source) -> bool:
+    """Whether EXIF says to turn an opened picture by a right angle."""
+    if image.format == "TIFF":  # Pillow has turned its size already
+        return False
+    if (
+        image.format == "PNG" and "exif" not in image.info
+    ):  # it may stand behind the pixels, which Pillow would decode to get there
+        whole = source.read_bytes() if isinstance(source, Path) else source
+        if b"eXIf" not in whole:
+            return False
+    return image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+
+
+def named(source: Source) -> str:
+    """What an error calls a source."""
+    return str(source) if isinstance(source, Path) else f"a picture of {len(source)} bytes"
+
+
+def source_of(value: Any, folder: Path | None) -> Source:
+    """The source behind what data files put for a picture: a path, a data URL, bytes, a block with one of these, a PIL picture.
+
+    folder: what relative paths start from.
+
+    Raises:
+        UserError: for an address on the network, a file that is not there, or anything else.
+    """
+    if isinstance(value, dict):
+        for key in PICTURE_KEYS:
+            if value.get(key) is not None:
+                return decoded(f",{value[key]}") if key == "base64" else source_of(value[key], folder)
+        raise UserError("a picture's block names no picture: give it a path.")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, Image.Image):
+        buffer = io.BytesIO()
+        as_rgb(ImageOps.exif_transpose(value)).save(buffer, format="png")
+        return buffer.getvalue()
+    if not isinstance(value, (str, Path)) or not str(value).strip():
+        raise UserError(f"a picture cannot be {value!r}: give its path.")
+    if isinstance(value, str) and value.startswith("data:"):
+        return decoded(value)
+    if str(value).startswith(("http://", "https://")):
+        raise UserError(f"the picture {value} is on the network: fetch it first and give its path.")
+    path = there(str(value), folder)
+    if not is_file(path):
+        raise UserError(f"there is no picture {path}. Is --images right?")
+    return path
+
+
+def decoded(url: str) -> bytes:
+    """The bytes of a data URL."""
+    try:
+        return base64.b64decode(url.split(",", 1)[1], validate=True)
+    except (IndexError, ValueError) as error:
+        raise UserError("a picture given as data is not valid base64.") from error

@@ -1,0 +1,55 @@
+"""Z-Image: a flow transformer over Qwen 3, with time running from noise to picture and one list entry a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..model import PictureModel, Words, stacked
+
+
+class ZImage(PictureModel):
+    """One attention over words and picture; prompts keep their own lengths."""
+
+    pipelines = ("ZImagePipeline",)
+    licence = "Apache-2.0. The distilled Turbo loses its few-step skill under training: train the base model."
+
+    @property
+    def native_resolution(self) -> int:
+        return 1024  # no config says it
+
+    def words(self, prompts: Sequence[str]) -> Words:
+        states, _ = self.text_pipeline().encode_prompt(
+            list(prompts), device=self.device, do_classifier_free_guidance=False
+        )
+        rows = [
+            {"prompt_embeds": s[None], "mask": torch.ones(1, len(s), dtype=torch.bool, device=s.device)} for s in states
+        ]
+        return stacked(rows)
+
+    @classmethod
+    def call_inputs(
+        cls, prompts: Sequence[str] | Words, negative: Sequence[str] | Words | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        """States go in as a list of tensors of their own lengths."""
+        given = super().call_inputs(prompts, negative, guidance_scale)
+        for start in ("", "negative_"):
+            mask = given.pop(f"{start}mask", None)
+            if mask is not None:
+                given[f"{start}prompt_embeds"] = own_lengths(given[f"{start}prompt_embeds"], mask)
+        return given
+
+    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+        rows = self.transformer(
+            list(noisy[:, :, None].unbind()), 1 - levels_B, own_lengths(words["prompt_embeds"], words.get("mask"))
+        ).sample
+        return -torch.stack(list(rows))[:, :, 0]
+
+
+def own_lengths(states: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+    """States (B, L, width) without what the mask (B, L) leaves out, one tensor a prompt; no mask leaves nothing out."""
+    if mask is None:
+        return list(states)
+    return [row[keep.bool()] for row, keep in zip(states, mask, strict=True)]

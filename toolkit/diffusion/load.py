@@ -1,0 +1,100 @@
+"""Base models for picture generation: found, and checked before anything of them is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..core.cache import key_of
+from ..core.errors import UserError, nearest
+from ..core.hub import WEIGHTS, snapshot
+from ..core.paths import assets, cache_folder, is_hub_id
+from .families import FAMILIES
+from .model import PictureModel
+from .single_file import SUFFIXES, convert
+
+EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit"}
+
+
+def resolve_base(base: str) -> str:
+    """The folder or hub id behind --base, checked as far as possible without loading a weight.
+
+    Raises:
+        UserError: for a folder that is no pipeline, or a hub id that can be neither found in the cache nor fetched.
+    """
+    if base in EMBEDDED:
+        folder = assets() / EMBEDDED[base]
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"The embedded model is missing from {folder}; build it with: rankfold build-tiny")
+        return str(folder)
+    if Path(base).is_dir():
+        check_pipeline_folder(Path(base))
+        return base
+    if Path(base).is_file() and Path(base).suffix in SUFFIXES:
+        return str(converted(Path(base)))
+    if Path(base).exists() or not is_hub_id(base):
+        raise UserError(
+            f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
+            f"The embedded models are {' and '.join(EMBEDDED)}."
+        )
+    folder = snapshot(
+        base,
+        WEIGHTS,
+        f"--base {base}",
+        "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny",
+    )
+    check_pipeline_folder(Path(folder))
+    return folder
+
+
+def check_pipeline_folder(folder: Path) -> None:
+    """Raises UserError when the folder is no whole pipeline of a family that can be trained."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"--base {folder} is not a diffusers pipeline: it has no model_index.json.")
+    try:
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        kind = parts["_class_name"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"--base {folder}: model_index.json names no pipeline class.") from error
+    family = family_named(kind)
+    if family is None:
+        known = [name for one in FAMILIES for name in one.pipelines]
+        raise UserError(
+            f"--base {folder} is a {kind}, which cannot be trained yet.{nearest(kind, known)} Known are {', '.join(known)}; a "
+            "new family is one small file in toolkit/diffusion/families (see docs/families.md)."
+        )
+    needed = [family.denoiser_name, "vae", "scheduler"]
+    needed += [name for name, value in parts.items() if name.startswith(("text_encoder", "tokenizer")) and value[0]]
+    for part in needed:
+        if not (folder / part).is_dir():
+            raise UserError(f"--base {folder} is not whole: the folder {part}/ is missing.")
+
+
+def converted(file: Path) -> Path:
+    """The pipeline folder of a single-file checkpoint, made when the file is used for the first time."""
+    facts = file.stat()
+    key = key_of(file=str(file.resolve()), size=facts.st_size, changed=facts.st_mtime_ns)
+    folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
+    if not (folder / "model_index.json").is_file():
+        print(f"{file} is turned into a pipeline folder once: {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert(file, None, folder)
+    check_pipeline_folder(folder)
+    return folder
+
+
+def family_named(pipeline: str) -> type[PictureModel] | None:
+    """The family of a pipeline class."""
+    return next((family for family in FAMILIES if pipeline in family.pipelines), None)
+
+
+def open_model(
+    path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
+) -> PictureModel:
+    """The base model in a folder that `resolve_base` gave; nothing of it is loaded yet."""
+    family = family_named(json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    assert family is not None, "resolve_base refuses pipelines of no family"
+    return family(path, dtype, device, quantize)

@@ -1,0 +1,285 @@
+"""A picture model's parts behind one face for training: encode pictures, encode prompts, predict.
+
+A family (a file of its own in this folder) says only what is different. Everything else is the stock pipeline's: its parts are
+loaded by its own classes, prompts are encoded by its own encode_prompt, pictures are made by its own __call__.
+
+Words: what a prompt is to the denoiser, as a dict from the name of the pipeline's argument (prompt_embeds,
+pooled_prompt_embeds, ...) to a tensor (B, ...). Shapes: B batch, C H W latents, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from ..core.errors import UserError
+from ..core.out_of_memory import during
+from ..core.quantize import quantise
+from .noise import DiscreteNoise, FlowNoise, Noise
+
+Words = dict[str, torch.Tensor]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
+TEXT_TARGETS = {  # by what a text encoder's layers are called
+    "CLIP": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "T5": ("q", "k", "v", "o"),
+    "": ("q_proj", "k_proj", "v_proj", "o_proj"),  # Qwen, Gemma, Llama
+}
+
+
+class PictureModel:
+    """A base model of one family; its parts are loaded when they are first asked for, as attributes (unet, vae, ...)."""
+
+    pipelines: ClassVar[tuple[str, ...]]
+    """Classes in model_index.json that this family is."""
+    denoiser_name: ClassVar[str] = "transformer"
+    """The part that adapters go on first."""
+    text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """Text encoders."""
+    attention: ClassVar[tuple[str, ...]] = ATTENTION
+    """The denoiser's attention layers."""
+    flow: ClassVar[bool] = True
+    """Whether it is a flow model; otherwise its scheduler has discrete timesteps."""
+    patch: int = 2
+    """Latent pixels on a side of one token: what the latents must be divisible by."""
+    token_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders that the stock pipeline's load_textual_inversion gives new words."""
+    lora_text: ClassVar[tuple[str, ...]] = ()
+    """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
+    kohya: ClassVar[dict[str, str]] = {}
+    """How kohya's files begin the names of each part's layers; empty where it is not known how they go on."""
+    licence: ClassVar[str] = ""
+    """What to know before giving results away."""
+
+    def __init__(
+        self, path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
+    ) -> None:
+        self.path, self.dtype, self.device, self.quantize = path, dtype, torch.device(device), quantize
+        self.index: dict[str, Any] = json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))
+        self.loaded: dict[str, Any] = {}
+        self.text_pipe: Any = None
+
+    # -------------------------------------------------------------------------- parts
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self.__dict__.get("index", {}):
+            raise AttributeError(name)
+        if name not in self.loaded:
+            with during(f"loading the base's {name}"):
+                self.loaded[name] = self.load(name)
+        return self.loaded[name]
+
+    def has(self, name: str) -> bool:
+        """Whether this base has a part of this name."""
+        return bool((self.index.get(name) or [None])[0])
+
+    def load(self, name: str) -> Any:
+        """A part as its own class loads it; weights frozen, in eval mode, the autoencoder in fp32: it overflows in fp16."""
+        library, kind = self.index[name]
+        own = getattr(importlib.import_module(library), kind)
+        if not issubclass(own, nn.Module):
+            return own.from_pretrained(self.path, subfolder=name)
+        if self.device.type == "meta":
+            return shapes_only(own, Path(self.path) / name).to(self.dtype).requires_grad_(False).eval()
+        part = own.from_pretrained(self.path, subfolder=name, dtype=torch.float32 if name == "vae" else self.dtype)
+        if self.quantize != "none" and name != "vae":
+            part = quantise(part, self.quantize, self.dtype)
+        return part.to(self.device).requires_grad_(False).eval()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The UNet or transformer."""
+        return getattr(self, self.denoiser_name)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where adapters go when nobody says otherwise."""
+        return self.attention
+
+    def text_encoders(self) -> list[str]:
+        """The text encoders this base has."""
+        return [name for name in self.text_names if self.has(name)]
+
+    def text_targets(self, name: str) -> tuple[str, ...]:
+        """The attention layers of a text encoder."""
+        kind = self.index[name][1]
+        return next(targets for start, targets in TEXT_TARGETS.items() if kind.startswith(start))
+
+    def release(self, *, text: bool = True) -> None:
+        """Lets the autoencoder, and by choice the text encoders, leave memory, as soon as no pipeline holds them."""
+        for name in ("vae", *(self.text_names if text else ())):
+            self.loaded.pop(name, None)
+        self.text_pipe = None if text else self.text_pipe
+
+    def pipeline(self, *names: str) -> Any:
+        """The stock pipeline around these very parts; of the large ones only those that are named, the rest None."""
+        kind = getattr(diffusers, self.index["_class_name"])
+        large = {self.denoiser_name, "vae", *self.text_names}
+        given: dict[str, Any] = {}
+        for name, value in self.index.items():
+            if name.startswith("_"):
+                continue
+            if not isinstance(value, list):
+                given[name] = value
+            elif name in NOT_NEEDED:
+                given[name] = None
+            elif name == "scheduler":
+                given[name] = self.scheduler_for_pictures()
+            else:
+                wanted = self.has(name) and (name in names or name not in large)
+                given[name] = getattr(self, name) if wanted else None
+        if "requires_safety_checker" in given:
+            given["requires_safety_checker"] = False
+        pipe = kind(**given)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def left_out(self) -> dict[str, None]:
+        """Parts that a pipeline is loaded without: what judges or conditions on other pictures, and what this base lacks."""
+        parts = [name for name, value in self.index.items() if isinstance(value, list)]
+        return {name: None for name in parts if name in NOT_NEEDED or not self.has(name)}
+
+    def scheduler_for_pictures(self) -> Any:
+        """The scheduler that pictures are made with when nobody asks for another: the base's own."""
+        return self.load("scheduler")
+
+    def fingerprint(self, *names: str) -> str:
+        """A hash of parts' files, so that a cache never outlives the weights it was made with."""
+        digest = hashlib.sha256()
+        for name in names:
+            for file in sorted((Path(self.path) / name).iterdir()):
+                if file.suffix in (".json", ".safetensors", ".txt", ".model"):
+                    digest.update(file.name.encode())
+                    with file.open("rb") as opened:
+                        for block in iter(lambda: opened.read(1 << 22), b""):
+                            digest.update(block)
+        return digest.hexdigest()
+
+    # -------------------------------------------------------------------------- pictures
+
+    def config_of(self, name: str) -> dict[str, Any]:
+        """A part's config.json."""
+        return json.loads((Path(self.path) / name / "config.json").read_text(encoding="utf-8"))
+
+    @property
+    def latent_scale(self) -> int:
+        """Pixels on a side of one latent pixel."""
+        return 2 ** (len(self.config_of("vae")["block_out_channels"]) - 1)
+
+    @property
+    def native_resolution(self) -> int:
+        """Side of the pictures the model was made for, pixels."""
+        return self.config_of(self.denoiser_name)["sample_size"] * self.latent_scale
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents, as the denoiser is given them by `predict`."""
+        return self.config_of("vae")["latent_channels"]
+
+    def check_side(self, side: int, flag: str) -> None:
+        """Raises UserError when pictures of this side, pixels, cannot be made into whole latents; 0 is the base's own side."""
+        unit = self.latent_scale * self.patch
+        if side % unit:
+            near = max(unit, round(side / unit) * unit)
+            kind = self.index["_class_name"]
+            raise UserError(f"{flag} {side} cannot be divided by {unit}, as a {kind} needs it: take {near}.")
+
+    @during("encoding a picture")
+    @torch.no_grad()
+    def encode_picture(self, picture: Image.Image) -> dict[str, torch.Tensor]:
+        """RGB picture -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""
+        pixels = pil_to_tensor(picture).float()[None] / 127.5 - 1
+        mean, std = self.encode_pixels(pixels.to(self.device))
+        return {"mean": mean[0].cpu(), "std": std[0].cpu()}
+
+    def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (B, 3, H, W) in -1..1 -> mean and std of the latents, each (B, C, H/f, W/f)."""
+        posterior, config = self.vae.encode(pixels).latent_dist, self.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return (posterior.mean - shift) * config.scaling_factor, posterior.std * config.scaling_factor
+
+    # -------------------------------------------------------------------------- prompts
+
+    def words(self, prompts: Sequence[str]) -> Words:
+        """What the prompts are to the denoiser; with a gradient where a text encoder is trained."""
+        raise NotImplementedError
+
+    def text_pipeline(self) -> Any:
+        """The stock pipeline with its text encoders alone."""
+        self.text_pipe = self.text_pipe or self.pipeline(*self.text_names)
+        return self.text_pipe
+
+    @classmethod
+    def call_inputs(
+        cls, prompts: Sequence[str] | Words, negative: Sequence[str] | Words | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        """The arguments of the stock pipeline's __call__ for prompts (texts or words) and guidance."""
+        given: dict[str, Any] = {"guidance_scale": guidance_scale}
+        given |= prompts if isinstance(prompts, dict) else {"prompt": list(prompts)}
+        if isinstance(negative, dict):
+            given |= {f"negative_{name}": value for name, value in negative.items()}
+        elif negative is not None:
+            given["negative_prompt"] = list(negative)
+        return given
+
+    # -------------------------------------------------------------------------- noise and prediction
+
+    def noise(self, sampling: str = "logit_normal", shift: float = 1.0) -> Noise:
+        """The family's noise convention."""
+        if self.flow:
+            return FlowNoise(sampling, shift)
+        config = diffusers.DDPMScheduler.load_config(self.path, subfolder="scheduler")
+        return DiscreteNoise(diffusers.DDPMScheduler.from_config(config))
+
+    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+        """What the denoiser says of noisy latents (B, C, H, W) at these levels, in the noise's own terms."""
+        raise NotImplementedError
+
+
+def shapes_only(kind: Any, folder: Path) -> nn.Module:
+    """A part built from its config on the meta device: shapes without numbers."""
+    with torch.device("meta"):
+        if issubclass(kind, diffusers.ModelMixin):
+            return kind.from_config(kind.load_config(folder))  # type: ignore[return-value, attr-defined]
+        return kind(kind.config_class.from_pretrained(folder))
+
+
+def stacked(rows: Sequence[Words]) -> Words:
+    """Words (1, L, ...) of single prompts as one batch; shorter ones are filled up with zeros, which masks leave out."""
+    batch: Words = {}
+    for name in rows[0]:
+        tensors = [row[name][0] for row in rows]
+        longest = max(len(tensor) for tensor in tensors)
+        batch[name] = torch.stack(
+            [F.pad(t, (0, 0) * (t.dim() - 1) + (0, longest - len(t))) if len(t) < longest else t for t in tensors]
+        )
+    return batch
+
+
+def packed(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, H, W) as tokens (B, H/2 * W/2, 4C), each a square of 2 x 2."""
+    b, c, h, w = latents.shape
+    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpacked(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of `packed`, for latents of this height and width."""
+    b, _, c = tokens.shape
+    return (
+        tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(b, c // 4, height, width)
+    )

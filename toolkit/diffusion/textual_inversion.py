@@ -1,0 +1,153 @@
+"""New words for CLIP text encoders: vectors that stand for a subject, learned beside an adapter.
+
+Textual inversion (Gal et al. 2022, arXiv 2208.01618) together with an adapter, also called pivotal tuning. A word of several vectors
+is named as diffusers names it: <sks>, <sks>_1, ...; prompts say <sks>, and stock pipelines put in the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ..core.errors import UserError
+from ..core.run_folder import write_atomic
+from .model import PictureModel
+
+FILE = "new_words.safetensors"  # in an adapter's folder: text_encoder.<sks> -> (N, D)
+EXPORTED = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # how files for other tools call the encoders
+
+
+class NewWords(nn.Module):
+    """A text encoder's word vectors, frozen, of which the last are learned."""
+
+    def __init__(self, words: nn.Embedding, count: int) -> None:
+        super().__init__()
+        self.words, self.known = words, words.num_embeddings - count
+        self.vectors = nn.Parameter(words.weight.detach()[self.known :].float().clone())  # (count, D)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token numbers (B, L) -> vectors (B, L, D)."""
+        known = self.words(ids)
+        new = self.vectors[(ids - self.known).clamp(min=0)].to(known.dtype)
+        return torch.where((ids < self.known)[..., None], known, new)
+
+
+def tokenizer_of(model: PictureModel, encoder: str) -> Any:
+    """The tokenizer of a text encoder: tokenizer_2 of text_encoder_2."""
+    return getattr(model, encoder.replace("text_encoder", "tokenizer"))
+
+
+def check_new_word(model: PictureModel, token: str) -> None:
+    """Raises UserError when the base's text encoders cannot learn this word."""
+    kind = model.index["_class_name"]
+    if not model.token_text:
+        raise UserError(f"A {kind} cannot learn new words: leave --token-vectors out.")
+    if len(token.split()) != 1:
+        raise UserError(f"--token '{token}' is no single word, which --token-vectors needs: take one such as <sks>.")
+    for name in model.token_text:
+        if token in tokenizer_of(model, name).get_vocab():
+            raise UserError(
+                f"--token {token} is a word that the base's {name} knows already, so --token-vectors would learn it anew: take one "
+                f"that it does not know, such as <{token.strip('<>')}>."
+            )
+
+
+def learn_word(model: PictureModel, token: str, count: int, start: str) -> dict[str, NewWords]:
+    """Gives the text encoders a word of so many vectors, which begin as the mean of the vectors of the text `start`."""
+    learned = {}
+    for name in model.token_text:
+        encoder, tokenizer = getattr(model, name), tokenizer_of(model, name)
+        ids = tokenizer(start, add_special_tokens=False).input_ids
+        mean = encoder.get_input_embeddings().weight[ids].mean(0)
+        add_word(model.text_pipeline(), name, token, mean.expand(count, -1).clone())
+        learned[name] = NewWords(encoder.get_input_embeddings(), count)
+        encoder.set_input_embeddings(learned[name])
+    return learned
+
+
+def add_word(pipe: Any, encoder: str, token: str, vectors: torch.Tensor) -> None:
+    """Puts a word of vectors (N, D) into a stock pipeline, by its own loader.
+
+    Raises:
+        UserError: when the pipeline takes no words, or has this one already.
+    """
+    if not hasattr(pipe, "load_textual_inversion"):
+        raise UserError(f"A {type(pipe).__name__} takes no new words, and the adapter brings {token}.")
+    tokenizer = getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
+    if token in tokenizer.get_vocab():
+        raise UserError(f"Two adapters bring the word {token}: train one of them with another --token.")
+    text_encoder = getattr(pipe, encoder)
+    # Made room for here: the loader would draw the new rows from a fit to all others first, only to put the vectors there.
+    text_encoder.resize_token_embeddings(len(tokenizer) + len(vectors), mean_resizing=False)
+    pipe.load_textual_inversion(
+        vectors.to(text_encoder.dtype), token=token, tokenizer=tokenizer, text_encoder=text_encoder
+    )
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def save_words(folder: Path, words: dict[str, torch.Tensor]) -> None:
+    """Writes the words of an adapter, from 'text_encoder.<sks>' to vectors (N, D)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        folder / FILE, save({name: value.detach().float().cpu().contiguous() for name, value in words.items()})
+    )
+
+
+def words_of(folder: Path) -> dict[str, torch.Tensor]:
+    """What `save_words` wrote; empty for an adapter without words."""
+    return load_file(folder / FILE) if (folder / FILE).is_file() else {}
+
+
+def load_words(pipe: Any, words: dict[str, torch.Tensor]) -> None:
+    """Puts words, named as `save_words` has them, into a stock pipeline."""
+    for name, vectors in words.items():
+        encoder, _, token = name.partition(".")
+        add_word(pipe, encoder, token, vectors)
+
+
+def together(named: list[tuple[str, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """The words of several adapters, each with its name.
+
+    Raises:
+        UserError: when two of them bring the same word with other vectors.
+    """
+    words: dict[str, torch.Tensor] = {}
+    for adapter, own in named:
+        for name, vectors in own.items():
+            if name in words and not torch.equal(words[name], vectors):
+                raise UserError(f"{adapter} brings another {name.partition('.')[2]}: train it with another --token.")
+            words[name] = vectors
+    return words
+
+
+def export_words(folder: Path, out: Path) -> list[Path]:
+    """Writes an adapter's words as files of their own, one a word, for diffusers, A1111 and ComfyUI.
+
+    With one text encoder a file holds the word's vectors under its name; with two, under clip_l and clip_g.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    words, paths = words_of(folder), []
+    for token in dict.fromkeys(name.partition(".")[2] for name in words):
+        own = {name.partition(".")[0]: value for name, value in words.items() if name.partition(".")[2] == token}
+        state = (
+            {token: own["text_encoder"]} if len(own) == 1 else {EXPORTED[name]: value for name, value in own.items()}
+        )
+        paths.append(out / f"{token.strip('<>')}.safetensors")
+        write_atomic(paths[-1], save(state, metadata={"format": "pt", "token": token}))
+    return paths
+
+
+def import_words(pipe: Any, path: Path) -> None:
+    """Reads a file of `export_words` into a stock pipeline."""
+    with safe_open(path, "pt") as file:
+        token = file.metadata()["token"]
+    for key, vectors in load_file(path).items():
+        encoder = next((name for name, own in EXPORTED.items() if own == key), "text_encoder")
+        add_word(pipe, encoder, token, vectors)

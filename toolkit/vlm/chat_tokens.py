@@ -1,0 +1,367 @@
+"""A conversation as tokens and labels: only answers, each with its end token, are learned.
+
+Where answers are is found in two independent ways, which `prove` requires to agree:
+
+- by marks: two private characters are put around each answer, the template is rendered with them, and the characters between them
+  are followed through the expansion of pictures into tokens (`labels_by_marks`, used in training);
+- by prefixes: the conversation up to a question, with the words that ask for an answer, must be how its tokens begin; the tokens
+  behind are the answer (`labels_by_prefixes`). This is also what generation does.
+
+Everything is known without reading a pixel: pictures of the same size become the same text. So no row is ever cut.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..core.errors import UserError
+from ..data.conversations import Conversation, Message
+
+IGNORE = -100
+OPEN, CLOSE = "\ue000", "\ue001"  # private characters that no text has
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One conversation: ids (L,) and labels (L,), IGNORE where nothing is learned."""
+
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def learned(self) -> int:
+        """Number of tokens that are learned."""
+        return sum(label != IGNORE for label in self.labels)
+
+
+class ChatTokens:
+    """A processor, its chat template, and the tokens that end an answer."""
+
+    def __init__(self, processor: Any, ends: Sequence[int], *, pad_to_square: bool = False) -> None:
+        """ends: ids that stop generation; pad_to_square: pictures get borders, so that a processor that crops cuts nothing off.
+
+        Raises:
+            UserError: when there is no chat template, or one that does not say which words are an answer.
+        """
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        if not getattr(processor, "chat_template", None):
+            raise UserError(
+                "The base has no chat template, so nobody knows how its conversations are written: give one with --chat-template FILE."
+            )
+        if not self.tokenizer.is_fast:
+            raise UserError("The base's tokenizer does not say where its tokens stand in the text (it is a slow one).")
+        self.ends, self.pad_to_square = tuple(ends), pad_to_square
+        self.end_texts = [self.tokenizer.convert_ids_to_tokens(i) for i in self.ends]
+        self.prefix_sees_all = type(processor).__name__ == "PaliGemmaProcessor"
+        self.appended = "\n" if self.prefix_sees_all else ""  # what the processor itself puts behind every text
+        self.own_end, self.written, self.asking, self.lead = "", "", "", 0
+        self.probe()
+        self.remember()
+
+    def remember(self) -> None:
+        """Remembers what pictures' marks become, by the pictures' sizes."""
+        self.replacements = lru_cache(maxsize=65536)(self.find_replacements)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that are spawned, and read pictures with a memory of their own."""
+        return {name: value for name, value in vars(self).items() if name != "replacements"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.remember()
+
+    # -------------------------------------------------------------------------- the template
+
+    def render(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+        """The template's text of messages; ask: with the words behind which an answer begins."""
+        return self.processor.apply_chat_template(
+            copy.deepcopy(list(messages)), tokenize=False, add_generation_prompt=ask
+        )
+
+    def probe(self) -> None:
+        """Finds out what the template does around an answer.
+
+        `own_end`: the end token that answers get because the template gives none, without which a model never learns to stop;
+        `asking`: the words that ask for an answer, and `written`, what stands in their place before a finished one, which is put
+        right when only blanks differ (LLaVA-OneVision's), so that what is trained is what generation needs;
+        `lead`: characters between the words that ask and the answer, which the model has to say itself.
+        """
+        question = {"role": "user", "content": [{"type": "text", "text": "Q"}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "A"}]}
+        plain, asked, whole = (
+            self.render([question]),
+            self.render([question], ask=True),
+            self.render([question, self.marked(answer)]),
+        )
+        if OPEN not in whole or CLOSE not in whole:
+            raise UserError("The base's chat template leaves answers out, so they cannot be learned.")
+        tail = whole.split(CLOSE)[1].lstrip()
+        if not any(tail.startswith(end) for end in self.end_texts):
+            self.own_end = self.end_texts[0]
+        self.asking, self.written = asked[len(plain) :], whole[len(plain) : whole.index(OPEN)]
+        begins = asked.startswith(plain) and whole.startswith(plain)
+        if begins and self.written.startswith(self.asking + self.appended):
+            self.lead = len(self.written) - len(self.asking + self.appended)
+        elif not begins or self.written.split() != self.asking.split():
+            raise UserError(
+                f"The base's chat template asks for an answer with {self.asking!r} and writes {self.written!r} before a finished one, so "
+                "training would not teach what generation needs: give a corrected template with --chat-template FILE."
+            )
+
+    def marked(self, message: Message) -> Message:
+        """An answer between marks, with the end token that the template lacks; other messages as they are."""
+        if message["role"] != "assistant":
+            return message
+        text = "".join(part["text"] for part in message["content"])
+        return {"role": "assistant", "content": [{"type": "text", "text": f"{OPEN}{text}{CLOSE}{self.own_end}"}]}
+
+    def text_of(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+        """The text of messages as it is trained and generated from; ask: with the words that ask for the next answer."""
+        return self.spans(messages)[0] + (self.asking if ask else "")
+
+    # -------------------------------------------------------------------------- pictures
+
+    @cached_property
+    def image_mark(self) -> str:
+        """What the template writes for a picture, and the processor replaces."""
+        picture = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
+        words = {"role": "user", "content": [{"type": "text", "text": "Q"}]}
+        mark = getattr(self.processor, "image_token", None)
+        if mark is None or self.render([picture]).count(mark) != 1 or mark in self.render([words]):
+            raise UserError(
+                "The base's chat template writes no mark for a picture: give one with --chat-template FILE."
+            )
+        return mark
+
+    def find_replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
+        """What the marks of pictures of these sizes become, when they stand together in one conversation."""
+        blanks = [self.framed(Image.new("RGB", size)) for size in sizes]
+        out = self.processor(text=[self.image_mark * len(sizes)], images=[blanks], return_text_replacement_offsets=True)
+        return tuple(one["replacement"] for one in out["text_replacement_offsets"][0])
+
+    def framed(self, picture: Image.Image) -> Image.Image:
+        """The picture as the processor is given it: in a square of its mean colour, if so wished (LLaVA-1.5 was trained so)."""
+        if not self.pad_to_square or picture.width == picture.height:
+            return picture
+        side, mean = max(picture.size), getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
+        ground = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
+        ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return ground
+
+    def image_ids(self) -> set[int]:
+        """Tokens that stand for what pictures become."""
+        known = [*getattr(self.processor, "image_token_ids", []), getattr(self.processor, "image_token_id", None)]
+        return {number for number in known if number is not None}
+
+    # -------------------------------------------------------------------------- the first way: marks
+
+    def labels_by_marks(self, row: Conversation, sizes: Sequence[Size]) -> Tokens:
+        """Tokens and labels of a row whose pictures have these sizes.
+
+        Raises:
+            UserError: when a text holds a control token, or the template rewrites an answer.
+        """
+        self.check_row(row)
+        text, spans = self.spans(row.messages)
+        text, spans = self.expanded(text, spans, self.replacements(tuple(sizes)) if sizes else ())
+        encoded = self.tokenizer(text, add_special_tokens=self.adds_special(text), return_offsets_mapping=True)
+        ids = encoded["input_ids"]
+        labels, number = [IGNORE] * len(ids), 0
+        for at, (start, stop) in enumerate(encoded["offset_mapping"]):
+            while number < len(spans) and start >= spans[number][1]:
+                number += 1
+            if number < len(spans) and stop > max(start, spans[number][0]):
+                labels[at] = ids[at]
+        return Tokens(ids, labels)
+
+    def adds_special(self, text: str) -> bool:
+        """Whether the tokenizer is to put its own first token before a text: not when the template did."""
+        return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+
+    def spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of messages, and from where to where answers with their end tokens go.
+
+        Raises:
+            UserError: when the template does to one of the answers what it did not to the one it was tried on.
+        """
+        text, spans = "", []
+        rest = self.render([self.marked(message) for message in messages])
+        while OPEN in rest:
+            before, rest = rest.split(OPEN, 1)
+            answer, rest = rest.split(CLOSE, 1)
+            if not before.endswith(self.written):
+                raise UserError("the chat template writes other words before this row's answers than before others.")
+            if not self.written.startswith(self.asking + self.appended):
+                before = before.removesuffix(self.written) + self.asking
+            text += before
+            spans.append((len(text) - self.lead, len(text) + len(answer) + self.end_length(rest)))
+            text += answer
+        if len(spans) != sum(message["role"] == "assistant" for message in messages):
+            raise UserError("the chat template leaves answers of this row out.")
+        return text + rest, spans
+
+    def end_length(self, rest: str) -> int:
+        """How many characters of what follows an answer belong to its end token."""
+        blanks = len(rest) - len(rest.lstrip())
+        lengths = [blanks + len(end) for end in self.end_texts if rest.startswith(end, blanks)]
+        return min(lengths, default=0)
+
+    def expanded(
+        self, text: str, spans: list[tuple[int, int]], replacements: Sequence[str]
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text as the processor makes it, with what pictures become, and the spans where they are then."""
+        pieces = text.split(self.image_mark) if replacements else [text]
+        if len(pieces) != len(replacements) + 1:
+            raise UserError(f"the chat template writes {len(pieces) - 1} marks for {len(replacements)} pictures.")
+        insertions = [(len(self.image_mark), replacement) for replacement in replacements]
+        if self.prefix_sees_all:  # the first token stands behind the last picture
+            insertions[-1] = (len(self.image_mark), insertions[-1][1] + self.tokenizer.bos_token)
+        whole, at, gains = pieces[0], len(pieces[0]), []
+        for (length, replacement), piece in zip(insertions, pieces[1:], strict=True):
+            gains.append((at, len(replacement) - length))
+            whole += replacement + piece
+            at += length + len(piece)
+        gain = lambda start: sum(more for place, more in gains if place <= start)  # noqa: E731
+        return whole + self.appended, [(start + gain(start), stop + gain(start)) for start, stop in spans]
+
+    def check_row(self, row: Conversation) -> None:
+        """Raises UserError when a text holds what the base reads as a control token, or a picture is missing that it must have."""
+        if self.prefix_sees_all and not row.pictures:
+            raise UserError(f"{row.place}: this base takes no row without a picture.")
+        for message in row.messages:
+            for part in message["content"]:
+                text = part.get("text", "")
+                found = [token for token in self.control if token in text]
+                if found or OPEN in text or CLOSE in text:
+                    raise UserError(
+                        f"{row.place}: a text holds '{(found or ['a private character'])[0]}', which this base reads as a control token: "
+                        "take it out (where it stands for a picture, write <image> and name the picture)."
+                    )
+
+    @cached_property
+    def control(self) -> list[str]:
+        """Texts of control tokens."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return sorted({token.content for token in added if token.special and token.content.strip()})
+
+    # -------------------------------------------------------------------------- the second way: prefixes
+
+    def labels_by_prefixes(self, row: Conversation, pictures: Sequence[Image.Image]) -> Tokens:
+        """The same by the processor itself, from the tokens of ever longer parts of the conversation.
+
+        Raises:
+            UserError: when a part's tokens are not how those of the whole begin.
+        """
+        whole = self.encoded(row, pictures)
+        labels = [IGNORE] * len(whole)
+        for number, message in enumerate(row.messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.encoded(row.until(number), pictures, ask=True)
+            through = self.encoded(row.until(number + 1), pictures)
+            if whole[: len(before)] != before:
+                raise UserError(
+                    f"{row.place}: what asks for answer {number} is not how the tokens of the conversation begin."
+                )
+            stop = next((at for at in range(len(before), len(through)) if through[at] in self.ends), len(through) - 1)
+            labels[len(before) : stop + 1] = whole[len(before) : stop + 1]
+        return Tokens(whole, labels)
+
+    def encoded(self, row: Conversation, pictures: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
+        """The processor's own tokens."""
+        text = self.text_of(row.messages, ask=ask)
+        images = [self.framed(picture) for picture in pictures[: len(row.pictures)]]
+        out = self.processor(
+            text=[text], images=[images] if images else None, add_special_tokens=self.adds_special(text)
+        )
+        return list(out["input_ids"][0])
+
+    # -------------------------------------------------------------------------- the proof
+
+    def prove(self, row: Conversation, pictures: Sequence[Image.Image]) -> Tokens:
+        """The row's tokens, once both ways agree and they are what a model can learn from.
+
+        Raises:
+            UserError: naming what is wrong.
+        """
+        tokens = self.labels_by_marks(row, [picture.size for picture in pictures])
+        other = self.labels_by_prefixes(row, pictures)
+        if tokens.ids != other.ids:
+            raise UserError(f"{row.place}: the processor's tokens are not those that were planned.")
+        if tokens.labels != other.labels:
+            at = next(n for n, pair in enumerate(zip(tokens.labels, other.labels, strict=True)) if pair[0] != pair[1])
+            raise UserError(
+                f"{row.place}: the two ways to find the answers disagree at token {at} ('{self.tokenizer.decode(tokens.ids[at])}')."
+            )
+        self.check_learned(tokens, row)
+        return tokens
+
+    def check_learned(self, tokens: Tokens, row: Conversation) -> None:
+        """Raises UserError when labels are what nobody would want: empty, without an end, on a picture; or the first token is doubled."""
+        answers = sum(message["role"] == "assistant" for message in row.messages)
+        ended = sum(label in self.ends for label in tokens.labels)
+        first = self.tokenizer.bos_token_id
+        if ended != answers:
+            raise UserError(f"{row.place}: {answers} answers have {ended} end tokens among what is learned.")
+        if set(tokens.labels) & self.image_ids():
+            raise UserError(f"{row.place}: tokens of a picture are among what is learned.")
+        if first is not None and first not in self.ends and tokens.ids.count(first) > 1:
+            raise UserError(
+                f"{row.place}: the token {self.tokenizer.bos_token} stands {tokens.ids.count(first)} times."
+            )
+
+    # -------------------------------------------------------------------------- batches
+
+    def batch(self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+        """What the model is given for rows: the processor's tensors, padded on the right, and labels (B, L).
+
+        Raises:
+            UserError: when the processor's tokens are not the planned ones.
+        """
+        texts = [self.text_of(row.messages) for row in rows]
+        inputs = self.inputs(texts, pictures, side="right")
+        labels = torch.full_like(inputs["input_ids"], IGNORE)
+        lengths = []
+        for number, (row, own) in enumerate(zip(rows, pictures, strict=True)):
+            tokens = self.labels_by_marks(row, [picture.size for picture in own])
+            length = len(tokens.ids)
+            if inputs["input_ids"][number, :length].tolist() != tokens.ids:
+                raise UserError(f"{row.place}: the processor's tokens are not those that were planned.")
+            labels[number, :length] = torch.tensor(tokens.labels)
+            lengths.append(length)
+        inputs["attention_mask"] = (torch.arange(labels.shape[1])[None] < torch.tensor(lengths)[:, None]).long()
+        if (
+            self.prefix_sees_all
+        ):  # what stands before the first answer sees all of itself, the rest only what is before it
+            inputs["token_type_ids"] = ((labels != IGNORE).cumsum(1) > 0).long()
+        return inputs | {"labels": labels}
+
+    def inputs(
+        self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, side: str
+    ) -> dict[str, torch.Tensor]:
+        """The processor's tensors for rendered texts, padded on this side."""
+        some = any(len(own) for own in pictures)
+        out = self.processor(
+            text=list(texts),
+            images=[[self.framed(picture) for picture in own] for own in pictures] if some else None,
+            padding=True,
+            padding_side=side,
+            return_tensors="pt",
+            add_special_tokens=self.adds_special(texts[0]),
+        )
+        return {key: value for key, value in out.items() if key != "labels"}
+
+    def questions(
+        self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, torch.Tensor]:
+        """What generation is given: rows that end with a question, asked for an answer, padded on the left."""
+        texts = [self.text_of(row.messages, ask=True) for row in rows]
+        return self.inputs(texts, pictures, side="left")

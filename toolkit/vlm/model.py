@@ -1,0 +1,294 @@
+"""Vision-language models: found, checked and opened; their parts by name.
+
+`AutoModelForImageTextToText` and `AutoProcessor` do the work. What a family is here for is to know which part is the language
+model, which the vision tower, and which the projector between them: adapters go where they are wanted and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import devices
+from ..core.errors import UserError, nearest
+from ..core.hub import snapshot
+from ..core.out_of_memory import during
+from ..core.paths import assets, is_hub_id
+from ..core.quantize import quantise
+from .chat_tokens import ChatTokens
+
+EMBEDDED = {"tiny-vlm": "vlm"}  # name -> folder in assets/tiny
+FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """Where the parts of a kind of model are, and how their linear layers are called."""
+
+    kinds: tuple[str, ...]
+    """model_type in config.json."""
+    language: str
+    tower: str
+    projector: tuple[str, ...]
+    tower_attention: tuple[str, ...]
+    tower_mlp: tuple[str, ...]
+    language_attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    language_mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    template: str | None = None
+    """Chat template for bases that have none."""
+    packs: bool = True
+    """Whether rows can lie end to end in one sequence without seeing one another."""
+
+
+CLIP = {"tower_attention": ("q_proj", "k_proj", "v_proj", "out_proj"), "tower_mlp": ("fc1", "fc2")}
+LLAVA = ("model.language_model", "model.vision_tower", ("model.multi_modal_projector",))
+QWEN = ("model.language_model", "model.visual", ("model.visual.merger", "model.visual.deepstack_merger_list"))
+# Pictures, question, answer; the processor puts a line break between the last two when it asks.
+PALIGEMMA = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '\n' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+FAMILIES = (
+    VisionFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
+    # transformers 5.23 looks pictures of packed rows up by their place in their own row, and so takes another row's.
+    VisionFamily(("gemma3",), *LLAVA, **CLIP, packs=False),
+    VisionFamily(("paligemma",), *LLAVA, **CLIP, template=PALIGEMMA, packs=False),
+    VisionFamily(("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP),
+    VisionFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
+    VisionFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),
+    VisionFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2")),
+    VisionFamily(("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2")),
+)
+PARTS = ("language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector")
+
+
+def family_of(kind: str) -> VisionFamily | None:
+    """The family of a model_type."""
+    return next((family for family in FAMILIES if kind in family.kinds), None)
+
+
+def resolve_vision_base(base: str) -> str:
+    """The folder of a base: an embedded one by name, a folder, or a hub id (from the local cache, else fetched).
+
+    Raises:
+        UserError: when there is none, or its kind is unknown here.
+    """
+    if base in EMBEDDED:
+        return str(assets() / "tiny" / EMBEDDED[base])
+    folder = Path(base)
+    if not folder.is_dir():
+        if not is_hub_id(base):
+            raise UserError(f"--base {base} is neither a folder nor a hub id.{nearest(base, EMBEDDED)}")
+        folder = Path(snapshot(base, FILES, f"--base {base}", "Give a folder, or tiny-vlm, which is embedded."))
+    check_vision_folder(folder, base)
+    return str(folder)
+
+
+def bases_at_hand() -> list[str]:
+    """Bases that need not be fetched: the embedded ones, and those of known kinds in the hub's local cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = list(EMBEDDED)
+    for file in sorted(Path(HF_HUB_CACHE).glob("models--*--*/snapshots/*/config.json")):
+        name = file.parents[2].name.removeprefix("models--").replace("--", "/", 1)
+        try:
+            check_vision_folder(file.parent, name)
+        except (UserError, OSError, AttributeError):
+            continue
+        if name not in found and any(file.parent.glob("*.safetensors")):
+            found.append(name)
+    return found
+
+
+def check_vision_folder(folder: Path, base: str) -> None:
+    """Raises UserError when the folder holds no vision-language model of a known kind."""
+    file = folder / "config.json"
+    if not file.is_file():
+        more = (
+            " It is a diffusers pipeline: use `rankfold train subject`."
+            if (folder / "model_index.json").is_file()
+            else ""
+        )
+        raise UserError(f"--base {base} is no model of transformers: it has no config.json.{more}")
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type", "")
+    except json.JSONDecodeError as error:
+        raise UserError(f"--base {base}: config.json is not JSON: {error.msg} at line {error.lineno}.") from error
+    known = [name for family in FAMILIES for name in family.kinds]
+    if family_of(kind) is None:
+        raise UserError(
+            f"--base {base} is a model of type '{kind}', which cannot be trained yet. Known are {', '.join(known)}; a new kind is one "
+            "entry in toolkit/vlm/model.py."
+        )
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise UserError(f"--base {base} has no processor: neither processor_config.json nor preprocessor_config.json.")
+
+
+class VisionModel:
+    """A base model and its processor; the model is loaded when it is first asked for."""
+
+    def __init__(
+        self,
+        folder: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        quantize: str = "none",
+        *,
+        template: str | None = None,
+        pad_to_square: bool = False,
+        attention: str = "sdpa",
+    ) -> None:
+        """template: a chat template in the place of the base's own; pad_to_square: see ChatTokens; attention: its implementation."""
+        self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
+        self.attention = attention
+        self.config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        family = family_of(self.config["model_type"])
+        assert family is not None, "resolve_vision_base refuses unknown kinds"
+        self.family = family
+        self.processor = load_processor(folder)
+        template = template or getattr(self.processor, "chat_template", None) or family.template
+        self.processor.chat_template = template
+        self.chat = ChatTokens(self.processor, end_tokens(folder, self.processor), pad_to_square=pad_to_square)
+
+    @property
+    def model(self) -> Any:
+        """The model, in eval mode and frozen."""
+        if "_model" not in self.__dict__:
+            self._model = self.load()
+        return self._model
+
+    @during("loading the base")
+    def load(self) -> Any:
+        """Loads the model."""
+        from transformers import AutoModelForImageTextToText
+
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            self.folder, dtype=self.dtype, attn_implementation=self.attention
+        )
+        if self.quantize != "none":
+            model = quantise(model, self.quantize, self.dtype)
+        return model.to(self.device).requires_grad_(False).eval()
+
+    def placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors where the model is, pictures in its number format."""
+        return {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
+            for key, value in tensors.items()
+        }
+
+    def layers(self, parts: tuple[str, ...]) -> list[str]:
+        """Full names of the linear layers of named parts, see PARTS.
+
+        Raises:
+            UserError: for a part that has none.
+        """
+        found: list[str] = []
+        for part in parts:
+            own = [name for name, module in self.model.named_modules() if self.belongs(name, module, part)]
+            if not own:
+                raise UserError(f"--adapt {part}: {type(self.model).__name__} has no such layers.")
+            found += own
+        return found
+
+    def language_blocks(self) -> list[nn.Module]:
+        """The layers of the language model, which every forward pass goes through, as not every one goes through the tower."""
+        language = self.model.get_submodule(self.family.language)
+        return [block for child in language.children() if isinstance(child, nn.ModuleList) for block in child]
+
+    def belongs(self, name: str, module: nn.Module, part: str) -> bool:
+        """Whether a module is a linear layer of a part."""
+        family = self.family
+        if not hasattr(module, "in_features"):
+            return False
+        if part == "projector":
+            return self.in_projector(name)
+        where, kind = part.split("-")
+        tower = where == "vision"
+        root = family.tower if tower else family.language
+        ends = getattr(family, f"{'tower' if tower else 'language'}_{kind}")
+        own = name.rpartition(".")[2] in ends and any(word.isdigit() for word in name.split("."))
+        return inside(name, root) and own and not (tower and self.in_projector(name))
+
+    def in_projector(self, name: str) -> bool:
+        """Whether a module belongs to the projector."""
+        return any(inside(name, root) for root in self.family.projector)
+
+    def projectors(self) -> list[str]:
+        """Names of the modules that make up the projector."""
+        found = []
+        for root in self.family.projector:
+            module = dict(self.model.named_modules()).get(root)
+            own = (
+                [f"{root}.{name}" for name, _ in module.named_children()]
+                if isinstance(module, nn.ModuleList)
+                else [root]
+            )
+            found += own if module is not None else []
+        return found
+
+    def part_of(self, name: str) -> str:
+        """Which part a layer belongs to, for people."""
+        family = self.family
+        if self.in_projector(name):
+            return "projector"
+        if inside(name, family.tower):
+            return "vision tower"
+        return "language model" if inside(name, family.language) else "elsewhere"
+
+
+def check_attention(kind: str) -> None:
+    """Raises UserError when an implementation of attention cannot run here."""
+    devices.refuse(f"--attention {kind}", devices.attention_fault(devices.here(), kind))
+    if kind == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(f"--attention {kind} needs the library flash_attn, which is not installed: leave it at sdpa.")
+
+
+def inside(name: str, root: str) -> bool:
+    """Whether a module lies under another."""
+    return name == root or name.startswith(f"{root}.")
+
+
+def load_processor(folder: str) -> Any:
+    """The base's processor.
+
+    Raises:
+        UserError: when it cannot be built, as when a library that it needs is missing.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except ImportError as error:
+        raise UserError(
+            f"The processor of {folder} needs a library that is not installed: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"The processor of {folder} cannot be built ({type(error).__name__}: {' '.join(str(error).split())[:300]}). Is the folder "
+            "whole, and are torchvision and sentencepiece installed, which some processors need?"
+        ) from error
+
+
+def end_tokens(folder: str, processor: Any) -> list[int]:
+    """Ids that stop generation: the generation config's, and the tokenizer's end token.
+
+    Raises:
+        UserError: when there is none.
+    """
+    file = Path(folder) / "generation_config.json"
+    given = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    ends = [given] if isinstance(given, int) else list(given or [])
+    own = processor.tokenizer.eos_token_id
+    if own is not None and own not in ends:
+        ends.append(own)
+    if not ends:
+        raise UserError(f"The base in {folder} has no end token, so no answer would ever stop.")
+    return ends

@@ -1,0 +1,68 @@
+"""Composition for vision-language models: by fixed weights, by weights learned on a few conversations, or by PEFT's merges."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.diffusion.model import DTYPES
+from ...toolkit.vlm.model import VisionModel, resolve_vision_base
+from ..config.configs import ComposeInstructConfig, check_numbers
+from ..instruct.task import ConversationTask, prepare_conversations, template_of
+from .task import Composing, check_sources, summed
+
+
+def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInstructConfig, tuple[Any, ...]]:
+    """Checks the adapters and reads the conversations; no model is loaded, only its processor."""
+    if config.weights or config.merge:
+        raise UserError("With --data the weights are learned: leave --weights and --merge out, or --data.")
+    check_sources(config, config.base, resolve_vision_base)
+    return prepare_conversations(config)
+
+
+def compose_instruct_fixed(config: ComposeInstructConfig, but: Collection[str] = ()) -> Run:
+    """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
+
+    but: entries of the folder that stay.
+
+    Raises:
+        UserError: for adapters that are missing, do not fit the base or each other.
+    """
+    vision = VisionModel(check_instruct_fixed(config), DTYPES[config.precision], template=template_of(config))
+    facts = {"base": config.base, "kind": vision.config["model_type"]}
+    return summed(config, lambda: vision, facts, but, lambda folder: save_template(folder, vision))
+
+
+def check_instruct_fixed(config: ComposeInstructConfig) -> str:
+    """All checks of a composition by fixed weights that need no model; returns the base's folder."""
+    check_numbers(config)
+    check_sources(config, config.base, resolve_vision_base)
+    return resolve_vision_base(config.base)
+
+
+def save_template(folder: Path, vision: VisionModel) -> None:
+    """Writes the chat template beside an adapter."""
+    write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))
+
+
+class ComposeInstructTask(Composing, ConversationTask):
+    """The Task of learning the weights on a few conversations; all else is frozen."""
+
+    config: ComposeInstructConfig
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts the sources on the model."""
+        self.put_sources(self.vision)
+
+    def facts(self) -> dict[str, Any]:
+        kind = self.vision.config["model_type"]
+        return {"base": self.config.base, "kind": kind, "data": self.found.certificates}
+
+    def save_adapter(self, folder: Path) -> None:
+        super().save_adapter(folder)
+        save_template(folder, self.vision)

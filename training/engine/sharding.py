@@ -1,0 +1,87 @@
+"""A frozen base shared out over the devices: each keeps a share of every block and gathers the rest while the block is at work.
+
+torch's FSDP2 (fully_shard) on the blocks that repeat, with the adapter's parameters left out of it: the adapter stays whole on every
+device and is averaged as always (DDP), so that optimizer, checkpoints and files know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ...toolkit.adapters.attach import adapter_layers, trainable
+from ...toolkit.core.errors import UserError
+from ..config.configs import InstructConfig, SubjectConfig
+
+
+def check_sharding(config: SubjectConfig | InstructConfig, processes: int) -> None:
+    """Raises UserError when the base shall be shared out and cannot be."""
+    if not config.shard_base:
+        return
+    if processes == 1:
+        raise UserError(
+            "--shard-base shares the base out over several devices, but this is one process: start it with `accelerate launch "
+            "--multi_gpu`, or leave it out."
+        )
+    others = {
+        "--quantize": config.quantize != "none",
+        "--prior-weight": isinstance(config, SubjectConfig) and config.prior_weight > 0,
+        "--compile": isinstance(config, InstructConfig) and config.compile,
+    }
+    for flag, wanted in others.items():
+        if wanted:
+            raise UserError(f"--shard-base does not go with {flag} yet: leave one of them out.")
+
+
+def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
+    """Shares out the frozen parameters of the blocks, one block after another; a block is on the device whole while it is cut.
+
+    Every process has to run the blocks equally often. The model is cut last, though nothing is left of it to cut: the root of a model
+    is what keeps its parameters whole behind a forward pass, and what lets the blocks below it be gathered ahead of their turn.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, ignored_params=set(trainable(block)))
+    fully_shard(model, mesh=mesh, ignored_params=set(model.parameters()))
+    model.to(device)
+
+
+def leave_out_shards(module: nn.Module) -> None:
+    """Tells DDP to look after whole parameters only."""
+    shares = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shares)
+
+
+def units(model: nn.Module) -> Iterator[nn.Module]:
+    """A model in parts whose weights can be read: each sharded block with its weights gathered, then what lies in none.
+
+    All processes have to walk it.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+    for block in blocks:
+        with gathered(block):
+            yield block
+    if not blocks:
+        yield model
+        return
+    sharded = {layer for block in blocks for layer in adapter_layers(block).values()}
+    yield nn.ModuleList(layer for layer in adapter_layers(model).values() if layer not in sharded)
+
+
+@contextmanager
+def gathered(block: Any) -> Iterator[None]:
+    """A sharded block with its whole weights in place."""
+    block.unshard()
+    try:
+        yield
+    finally:
+        block.reshard()

@@ -1,0 +1,179 @@
+"""What a tuned vision-language model can do and its base cannot, with controls that would show if it did not look.
+
+Each row is asked of the base and of the tuned model. The tuned model is also asked with a blank picture and with another row's
+picture: what it still gets right then it did not see. A retention set shows what was forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...pipelines.chat import answers, base_only, option_scores
+from ...toolkit.metrics import answers as scoring
+from ...toolkit.vlm.model import VisionModel
+from ..engine.processes import in_shares
+from .items import Item, blank, shuffled
+
+AT_ONCE = 16  # rows
+
+
+@dataclass
+class Asked:
+    """What a model said to every item."""
+
+    texts: list[str]
+    read: list[str | None]
+    scores: list[float]
+    likeliest: list[float | None]
+    """Score of the likeliest option, for kinds that have options."""
+
+
+def ask(vision: VisionModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool) -> Asked:
+    """Asks every item, greedily, in shares; with `likelihood` also which option is likeliest."""
+    batches = [[item.asked for item in items[start : start + AT_ONCE]] for start in range(0, len(items), AT_ONCE)]
+    said = in_shares(batches, lambda rows: answers(vision, rows, max_new_tokens=max_new_tokens, batch=AT_ONCE))
+    texts = [text for batch in said for text in batch]
+    read = [item.read(text) for item, text in zip(items, texts, strict=True)]
+    scores = [item.score(said) for item, said in zip(items, read, strict=True)]
+    likeliest = in_shares(items, lambda item: likeliest_score(vision, item) if likelihood else None)
+    return Asked(texts, read, scores, likeliest)
+
+
+def likeliest_score(vision: VisionModel, item: Item) -> float | None:
+    """Whether the likeliest option is the right one: what the model knows, whatever way it puts it."""
+    if item.kind == "vqa":
+        return None
+    options = ["yes", "no"] if item.kind == "yesno" else list(scoring.LETTERS[: len(item.options)])
+    scores = option_scores(vision, item.asked, options)
+    return item.score(options[scores.index(max(scores))])
+
+
+# ---------------------------------------------------------------------------------------------- the figures
+
+
+def evaluate(
+    vision: VisionModel,
+    items: Sequence[Item],
+    *,
+    retention: Sequence[Item] = (),
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    likelihood: bool = True,
+) -> dict[str, Any]:
+    """All figures of a tuned model on `items`, and what it forgot of `retention`; `rows` has every answer.
+
+    The base is the same model with its adapters off.
+    """
+    vision.model.eval()
+    base, tuned = both(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    clusters = [item.cluster for item in items]
+    figures: dict[str, Any] = {
+        "tuned": figures_of(tuned, items),
+        "base": figures_of(base, items),
+        "compared": compared(base, tuned, clusters),
+        "controls": controls(vision, items, tuned, max_new_tokens, seed),
+        "settings": {
+            "rows": len(items),
+            "pictures": len(set(clusters)),
+            "decoding": "greedy",
+            "max_new_tokens": max_new_tokens,
+            "dtype": str(vision.dtype),
+            "seed": seed,
+        },
+    }
+    if retention:
+        figures["retention"] = retained(vision, retention, max_new_tokens)
+    figures["rows"] = [answer_row(item, n, tuned, base) for n, item in enumerate(items)]
+    return figures
+
+
+def both(vision: VisionModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool) -> tuple[Asked, Asked]:
+    """What the base says, and what the tuned model says."""
+    tuned = ask(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    with base_only(vision):
+        base = ask(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    return base, tuned
+
+
+def controls(
+    vision: VisionModel, items: Sequence[Item], tuned: Asked, max_new_tokens: int, seed: int
+) -> dict[str, Any]:
+    """What is right without looking: the commonest answer, and the tuned model's with blank and with other pictures."""
+    right = [item.references[0] for item in items]
+    answer, score = scoring.majority(right, lambda said, n: items[n].score(items[n].read(said)))
+    found: dict[str, Any] = {"commonest answer": {"answer": answer, "mean": score}}
+    if not any(item.asked.pictures for item in items):
+        return found
+    clusters = [item.cluster for item in items]
+    for name, others in (("blank picture", blank(items)), ("another row's picture", shuffled(items, seed))):
+        other = ask(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
+        gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
+        word, low, high = scoring.verdict(gain, clusters)
+        seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
+        found[name] = scoring.share(other.scores, clusters) | {"seen": seen}
+    return found
+
+
+def answer_row(item: Item, number: int, tuned: Asked, base: Asked) -> dict[str, Any]:
+    """What both models said to an item."""
+    facts = {"place": item.asked.place, "kind": item.kind, "split": item.split, "right": item.references[0]}
+    said = {"tuned": tuned.texts[number], "base": base.texts[number]}
+    return facts | said | {"score": tuned.scores[number], "base_score": base.scores[number]}
+
+
+def retained(vision: VisionModel, items: Sequence[Item], max_new_tokens: int) -> dict[str, Any]:
+    """What is left of old tasks."""
+    base, tuned = both(vision, items, max_new_tokens=max_new_tokens, likelihood=False)
+    clusters = [item.cluster for item in items]
+    splits = sorted({item.split for item in items})
+    own = {split: [n for n, item in enumerate(items) if item.split == split] for split in splits if split}
+    mean = lambda asked, rows: sum(asked.scores[n] for n in rows) / len(rows)  # noqa: E731
+    return {
+        "tuned": scoring.share(tuned.scores, clusters),
+        "base": scoring.share(base.scores, clusters),
+        "compared": compared(base, tuned, clusters),
+        "splits": {split: {"base": mean(base, rows), "tuned": mean(tuned, rows)} for split, rows in own.items()},
+    }
+
+
+def figures_of(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
+    """One model's figures: in all, by split, for yes and no, and by likelihood."""
+    clusters = [item.cluster for item in items]
+    figures: dict[str, Any] = {"accuracy": scoring.share(asked.scores, clusters)}
+    figures["unparsed"] = sum(said is None for said in asked.read)
+    if any(score is not None for score in asked.likeliest):
+        pairs = [(score, c) for score, c in zip(asked.likeliest, clusters, strict=True) if score is not None]
+        figures["by_likelihood"] = scoring.share([s for s, _ in pairs], [c for _, c in pairs])
+    groups = {
+        split: [n for n, item in enumerate(items) if item.split == split] for split in sorted({i.split for i in items})
+    }
+    if len(groups) > 1:
+        figures["splits"] = {
+            split: scoring.share([asked.scores[n] for n in rows], [clusters[n] for n in rows])
+            for split, rows in groups.items()
+        }
+        figures["mean_of_splits"] = sum(one["mean"] for one in figures["splits"].values()) / len(groups)
+    polar = [n for n, item in enumerate(items) if item.kind == "yesno"]
+    if polar:
+        figures["yes_no"] = scoring.yes_no_figures(
+            [asked.read[n] for n in polar], [items[n].references[0] for n in polar]
+        )
+    return figures
+
+
+def compared(base: Asked, tuned: Asked, clusters: Sequence[str]) -> dict[str, Any]:
+    """Two models on the same rows."""
+    gain = [a - b for a, b in zip(tuned.scores, base.scores, strict=True)]
+    word, low, high = scoring.verdict(gain, clusters)
+    gained, lost = sum(g > 0 for g in gain), sum(g < 0 for g in gain)
+    return {
+        "verdict": word,
+        "difference": sum(gain) / len(gain),
+        "low": low,
+        "high": high,
+        "gained": gained,
+        "lost": lost,
+        "mcnemar_p": scoring.mcnemar(gained, lost),
+    }

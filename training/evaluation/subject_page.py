@@ -1,0 +1,72 @@
+"""The evaluation of a subject's adapter as metrics.json, a sheet of pictures, one HTML page, and a few lines of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...pipelines.generate import grid
+from ...toolkit.core.run_folder import write_png, write_text
+from ...toolkit.data.images import load_rgb
+from .html import heading, page, paragraph, pictures, shown, table
+from .subject import Drawn
+
+MEANINGS = {
+    "likeness": "cosine with photos of the subject (real: what its photos score among each other)",
+    "closed": "share of the way from the base's pictures to real photos",
+    "leak": "the same for prompts without the token: 0 is what the base draws",
+    "prompt fidelity": "cosine with the prompt, the rare token left out",
+    "diversity": "1 - cosine among pictures of one prompt",
+    "drift on unrelated prompts": "1 - cosine with the base's picture of the same seed",
+    "copies": "cosine with the nearest training photo; share that is nearer to one than any two photos are to each other",
+}
+
+
+def write_evaluation(out: Path, figures: dict[str, Any], drawn: dict[str, Drawn], references: Sequence[Path]) -> str:
+    """Writes all three; returns the text."""
+    write_text(out / "metrics.json", json.dumps(figures, indent=1))
+    side = drawn["tuned"].pictures[0].size
+    photos = [load_rgb(path).resize(side) for path in references[:8]]
+    first = firsts(drawn["base"])[:8], firsts(drawn["tuned"])[:8]
+    cells = [*filled(photos, side), *filled([p for p, _ in first[0]], side), *filled([p for p, _ in first[1]], side)]
+    write_png(out / "pictures.png", grid(cells, columns=8))
+    parts = [paragraph("Figures with 95 % intervals: bootstraps in which whole prompts are drawn.")]
+    parts.append(table(["", "value", "meaning"], rows(figures)))
+    parts += [
+        heading("Photos"),
+        pictures([(photo, path.name) for photo, path in zip(photos, references, strict=False)]),
+    ]
+    for name in ("tuned", "base", "class, tuned", "class, base", "unrelated, tuned", "unrelated, base"):
+        parts += [heading(name), pictures(list(zip(drawn[name].pictures, drawn[name].prompts, strict=True)))]
+    parts += [heading("Settings"), table(["", ""], [[k, v] for k, v in figures["settings"].items()])]
+    write_text(out / "report.html", page("What the adapter is worth", parts))
+    return "\n".join(f"{name:44} {value}" for name, value, _ in rows(figures))
+
+
+def firsts(drawn: Drawn) -> list[tuple[Image.Image, str]]:
+    """The first picture of each prompt."""
+    found: dict[str, Image.Image] = {}
+    for picture, prompt in zip(drawn.pictures, drawn.prompts, strict=True):
+        found.setdefault(prompt, picture)
+    return [(picture, prompt) for prompt, picture in found.items()]
+
+
+def filled(cells: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+    """Eight cells."""
+    return (cells + [Image.new("RGB", size, "white")] * 8)[:8]
+
+
+def rows(figures: dict[str, Any]) -> list[list[str]]:
+    """Name, value and meaning of every figure."""
+    found = []
+    for name, own in figures.items():
+        if name == "settings":
+            continue
+        for key, value in own.items():
+            meaning = MEANINGS.get(key) or MEANINGS.get(name) or MEANINGS.get(name.split(",")[0], "")
+            found.append([f"{name}: {key}", shown(value), meaning])
+    return found

@@ -1,0 +1,248 @@
+"""Conversations made ready for training: planned without a pixel, proven on the first rows, batched by length, read ahead.
+
+Which rows a forward pass takes is a function of (seed, position), so neither workers nor a resume change what is learned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ...toolkit.core.cache import file_hash
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.randomness import permutation
+from ...toolkit.data.conversations import Conversation, read_conversations
+from ...toolkit.data.images import load_rgb, named, size_of
+from ...toolkit.vlm.chat_tokens import ChatTokens
+from ..config.configs import ConversationConfig
+
+PROVEN = 8  # rows at the beginning whose labels are found in two ways
+GROUPED = 50  # batches that are sorted by length together
+
+
+@dataclass
+class PlannedRows:
+    """Rows that fit, with what is known of them."""
+
+    rows: list[Conversation] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    """Tokens, those of pictures counted."""
+    learned: list[int] = field(default_factory=list)
+    """Tokens that are learned."""
+    too_long: list[str] = field(default_factory=list)
+    """Places of rows that were left out."""
+    shortened: int = 0
+    """Rows of which only the first exchanges are kept."""
+    faults: list[str] = field(default_factory=list)
+    """One sentence for each row that cannot be used."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> PlannedRows:
+    """Reads a data file and finds every row's length, from texts and the headers of pictures.
+
+    Raises:
+        UserError: for a row that cannot be used, and when none is left.
+    """
+    read = read_conversations(file, config.images, skip_bad=config.skip_bad)
+    planned = PlannedRows(faults=read.faults)
+    for row in read.rows:
+        try:
+            plan_row(row, config, chat, planned)
+        except UserError as error:
+            if not config.skip_bad:
+                raise UserError(located(error, row)) from error
+            planned.faults.append(located(error, row))
+    if not planned.rows:
+        raise UserError(
+            f"{file}: no row is left to learn from ({len(planned.too_long)} are longer than --max-length {config.max_length}, "
+            f"{len(planned.faults)} cannot be used)."
+        )
+    return planned
+
+
+def located(error: UserError, row: Conversation) -> str:
+    """An error's sentence with the row that it is about."""
+    return str(error) if str(error).startswith(row.place) else f"{row.place}: {error}"
+
+
+def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, planned: PlannedRows) -> None:
+    """Adds a row, as much of it as fits."""
+    sizes = [size_of(picture) for picture in row.pictures]
+    least = 3 if row.messages[0]["role"] == "system" else 2
+    for count in range(len(row.messages), least - 1, -2):
+        part = row.until(count)
+        tokens = chat.labels_by_marks(part, sizes[: len(part.pictures)])
+        if len(tokens.ids) <= config.max_length:
+            planned.rows.append(part)
+            planned.lengths.append(len(tokens.ids))
+            planned.learned.append(tokens.learned)
+            planned.shortened += count < len(row.messages)
+            return
+        if not config.shorten:
+            break
+    planned.too_long.append(row.place)
+
+
+def prove_rows(planned: PlannedRows, chat: ChatTokens) -> int:
+    """Proves the labels of the first rows, and of the first of each number of pictures; returns how many.
+
+    Raises:
+        UserError: naming what does not agree.
+    """
+    kinds: dict[int, Conversation] = {}
+    for row in planned.rows:
+        kinds.setdefault(len(row.pictures), row)
+    chosen = {id(row): row for row in [*planned.rows[:PROVEN], *list(kinds.values())[:PROVEN]]}
+    for row in chosen.values():
+        chat.prove(row, pictures_of(row))
+    return len(chosen)
+
+
+def pictures_of(row: Conversation) -> list[Any]:
+    """A row's pictures.
+
+    Raises:
+        UserError: with the row's place, for one that cannot be read.
+    """
+    try:
+        return [load_rgb(picture) for picture in row.pictures]
+    except UserError as error:
+        raise UserError(f"{row.place}: {error}") from error
+
+
+def certificate(file: Path, planned: PlannedRows, chat: ChatTokens, proven: int) -> dict[str, Any]:
+    """What an adapter says of the data it learned from: hashes, counts, and how many rows' labels were proven."""
+    files = sorted(f"{named(picture)}:{size(picture)}" for row in planned.rows for picture in row.pictures)
+    return {
+        "file": Path(file).name,
+        "sha256": data_hash(Path(file)),
+        "rows": len(planned),
+        "left_out_too_long": len(planned.too_long),
+        "left_out_faulty": len(planned.faults),
+        "shortened": planned.shortened,
+        "pictures": len(files),
+        "pictures_sha256": hashlib.sha256("\n".join(files).encode()).hexdigest(),
+        "tokens": sum(planned.lengths),
+        "tokens_learned": sum(planned.learned),
+        "template_sha256": hashlib.sha256(str(chat.processor.chat_template).encode()).hexdigest(),
+        "labels_proven_in_two_ways": proven,
+    }
+
+
+def data_hash(file: Path) -> str:
+    """Hash of a data file's bytes, or of all files of a data-set folder."""
+    if file.is_file():
+        return file_hash(file)
+    names = sorted(path for path in file.rglob("*") if path.is_file())
+    return hashlib.sha256("".join(f"{path.name}{file_hash(path)}" for path in names).encode()).hexdigest()
+
+
+def size(picture: Any) -> int:
+    """Bytes of a picture's file."""
+    return picture.stat().st_size if isinstance(picture, Path) else len(picture)
+
+
+# ---------------------------------------------------------------------------------------------- which rows when
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows each forward pass takes: passes over all rows, in batches of similar length, in mixed order.
+
+    Rows of the data come first, then those of the replay, of which every pass takes other ones, `replayed` in all.
+    """
+
+    lengths: tuple[int, ...]
+    data: int
+    replayed: int
+    batch: int
+    grouped: bool
+    seed: int
+
+    @property
+    def per_pass(self) -> int:
+        """Forward passes in one pass over the data."""
+        return -(-(self.data + self.replayed) // self.batch)
+
+    def rows(self, number: int) -> list[int]:
+        """Rows of forward pass `number`."""
+        epoch, turn = divmod(number, self.per_pass)
+        return epoch_batches(self, epoch)[turn]
+
+
+@lru_cache(maxsize=4)
+def epoch_batches(order: Order, epoch: int) -> list[list[int]]:
+    """All batches of one pass, every one full: the first rows come once more at the end."""
+    rows = list(range(order.data))
+    spare = len(order.lengths) - order.data
+    start = epoch * order.replayed
+    for at in range(start, start + order.replayed):
+        rows.append(order.data + permutation(order.seed + 1, spare, at // spare)[at % spare])
+    mixed = [rows[i] for i in permutation(order.seed, len(rows), epoch)]
+    wanted = order.per_pass * order.batch
+    mixed = (mixed * -(-wanted // len(mixed)))[:wanted]
+    if not order.grouped:
+        return [mixed[i : i + order.batch] for i in range(0, wanted, order.batch)]
+    batches = []
+    for start in range(0, wanted, GROUPED * order.batch):
+        group = sorted(mixed[start : start + GROUPED * order.batch], key=lambda row: order.lengths[row])
+        batches += [group[i : i + order.batch] for i in range(0, len(group), order.batch)]
+    return [batches[i] for i in permutation(order.seed + 2, len(batches), epoch)]
+
+
+# ---------------------------------------------------------------------------------------------- reading ahead
+
+
+class Batches(Dataset):
+    """Forward pass number -> the tensors of this process's slots."""
+
+    def __init__(self, rows: Sequence[Conversation], order: Order, chat: ChatTokens, slots: Sequence[int]) -> None:
+        self.rows, self.order, self.chat, self.slots = rows, order, chat, slots
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        chosen = self.order.rows(number)
+        own = [self.rows[chosen[slot]] for slot in self.slots]
+        return self.chat.batch(own, [pictures_of(row) for row in own])
+
+
+class Ahead:
+    """Batches in order, read ahead by worker processes."""
+
+    def __init__(self, batches: Batches, workers: int, pinned: bool) -> None:
+        self.batches, self.workers, self.pinned = batches, workers, pinned
+        self.next, self.source = -1, iter(())
+
+    def take(self, number: int) -> dict[str, torch.Tensor]:
+        """The batch of this forward pass; cheapest when passes are asked for one after another.
+
+        Raises:
+            UserError: for a picture that cannot be read.
+        """
+        if number != self.next:
+            self.source = self.start(number)
+        self.next = number + 1
+        return next(self.source)
+
+    def start(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
+        """An endless reader that begins at this forward pass."""
+        return iter(
+            DataLoader(
+                self.batches,
+                batch_size=None,
+                sampler=range(number, number + 10**9),
+                num_workers=self.workers,
+                prefetch_factor=4 if self.workers else None,
+                pin_memory=self.pinned,
+                generator=torch.Generator(),  # its own, or starting it would draw from the one that dropout draws from
+            )
+        )

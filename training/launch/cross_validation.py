@@ -1,0 +1,117 @@
+"""Cross-validation: how many steps a subject needs, where photos are too few to leave any out of the last training.
+
+Each fold trains without some of the photos and is measured by these. The step that is best over all folds is how long the last
+training, on all photos, goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run
+from ...toolkit.data.subjects import find_samples
+from ..config.configs import SubjectConfig, from_yaml
+from ..engine.loop import comparable
+from ..engine.processes import is_first, joined, launched
+from ..evaluation import measuring
+from ..runs.begin import check_out, clear
+from .start import begin, preflight, resume
+from .trained_on import differences, items_of, some_of, written_down
+
+
+def cross_validated(config: SubjectConfig, folds: int, *, overwrite: bool = False) -> Run:
+    """The run on all photos, for as many steps as `folds` other runs (in its folder) say. What is done already is not done again.
+
+    overwrite: deletes the run and the folds that are in the folder.
+
+    Raises:
+        UserError: for settings that exclude each other, fewer photos than folds, a folder that holds another run or another
+            cross-validation, and as `train` does.
+    """
+    checks = {"--evaluate-every": not config.evaluate_every, "no --evaluate-images": config.evaluate_images is not None}
+    for wanted, wrong in (checks | {"no --hold-out": config.hold_out}).items():
+        if wrong:
+            raise UserError(f"--folds holds other photos out in turn: it needs {wanted}.")
+    if config.images is None:
+        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+    files = sorted({sample.path.name for sample in find_samples(config.images, skip_bad=config.skip_bad)})
+    if not 2 <= folds <= len(files):
+        raise UserError(f"--folds must lie between 2 and the number of photos, {len(files)}, not {folds}.")
+    own = [
+        replace(config, hold_out=tuple(files[k::folds]), out=config.out / "folds" / str(k), keep="last", patience=0)
+        for k in range(folds)
+    ]
+    checked = [preflight(fold) for fold in own]
+    last = replace(config, evaluate_every=0, keep="last", patience=0)
+    if is_first():
+        take_or_go_on(Run(config.out), last, checked, overwrite=overwrite)
+    if launched() > 1:
+        joined().wait_for_everyone()
+    choice = measuring.choose([measuring.Series.of(finished(fold)) for fold in own])
+    if is_first():
+        print(f"cross-validation of {folds} runs: {measuring.told(choice)}")
+    run = gone_on_with(replace(last, steps=choice.step))
+    if is_first():
+        measuring.write_choice(run, choice)
+    return run
+
+
+def take_or_go_on(run: Run, last: SubjectConfig, folds: list[Any], *, overwrite: bool) -> None:
+    """Clears the folder of a cross-validation, or checks that what is there is the beginning of this one.
+
+    last: the config of the run on all photos, whose steps are not known yet; folds: what the checks of the others have given.
+    """
+    run.recover()
+    if overwrite or not run.folds():
+        check_out(last, overwrite=overwrite)
+        clear(run)
+        run.let_go()
+        return
+    run.check_not_live()
+    check_same(run, last, None)
+    for config, inputs in folds:
+        check_same(Run(config.out), config, inputs)
+
+
+def check_same(run: Run, config: SubjectConfig, inputs: Any) -> None:
+    """Raises UserError when a run that is there, and is worth keeping, has another config or other data.
+
+    inputs: what its checks have found; None for the last run, whose steps and data hang on the others.
+    """
+    if not run.is_worth_keeping(("folds",)):
+        return
+    old = from_yaml(run.config_file)
+    before, now = comparable(old), comparable(config)
+    if inputs is not None:
+        before, now = before | {"steps": str(old.steps)}, now | {"steps": str(config.steps)}
+    other = [f"{key} was {before.get(key)}, now it is {now[key]}" for key in now if before.get(key) != now[key]]
+    data = written_down(run)
+    if data is None:
+        print(f"{run.folder} says nothing of its data, so whether they have changed since cannot be told.")
+    elif not other:
+        other = differences(data.items, items_of(*(config, inputs) if inputs else preflight(config)))
+    if other:
+        raise UserError(
+            f"{run.folder} is of another run or cross-validation: {some_of(other)}. Put that back, begin anew with --overwrite, which "
+            "deletes it with all its folds, or give another --out."
+        )
+
+
+def finished(config: SubjectConfig) -> Run:
+    """The run of a fold: as it is when it is done, gone on with when it was stopped, begun otherwise."""
+    run = gone_on_with(config)
+    if run.status()["state"] != "done":
+        raise UserError(f"{config.out} was stopped: the same command goes on.")
+    return run
+
+
+def gone_on_with(config: SubjectConfig) -> Run:
+    """A run that may be there already: as it is when it is done, gone on with from its checkpoint, or begun."""
+    run = Run(config.out)
+    if run.state() == "done":
+        if is_first():
+            print(f"{config.out} is done already.")
+        return run
+    return resume(config.out) if run.checkpoint_files() else begin(config, but=("folds",))

@@ -1,0 +1,43 @@
+"""What a training that ran out of memory is told: the next saving, and that what it has learned is kept."""
+
+from __future__ import annotations
+
+from ...toolkit.core.out_of_memory import OutOfMemory, as_shortage, is_shortage
+from ...toolkit.core.run_folder import Run
+from ..config.configs import ConversationConfig, LoopConfig, PictureConfig, SubjectConfig
+from .savings import savings
+
+
+def of_run(fault: Exception, config: LoopConfig, run: Run, *, building: bool) -> OutOfMemory | None:
+    """What a fault becomes that says that memory ran out; None for any other. building: the task was not there yet."""
+    if not is_shortage(fault):
+        return None
+    reading = "DataLoader worker" in str(fault)
+    doing = "preparing the run" if building else "reading pictures ahead" if reading else "training"
+    return as_shortage(fault, doing, lambda: advice(config, run, reading=reading))
+
+
+def advice(config: LoopConfig, run: Run, *, reading: bool = False) -> str:
+    """A sentence or two: what would take less, and where the run goes on. reading: workers that read pictures lacked it."""
+    if reading:
+        cure = "Start again with --workers 0."
+    elif saving := next_saving(config):
+        cure = f"Start again with {saving}{', the next saving of --fit' if isinstance(config, SubjectConfig) else ''}."
+    else:
+        cure = last(config)
+    files = run.checkpoint_files()
+    if not files:
+        return f"{cure} No checkpoint had been written yet."
+    return f"{cure} The last checkpoint, {files[-1].name}, is whole: 'rankfold resume {run.folder}' goes on from it, given more memory."
+
+
+def next_saving(config: LoopConfig) -> str:
+    """The first rung of --fit that the config does not have and that works here; '' when it has them all."""
+    return next((flags for flags, _ in savings(config)), "")
+
+
+def last(config: LoopConfig) -> str:
+    """What is left when all of --fit is there."""
+    if isinstance(config, PictureConfig):
+        return "Lower --resolution, or choose a smaller base."
+    return "Lower --max-length, or choose a smaller base." if isinstance(config, ConversationConfig) else ""

@@ -1,0 +1,295 @@
+"""What a run will take, before any weight is loaded: its step is carried out on tensors that have shapes and no numbers.
+
+Models are built from their configs alone (torch's FakeTensorMode), adapters put on them as in training, and one step after
+another is run while every allocation is counted. So the estimate knows the real architecture, checkpointing, the adapter's own
+working memory and the optimizer's, and needs no table that could go stale.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from ...toolkit.adapters.attach import drop_unused, trainable
+from ...toolkit.core import devices
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.quantize import linears
+from ...toolkit.data.subjects import find_samples, picture_size
+from ...toolkit.diffusion.load import open_model, resolve_base
+from ...toolkit.diffusion.model import DTYPES, PictureModel, Words
+from ..config.configs import SubjectConfig
+from ..engine.processes import launched
+from ..subject.batches import Batches
+from ..subject.denoising import DenoisingLoss, weighing
+from ..subject.rows import Rows, bucket_size
+from ..subject.task import attach_subject
+from .counting import Known, Live
+from .savings import savings
+from .start import check_subject
+
+QUANTISED = {
+    "nf4": 0.5 + 4 / 64,
+    "int8": 1 + 4 / 1024,
+    "fp8": 1 + 4 / 1024,
+}  # bytes a weight, with its share of the scales
+STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What does not hang on the optimizer, nor on the frozen weights' number of bits."""
+
+    frozen: dict[str, int]
+    """Bytes of the frozen model by --quantize."""
+    largest: int
+    """Bytes of the largest layer's weight as it is multiplied with."""
+    alive: int
+    """Bytes alive beside weights and gradients at the peak."""
+    parameters: int
+    """Trained numbers."""
+    flops: int
+    """Operations of one pass forward and back."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes, and what they are for."""
+
+    config: SubjectConfig
+    step: Step
+
+    @property
+    def base(self) -> int:
+        """The frozen model in the number format of the run."""
+        return self.step.frozen[self.config.quantize]
+
+    @property
+    def adapter(self) -> int:
+        """The adapter, its gradient, its average and the optimizer's state."""
+        average = 1 if self.config.ema_decay else 0
+        return int(self.step.parameters * 4 * (2 + STATES.get(self.config.optimizer, 2) + average))
+
+    @property
+    def working(self) -> int:
+        """What a step has alive beside these at its peak; a layer in few bits is dequantised while it works."""
+        return self.step.alive + (self.step.largest if self.config.quantize != "none" else 0)
+
+    @property
+    def peak(self) -> int:
+        """Memory of the device at the peak of a step."""
+        return self.base + self.adapter + self.working
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers."""
+        return self.step.parameters
+
+    @property
+    def flops(self) -> int:
+        """Operations of one optimizer step."""
+        return self.step.flops * self.config.gradient_accumulation
+
+    def under(self, change: dict[str, Any]) -> Plan:
+        """The plan with other settings; a step is carried out anew only where it would be another."""
+        other = replace(self.config, **change)
+        return Plan(other, self.step if change.keys() <= {"optimizer", "quantize"} else step_of(other))
+
+
+def plan(config: SubjectConfig) -> Plan:
+    """What a step of this run takes.
+
+    Raises:
+        UserError: for a base or settings that cannot work.
+    """
+    return Plan(config, step_of(config))
+
+
+def step_of(config: SubjectConfig) -> Step:
+    """A step carried out on tensors without numbers.
+
+    Raises:
+        UserError: for a base or settings that cannot work.
+    """
+    check_subject(config)
+    model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
+    batch = batch_of(config, model)
+    parts, _ = attach_subject(model, config)
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    held = [getattr(model, name) for name in (model.text_encoders() if encodes_each_step(config) else [])]
+    frozen = {kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *QUANTISED)}
+    alive, flops = step_peak(model, parts, config, batch)
+    for part in parts.values():
+        drop_unused(part)
+    numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
+    dense = (layer.weight.numel() for layer in linears(model.denoiser).values())
+    largest = max(dense, default=0) * model.dtype.itemsize
+    return Step(frozen, largest, alive, numbers, flops)
+
+
+def encodes_each_step(config: SubjectConfig) -> bool:
+    """Whether prompts are encoded in each step, since something of the text encoders is trained; then all of them stay."""
+    return config.train_text_encoder or config.token_vectors > 0
+
+
+def batch_of(config: SubjectConfig, model: PictureModel) -> dict[str, torch.Tensor]:
+    """The first batch that this process would get, of pictures of the largest size there is."""
+    share = config.batch_size // launched()
+    noise = model.noise(config.timestep_sampling, config.timestep_shift)
+    prior = [blank_rows(config, model, square(config, model))] if config.prior_weight else None
+    rows = blank_rows(config, model, largest_size(config, model))
+    numbers = torch.zeros(len(rows), dtype=torch.long)
+    rows.without_token = numbers if config.preservation_weight else None
+    rows.mask = torch.ones(len(rows), 1, *rows.mean.shape[2:]) if config.masks else None
+    batches = Batches(config, noise, torch.device("cpu"), [rows], prior, empty=0, shares_base=config.shard_base)
+    return batches.at(0, list(range(share)))
+
+
+def blank_rows(config: SubjectConfig, model: PictureModel, size: tuple[int, int]) -> Rows:
+    """As many pictures of this size (width, height) as a batch holds."""
+    width, height = (side // model.latent_scale for side in size)
+    latents = torch.zeros(config.batch_size, model.latent_channels, height, width)
+    return Rows(latents, latents, torch.zeros(config.batch_size, 1, dtype=torch.long))
+
+
+def square(config: SubjectConfig, model: PictureModel) -> tuple[int, int]:
+    """The size of pictures that are not kept in their own shape."""
+    side = config.resolution or model.native_resolution
+    return side, side
+
+
+def largest_size(config: SubjectConfig, model: PictureModel) -> tuple[int, int]:
+    """The largest (width, height) of the pictures that are trained on, pixels."""
+    side, unit = config.resolution or model.native_resolution, model.latent_scale * model.patch
+    if config.crop != "bucket" or config.images is None:
+        return square(config, model)
+    samples = find_samples(config.images, skip_bad=config.skip_bad)
+    return max((bucket_size(*picture_size(one), side, unit) for one in samples), key=prod)
+
+
+def step_peak(
+    model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, batch: dict[str, torch.Tensor]
+) -> tuple[int, int]:
+    """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
+    model.text_pipeline()  # whose scheduler wants real numbers
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in {*parts.values(), *(getattr(model, name) for name in model.text_encoders())}:
+            part.to_empty(device="cpu")
+        model.device = torch.device("cpu")
+        return counted(model, parts, config, {name: torch.empty_like(value) for name, value in batch.items()})
+
+
+def counted(
+    model: PictureModel,
+    parts: dict[str, nn.Module],
+    config: SubjectConfig,
+    batch: dict[str, torch.Tensor],
+) -> tuple[int, int]:
+    """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations."""
+    noise = model.noise(config.timestep_sampling, config.timestep_shift)
+    prompt = longest_prompt(config)
+    rows = sum(len(batch[name]) for name in ("prompt", "kept_prompt") if name in batch)
+    with torch.no_grad(), Known():
+        words = model.words([prompt] * rows)
+
+    def words_of(numbers: torch.Tensor) -> Words:
+        if encodes_each_step(config):
+            return model.words([prompt] * len(numbers))
+        return {name: value[: len(numbers)] for name, value in words.items()}
+
+    module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
+    before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
+    try:
+        with Live(before) as live, Known():
+            module(batch).mean().backward()
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        kind = model.index["_class_name"] + (" with trained text encoders" if encodes_each_step(config) else "")
+        raise UserError(
+            f"A {kind} works as its prompts' numbers say, so its step cannot be planned without them."
+        ) from error
+    gradients = sum(p.numel() * 4 for part in parts.values() for p in trainable(part) if p.grad is not None)
+    return live.peak - gradients, live.flops
+
+
+def longest_prompt(config: SubjectConfig) -> str:
+    """The longest of the captions, where pictures are given, and of the prompts that are encoded with them.
+
+    In some families prompts keep their own lengths, and states that are kept are all filled up to the longest.
+    """
+    samples = find_samples(config.images, skip_bad=True) if config.images else []
+    texts = [config.prompt, *(sample.caption for sample in samples if sample.caption)]
+    if not encodes_each_step(config):
+        texts += [text.format(token=config.token, noun=config.class_noun) for text in config.preview_prompts]
+    return max(texts, key=len)
+
+
+def disk(estimate: Plan) -> int:
+    """Bytes that the adapter and the checkpoints that are kept take in the run folder."""
+    config = estimate.config
+    states = STATES.get(config.optimizer, 2) + (1 if config.ema_decay else 0)
+    checkpoints = min(config.keep_checkpoints, -(-config.steps // config.checkpoint_every))
+    return int(estimate.parameters * 4 * (1 + checkpoints * (1 + states)))
+
+
+def least_seconds(estimate: Plan) -> float:
+    """Time of all steps if they were nothing but large matrix products on this machine."""
+    device = devices.device()
+    n = 1024 if device.type == "cpu" else 4096
+    a = torch.ones(n, n, dtype=DTYPES[estimate.config.precision], device=device)
+    best = min(timed(lambda: (a @ a)[0, 0].item()) for _ in range(5))
+    return estimate.config.steps * estimate.flops / (2 * n**3 / best)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def frozen_bytes(model: nn.Module, quantize: str) -> int:
+    """Bytes of a model's frozen weights."""
+    frozen = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if not p.requires_grad)
+    if quantize == "none":
+        return frozen
+    inside = [layer.weight for layer in linears(model).values()]
+    dense = sum(weight.numel() * weight.dtype.itemsize for weight in inside)
+    return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
+
+
+def advice(estimate: Plan) -> list[str]:
+    """What each saving alone would make of it, the smallest first; those that save less than a twentieth are left out."""
+    lines = []
+    for flag, change in savings(estimate.config):
+        peak = estimate.under(change).peak
+        if peak < 0.95 * estimate.peak:
+            lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
+    return [line for _, line in sorted(lines)]
+
+
+def fitted(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
+    """The flags of as few savings as bring a plan under so many GiB, and the plan with them.
+
+    Raises:
+        UserError: when all of them together are not enough.
+    """
+    chosen: list[str] = []
+    for flag, change in savings(estimate.config):
+        if estimate.peak <= gib * 2**30:
+            break
+        if (smaller := estimate.under(change)).peak < 0.98 * estimate.peak:
+            chosen = [kept for kept in chosen if kept.split()[0] != flag.split()[0]] + [flag]
+            estimate = smaller
+    if estimate.peak > gib * 2**30:
+        raise UserError(
+            f"With {' '.join(chosen) or 'these settings'} a step still takes {estimate.peak / 2**30:.2f} GiB, more than {gib:g}: lower "
+            "--resolution, or choose a smaller base."
+        )
+    return chosen, estimate

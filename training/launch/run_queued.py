@@ -1,0 +1,26 @@
+"""`python -m rankfold.training.launch.run_queued RUN`: the process of one queued run, started by a worker."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run
+from ...toolkit.core.terminal import plain_end
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one queued run to its end. Exit codes as those of the command line."""
+    with plain_end():
+        run = Run.open(Path(arguments[0]))
+        if run.state() != "queued":  # a worker that was killed may have left a process that has the run
+            raise UserError(f"{run.folder} is {run.state() or 'no run'} and does not wait.")
+        run.claim()  # before anything heavy is loaded
+        from .queue import carry_on
+
+        carry_on(run.folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,64 @@
+"""What makes a run smaller: the rungs of --fit, and the cure for a run that ran out of memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...toolkit.core.devices import check_precision
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.quantize import check_quantize
+from ..config.configs import LoopConfig, SubjectConfig
+from ..engine.optimizer import check_optimizer
+from ..engine.processes import launched
+from ..subject.denoising import check_compiled
+
+Change = dict[str, Any]
+
+ENOUGH = {
+    "precision": ("bf16", "fp16"),
+    "quantize": ("nf4",),
+}  # values of a field that need no rung of its own any more
+
+
+def savings(config: LoopConfig) -> list[tuple[str, Change]]:
+    """What can be done on this machine, from what costs least (in quality, then in time) to what costs most.
+
+    Flags, and the settings that they are. A step sees as many pictures as before.
+    """
+    rows = config.batch_size * config.gradient_accumulation
+    changes: list[Change] = [
+        {"precision": "bf16"},
+        {"gradient_checkpointing": True},
+        {"optimizer": "AdamW8bit"},
+        {"batch_size": launched(), "gradient_accumulation": rows // launched()},
+        {"quantize": "int8"},
+        {"quantize": "nf4"},
+    ]
+    return [(flags(change), change) for change in changes if not has(config, change) and works(config, change)]
+
+
+def has(config: LoopConfig, change: Change) -> bool:
+    """Whether a config has a saving, or a larger one of its kind."""
+    return all(getattr(config, name) in (value, *ENOUGH.get(name, ())) for name, value in change.items())
+
+
+def works(config: LoopConfig, change: Change) -> bool:
+    """Whether a saving can be carried out here."""
+    changed = replace(config, **change)
+    try:
+        check_optimizer(changed)
+        check_quantize(changed.quantize)
+        if "precision" in change:
+            check_precision(changed.precision)
+        if isinstance(changed, SubjectConfig):
+            check_compiled(changed)
+    except UserError:
+        return False
+    return True
+
+
+def flags(change: Change) -> str:
+    """Settings as options of the command line."""
+    words = {f"--{name.replace('_', '-')}": value for name, value in change.items()}
+    return " ".join(flag if value is True else f"{flag} {value}" for flag, value in words.items())

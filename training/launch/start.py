@@ -1,0 +1,317 @@
+"""A run of any method, from its checks to its last status: started, and resumed."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.quantize import check_quantize
+from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.versions import check_versions
+from ...toolkit.data.subjects import Sample, check_masks, find_samples
+from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
+from ...toolkit.diffusion.model import ATTENTION
+from ...toolkit.diffusion.textual_inversion import check_new_word
+from ..compose.instruct import (
+    ComposeInstructTask,
+    check_instruct_fixed,
+    compose_instruct_fixed,
+    prepare_compose_instruct,
+)
+from ..compose.task import ComposeTask, check_compose, check_fixed, compose_fixed
+from ..config.configs import (
+    ComposeConfig,
+    ComposeInstructConfig,
+    InstructConfig,
+    InstructSearchConfig,
+    LoopConfig,
+    PictureConfig,
+    SearchConfig,
+    SubjectConfig,
+    check_numbers,
+    from_yaml,
+    is_fixed,
+)
+from ..config.peft_config import adapter_config
+from ..engine.loop import Loop
+from ..engine.optimizer import check_optimizer
+from ..engine.processes import check_devices, is_first, launched, make_accelerator
+from ..engine.sharding import check_sharding
+from ..evaluation.subject import read_prompts
+from ..instruct.task import InstructTask, prepare_instruct
+from ..runs.begin import check_out, give_back, take
+from ..search.instruct import InstructSearchTask, prepare_instruct_search
+from ..search.subject import SearchTask
+from ..search.task import check_search
+from ..subject.denoising import check_compiled
+from ..subject.task import SubjectTask, measured_by
+from .out_of_memory import of_run
+from .trained_on import TrainedOn, check_data, settled, trained_on, write_down, written_down
+
+Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
+SAME_RUN = (
+    "config.yaml",
+    "status.json",
+    "log.txt",
+    "output.txt",
+    "claim.json",
+)  # what stays where a run itself is done again
+
+
+def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tuple[PictureConfig, Inputs]:
+    """Samples and the base's folder."""
+    check(config)
+    if config.images is None:
+        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+    samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
+    for name, folder in config.also.items() if isinstance(config, SubjectConfig) else ():
+        more = find_samples(Path(folder), flip=config.flip, skip_bad=config.skip_bad, option="--also")
+        samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
+    if config.masks:
+        check_masks(samples, config.masks)
+    base = check_base(config)
+    if isinstance(config, SubjectConfig):
+        check_measuring(config, samples)
+    return config, (samples, base)
+
+
+def check_base(config: PictureConfig) -> str:
+    """The base's folder, checked against the settings that it must suit."""
+    base = resolve_base(config.base)
+    model = open_model(base)
+    model.check_side(config.resolution, "--resolution")
+    if isinstance(config, SubjectConfig):
+        check_sharding(config, launched())
+        check_compiled(config)
+        if config.token_vectors:
+            check_new_word(model, config.token)
+    return base
+
+
+def check_subject(config: SubjectConfig) -> None:
+    """All checks of `preflight` for a subject, but for those of the pictures where none are given: a plan can do without.
+
+    Raises:
+        UserError: as `preflight` does.
+    """
+    check_settings(config)
+    if config.images is not None:
+        prepare, _ = METHODS[SubjectConfig]
+        prepare(config)
+        return
+    adapter_config(config, config.target_modules or ATTENTION)
+    check_base(config)
+
+
+def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
+    """Raises UserError when measuring during training lacks photos, prompts or a backbone."""
+    if not config.evaluate_every:
+        return
+    measured_by(config, samples)
+    if config.evaluate_prompts:
+        read_prompts(config.evaluate_prompts)
+    if not config.evaluate_clip and config.base not in EMBEDDED:
+        raise UserError(
+            "--evaluate-clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as "
+            "ViT-B-32-quickgelu:openai."
+        )
+
+
+# What each method checks and finds without loading a model, and its Task.
+METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Callable[..., Any]]] = {
+    SubjectConfig: (
+        partial(prepare_pictures, check=lambda c: adapter_config(c, c.target_modules or ATTENTION)),
+        SubjectTask,
+    ),
+    ComposeConfig: (partial(prepare_pictures, check=check_compose), ComposeTask),
+    SearchConfig: (partial(prepare_pictures, check=check_search), SearchTask),
+    InstructConfig: (prepare_instruct, InstructTask),
+    ComposeInstructConfig: (prepare_compose_instruct, ComposeInstructTask),
+    InstructSearchConfig: (prepare_instruct_search, InstructSearchTask),
+}
+
+
+def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, overwrite: bool = False) -> Run:
+    """Checks everything that can be checked, then trains; the run folder holds all that comes of it.
+
+    make_task: builds the Task in the place of the method's own, as functools.partial(SearchTask, judge=...) does.
+    overwrite: deletes the run that is in the folder, once the new one is under way.
+
+    Raises:
+        UserError: for anything in the config, the pictures or the base that cannot work, and for a folder that holds a run.
+    """
+    if is_first():
+        check_out(config, overwrite=overwrite)
+    return begin(config, make_task)
+
+
+def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, but: Collection[str] = ()) -> Run:
+    """The same in a folder that `check_out` has let pass. but: entries that stay there."""
+    config, inputs = preflight(config)
+    accelerator, run = make_accelerator(config), Run(config.out)
+    if accelerator.is_main_process:
+        data = trained_on(config, inputs)
+        take(run, config, but)
+        run.set_status(
+            threads=torch.get_num_threads()
+        )  # another number would add up in another order when the run goes on
+        write_down(run, data)
+    accelerator.wait_for_everyone()
+    return carry_out(config, inputs, run, accelerator, make_task, but)
+
+
+def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = False) -> Run:
+    """One adapter of several: by weights learned on the config's pictures or conversations, or fixed when there are none.
+
+    overwrite: as in `train`.
+
+    Raises:
+        UserError: for adapters that are missing, do not fit the base or each other, and as `train` does.
+    """
+    if not is_fixed(config):
+        return train(config, overwrite=overwrite)
+    check_out(config, overwrite=overwrite)
+    return compose_now(config)
+
+
+def compose_now(config: Any, but: Collection[str] = ()) -> Run:
+    """A composition by fixed weights, in a folder that `check_out` has let pass. but: entries that stay there."""
+    return (compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed)(config, but)
+
+
+def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_changes: bool = False) -> Run:
+    """Goes on with a run from its newest checkpoint, with the config (and make_task) it was started with.
+
+    accept_changes: also where the data are others than the checkpoint was trained on.
+
+    Raises:
+        UserError: when the folder holds no run, or a live one, or its checkpoint is of another config, or of other data.
+    """
+    config, inputs = check_resume(folder, accept_changes=accept_changes)
+    run = Run(folder)
+    if is_fixed(config):
+        run.claim()
+        return compose_now(config, SAME_RUN)
+    known = run.status().get("threads")
+    accelerator = make_accelerator(config, known if isinstance(known, int) and run.checkpoint_files() else 0)
+    if accelerator.is_main_process:
+        if run.checkpoint_files():
+            run.let_go()
+        run.claim()
+    accelerator.wait_for_everyone()
+    return carry_out(config, inputs, run, accelerator, make_task)
+
+
+def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, Inputs]:
+    """Everything that can be checked before a run goes on; what `preflight` returns.
+
+    Raises:
+        UserError: see `resume`.
+    """
+    Run(folder).recover()
+    run = Run.open(folder)
+    config = replace(from_yaml(run.config_file), out=Path(folder))
+    if is_fixed(config):
+        run.check_not_live()
+        if run.state() == "done":
+            raise UserError(f"{folder} is done: a composition by fixed weights has nothing to go on with.")
+        check(config)
+        return config, ()
+    checked, inputs = preflight(as_held_out(config, run))
+    if isinstance(config, SubjectConfig):
+        checked = replace(checked, hold_out=config.hold_out)
+    if is_first():
+        check_data(run, checked, inputs, accept=accept_changes)
+    return checked, inputs
+
+
+def as_held_out(config: Any, run: Run) -> Any:
+    """The config with the photos that were held out when the run began, as long as they are there."""
+    known = settled(config, written_down(run))
+    there = isinstance(known, SubjectConfig) and all(
+        (Path(known.images or "") / name).is_file() for name in known.hold_out
+    )
+    return known if there else config
+
+
+def check(config: Any) -> None:
+    """All checks that need no model, of anything that `train` or `compose` takes; raises UserError as they do."""
+    if not is_fixed(config):
+        preflight(config)
+    else:
+        (check_instruct_fixed if isinstance(config, ComposeInstructConfig) else check_fixed)(config)
+
+
+def preflight(config: Any) -> tuple[Any, Inputs]:
+    """All checks that need no model. Returns the config, with what the data settle in it, and what the Task is built of."""
+    check_settings(config)
+    if is_first():
+        Run(config.out).check_not_live()
+    prepare, _ = METHODS[type(config)]
+    return prepare(config)
+
+
+def check_settings(config: LoopConfig) -> None:
+    """Raises UserError for settings that are out of range, or that this machine cannot carry out."""
+    check_versions()
+    check_numbers(config)
+    check_optimizer(config)
+    check_quantize(config.quantize)
+    check_devices(config)
+
+
+def carry_out(
+    config: LoopConfig,
+    inputs: Inputs,
+    run: Run,
+    accelerator: Accelerator,
+    make_task: Callable[..., Any] | None,
+    but: Collection[str] = (),
+) -> Run:
+    """Builds the task, runs the loop, and leaves the outcome in status.json. but: entries that `begin` has left where they were."""
+    state, error, loop, is_main = "failed", "ended by the system", None, accelerator.is_main_process
+    try:
+        _, method_task = METHODS[type(config)]
+        data = written_down(run)
+        task = (make_task or method_task)(settled(config, data), *inputs, accelerator)
+        loop = Loop(config, task, run, accelerator, data.digest if data else "")
+        loop.resume()
+        if is_main:
+            run.let_go()
+        outcome = loop.train()
+        if outcome == "done":
+            outcome = task.conclude(run, accelerator)
+        if outcome == "done" and is_main and data:
+            tell_adapter(run, data)
+        state, error = outcome, None
+    except Exception as fault:
+        lacking = of_run(fault, config, run, building=loop is None)
+        error = str(lacking or fault)
+        run.append_log(traceback.format_exc())
+        if lacking and lacking is not fault:
+            raise lacking from fault
+        raise
+    finally:
+        if is_main and not (state == "failed" and give_back(run, but)):
+            step = loop.step if loop else run.newest_step()
+            run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
+    accelerator.wait_for_everyone()  # whoever reads the run folder next finds it as the first process has left it
+    return run
+
+
+def tell_adapter(run: Run, data: TrainedOn) -> None:
+    """Adds to what a run's adapter says of itself that it was trained on other data before."""
+    file = run.adapter / "rankfold.json"
+    if data.earlier and file.is_file():
+        write_text(
+            file, json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"data_changed": data.told()}, indent=1)
+        )

@@ -1,0 +1,19 @@
+"""`python -m rankfold.training.launch.worker RUNS DEVICE`: a worker in the background, as the studio starts one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ...toolkit.core.terminal import plain_end
+from .queue import work
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the queued runs of a folder, one after another, for a device, until it is killed."""
+    with plain_end():
+        work(Path(arguments[0]), arguments[1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,155 @@
+"""Where a run may begin: an --out that is free, or whose run may go.
+
+Nothing heavy is imported here, so that a command is refused at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run, write_text
+from ..config.configs import LoopConfig, from_yaml, is_fixed, to_yaml
+
+SOURCES = (
+    "images",
+    "masks",
+    "evaluate_images",
+    "evaluate_prompts",
+    "held_out",
+    "data",
+    "replay",
+    "chat_template",
+    "base",
+)
+"""Fields of configs that may name a file or folder to read."""
+
+
+def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:
+    """Checks that a run may begin in its --out.
+
+    overwrite: a run that is there may go.
+
+    Raises:
+        UserError: when a run is there, with the ways on; when a live one is; when files of somebody else would be overwritten, or such
+            that the new run reads.
+    """
+    run = Run(config.out)
+    run.check_not_live()
+    run.recover()
+    if run.folder.exists() and not run.folder.is_dir():
+        raise UserError(f"--out {run.folder} is a file: give a folder, or a name that is not there yet.")
+    if run.is_run():
+        check_sources(config, run)
+        if not overwrite and (run.is_worth_keeping() or is_another_config(run, config)):
+            raise UserError(refusal(run))
+        return
+    taken = [path.name for path in run.own_entries()] or (run.others_entries() if overwrite else [])
+    if taken:
+        raise UserError(
+            f"--out {run.folder} holds {named(taken)}, which no run has left there"
+            + ("; --overwrite clears folders of runs only" if overwrite else ", and a run would write there")
+            + ": give another --out."
+        )
+
+
+def refusal(run: Run) -> str:
+    """Why no run can begin where one is, and the ways on."""
+    ways = "begin anew with --overwrite, which deletes it, or give another --out."
+    if not run.config_file.is_file() and run.folds():
+        return f"{run.folder} holds the folds of a cross-validation already: go on with them by the command with --folds, {ways}"
+    go_on = f"go on with it by `rankfold resume {run.folder}`"
+    state = run.state()
+    if state == "done":
+        go_on = f"`rankfold resume {run.folder}` goes on when its config.yaml asks for more steps"
+        if is_done_for_good(run):
+            go_on = f"`rankfold resume {run.folder}` has nothing to add"
+    if state == "queued":
+        go_on = f"carry it out with `rankfold work --runs {run.folder.parent}` or `rankfold resume {run.folder}`"
+    told = run.told() if state else "of which only a config.yaml is known"
+    return f"{run.folder} holds a run already, {told}: {go_on}; {ways}"
+
+
+def is_done_for_good(run: Run) -> bool:
+    """Whether more steps would add nothing to a run that is done: a composition by fixed weights, or a search."""
+    try:
+        config = from_yaml(run.config_file)
+    except UserError:
+        return False
+    return is_fixed(config) or run.candidates.is_file()
+
+
+def is_another_config(run: Run, config: LoopConfig) -> bool:
+    """Whether nothing but a config.yaml is there, with which no run has begun yet, and it says something else."""
+    if run.state() or not run.config_file.is_file():
+        return False
+    try:
+        return replace(from_yaml(run.config_file), out=config.out) != config
+    except UserError:
+        return True
+
+
+def check_sources(config: Any, run: Run) -> None:
+    """Raises UserError when the new run reads what it would take the place of."""
+    own = [path.resolve() for path in run.own_entries()]
+    read = [(name, str(getattr(config, name, None) or "")) for name in SOURCES]
+    read += [("also", folder) for folder in getattr(config, "also", {}).values()]
+    for name, text in [*read, *(("adapters", text) for text in getattr(config, "adapters", ()))]:
+        place = Path(text).resolve()
+        whole = name == "adapters" and place == run.folder.resolve()
+        if text and Path(text).exists() and (whole or any(place.is_relative_to(entry) for entry in own)):
+            option = "a source" if name == "adapters" else f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} {text} lies in the run {run.folder}, which would be deleted: copy it elsewhere, or give another --out."
+            )
+
+
+def take(run: Run, config: LoopConfig, but: Collection[str] = ()) -> None:
+    """Makes a folder that `check_out` has let pass this process's own, with the config in it and nothing of an earlier run.
+
+    A run that was worth keeping is put aside till the new one is under way, see `Run.make_room`. but: entries that stay.
+
+    Raises:
+        UserError: for a folder that cannot be made or cleared, or that another process has taken meanwhile.
+    """
+    run.check_not_live()
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {run.folder} cannot be made: {error.strerror or error}.") from error
+    clear(run, but)
+    run.claim(step=0, total=0 if is_fixed(config) else config.steps)
+    write_text(run.config_file, to_yaml(config))
+
+
+def clear(run: Run, but: Collection[str] = ()) -> None:
+    """Clears a folder that `check_out` has let pass, and says so. A run that was worth keeping is put aside as yet."""
+    if not run.is_run():
+        return
+    told, others, same = run.told() if run.state() else "", run.others_entries(), run.config_file.name in but
+    overwritten = run.make_room(but)
+    if told and not same:
+        what = "is overwritten" if overwritten else "had no checkpoint yet, and another begins"
+        print(f"{run.folder}: the run that was there ({told}) {what}{kept(others)}")
+
+
+def give_back(run: Run, but: Collection[str] = ()) -> bool:
+    """Behind a run that could not begin: brings back the one that it should have taken the place of; False when there was none."""
+    if not run.put_back(but):
+        return False
+    print(f"{run.folder}: the run that was there is as it was, since the new one could not begin.")
+    return True
+
+
+def kept(names: list[str]) -> str:
+    """The end of a sentence: what stays in the folder beside the run."""
+    return f"; {named(names)} {'stays' if len(names) == 1 else 'stay'}, which no run has left there." if names else "."
+
+
+def named(names: list[str], most: int = 3) -> str:
+    """Some names, and how many there are more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

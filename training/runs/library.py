@@ -1,0 +1,142 @@
+"""A library of trained adapters: a folder for each, with the adapter, what it is, and a thumbnail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ...toolkit.core.errors import UserError, nearest
+from ...toolkit.core.paths import home, is_path, name_fault
+from ...toolkit.core.run_folder import write_png, write_text
+from ...toolkit.formats.source import adapter_path, content_hash, facts_of
+
+SIDE = 128  # pixels, the longer side of a thumbnail
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter of the library."""
+
+    name: str
+    base: str
+    trigger: str
+    """Words that call the subject."""
+    hash: str
+    adapter: str
+    """Kind of adapter, as far as it says so."""
+    composed_of: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return library_folder() / self.name
+
+    @property
+    def path(self) -> Path:
+        """The adapter itself."""
+        return next(path for path in (self.folder / "adapter", self.folder / "adapter.safetensors") if path.exists())
+
+    @property
+    def thumbnail(self) -> Path | None:
+        """A picture of it."""
+        path = self.folder / "thumbnail.png"
+        return path if path.is_file() else None
+
+
+def library_folder() -> Path:
+    """Where the library is: $RANKFOLD_LIBRARY or ~/.rankfold/library."""
+    return home(Path(os.environ.get("RANKFOLD_LIBRARY", "~/.rankfold/library")))
+
+
+def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbnail: Path | None = None) -> Entry:
+    """Copies the adapter of a run folder, an adapter folder or a LoRA file into the library.
+
+    What is not given is taken from the adapter itself; the thumbnail of a run is its newest preview.
+
+    Raises:
+        UserError: when there is no adapter, the name is taken or no name, or nobody says what the base is.
+    """
+    place = adapter_path(path)
+    hashed, facts = content_hash(place), facts_of(place)
+    name = name or path.stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--name {name}: use letters, digits, dots, dashes and underscores only.")
+    if fault := name_fault(name):  # wherever it is now: a library may move to another system
+        raise UserError(f"--name {name}: {fault} on Windows; choose another.")
+    base = base or facts.get("base", "")
+    if not base:
+        raise UserError(f"{path} does not say which base model it was trained on: give it with --base.")
+    folder = library_folder() / name
+    if folder.exists():
+        raise UserError(f"The library has an adapter named {name} already: choose another --name, or delete {folder}.")
+    words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
+    entry = Entry(name, base, trigger or words, hashed, facts.get("adapter", ""), facts.get("composed_of", ""))
+    picture = thumbnail or newest_picture(path)
+    small = load_thumbnail(picture) if picture else None
+    folder.mkdir(parents=True)
+    if place.is_dir():
+        shutil.copytree(place, folder / "adapter")
+    else:
+        shutil.copy(place, folder / "adapter.safetensors")
+    if small:
+        write_png(folder / "thumbnail.png", small)
+    write_text(folder / "entry.json", json.dumps(asdict(entry), indent=1))
+    return entry
+
+
+def load_thumbnail(path: Path) -> Image.Image:
+    """The picture, small.
+
+    Raises:
+        UserError: when it is none.
+    """
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except OSError as error:
+        raise UserError(f"--thumbnail {path} is not a picture that can be read.") from error
+    small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def newest_picture(run: Path) -> Path | None:
+    """The newest preview of a run folder."""
+    pictures = sorted((run / "samples").glob("*.png"))
+    return pictures[-1] if pictures else None
+
+
+def entries() -> list[Entry]:
+    """All adapters of the library, by name."""
+    return [
+        Entry(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(library_folder().glob("*/entry.json"))
+    ]
+
+
+def get(name: str) -> Entry:
+    """One adapter.
+
+    Raises:
+        UserError: when the library does not have it, with the nearest name.
+    """
+    known = {entry.name: entry for entry in entries()}
+    if not known:
+        raise UserError(f"The library is empty, so there is no {name} in it: add one with 'rankfold library add PATH'.")
+    if name not in known:
+        raise UserError(f"The library has no {name}.{nearest(name, known)}")
+    return known[name]
+
+
+def resolve(text: str) -> Path:
+    """The adapter behind a path or a name in the library.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    path = home(Path(text))
+    return path if path.exists() or is_path(text) else get(text).path

@@ -1,0 +1,101 @@
+"""Structure search for visual instruction tuning: structures are judged by the loss of the answers to held-out conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ...toolkit.adapters.attach import attach
+from ...toolkit.core.devices import exact
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run
+from ...toolkit.vlm.model import VisionModel
+from ..config.configs import InstructConfig, InstructSearchConfig
+from ..instruct.conversations import PlannedRows, pictures_of, plan_rows
+from ..instruct.task import ConversationTask, Instructions, prepare_conversations, save_facts, template_of
+from .task import StructureSearch, check_search, supernet_config
+
+JUDGED_TOGETHER = 16  # rows
+
+
+def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearchConfig, tuple[Any, ...]]:
+    """Checks the settings, reads the data and takes what is held out off them; no model is loaded, only its processor.
+
+    Raises:
+        UserError: as `prepare_conversations` does, and when there is too little to hold some out.
+    """
+    check_search(config)
+    config, (found, base) = prepare_conversations(config)
+    if config.held_out is not None:
+        chat = VisionModel(base, template=template_of(config), pad_to_square=config.pad_to_square).chat
+        return config, (found, plan_rows(config.held_out, config, chat), base)
+    data = found.data
+    if len(data) < 2:
+        raise UserError("--data holds one row, so none can be held out: add rows, or give others with --held-out.")
+    count = min(max(1, round(config.held_out_share * len(data))), len(data) - 1)
+    out = set(Random(f"{config.search_seed}/held out").sample(range(len(data)), count))
+    kept, held_out = (chosen(data, [n for n in range(len(data)) if (n in out) == side]) for side in (False, True))
+    return config, (replace(found, data=kept), held_out, base)
+
+
+def chosen(planned: PlannedRows, numbers: list[int]) -> PlannedRows:
+    """Some of the rows."""
+    return PlannedRows(
+        rows=[planned.rows[n] for n in numbers],
+        lengths=[planned.lengths[n] for n in numbers],
+        learned=[planned.learned[n] for n in numbers],
+    )
+
+
+class InstructSearchTask(StructureSearch, ConversationTask):
+    """The Task of training the supernet, and the search behind it."""
+
+    config: InstructSearchConfig
+
+    def __init__(
+        self,
+        config: InstructSearchConfig,
+        found: Instructions,
+        held_out: PlannedRows,
+        base: str,
+        accelerator: Accelerator,
+        judge: Callable[[Any], float] | None = None,
+    ) -> None:
+        """judge: see `open_space`."""
+        super().__init__(config, found, base, accelerator)
+        self.open_space(judge)
+        self.held_out = held_out
+        order = sorted(range(len(held_out)), key=lambda n: held_out.lengths[n])
+        self.judged = [order[start : start + JUDGED_TOGETHER] for start in range(0, len(order), JUDGED_TOGETHER)]
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts the supernet on the model."""
+        targets = self.config.target_modules or tuple(self.vision.layers(self.config.adapt))
+        attach(model, supernet_config(self.config, targets), field="--adapt")
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Cross-entropy of the held-out answers, each token counting alike."""
+        self.module.eval()
+        total, weight = 0.0, torch.ones((), device=self.device)
+        for numbers in self.judged:
+            rows = [self.held_out.rows[n] for n in numbers]
+            batch = self.vision.chat.batch(rows, [pictures_of(row) for row in rows])
+            total += float(exact(self.module(self.vision.placed(batch) | {"weight": weight})).sum())
+        return total / sum(self.held_out.learned)
+
+    def save_facts(self, folder: Path) -> None:
+        save_facts(folder, self.config.base, "glora", self.vision, self.found)
+
+    def retraining(self, run: Run, options: dict[str, str]) -> InstructConfig:
+        config = self.config
+        shared = {k: v for k, v in asdict(config).items() if k in InstructConfig.__dataclass_fields__}
+        own = {"adapter": "glora", "alpha": float(config.rank), "adapter_options": options}
+        return InstructConfig(**(shared | own | {"out": run.folder / "retrained"}))

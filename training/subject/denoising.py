@@ -1,0 +1,128 @@
+"""The denoising loss of adapted parts, as one module, and how the parts are made ready for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from peft import PeftConfig
+from torch import nn
+
+from ...toolkit.adapters.attach import adapters_off, attach
+from ...toolkit.adapters.auxiliary import auxiliary_losses
+from ...toolkit.adapters.base import REGISTRY
+from ...toolkit.core.errors import UserError
+from ...toolkit.diffusion import losses
+from ...toolkit.diffusion.model import PictureModel, Words
+from ...toolkit.diffusion.noise import Noise
+from ..config.configs import PictureConfig, SearchConfig, SubjectConfig
+
+
+def attach_to_parts(
+    model: PictureModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
+) -> dict[str, nn.Module]:
+    """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
+
+    config_of: the PEFT config for these target modules. Returns the parts.
+    """
+    names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
+    parts = {name: getattr(model, name) for name in names}
+    torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
+    for name, part in parts.items():
+        if name == model.denoiser_name:
+            attach(part, config_of(config.target_modules or model.targets))
+        else:
+            targets = config.text_target_modules or model.text_targets(name)
+            attach(part, config_of(targets), field="--text-target-modules")
+    return parts
+
+
+class DenoisingLoss(nn.Module):
+    """Adapted denoiser (and text encoders) with the loss as its forward, so that one module is all DDP has to wrap."""
+
+    def __init__(
+        self,
+        model: PictureModel,
+        parts: dict[str, nn.Module],
+        noise: Noise,
+        words_of: Callable[[torch.Tensor], Words],
+        weigh: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> None:
+        """words_of: what the prompts of these numbers (B,) are to the denoiser.
+
+        weigh: signal-to-noise ratios (B,) -> what the squared error of the clean latents counts for; None is the plain loss.
+        """
+        super().__init__()
+        self.parts = nn.ModuleDict({model.denoiser_name: model.denoiser} | parts)
+        self.model, self.noise, self.words_of, self.weigh = model, noise, words_of, weigh
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Loss of each sample, (B,).
+
+        Batch: mean, std, spread, noise (B, C, H, W); levels, prompt, weight (B,); by choice mask (B, 1, H, W), and kept, kept_prompt
+        and kept_weight (K,): rows that are asked a second time, with another prompt, for what the model without adapters says.
+        """
+        clean = batch["mean"] + batch["std"] * batch["spread"]
+        noise, levels, prompt, count = batch["noise"], batch["levels"], batch["prompt"], len(clean)
+        noisy, goal = self.noise.add(clean, noise, levels), self.noise.target(clean, noise, levels)
+        mask, weight = batch.get("mask"), batch["weight"]
+        if (kept := batch.get("kept")) is not None:
+            frozen = self.frozen(noisy[kept], levels[kept], batch["kept_prompt"])
+            noisy, levels = torch.cat([noisy, noisy[kept]]), torch.cat([levels, levels[kept]])
+            goal, prompt = torch.cat([goal, frozen.to(goal)]), torch.cat([prompt, batch["kept_prompt"]])
+            weight = torch.cat([weight, batch["kept_weight"]])
+            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[kept])])
+        with auxiliary_losses() as auxiliary:
+            guess = self.predict(noisy, levels, prompt)
+        loss = losses.per_sample_mse(guess, goal, mask) * weight
+        if self.weigh is not None:
+            loss = loss * self.weigh(self.noise.snr(levels)) * self.noise.clean_error(levels)
+        if kept is not None:
+            loss = loss[:count].index_add(0, kept, loss[count:])
+        return loss + auxiliary.total()
+
+    def predict(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """What the model says of noisy latents with the prompts of these numbers."""
+        dtype = self.model.dtype
+        words = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.words_of(prompt).items()}
+        return self.model.predict(noisy.to(dtype), levels, words)
+
+    @torch.no_grad()
+    def frozen(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """The same without any adapter."""
+        with adapters_off(*self.parts.values()):
+            return self.predict(noisy, levels, prompt)
+
+
+def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
+    """The blocks of a denoiser that diffusers names, or, where it names none, the members of the denoiser's own lists."""
+    named = getattr(denoiser, "_repeated_blocks", None)
+    lists = [child for child in denoiser.children() if isinstance(child, nn.ModuleList)]
+    return [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
+
+
+def check_compiled(config: SubjectConfig) -> None:
+    """Raises UserError where a compiled block would not be the same when gradient checkpointing runs it again."""
+    variant = REGISTRY.get(config.adapter)
+    if config.compile and config.gradient_checkpointing and variant and variant.training_only:
+        raise UserError(
+            f"--compile with --gradient-checkpointing does not go with --adapter {config.adapter}, whose own loss is taken from a layer "
+            "only when it is run first: leave one of the two out."
+        )
+
+
+def compile_blocks(denoiser: nn.Module) -> None:
+    """Compiles a denoiser block by block, so that alike blocks are compiled once.
+
+    For each shape by itself: a graph for all shapes may take over between a forward pass and what gradient checkpointing repeats of
+    it, and keeps other tensors.
+    """
+    for block in repeated_blocks(denoiser):
+        block.compile(dynamic=False)
+
+
+def weighing(config: PictureConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """How the config weighs timesteps, see DenoisingLoss."""
+    if (gamma := config.min_snr_gamma) is not None:
+        return lambda snr: losses.min_snr(snr, gamma)
+    return losses.debiased if config.debiased else None

@@ -1,0 +1,311 @@
+"""Training on a folder of pictures: data, loss and previews for the loop, whatever is trained.
+
+photos + captions -> latents and prompt states (cached) -> noise -> predict (adapted layers) -> loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from ...pipelines.generate import at_once, denoise
+from ...toolkit.core.cache import cached, file_hash, key_of
+from ...toolkit.core.devices import exact
+from ...toolkit.core.paths import cache_folder
+from ...toolkit.core.randomness import generator
+from ...toolkit.core.run_folder import Run, write_png
+from ...toolkit.data.subjects import Sample, load_mask, load_picture, picture_size
+from ...toolkit.diffusion.load import open_model
+from ...toolkit.diffusion.model import DTYPES, Words, stacked
+from ..config.configs import PictureConfig
+from ..engine.processes import in_shares, shared
+from ..engine.sharding import leave_out_shards, shard
+from .batches import Batches
+from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, weighing
+from .rows import Rows, bucket_size, other_orders
+
+
+def without_token(caption: str, config: PictureConfig) -> str:
+    """The caption of the same picture for any instance of the class."""
+    bare = " ".join(word for word in caption.split() if word.strip(",.") not in config.subjects)
+    return bare if bare != caption else config.class_prompt
+
+
+class PictureTask:
+    """What every Task on pictures shares. A sub-class says what is trained, in `attach`."""
+
+    shares_base = False
+    """Whether the frozen denoiser is shared out over the processes."""
+
+    def __init__(
+        self,
+        config: PictureConfig,
+        samples: list[Sample],
+        base: str,
+        accelerator: Accelerator,
+        held_out: Sequence[Sample] = (),
+    ) -> None:
+        """held_out: pictures that are not trained on but made ready as well, as `held_out`."""
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.model = model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
+        self.noise = model.noise(config.timestep_sampling, config.timestep_shift)
+        self.prompts: dict[str, int] = {}  # text -> number
+        self.words: dict[str, torch.Tensor] = {}  # that the text encoders have been given
+        self.side = config.resolution or model.native_resolution
+        self.cache = cache_folder()
+        # Each process makes its share of what is cached and reads the rest. Encoders have done their work before the denoiser is
+        # loaded, so that the largest parts are never in memory together.
+        prior = self.class_samples() if config.prior_weight else []  # by the base model, still as it is
+        self.instance = self.rows(samples, config.prompt, subject=True)
+        self.prior = self.rows(prior, config.class_prompt) if prior else None
+        self.held_out = self.rows(list(held_out), config.prompt) if held_out else None
+        self.preview_texts = [
+            text.format(token=token, noun=noun)
+            for token, noun in config.subjects.items()
+            for text in config.preview_prompts
+        ]
+        self.preview_texts.append("")
+        # The empty one is among them, which dropped captions are.
+        self.prompt_numbers([*self.preview_texts, *self.measured_texts()])
+        self.states = None if self.may_train_text() else self.prompt_states()
+        model.release(text=self.states is not None)
+        if self.shares_base:
+            model.device = torch.device("cpu")  # no device need hold it whole
+        self.parts = self.attach()
+        if self.shares_base:
+            shard(model.denoiser, repeated_blocks(model.denoiser), self.device)
+            model.device = self.device
+            for part in self.parts.values():
+                part.to(self.device)
+        text = [name for name in self.parts if name != model.denoiser_name]
+        if self.states is None and not text:
+            self.states = self.prompt_states()
+        model.release(text=not text)
+        if config.compile:
+            compile_blocks(model.denoiser)
+        if config.gradient_checkpointing:
+            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            for name in text:
+                self.parts[name].gradient_checkpointing_enable()  # type: ignore[operator]
+        self.batches = Batches(
+            config,
+            self.noise,
+            self.device,
+            self.instance,
+            self.prior,
+            self.prompts[""],
+            host_prompts=self.states is None,
+            shares_base=self.shares_base,
+        )
+        self.module = DenoisingLoss(model, self.parts, self.noise, self.words_of, weighing(config)).train()
+        if self.shares_base:
+            leave_out_shards(self.module)
+
+    def measured_texts(self) -> list[str]:
+        """Prompts of the pictures that are measured while training."""
+        return []
+
+    def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
+        """What the method does behind a step; averaged: runs an action with the averaged weights. True ends the training."""
+        return False
+
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
+        return "done"
+
+    def may_train_text(self) -> bool:
+        """Whether `attach` may choose text encoders; if not, they need not stay."""
+        return True
+
+    def attach(self) -> dict[str, nn.Module]:
+        """Puts what is trained on the model's parts, which come frozen; returns those parts by name."""
+        raise NotImplementedError
+
+    # -------------------------------------------------------------------------- data
+
+    def rows(self, samples: list[Sample], default_prompt: str, *, subject: bool = False) -> list[Rows]:
+        """The samples by the size they are brought to. subject: these are what is trained on, with masks and shapes of their own."""
+        unit = self.model.latent_scale * self.model.patch
+        sizes: dict[tuple[int, int], list[Sample]] = {}
+        for sample in samples:
+            square = self.config.crop != "bucket" or not subject
+            size = (self.side, self.side) if square else bucket_size(*picture_size(sample), self.side, unit)
+            sizes.setdefault(size, []).append(sample)
+        return [self.bucket(own, size, default_prompt, subject) for size, own in sizes.items()]
+
+    def bucket(self, samples: list[Sample], size: tuple[int, int], default_prompt: str, subject: bool) -> Rows:
+        """Samples of one size: latents, from the cache where they are, masks, and their prompts' numbers."""
+        model, vae, config = self.model, self.model.fingerprint("vae"), self.config
+        makers = []
+        for sample in samples:
+            key = key_of(
+                kind="latents",
+                vae=vae,
+                file=file_hash(sample.path),
+                size=size,
+                crop=config.crop,
+                flip=sample.flip,
+            )
+            make = lambda s=sample: model.encode_picture(load_picture(s, size, config.crop))  # noqa: E731
+            makers.append(lambda key=key, make=make: cached(self.cache / "latents", key, make))
+        latents = shared(self.accelerator, makers)
+        captions = [sample.caption or default_prompt for sample in samples]
+        ways = [other_orders(caption, config.caption_orders, config.seed) for caption in captions]
+        most = max(len(own) for own in ways)
+        ways = [(own * most)[:most] for own in ways]
+        bare = [without_token(caption, config) for caption in captions]
+        mean = torch.stack([row["mean"] for row in latents])
+        return Rows(
+            mean=mean.to(self.device),
+            std=torch.stack([row["std"] for row in latents]).to(self.device),
+            prompts=torch.stack([self.prompt_numbers(own) for own in ways]),
+            without_token=self.prompt_numbers(bare) if subject and config.preservation_weight else None,
+            mask=self.mask_weights(samples, size, mean.shape[2:]) if subject and config.masks else None,
+        )
+
+    def mask_weights(self, samples: list[Sample], size: tuple[int, int], latent: Sequence[int]) -> torch.Tensor:
+        """What each latent pixel counts for, (N, 1, H, W), 1 on average over each picture."""
+        config, least = self.config, self.config.unmasked_weight
+        masks = [load_mask(sample, config.masks, size, config.crop) for sample in samples]
+        shares = torch.stack([pil_to_tensor(mask).float() / 255 for mask in masks])
+        weights = least + (1 - least) * F.interpolate(shares, size=tuple(latent), mode="area")
+        return (weights / weights.mean((2, 3), keepdim=True).clamp(min=1e-6)).to(self.device)
+
+    def prompt_numbers(self, texts: list[str]) -> torch.Tensor:
+        """A number for each text; new texts are added to `prompts`."""
+        return torch.tensor([self.prompts.setdefault(text, len(self.prompts)) for text in texts])
+
+    @torch.no_grad()
+    def prompt_states(self) -> Words:
+        """Words of all prompts (P, ...), from the cache where they are."""
+        model = self.model
+        tokenizers = [name for name in model.index if name.startswith("tokenizer") and model.has(name)]
+        encoder = model.fingerprint(*model.text_encoders(), *tokenizers)
+        if self.words:
+            encoder += key_of(**{name: vectors.tolist() for name, vectors in self.words.items()})
+        makers = []
+        for text in self.prompts:
+            key = key_of(
+                kind="words", encoder=encoder, text=text, dtype=self.config.precision, quantize=self.config.quantize
+            )
+            make = lambda t=text: {name: value.cpu() for name, value in model.words([t]).items()}  # noqa: E731
+            makers.append(lambda key=key, make=make: cached(self.cache / "prompts", key, make))
+        rows = shared(self.accelerator, makers)
+        return {name: value.to(self.device) for name, value in stacked(rows).items()}
+
+    def words_of(self, numbers: torch.Tensor) -> Words:
+        """What the prompts of these numbers (B,) are to the denoiser."""
+        if self.states is not None:
+            return {name: value[numbers] for name, value in self.states.items()}
+        texts = list(self.prompts)
+        return self.model.words([texts[number] for number in numbers.tolist()])
+
+    def class_samples(self) -> list[Sample]:
+        """Pictures of the class, made once by the base model without the adapter and kept for later runs."""
+        config, model = self.config, self.model
+        key = key_of(
+            kind="class",
+            denoiser=model.fingerprint(model.denoiser_name),
+            prompt=config.class_prompt,
+            side=self.side,
+            steps=config.preview_steps,
+            guidance=config.guidance_scale,
+        )
+        folder = self.cache / "class" / key
+        paths = [folder / f"{number:05d}.png" for number in range(config.prior_pictures)]
+        own = range(self.accelerator.process_index, len(paths), self.accelerator.num_processes)
+        missing = [number for number in own if not paths[number].is_file()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
+            for start in range(0, len(missing), at_once(self.side)):
+                chunk = missing[start : start + at_once(self.side)]
+                pictures = denoise(
+                    pipe,
+                    [config.class_prompt] * len(chunk),
+                    seeds=chunk,
+                    steps=config.preview_steps,
+                    guidance_scale=config.guidance_scale,
+                    side=self.side,
+                )
+                for number, picture in zip(chunk, pictures, strict=True):
+                    write_png(paths[number], picture)
+        self.accelerator.wait_for_everyone()
+        return [Sample(path) for path in paths]
+
+    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+        """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows behind."""
+        return self.batches.at(position, slots)
+
+    # -------------------------------------------------------------------------- judging on held-out pictures
+
+    def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
+        """Each held-out picture `draws` times, with noise and levels drawn once, the levels spread over all there are."""
+        assert self.held_out is not None
+        (rows,), noise, levels = self.held_out, [], []
+        for number in range(len(rows) * draws):
+            random = generator(seed, 9, number)
+            noise.append(torch.randn(rows.mean.shape[1:], generator=random))
+            levels.append(self.noise.at((number % draws + float(torch.rand((), generator=random))) / draws))
+        which = torch.arange(len(rows)).repeat_interleave(draws)
+        where = which.to(self.device)
+        return {
+            "mean": rows.mean[where],
+            "std": rows.std[where],
+            "spread": torch.zeros_like(rows.mean[where]),
+            "noise": torch.stack(noise).to(self.device),
+            "levels": torch.cat(levels).to(self.device),
+            "prompt": self.batches.near(rows.prompts[which, 0]),
+            "weight": torch.ones(len(where), device=self.device),
+        }
+
+    @torch.no_grad()
+    def losses_on(self, batch: dict[str, torch.Tensor], rows: int = 32) -> torch.Tensor:
+        """Denoising loss of each row (B,) in eval mode, `rows` at a time."""
+        self.module.eval()
+        starts = range(0, len(batch["weight"]), rows)
+        losses = [self.module({key: value[start : start + rows] for key, value in batch.items()}) for start in starts]
+        return exact(torch.cat(losses))
+
+    # -------------------------------------------------------------------------- previews
+
+    def preview(self) -> list[Image.Image]:
+        """One picture a preview prompt, always from the same noise."""
+        texts = self.preview_texts[:-1]  # the last is the empty one
+        return self.draw(texts, [self.config.seed + number for number in range(len(texts))])
+
+    @torch.no_grad()
+    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """A picture a text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
+        self.module.eval()
+        try:
+            return self.drawn(texts, seeds)
+        finally:
+            self.model.release(text=False)
+            self.module.train()
+
+    def drawn(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """The pictures of `draw`."""
+        config, model = self.config, self.model
+        words = self.words_of(torch.tensor([self.prompts[text] for text in [*texts, ""]]))
+        pipe, count = model.pipeline(model.denoiser_name, "vae"), at_once(self.side)
+
+        def batch(start: int) -> list[Image.Image]:
+            some = slice(start, min(start + count, len(texts)))
+            return denoise(
+                pipe,
+                {name: value[some] for name, value in words.items()},
+                negative={name: value[-1:].expand(len(seeds[some]), *value.shape[1:]) for name, value in words.items()},
+                seeds=seeds[some],
+                steps=config.preview_steps,
+                guidance_scale=config.guidance_scale,
+                side=self.side,
+            )
+
+        return [picture for pictures in in_shares(range(0, len(texts), count), batch) for picture in pictures]
