@@ -26,9 +26,9 @@ from torch import nn
 from rankfold.toolkit.adapters.attach import adapter_state, calibrate, parameter_groups, trainable
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.registry import make_config
-from rankfold.toolkit.core.run_folder import write_text
-from rankfold.toolkit.metrics.answers import mcnemar
-from rankfold.toolkit.metrics.clip import ClipScorer, interval
+from rankfold.toolkit.core.files import write_text
+from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.toolkit.metrics.statistics import interval, mcnemar
 
 TARGETS = ("c_fc", "c_proj")
 HEAD, WHOLE = "head", "whole"  # nothing of the tower is trained, or all of it

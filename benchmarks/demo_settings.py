@@ -18,9 +18,8 @@ from statistics import mean
 import torch
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.cli.demo import DEMO_SETTINGS
 from rankfold.toolkit.embedded import world
-from rankfold.training.embedded.demo import before_and_after, prompt_for
+from rankfold.training.embedded.demo import DEMO_SETTINGS, before_and_after, prompt_for
 
 FIRST = 2_000_600
 

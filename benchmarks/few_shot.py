@@ -22,14 +22,15 @@ import torch
 from torch import nn
 
 from rankfold import ComposeConfig, SubjectConfig, train
-from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import denoise
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.metrics.clip import ClipScorer, clip_i, interval
+from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
+from rankfold.toolkit.metrics.statistics import interval
 from rankfold.training.compose.task import ComposeTask
+from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
 from rankfold.training.subject.images import PictureTask

@@ -39,7 +39,8 @@ from rankfold.toolkit.adapters.attach import trainable
 from rankfold.toolkit.adapters.composition import Weights
 from rankfold.toolkit.adapters.fold import Folded, fold
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.metrics.clip import ClipScorer, interval
+from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.toolkit.metrics.statistics import interval
 
 QUESTIONS = {
     "colour": tuple(world.COLOURS),

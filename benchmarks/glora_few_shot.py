@@ -65,7 +65,7 @@ from quiet import quiet_libraries
 from torch import nn
 
 from rankfold.toolkit.adapters.variants.glora_supernet import untrained
-from rankfold.training.config.configs import SearchConfig
+from rankfold.training.config.search import SearchConfig
 from rankfold.training.search.evolution import Structure, drawn, evolve, ranked
 from rankfold.training.search.task import StructureSearch, supernet_config
 

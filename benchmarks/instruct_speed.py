@@ -167,7 +167,7 @@ def ours(base: str, data: Path, steps: int, threads: int) -> dict:
     from accelerate import Accelerator
 
     from rankfold.toolkit.core.run_folder import Run
-    from rankfold.training.config.configs import InstructConfig
+    from rankfold.training.config.instruct import InstructConfig
     from rankfold.training.engine.loop import Loop
     from rankfold.training.instruct.task import InstructTask, prepare_instruct
 
@@ -212,7 +212,7 @@ def trl(base: str, data: Path, steps: int, threads: int) -> dict:
 
     from rankfold.toolkit.data.conversations import read_conversations
     from rankfold.toolkit.vlm.model import VisionModel, resolve_vision_base
-    from rankfold.training.config.configs import InstructConfig
+    from rankfold.training.config.instruct import InstructConfig
     from rankfold.training.instruct.conversations import plan_rows
 
     folder = resolve_vision_base(base)

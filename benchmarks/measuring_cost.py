@@ -19,10 +19,10 @@ import torch
 from demo_settings import captioned
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.clip import clip as metrics
+from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.evaluation.subject import share
 
 CREATURE = 2_001_200

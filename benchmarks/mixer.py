@@ -48,9 +48,9 @@ from quiet import quiet_libraries
 from timing import remembered
 
 from rankfold import InstructConfig
-from rankfold.toolkit.core.run_folder import Run, write_text
-from rankfold.toolkit.metrics.answers import mcnemar
-from rankfold.toolkit.metrics.clip import interval
+from rankfold.toolkit.core.files import write_text
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.toolkit.metrics.statistics import interval, mcnemar
 from rankfold.training.embedded.demo_instruct import SETTINGS, write_demo_data
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator

@@ -23,11 +23,11 @@ import torch
 from demo_settings import captioned
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import Recipe, denoise, sampling_pipeline
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.metrics.clip import ClipScorer, clip_i, interval
-from rankfold.training.embedded.demo import asked_scenes, prompt_for
+from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
+from rankfold.toolkit.metrics.statistics import interval
+from rankfold.training.embedded.demo import DEMO_TRAINING, asked_scenes, prompt_for
 
 FIRST = 2_000_800
 WAYS = {

@@ -26,12 +26,13 @@ import torch
 from few_shot import QUIET, pictures_of
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
-from rankfold.toolkit.metrics.clip import interval
-from rankfold.training.config.configs import SearchConfig, from_yaml
+from rankfold.toolkit.metrics.statistics import interval
+from rankfold.training.config.search import SearchConfig
+from rankfold.training.config.yaml_file import from_yaml
+from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
 from rankfold.training.search.evolution import drawn

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rankfold.toolkit.adapters.attach import attach, replace_module
+from rankfold.toolkit.adapters.attach import attach
 from rankfold.toolkit.adapters.variants.glora import CHOICES
 from rankfold.toolkit.adapters.variants.glora_supernet import (
     Choices,
@@ -32,6 +32,7 @@ from rankfold.toolkit.adapters.variants.glora_supernet import (
     supernet_layers,
     untrained,
 )
+from rankfold.toolkit.core.modules import replace_module
 
 
 class Released(nn.Module):

@@ -28,7 +28,7 @@ def make_task(folder: Path, base: str, adapter: str, **settings):
     import torch
     from accelerate import Accelerator
 
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
     from rankfold.training.engine.optimizer import make_optimizer
     from rankfold.training.launch.start import preflight
     from rankfold.training.subject.task import SubjectTask

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rankfold.toolkit.core.run_folder import write_text
+from rankfold.toolkit.core.files import write_text
 
 
 def seconds(step: Callable[[], object]) -> float:

@@ -18,7 +18,8 @@ import torch
 from rankfold.pipelines.generate import Recipe, denoise, grid, load_pipeline
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, labels, load_judge, pictures_to_pixels
-from rankfold.toolkit.metrics.clip import ClipScorer, interval, psnr
+from rankfold.toolkit.metrics.clip import ClipScorer, psnr
+from rankfold.toolkit.metrics.statistics import interval
 
 FRESH = 987_654  # seed of everything drawn here; training uses seed 0
 UNSEEN = 3_000_000  # creatures from here on are in no training set

@@ -19,7 +19,7 @@ from quiet import quiet_libraries
 
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.toolkit.data.conversations import Conversation
-from rankfold.toolkit.metrics.clip import answers as scoring
+from rankfold.toolkit.metrics import answers as scoring
 from rankfold.training.embedded.vlm import HELD_OUT, question_picture
 
 

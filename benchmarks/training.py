@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankfold.toolkit.adapters.attach import attach, parameter_groups
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.diffusion.model import ATTENTION, JOINT_ATTENTION, packed
-from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.engine.optimizer import make_optimizer
 from rankfold.training.subject.denoising import compile_blocks
 

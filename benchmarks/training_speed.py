@@ -23,7 +23,7 @@ BATCH = 4
 
 
 def config_for(folder: Path, images: Path, base: str, steps: int, threads: int):
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
 
     return SubjectConfig(
         base=base,

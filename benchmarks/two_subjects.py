@@ -23,11 +23,12 @@ import torch
 from PIL import Image
 
 from rankfold import ComposeConfig, SubjectConfig, compose, train
-from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import Recipe, generate, grid, load_pipeline
 from rankfold.pipelines.regions import parse_region
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.metrics.clip import ClipScorer, interval
+from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.toolkit.metrics.statistics import interval
+from rankfold.training.embedded.demo import DEMO_TRAINING
 
 FIRST = 2_000_101  # creatures of pair p: FIRST + 10 p and the next
 FEW = 8  # pictures of both that the learned ways see

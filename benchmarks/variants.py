@@ -43,16 +43,18 @@ from variant_methods import METHODS, SEARCHED, Sized, count, sized
 from variants_report import report
 
 from rankfold import SubjectConfig, train
-from rankfold.apps.cli.demo import DEMO_TRAINING
 from rankfold.pipelines.generate import Recipe, sampling_pipeline
-from rankfold.toolkit.core.run_folder import Run, write_text
+from rankfold.toolkit.core.files import write_text
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.images import load_rgb
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from rankfold.toolkit.embedded import world
+from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.clip import clip as metrics
-from rankfold.training.config.configs import SearchConfig, from_yaml
+from rankfold.training.config.search import SearchConfig
+from rankfold.training.config.yaml_file import from_yaml
+from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
 from rankfold.training.evaluation.measuring import Measured, Series

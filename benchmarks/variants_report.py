@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rankfold.toolkit.metrics.clip import interval
+from rankfold.toolkit.metrics.statistics import interval
 
 KEYS = ("identity", "fidelity", "drift", "score")
 REFERENCE = "lora"

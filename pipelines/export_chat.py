@@ -17,11 +17,12 @@ from peft.utils import ModulesToSaveWrapper
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from ..toolkit.adapters.attach import adapter_layers, replace_module
+from ..toolkit.adapters.attach import adapter_layers
 from ..toolkit.adapters.fold import fold
 from ..toolkit.core.errors import UserError, nearest
+from ..toolkit.core.files import write_text
+from ..toolkit.core.modules import replace_module
 from ..toolkit.core.out_of_memory import during
-from ..toolkit.core.run_folder import write_text
 from ..toolkit.data.conversations import Conversation
 from ..toolkit.formats.native import write_state
 from ..toolkit.formats.write import Part, check_sayable, peft_state

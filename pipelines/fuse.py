@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..toolkit.adapters.attach import innermost_first, replace_module
+from ..toolkit.adapters.attach import innermost_first
+from ..toolkit.core.modules import replace_module
 from ..toolkit.formats import native
 
 

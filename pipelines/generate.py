@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..toolkit.core.devices import check_precision, kind_of_device
 from ..toolkit.core.errors import UserError
+from ..toolkit.core.files import write_png
 from ..toolkit.core.out_of_memory import during
 from ..toolkit.core.randomness import generator
-from ..toolkit.core.run_folder import write_png
 from ..toolkit.core.versions import check_versions
 from ..toolkit.diffusion.load import family_named, open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, PictureModel, Words

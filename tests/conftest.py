@@ -56,7 +56,7 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def config(base, images, tmp_path):
     """A short run."""
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
 
     return SubjectConfig(
         base=str(base), images=images, out=tmp_path / "run", steps=6, batch_size=2, rank=4, alpha=4.0,

@@ -11,7 +11,7 @@ from rankfold.pipelines.caption import caption_of
 from rankfold.toolkit.core.paths import assets
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.vlm.model import EMBEDDED, bases_at_hand
-from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.config.subject import SubjectConfig
 
 CREATURE = 4_000_100
 

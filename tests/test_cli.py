@@ -23,7 +23,7 @@ def fails(capsys, *words):
 @pytest.fixture
 def train(images, base, tmp_path, monkeypatch):
     """A train command; loading any model makes the test fail."""
-    from rankfold.training.subject.task import images as pictures
+    from rankfold.training.subject import images as pictures
 
     def loaded(*arguments):
         raise AssertionError("a model was loaded before the mistake was found")

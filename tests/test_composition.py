@@ -26,7 +26,9 @@ from rankfold.toolkit.diffusion.load import open_model
 from rankfold.toolkit.formats.native import check_adapter_folder
 from rankfold.toolkit.formats.peft_merge import peft_merge
 from rankfold.toolkit.formats.source import load_source
-from rankfold.training.config.configs import ComposeConfig, SubjectConfig, from_yaml
+from rankfold.training.config.compose import ComposeConfig
+from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import compose, resume, train
 from rankfold.training.runs import library
 

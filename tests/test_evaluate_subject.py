@@ -15,8 +15,8 @@ from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, at_once, generate, sampling_pipeline
 from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.clip import clip as metrics
 from rankfold.toolkit.metrics.dino import DinoScorer
 from rankfold.training.evaluation.report import report
 from rankfold.training.evaluation.subject import draw, read_prompts, unrelated_prompts

@@ -24,7 +24,7 @@ from rankfold.toolkit.diffusion.load import open_model, resolve_base
 from rankfold.toolkit.diffusion.model import packed, stacked, unpacked
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
-from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.start import resume, train
 from rankfold.training.subject.task import SubjectTask
 

@@ -34,7 +34,7 @@ def trained(base, images, tmp_path_factory):
     """A run with adapters on the denoiser and the text encoder, alpha not equal to rank."""
     import os
 
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
     from rankfold.training.launch.start import train
 
     os.environ["RANKFOLD_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
@@ -182,7 +182,7 @@ def test_a_kohya_file_whose_layers_differ_in_rank(base, images, tmp_path):
     """diffusers reads it as it is meant: the proof, which is its picture, says so."""
     from safetensors.torch import load_file
 
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
     from rankfold.training.launch.start import train
 
     run = train(
@@ -258,7 +258,7 @@ def test_a_plain_png_has_no_recipe(tmp_path):
 
 @pytest.mark.parametrize("adapter", adapter_names())
 def test_every_adapter_makes_pictures(adapter, base, images, tmp_path):
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
     from rankfold.training.launch.start import train
 
     run = train(
@@ -340,7 +340,7 @@ def test_parts_that_come_while_they_are_at_work(trained, base, regions):
 def test_strengths_leave_no_other_adapter_active(trained, base, images, tmp_path):
     """One adapter has a part on the text encoder, the other has none: with the other alone, the text encoder is the base's."""
     from rankfold.toolkit.formats import native
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
     from rankfold.training.launch.start import train
 
     bare = train(

@@ -21,7 +21,9 @@ from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.conversations import read_conversations
 from rankfold.toolkit.vlm.chat_tokens import IGNORE
 from rankfold.toolkit.vlm.model import VisionModel
-from rankfold.training.config.configs import InstructConfig, InstructSearchConfig, from_yaml
+from rankfold.training.config.instruct import InstructConfig
+from rankfold.training.config.search import InstructSearchConfig
+from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.instruct.conversations import Order, epoch_batches, plan_rows
 from rankfold.training.instruct.task import InstructTask, prepare_instruct
 from rankfold.training.launch.start import preflight, resume, train
@@ -539,7 +541,7 @@ def test_shipped_recipes_train(name, data, tmp_path):
     """As they are, but for the size: on a tiny LLaVA, one step."""
     from rankfold.apps.cli.instruct import configured
 
-    config, _ = configured("InstructConfig", ["--config", name, "--data", str(data)], "train instruct")
+    config, _ = configured("instruct", ["--config", name, "--data", str(data)], "train instruct")
     assert config.learning_rate == 2e-4
     assert config.train_projector
     base = build("llava", tmp_path / "base")

@@ -22,7 +22,9 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.noise import FlowNoise
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
-from rankfold.training.config.configs import SubjectConfig, check_numbers, from_yaml
+from rankfold.training.config.checks import check_numbers
+from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import preflight, resume, train
 from rankfold.training.subject.images import without_token
 from rankfold.training.subject.rows import bucket_size, other_orders, picked

@@ -11,7 +11,7 @@ from test_training import adapter, train_until, write_config
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.training.config.configs import from_yaml
+from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.evaluation import measuring
 from rankfold.training.evaluation.measuring import Measured, Series, choose, no_more_gain, told
 from rankfold.training.launch.cross_validation import cross_validated

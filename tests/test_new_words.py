@@ -19,7 +19,8 @@ from rankfold.pipelines.generate import Recipe, generate, load_pipeline
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.textual_inversion import FILE, words_of
-from rankfold.training.config.configs import ComposeConfig, SubjectConfig
+from rankfold.training.config.compose import ComposeConfig
+from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.start import compose, preflight, resume, train
 from rankfold.training.subject.task import SubjectTask
 

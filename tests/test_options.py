@@ -10,7 +10,7 @@ from tiny_families import BUILDERS, SIDE, build
 from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.embedded import world
-from rankfold.training.config.configs import SubjectConfig
+from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.start import train
 
 OPTIONS = {

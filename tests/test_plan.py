@@ -14,7 +14,7 @@ from rankfold.toolkit.adapters.attach import trainable
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
-from rankfold.training.config.configs import from_yaml, to_yaml
+from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.launch.plan import disk, fitted, plan
 from rankfold.training.launch.start import train
 from rankfold.training.subject.task import SubjectTask

@@ -14,8 +14,9 @@ import pytest
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.run_folder import Run, is_alive, write_text
-from rankfold.training.config.configs import ComposeConfig
+from rankfold.toolkit.core.files import write_text
+from rankfold.toolkit.core.run_folder import Run, is_alive
+from rankfold.training.config.compose import ComposeConfig
 from rankfold.training.launch import queue
 from rankfold.training.launch.start import train
 

@@ -22,9 +22,13 @@ from rankfold.apps.cli import main
 from rankfold.toolkit.core import run_folder as runs
 from rankfold.toolkit.core.cache import WHOLE, sampled_hash
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.run_folder import Run, born, write_text
+from rankfold.toolkit.core.files import write_text
+from rankfold.toolkit.core.run_folder import Run, born
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.training.config.configs import ComposeConfig, InstructConfig, SearchConfig, from_yaml, to_yaml
+from rankfold.training.config.compose import ComposeConfig
+from rankfold.training.config.instruct import InstructConfig
+from rankfold.training.config.search import SearchConfig
+from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.launch import queue
 from rankfold.training.launch.cross_validation import cross_validated
 from rankfold.training.launch.start import check_resume, compose, resume, train
@@ -74,7 +78,7 @@ def config(config, photos):
 @pytest.fixture(scope="module")
 def done(base, images, tmp_path_factory):
     """A run that is done; not to be changed."""
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
 
     out = tmp_path_factory.mktemp("done") / "run"
     return train(
@@ -684,8 +688,8 @@ def test_a_source_that_was_trained_anew_is_other_data(base, photos, old, done, t
 
 def test_the_queue_and_the_studio_ask_too(config, photos):
     """A run that is put into the queue again, and one whose data change while it waits."""
+    from rankfold.apps.studio.backend.context import Studio
     from rankfold.apps.studio.backend.paths import Places
-    from rankfold.apps.studio.build import Studio
     from rankfold.apps.studio.pages.watch import Watch
 
     run = train_until(config, 3)

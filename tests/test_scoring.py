@@ -11,7 +11,7 @@ from PIL import Image
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.conversations import read_conversations
 from rankfold.toolkit.data.images import load_rgb
-from rankfold.toolkit.metrics.clip import answers as scoring
+from rankfold.toolkit.metrics import answers as scoring
 from rankfold.training.evaluation import instruct as evaluate
 from rankfold.training.evaluation import instruct_report as evaluation_report
 from rankfold.training.evaluation import items as module

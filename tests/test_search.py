@@ -20,12 +20,14 @@ from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.variants.glora import CHOICES, GloraConfig
 from rankfold.toolkit.adapters.variants.glora_supernet import LARGEST, GloraSupernetConfig, chosen, set_path
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.run_folder import Run, append_line
+from rankfold.toolkit.core.files import append_line
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.formats import native
-from rankfold.training.config.configs import SearchConfig, from_yaml
+from rankfold.training.config.search import EvolutionConfig, SearchConfig
+from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import resume, train
-from rankfold.training.search.evolution import EvolutionConfig, Space, evolve, front, ranked
+from rankfold.training.search.evolution import Space, evolve, front, ranked
 from rankfold.training.search.subject import SearchTask
 from rankfold.training.search.task import Stopped
 

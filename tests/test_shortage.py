@@ -14,7 +14,8 @@ from rankfold.apps.studio.render.messages import plainly
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.out_of_memory import OutOfMemory, during, is_shortage
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.training.config.configs import InstructConfig, SubjectConfig
+from rankfold.training.config.instruct import InstructConfig
+from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.out_of_memory import advice, next_saving
 from rankfold.training.launch.start import resume, train
 from rankfold.training.subject.task import SubjectTask

@@ -28,7 +28,7 @@ def empty_library(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, images):
     """A runs' folder with one short run on the embedded base, as at a step that was measured too."""
-    from rankfold.training.config.configs import SubjectConfig
+    from rankfold.training.config.subject import SubjectConfig
 
     folder = tmp_path_factory.mktemp("studio") / "runs"
     run = train(

@@ -14,9 +14,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import Places
 from rankfold.apps.studio.backend.pipeline_worker import Drawing, Loaded, Pipes, Stopped
-from rankfold.apps.studio.build import Studio
 from rankfold.apps.studio.pages import chat as chat_page
 from rankfold.apps.studio.pages import compose as compose_page
 from rankfold.apps.studio.pages import library as library_page
@@ -24,7 +24,8 @@ from rankfold.apps.studio.pages.chat import Answerer, Models, Said, Talk
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
 from rankfold.toolkit.core.errors import UserError
-from rankfold.training.config.configs import InstructConfig, SubjectConfig
+from rankfold.training.config.instruct import InstructConfig
+from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.queue import carry_on
 from rankfold.training.launch.start import train
 from rankfold.training.runs import library

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from rankfold.apps.cli.app import AppOptions, check_port, check_safe, login
+from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import Places
-from rankfold.apps.studio.build import Studio
 from rankfold.apps.studio.pages.train import checked, preset
 from rankfold.apps.studio.pages.watch import OUTPUTS, Watch
 from rankfold.apps.studio.render.curves import drawing, smoothed, thinned
@@ -24,8 +24,11 @@ from rankfold.apps.studio.widgets.fields import command_of, config_of, fields_of
 from rankfold.apps.studio.widgets.form import Form
 from rankfold.pipelines.generate import recipe_in
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.run_folder import Run, write_text
-from rankfold.training.config.configs import METHODS, SubjectConfig, check_numbers
+from rankfold.toolkit.core.files import write_text
+from rankfold.toolkit.core.run_folder import Run
+from rankfold.training.config.checks import check_numbers
+from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.yaml_file import METHODS
 from rankfold.training.launch import queue
 
 

@@ -20,7 +20,9 @@ from rankfold.toolkit.data.images import source_of
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.toolkit.vlm.model import resolve_vision_base
-from rankfold.training.config.configs import SubjectConfig, check_folder_names, from_yaml, to_yaml
+from rankfold.training.config.checks import check_folder_names
+from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.evaluation.subject import read_prompts
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from shares import write_work
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.training.config.configs import to_yaml
+from rankfold.training.config.yaml_file import to_yaml
 from rankfold.training.engine.processes import shared
 from rankfold.training.launch.start import preflight, resume, train
 
@@ -53,7 +53,7 @@ def test_run_folder(config):
 
 
 def test_the_written_config_repeats_the_run(config, tmp_path):
-    from rankfold.training.config.configs import from_yaml
+    from rankfold.training.config.yaml_file import from_yaml
 
     first = train(config)
     again = train(replace(from_yaml(first.config_file), out=tmp_path / "again"))

@@ -17,7 +17,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.conversations import conversation
 from rankfold.toolkit.vlm.chat_tokens import IGNORE
 from rankfold.toolkit.vlm.model import FAMILIES, PARTS, VisionModel, resolve_vision_base
-from rankfold.training.config.configs import InstructConfig
+from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.instruct.conversations import pictures_of
 from rankfold.training.instruct.task import AnswerLoss
 from rankfold.training.launch.start import resume, train

@@ -87,8 +87,9 @@ def launchable(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]
     """The app and how it is launched."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from ...training.runs.library import library_folder
+    from ..studio.backend.context import Studio
     from ..studio.backend.paths import Places
-    from ..studio.build import CSS, HEAD, Studio, build
+    from ..studio.build import CSS, HEAD, build
 
     options.runs.mkdir(parents=True, exist_ok=True)
     here = (Path.cwd(),) if is_this_machine(options.host) else ()

@@ -35,7 +35,7 @@ def caption(words: list[str]) -> None:
     from ...pipelines.caption import captions_for
     from ...pipelines.chat import open_chat
     from ...toolkit.core.devices import device_named
-    from ...toolkit.core.run_folder import write_text
+    from ...toolkit.core.files import write_text
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.embedded.questions import DESCRIBE
 

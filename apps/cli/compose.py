@@ -12,13 +12,13 @@ from .train import report
 
 def compose(words: list[str]) -> None:
     """`rankfold compose A B C --out D ...`: the words before the first option are the adapters."""
-    from ...training.config.configs import ComposeConfig
+    from ...training.config.compose import ComposeConfig
 
     report(composed(ComposeConfig, words, "compose"))
 
 
 def compose_instruct(words: list[str]) -> None:
-    from ...training.config.configs import ComposeInstructConfig
+    from ...training.config.compose import ComposeInstructConfig
 
     folder = composed(ComposeInstructConfig, words, "compose instruct")
     report(folder, f"rankfold chat --run {folder} --image PICTURE QUESTION")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
+from ...training.embedded.demo import DEMO_SETTINGS
 from .files import print_proof
 from .options import Overwriting, parse
 from .train import report
 
 if TYPE_CHECKING:
-    from ...training.config.configs import SubjectConfig
+    from ...training.config.subject import SubjectConfig
 
 DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has seen it
 
@@ -90,7 +91,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
 def settings_of(config: DemoConfig) -> SubjectConfig:
     """The run of a demo."""
     from ...toolkit.core.paths import assets
-    from ...training.config.configs import SubjectConfig
+    from ...training.config.subject import SubjectConfig
 
     own = {name: getattr(config, name) for name in CHOSEN}
     return SubjectConfig(images=assets() / "demo" / "creature", **own, **DEMO_SETTINGS[config.base])
@@ -98,7 +99,7 @@ def settings_of(config: DemoConfig) -> SubjectConfig:
 
 def is_demo(run: Run) -> bool:
     """Whether a folder holds a run that `rankfold demo` makes, whatever its options were."""
-    from ...training.config.configs import from_yaml
+    from ...training.config.yaml_file import from_yaml
 
     try:
         found = from_yaml(run.config_file)
@@ -116,31 +117,3 @@ CHOSEN = (
     "threads",
     "seed",
 )  # of the run's settings, those that are options of the demo
-
-# The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
-# count less. Guidance above 2 burns the colours of this small model. Steps and learning rate: benchmarks/demo_settings.py.
-DEMO_TRAINING: dict[str, Any] = {
-    "batch_size": 4,
-    "rank": 8,
-    "alpha": 8.0,
-    "learning_rate": 1e-3,
-    "min_snr_gamma": 5.0,
-    "train_text_encoder": True,
-    "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
-    "preview_every": 100,
-    "guidance_scale": 2.0,
-}
-DEMO_SETTINGS: dict[str, dict[str, Any]] = {
-    "tiny": DEMO_TRAINING,
-    "tiny-dit": DEMO_TRAINING
-    | {
-        "min_snr_gamma": None,
-        "target_modules": (
-            *DEMO_TRAINING["target_modules"],
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "to_add_out",
-        ),
-    },
-}

@@ -77,7 +77,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: for runs that are there and shall not be overwritten, and for data that no demo has written.
     """
-    from ...training.config.configs import InstructConfig
+    from ...training.config.instruct import InstructConfig
     from ...training.embedded.demo_instruct import RUNS, is_demo_data
     from ...training.runs.begin import check_out
 

@@ -90,7 +90,8 @@ def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.formats.as_folder import check_adapter
     from ...toolkit.formats.source import adapter_path, facts_of
-    from ...training.config.configs import PictureConfig, from_yaml
+    from ...training.config.images import PictureConfig
+    from ...training.config.yaml_file import from_yaml
 
     run, guidance, trained_on = options.run, 4.0, []
     check_adapter(run)
@@ -133,7 +134,7 @@ def report(words: list[str]) -> None:
     options = parse(Options, words, "report")
     if not options.runs:
         raise UserError("Name at least one run folder.")
-    from ...toolkit.core.run_folder import write_text
+    from ...toolkit.core.files import write_text
     from ...training.evaluation.report import report as made
 
     write_text(options.out, made(options.runs))

@@ -31,7 +31,8 @@ def export(words: list[str]) -> None:
     options = parse(Options, words, "export")
     from ...pipelines.export import export_adapter
     from ...toolkit.core.run_folder import Run
-    from ...training.config.configs import ConversationConfig, from_yaml
+    from ...training.config.instruct import ConversationConfig
+    from ...training.config.yaml_file import from_yaml
 
     run = Run.open(options.run)
     config, adapter = from_yaml(run.config_file), run.finished_adapter()

@@ -12,7 +12,7 @@ SHOWN_PICTURE_TOKENS = 2  # of a picture, at its beginning
 def inspect_data(file: Path, base: str, images: Path | None, *, rows: int, skip_bad: bool, max_length: int) -> None:
     """Prints counts and lengths, the proof of the labels, and the first rows' tokens with those that are learned in colour."""
     from ...toolkit.vlm.model import VisionModel, resolve_vision_base
-    from ...training.config.configs import InstructConfig
+    from ...training.config.instruct import InstructConfig
     from ...training.instruct.conversations import plan_rows, prove_rows
 
     chat = VisionModel(resolve_vision_base(base)).chat

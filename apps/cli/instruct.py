@@ -14,7 +14,7 @@ from .train import report
 
 def train_instruct(words: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    config, overwrite = configured("InstructConfig", words, "train instruct")
+    config, overwrite = configured("instruct", words, "train instruct")
     check_free(config, overwrite=overwrite)
     from ...training.launch.start import train
 
@@ -23,7 +23,7 @@ def train_instruct(words: list[str]) -> None:
 
 
 def search_instruct(words: list[str]) -> None:
-    config, overwrite = configured("InstructSearchConfig", words, "search instruct")
+    config, overwrite = configured("search-instruct", words, "search instruct")
     check_free(config, overwrite=overwrite)
     from ...training.launch.start import train
 
@@ -31,15 +31,14 @@ def search_instruct(words: list[str]) -> None:
     report(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")
 
 
-def configured(kind: str, words: list[str], name: str) -> tuple[Any, bool]:
+def configured(method: str, words: list[str], name: str) -> tuple[Any, bool]:
     """The config that the options ask for, and --overwrite."""
-    from ...training.config import configs as configs
 
     file, words = take_option(words, "--config")
     default = configs.from_yaml(recipe_file(file)) if file else getattr(configs, kind)()
     if not isinstance(default, getattr(configs, kind)):
         raise UserError(f"--config {file} is of another method: use the command it was made for.")
-    return parse_run(getattr(configs, kind), words, name, default)
+    return parse_run(config_class, words, name, default)
 
 
 def recipe_file(name: str) -> Path:
@@ -152,7 +151,8 @@ def instruct_run(folder: Path) -> tuple[Any, Any]:
         UserError: when it is a run of another kind.
     """
     from ...toolkit.core.run_folder import Run
-    from ...training.config.configs import ConversationConfig, from_yaml
+    from ...training.config.instruct import ConversationConfig
+    from ...training.config.yaml_file import from_yaml
 
     run = Run.open(folder)
     config = from_yaml(run.config_file)

@@ -75,7 +75,7 @@ def recipe_of(options: SampleOptions) -> Any:
     from ...pipelines.regions import parse_region
     from ...toolkit.core.run_folder import Run
     from ...toolkit.formats.as_folder import check_adapter
-    from ...training.config.configs import from_yaml
+    from ...training.config.yaml_file import from_yaml
     from ...training.runs.library import resolve
 
     adapters, base, prompt = [str(resolve(text)) for text in options.adapters], options.base, options.prompt

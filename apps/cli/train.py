@@ -10,7 +10,7 @@ from ...toolkit.core.errors import UserError
 from .options import check_free, is_first, parse, parse_run, positional, take_option
 
 if TYPE_CHECKING:
-    from ...training.config.configs import SubjectConfig
+    from ...training.config.subject import SubjectConfig
 
 
 def train_subject(words: list[str]) -> None:
@@ -36,7 +36,8 @@ def train_subject(words: list[str]) -> None:
 
 def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None, int, bool]:
     """The config of a subject's training, how many GiB its peak may take, in how many folds it is cross-validated, and --overwrite."""
-    from ...training.config.configs import SubjectConfig, from_yaml
+    from ...training.config.subject import SubjectConfig
+    from ...training.config.yaml_file import from_yaml
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SubjectConfig):
@@ -83,7 +84,8 @@ def plan_subject(words: list[str]) -> None:
 
 
 def search_subject(words: list[str]) -> None:
-    from ...training.config.configs import SearchConfig, from_yaml
+    from ...training.config.search import SearchConfig
+    from ...training.config.yaml_file import from_yaml
 
     config_file, words = take_option(words, "--config")
     default = from_yaml(Path(config_file)) if config_file else SearchConfig()
@@ -108,7 +110,8 @@ def resume(words: list[str]) -> None:
         """Go on though pictures, captions, rows, adapters or the base are not those that the run was trained on so far."""
 
     options = parse(Options, words, "resume")
-    from ...training.config.configs import ConversationConfig, from_yaml
+    from ...training.config.instruct import ConversationConfig
+    from ...training.config.yaml_file import from_yaml
     from ...training.launch.start import resume as go_on
 
     run = go_on(options.run, accept_changes=options.accept_changes)

@@ -41,7 +41,7 @@ def queue(words: list[str]) -> None:
     from dataclasses import replace
 
     options = parse(Options, words, "queue")
-    from ...training.config.configs import from_yaml
+    from ...training.config.yaml_file import from_yaml
     from ...training.launch.queue import enqueue
 
     config = from_yaml(options.config)

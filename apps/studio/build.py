@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
-
 import gradio as gr
 
-from .backend.paths import Places
-from .backend.pipeline_worker import Loaded, Pipes
+from .backend.context import Studio
 
 CSS = """
 .curve { margin: .4rem 0 1rem; } .curve svg { width: 100%; height: auto; } .curve figcaption { font-weight: 600; }
@@ -25,28 +21,6 @@ HEAD = """<script>
 const roles = () => document.querySelectorAll("div[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "group"));
 new MutationObserver(roles).observe(document, {childList: true, subtree: true});
 </script>"""
-
-
-@dataclass(frozen=True)
-class Studio:
-    """What every page has."""
-
-    places: Places
-    device: str = "0"
-    start_workers: bool = True
-    """Whether starting a run also starts a worker for it."""
-    loaded: Loaded = field(default_factory=Loaded)
-
-    @cached_property
-    def pipes(self) -> Pipes:
-        """Where pictures are drawn."""
-        return Pipes(self.loaded)
-
-    @cached_property
-    def theme(self) -> gr.themes.Base:
-        """Black on white or white on black, with the system's own fonts, so that nothing is fetched."""
-        sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-        return gr.themes.Monochrome(font=sans, font_mono=mono)
 
 
 def build(studio: Studio) -> gr.Blocks:

@@ -14,6 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..core.errors import UserError
+from ..core.modules import replace_module
 from .base import AdapterLayer
 
 
@@ -95,12 +96,6 @@ def drop_unused(model: nn.Module, adapter: str = "default") -> list[str]:
     if dead:
         model.peft_config[adapter].target_modules = set(layers) - set(dead)  # type: ignore[index, union-attr]
     return dead
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module in the place of the one of this name."""
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
 
 
 @torch.no_grad()

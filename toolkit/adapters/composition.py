@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.modules import replace_module
 from .approximate import low_rank
-from .attach import replace_module
 from .base import finer
 from .change import Change, carry_out, cat
 from .fold import Folded, on_cpu

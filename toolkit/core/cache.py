@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from .run_folder import write_atomic
+from .files import write_atomic
 
 WHOLE = 1 << 26  # bytes up to which `sampled_hash` reads all of a file
 SAMPLES, BLOCK = 64, 1 << 16

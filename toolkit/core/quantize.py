@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.attach import replace_module
 from . import devices
 from .errors import UserError
+from .modules import replace_module
 
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "fp8": "torchao"}
 

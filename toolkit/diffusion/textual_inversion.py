@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..core.errors import UserError
-from ..core.run_folder import write_atomic
+from ..core.files import write_atomic
 from .model import PictureModel
 
 FILE = "new_words.safetensors"  # in an adapter's folder: text_encoder.<sks> -> (N, D)

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..adapters.approximate import low_rank
 from ..core.cache import key_of
+from ..core.files import write_text
 from ..core.paths import cache_folder
-from ..core.run_folder import write_text
 from ..core.systems import patiently
 from . import native
 from .read import read_lora

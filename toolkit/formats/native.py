@@ -15,7 +15,7 @@ from torch import nn
 
 from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state, put_on, set_active
 from ..core.errors import UserError
-from ..core.run_folder import write_atomic, write_text
+from ..core.files import write_atomic, write_text
 from ..diffusion import textual_inversion as new_words
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model")

@@ -27,7 +27,7 @@ from ..adapters.change import Change
 from ..adapters.fold import Folded
 from ..adapters.variants.glora import GloraLayer
 from ..core.errors import UserError, nearest
-from ..core.run_folder import write_atomic
+from ..core.files import write_atomic
 from .native import write_state
 from .original_names import fused, table_of
 

@@ -96,16 +96,6 @@ def leave_one_out(references_ND: torch.Tensor) -> torch.Tensor:
     return (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
 
 
-def interval(values_N: torch.Tensor, *, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the mean."""
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(values_N), (draws, len(values_N)), generator=random)
-    means = values_N.float()[rows].mean(1)
-    edge = (1 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([edge, 1 - edge]))
-    return float(low), float(high)
-
-
 def psnr(pictures_NCHW: torch.Tensor, others_NCHW: torch.Tensor) -> torch.Tensor:
     """Peak signal-to-noise ratio of each pair, dB, (N,); pictures in 0..1."""
     error = (pictures_NCHW - others_NCHW).square().flatten(1).mean(1)

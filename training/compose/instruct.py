@@ -9,10 +9,12 @@ from typing import Any
 from torch import nn
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.vlm.model import VisionModel, resolve_vision_base
-from ..config.configs import ComposeInstructConfig, check_numbers
+from ..config.checks import check_numbers
+from ..config.compose import ComposeInstructConfig
 from ..instruct.task import ConversationTask, prepare_conversations, template_of
 from .task import Composing, check_sources, summed
 

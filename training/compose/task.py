@@ -14,7 +14,8 @@ from ...toolkit.adapters import composition
 from ...toolkit.adapters.composition import Mixture, Weights
 from ...toolkit.adapters.fold import Folded
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion import textual_inversion as new_words
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES
@@ -23,7 +24,8 @@ from ...toolkit.formats.peft_merge import check_merge, peft_merge
 from ...toolkit.formats.source import Source, adapter_path, content_hash, facts_of, load_source
 from ...toolkit.formats.write import Part, peft_state
 from ...toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
-from ..config.configs import ComposeConfig, ComposeSettings, check_numbers
+from ..config.checks import check_numbers
+from ..config.compose import ComposeConfig, ComposeSettings
 from ..runs import library
 from ..runs.begin import give_back, take
 from ..subject.images import PictureTask

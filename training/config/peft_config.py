@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from peft import PeftConfig
 
 from ...toolkit.adapters.registry import make_config
-from .configs import AdapterSettings
+from .adapter import AdapterSettings
 
 
 def adapter_config(config: AdapterSettings, targets: Sequence[str]) -> PeftConfig:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...pipelines.generate import Recipe, generate, grid, sampling_pipeline
-from ...toolkit.core.run_folder import Run, write_png, write_text
+from ...toolkit.core.files import write_png, write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.embedded import world
-from ...toolkit.metrics.clip import ClipScorer, clip_i, embedded_judge, interval, leave_one_out
-from ..config.configs import from_yaml
+from ...toolkit.metrics.clip import ClipScorer, clip_i, embedded_judge, leave_one_out
+from ...toolkit.metrics.statistics import interval
+from ..config.yaml_file import from_yaml
 
 REFERENCES = 24  # held-out renders of the subject
 HELD_OUT_SEED = 1  # the training pictures are drawn with seed 0
@@ -77,3 +80,33 @@ def write_sheet(path: Path, images: Path, rows: list[list]) -> None:
     sheet = grid(cells, columns=8)
     sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
     write_png(path, sheet)
+
+
+# The adapter may reach every linear layer of the transformer blocks and the text encoder's attention, and easy timesteps
+# count less. Guidance above 2 burns the colours of this small model. Steps and learning rate: benchmarks/demo_settings.py.
+DEMO_TRAINING: dict[str, Any] = {
+    "batch_size": 4,
+    "rank": 8,
+    "alpha": 8.0,
+    "learning_rate": 1e-3,
+    "min_snr_gamma": 5.0,
+    "train_text_encoder": True,
+    "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    "preview_every": 100,
+    "guidance_scale": 2.0,
+}
+
+DEMO_SETTINGS: dict[str, dict[str, Any]] = {
+    "tiny": DEMO_TRAINING,
+    "tiny-dit": DEMO_TRAINING
+    | {
+        "min_snr_gamma": None,
+        "target_modules": (
+            *DEMO_TRAINING["target_modules"],
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "to_add_out",
+        ),
+    },
+}

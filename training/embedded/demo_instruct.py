@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ...toolkit.core.run_folder import Run, write_png, write_text
+from ...toolkit.core.files import write_png, write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.embedded import groups, questions, world
 from ...toolkit.embedded.world import Thing
-from ..config.configs import InstructConfig
+from ..config.instruct import InstructConfig
 from ..evaluation.instruct import evaluate
 from ..evaluation.instruct_report import report, write_figures
 from ..evaluation.items import read_items

@@ -29,10 +29,11 @@ from torch import nn
 
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError, one_line
+from ...toolkit.core.files import write_atomic, write_png, write_text
 from ...toolkit.core.out_of_memory import during
 from ...toolkit.core.randomness import mixed
-from ...toolkit.core.run_folder import Run, write_atomic, write_png, write_text
-from ..config.configs import LoopConfig
+from ...toolkit.core.run_folder import Run
+from ..config.base import LoopConfig
 from .cpu_threads import Pace
 from .optimizer import make_optimizer
 from .processes import StopSignal

@@ -10,7 +10,7 @@ import torch
 
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError, nearest
-from ..config.configs import LoopConfig
+from ..config.base import LoopConfig
 
 # name -> where it is; these libraries come with the extra `optimizers`.
 OTHERS = {

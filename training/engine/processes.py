@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from ...toolkit.core import devices
 from ...toolkit.core.devices import joined
 from ...toolkit.core.errors import UserError, one_line
-from ..config.configs import LoopConfig
+from ..config.base import LoopConfig
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

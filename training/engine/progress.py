@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from ...toolkit.core.devices import peak_memory
-from ..config.configs import LoopConfig
+from ..config.base import LoopConfig
 
 
 def peak_memory_gib() -> float:

@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...toolkit.adapters.attach import adapter_layers, trainable
 from ...toolkit.core.errors import UserError
-from ..config.configs import InstructConfig, SubjectConfig
+from ..config.instruct import InstructConfig
+from ..config.subject import SubjectConfig
 
 
 def check_sharding(config: SubjectConfig | InstructConfig, processes: int) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...toolkit.core.run_folder import write_text
+from ...toolkit.core.files import write_text
 
 
 def report(figures: dict[str, Any]) -> str:

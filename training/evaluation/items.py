@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.files import write_text
 from ...toolkit.core.randomness import permutation
-from ...toolkit.core.run_folder import write_text
 from ...toolkit.data.conversations import Conversation, conversation, read_conversations, read_rows, references_of
 from ...toolkit.data.images import Source, load_rgb
 from ...toolkit.metrics import answers as scoring

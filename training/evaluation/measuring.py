@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ...toolkit.core.run_folder import Run, append_line, write_text
+from ...toolkit.core.files import append_line, write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.core.systems import patiently
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import clip as metrics

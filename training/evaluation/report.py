@@ -12,7 +12,7 @@ from PIL import Image
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
-from ..config.configs import from_yaml
+from ..config.yaml_file import from_yaml
 from .html import curves, heading, page, pictures, table
 
 MEASURED = ("metrics.json", "evaluation/evaluation.json", "evaluation.json", "figures.json")

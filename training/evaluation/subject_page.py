@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ...pipelines.generate import grid
-from ...toolkit.core.run_folder import write_png, write_text
+from ...toolkit.core.files import write_png, write_text
 from ...toolkit.data.images import load_rgb
 from .html import heading, page, paragraph, pictures, shown, table
 from .subject import Drawn

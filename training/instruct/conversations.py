@@ -21,7 +21,7 @@ from ...toolkit.core.randomness import permutation
 from ...toolkit.data.conversations import Conversation, read_conversations
 from ...toolkit.data.images import load_rgb, named, size_of
 from ...toolkit.vlm.chat_tokens import ChatTokens
-from ..config.configs import ConversationConfig
+from ..config.instruct import ConversationConfig
 
 PROVEN = 8  # rows at the beginning whose labels are found in two ways
 GROUPED = 50  # batches that are sorted by length together

@@ -23,7 +23,8 @@ from ...toolkit.adapters.auxiliary import auxiliary_losses
 from ...toolkit.adapters.fold import is_dead
 from ...toolkit.core.devices import reads_pinned
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.core.texts import read_text
 from ...toolkit.data.conversations import Conversation
 from ...toolkit.diffusion.model import DTYPES
@@ -31,7 +32,7 @@ from ...toolkit.formats import native
 from ...toolkit.vlm.chat_tokens import IGNORE
 from ...toolkit.vlm.model import VisionModel, check_attention, resolve_vision_base
 from ...toolkit.vlm.packing import packed
-from ..config.configs import ConversationConfig, InstructConfig
+from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.peft_config import adapter_config
 from ..engine.processes import launched
 from ..engine.sharding import check_sharding, leave_out_shards, shard, units

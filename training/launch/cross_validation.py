@@ -12,7 +12,8 @@ from typing import Any
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import find_samples
-from ..config.configs import SubjectConfig, from_yaml
+from ..config.subject import SubjectConfig
+from ..config.yaml_file import from_yaml
 from ..engine.loop import comparable
 from ..engine.processes import is_first, joined, launched
 from ..evaluation import measuring

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from ...toolkit.core.out_of_memory import OutOfMemory, as_shortage, is_shortage
 from ...toolkit.core.run_folder import Run
-from ..config.configs import ConversationConfig, LoopConfig, PictureConfig, SubjectConfig
+from ..config.base import LoopConfig
+from ..config.images import PictureConfig
+from ..config.instruct import ConversationConfig
+from ..config.subject import SubjectConfig
 from .savings import savings
 
 

@@ -24,7 +24,7 @@ from ...toolkit.core.quantize import linears
 from ...toolkit.data.subjects import find_samples, picture_size
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, PictureModel, Words
-from ..config.configs import SubjectConfig
+from ..config.subject import SubjectConfig
 from ..engine.processes import launched
 from ..subject.batches import Batches
 from ..subject.denoising import DenoisingLoss, weighing

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import HOST, LIVE, Run, born, is_alive, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import HOST, LIVE, Run, born, is_alive
 from ...toolkit.core.systems import on_its_own, patiently, remove
-from ..config.configs import LoopConfig, from_yaml, to_yaml
+from ..config.base import LoopConfig
+from ..config.yaml_file import from_yaml, to_yaml
 from ..runs.begin import check_out, clear
 
 LOOK = 1.0  # seconds between looks for queued runs

@@ -8,7 +8,8 @@ from typing import Any
 from ...toolkit.core.devices import check_precision
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import check_quantize
-from ..config.configs import LoopConfig, SubjectConfig
+from ..config.base import LoopConfig
+from ..config.subject import SubjectConfig
 from ..engine.optimizer import check_optimizer
 from ..engine.processes import launched
 from ..subject.denoising import check_compiled

@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.files import write_text
 from ...toolkit.core.quantize import check_quantize
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.core.versions import check_versions
 from ...toolkit.data.subjects import Sample, check_masks, find_samples
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
@@ -28,20 +29,15 @@ from ..compose.instruct import (
     prepare_compose_instruct,
 )
 from ..compose.task import ComposeTask, check_compose, check_fixed, compose_fixed
-from ..config.configs import (
-    ComposeConfig,
-    ComposeInstructConfig,
-    InstructConfig,
-    InstructSearchConfig,
-    LoopConfig,
-    PictureConfig,
-    SearchConfig,
-    SubjectConfig,
-    check_numbers,
-    from_yaml,
-    is_fixed,
-)
+from ..config.base import LoopConfig
+from ..config.checks import check_numbers
+from ..config.compose import ComposeConfig, ComposeInstructConfig, is_fixed
+from ..config.images import PictureConfig
+from ..config.instruct import InstructConfig
 from ..config.peft_config import adapter_config
+from ..config.search import InstructSearchConfig, SearchConfig
+from ..config.subject import SubjectConfig
+from ..config.yaml_file import from_yaml
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
 from ..engine.processes import check_devices, is_first, launched, make_accelerator

@@ -15,20 +15,18 @@ from typing import Any
 
 from ...toolkit.core.cache import file_hash, key_of, sampled_hash
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.data.conversations import Conversation
 from ...toolkit.data.subjects import ALPHA, Sample, find_samples, mask_path
 from ...toolkit.diffusion.load import open_model
 from ...toolkit.formats.source import adapter_path, content_hash
-from ..config.configs import (
-    ComposeSettings,
-    ConversationConfig,
-    LoopConfig,
-    PictureConfig,
-    SearchConfig,
-    SearchSettings,
-    SubjectConfig,
-)
+from ..config.base import LoopConfig
+from ..config.compose import ComposeSettings
+from ..config.images import PictureConfig
+from ..config.instruct import ConversationConfig
+from ..config.search import SearchConfig, SearchSettings
+from ..config.subject import SubjectConfig
 from ..engine.loop import check_same_config, comparable, read_checkpoint
 from ..runs import library
 from ..subject.task import measured_by

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
-from ..config.configs import LoopConfig, from_yaml, is_fixed, to_yaml
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
+from ..config.base import LoopConfig
+from ..config.compose import is_fixed
+from ..config.yaml_file import from_yaml, to_yaml
 
 SOURCES = (
     "images",

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from ...toolkit.core.errors import UserError, nearest
+from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.paths import home, is_path, name_fault
-from ...toolkit.core.run_folder import write_png, write_text
 from ...toolkit.formats.source import adapter_path, content_hash, facts_of
 
 SIDE = 128  # pixels, the longer side of a thumbnail

@@ -13,31 +13,10 @@ from dataclasses import dataclass
 from random import Random
 
 from ...toolkit.core.errors import UserError
+from ..config.search import EvolutionConfig
 
 Structure = tuple[int, ...]  # number of the choice at each gene
 Evaluate = Callable[[list[Structure]], list[float]]  # fitness of each, higher is better
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvolutionConfig:
-    """How the search is run."""
-
-    population: int = 50
-    """Structures of each generation."""
-    generations: int = 20
-    """Generations behind the first, random one."""
-    parents: int = 10
-    """Best structures so far that the next generation comes from."""
-    mutations: int = 25
-    """Children that are a parent with some genes drawn anew."""
-    mutation_rate: float = 0.2
-    """Share of the genes that a mutation draws anew."""
-    crossovers: int = 25
-    """Children that take each gene from either of two parents."""
-    tries: int = 10
-    """Draws for each child before it is brought below the limit by force."""
-    search_seed: int = 0
-    """Seed of the search."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from ...toolkit.core.devices import exact
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...toolkit.vlm.model import VisionModel
-from ..config.configs import InstructConfig, InstructSearchConfig
+from ..config.instruct import InstructConfig
+from ..config.search import InstructSearchConfig
 from ..instruct.conversations import PlannedRows, pictures_of, plan_rows
 from ..instruct.task import ConversationTask, Instructions, prepare_conversations, save_facts, template_of
 from .task import StructureSearch, check_search, supernet_config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...toolkit.adapters.variants.glora import CHOICES
 from ...toolkit.adapters.variants.glora_supernet import Choices
-from ...toolkit.core.run_folder import write_atomic, write_text
+from ...toolkit.core.files import write_atomic, write_text
 
 Point = tuple[int, float]  # parameters, measure (lower is better)
 

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import Sample, find_samples
-from ..config.configs import SearchConfig, SubjectConfig
+from ..config.search import SearchConfig
+from ..config.subject import SubjectConfig
 from ..subject.denoising import attach_to_parts
 from ..subject.images import PictureTask
 from .task import StructureSearch, supernet_config

@@ -32,9 +32,12 @@ from ...toolkit.adapters.variants.glora_supernet import (
     untrained,
 )
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, append_line, write_text
+from ...toolkit.core.files import append_line, write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.formats import native
-from ..config.configs import LoopConfig, SearchSettings, to_yaml
+from ..config.base import LoopConfig
+from ..config.search import SearchSettings
+from ..config.yaml_file import to_yaml
 from .evolution import Space, Structure, check_evolution, evolve, front, ranked
 from .report import write_report
 

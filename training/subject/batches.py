@@ -12,7 +12,7 @@ import torch
 
 from ...toolkit.core.randomness import generator
 from ...toolkit.diffusion.noise import Noise
-from ..config.configs import PictureConfig
+from ..config.images import PictureConfig
 from .rows import Rows, picked
 
 KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again

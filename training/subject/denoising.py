@@ -15,7 +15,9 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion import losses
 from ...toolkit.diffusion.model import PictureModel, Words
 from ...toolkit.diffusion.noise import Noise
-from ..config.configs import PictureConfig, SearchConfig, SubjectConfig
+from ..config.images import PictureConfig
+from ..config.search import SearchConfig
+from ..config.subject import SubjectConfig
 
 
 def attach_to_parts(

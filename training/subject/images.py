@@ -17,13 +17,14 @@ from torchvision.transforms.functional import pil_to_tensor
 from ...pipelines.generate import at_once, denoise
 from ...toolkit.core.cache import cached, file_hash, key_of
 from ...toolkit.core.devices import exact
+from ...toolkit.core.files import write_png
 from ...toolkit.core.paths import cache_folder
 from ...toolkit.core.randomness import generator
-from ...toolkit.core.run_folder import Run, write_png
+from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import Sample, load_mask, load_picture, picture_size
 from ...toolkit.diffusion.load import open_model
 from ...toolkit.diffusion.model import DTYPES, Words, stacked
-from ..config.configs import PictureConfig
+from ..config.images import PictureConfig
 from ..engine.processes import in_shares, shared
 from ..engine.sharding import leave_out_shards, shard
 from .batches import Batches

@@ -17,7 +17,8 @@ from torch import nn
 from ...toolkit.adapters.attach import adapter_layers, adapters_off, calibrate, drop_unused, parameter_groups
 from ...toolkit.adapters.fold import is_dead
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run, write_text
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.data.images import load_rgb
 from ...toolkit.data.subjects import Sample, find_samples
 from ...toolkit.diffusion.load import EMBEDDED
@@ -25,8 +26,8 @@ from ...toolkit.diffusion.model import PictureModel
 from ...toolkit.diffusion.textual_inversion import NewWords, learn_word, save_words
 from ...toolkit.formats import native
 from ...toolkit.metrics.clip import ClipScorer
-from ..config.configs import SubjectConfig
 from ..config.peft_config import adapter_config
+from ..config.subject import SubjectConfig
 from ..engine.processes import first_says
 from ..engine.sharding import units
 from ..evaluation import measuring

@@ -15,13 +15,13 @@ from PIL import Image
 
 from ....pipelines.generate import Recipe
 from ....toolkit.core.errors import UserError, nearest
-from ....toolkit.core.run_folder import write_png
+from ....toolkit.core.files import write_png
 from ....toolkit.data.images import load_rgb
 from ....toolkit.data.subjects import find_samples
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.source import adapter_path, facts_of
 from ....toolkit.metrics.clip import EMBEDDED_CLIP, ClipScorer, clip_i, clip_t, leave_one_out
-from ....training.config.configs import PictureConfig
+from ....training.config.images import PictureConfig
 from ..render.grids import headed, sheet
 from .paths import Places
 from .pipeline_worker import Drawing, Pipes, Stopped, kept

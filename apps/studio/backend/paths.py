@@ -11,7 +11,9 @@ from ....toolkit.core.paths import is_hub_id, name_fault
 from ....toolkit.core.run_folder import Run
 from ....toolkit.core.systems import WINDOWS
 from ....toolkit.diffusion.load import EMBEDDED
-from ....training.config.configs import ConversationConfig, LoopConfig, from_yaml
+from ....training.config.base import LoopConfig
+from ....training.config.instruct import ConversationConfig
+from ....training.config.yaml_file import from_yaml
 from ....training.launch.queue import runs_in
 from ....training.runs import library
 

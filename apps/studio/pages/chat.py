@@ -19,9 +19,9 @@ from ....toolkit.data.images import load_rgb
 from ....toolkit.diffusion.model import DTYPES
 from ....toolkit.formats.source import content_hash, facts_of
 from ....toolkit.vlm.model import EMBEDDED
+from ..backend.context import Studio
 from ..backend.paths import Places
 from ..backend.pipeline_worker import Drawing, Loaded, Stopped, followed
-from ..build import Studio
 from ..render.messages import note, plainly
 
 MOST_TOKENS = 4096  # of an answer

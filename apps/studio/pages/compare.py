@@ -28,10 +28,10 @@ from ..backend.comparison import (
     names_for,
     photo_runs,
 )
+from ..backend.context import Studio
 from ..backend.paths import Places
 from ..backend.pipeline_worker import LOOK, Drawing, Pipes, Stopped, followed
 from ..backend.recipes import suited
-from ..build import Studio
 from ..render.grids import ACROSS
 from ..render.messages import note, plainly, progress, time_left
 

@@ -13,9 +13,10 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.source import adapter_path, facts_of
 from ....training.compose.task import check_compose
-from ....training.config.configs import ComposeConfig, check_numbers
+from ....training.config.checks import check_numbers
+from ....training.config.compose import ComposeConfig
+from ..backend.context import Studio
 from ..backend.paths import PICTURES, Places
-from ..build import Studio
 from ..render.messages import note, plainly
 from .train import queued
 

@@ -11,9 +11,9 @@ import gradio as gr
 from ....pipelines.generate import read_recipe, recipe_in
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
+from ..backend.context import Studio
 from ..backend.pipeline_worker import Drawing, Stopped, followed, kept
 from ..backend.recipes import recipe_from, suited
-from ..build import Studio
 from ..render.messages import note, plainly, progress
 from ..widgets.adapter_rows import AdapterRows, shown, values_of
 

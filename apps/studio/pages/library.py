@@ -23,10 +23,10 @@ from ....toolkit.formats.report import Report
 from ....toolkit.formats.source import facts_of, is_native
 from ....toolkit.formats.write import FORMATS
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
-from ....training.config.configs import PictureConfig
+from ....training.config.images import PictureConfig
 from ....training.runs import library
+from ..backend.context import Studio
 from ..backend.paths import Places, checked_name
-from ..build import Studio
 from ..render.messages import note, plainly
 
 TABLE = ["name", "where", "base", "trigger", "kind"]

@@ -12,11 +12,14 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.data.subjects import find_samples
 from ....toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
-from ....training.config.configs import ConversationConfig, LoopConfig, PictureConfig, SubjectConfig
+from ....training.config.base import LoopConfig
+from ....training.config.images import PictureConfig
+from ....training.config.instruct import ConversationConfig
+from ....training.config.subject import SubjectConfig
+from ....training.embedded.demo import DEMO_SETTINGS
 from ....training.launch.queue import enqueue, start_worker
-from ...cli.demo import DEMO_SETTINGS
+from ..backend.context import Studio
 from ..backend.paths import Places
-from ..build import Studio
 from ..render.messages import note, plainly, time_left
 from ..widgets.fields import values_of, yaml_of
 from ..widgets.form import Form

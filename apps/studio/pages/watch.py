@@ -12,7 +12,7 @@ import gradio as gr
 
 from ....toolkit.core.run_folder import LIVE
 from ....training.launch.queue import enqueue_again, start_worker, withdraw
-from ..build import Studio
+from ..backend.context import Studio
 from ..render.messages import note, plainly
 from ..render.run_view import Views
 

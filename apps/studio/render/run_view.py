@@ -13,7 +13,7 @@ from typing import Any
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.run_folder import LIVE, Run, row_of
-from ....training.config.configs import from_yaml
+from ....training.config.yaml_file import from_yaml
 from ....training.launch.queue import OUTPUT, waiting
 from .curves import drawing, smoothed
 from .messages import note, time_left, without_secrets

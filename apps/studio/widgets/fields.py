@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ....toolkit.core.errors import UserError
-from ....training.config.configs import METHODS, LoopConfig, from_text, to_yaml
+from ....training.config.base import LoopConfig
+from ....training.config.yaml_file import METHODS, from_text, to_yaml
 
 
 @dataclass(frozen=True)

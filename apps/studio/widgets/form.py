@@ -11,7 +11,8 @@ from ....toolkit.adapters.registry import adapter_names, make_config, options_of
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
-from ....training.config.configs import METHODS, LoopConfig
+from ....training.config.base import LoopConfig
+from ....training.config.yaml_file import METHODS
 from ..render.messages import note, plainly
 from .fields import Field, command_of, config_of, fields_of, read, shown, values_of, yaml_of
 

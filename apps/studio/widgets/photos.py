@@ -14,8 +14,8 @@ from ....pipelines.chat import open_chat
 from ....toolkit.core.devices import device
 from ....toolkit.core.errors import UserError
 from ....toolkit.vlm.model import EMBEDDED, bases_at_hand
+from ..backend.context import Studio
 from ..backend.pipeline_worker import Drawing, Loaded, Stopped, followed
-from ..build import Studio
 from ..render.messages import note, plainly, progress
 from .form import Form
 from .uploads import crop_preview, keep, look_at, write_captions

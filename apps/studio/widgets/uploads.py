@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ....toolkit.core.errors import UserError
-from ....toolkit.core.run_folder import write_atomic
+from ....toolkit.core.files import write_atomic
 from ....toolkit.data.images import load_rgb, size_of
 from ....toolkit.data.subjects import SUFFIXES, Sample, load_picture, picture_fault, read_captions
 

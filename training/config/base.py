@@ -1,0 +1,68 @@
+"""What every training run has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from ...toolkit.core.paths import at_home
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every training run has: steps, optimizer, logging, checkpoints."""
+
+    unused_parameters: ClassVar[bool] = False
+    """Whether a step may leave parameters out, which several processes must know of."""
+
+    out: Path = Path("runs/subject")
+    """Run folder."""
+    steps: Annotated[int, Ge(1)] = 300
+    """Optimizer steps."""
+    batch_size: Annotated[int, Ge(1)] = 4
+    """Pictures per forward pass, over all processes together."""
+    gradient_accumulation: Annotated[int, Ge(1)] = 1
+    """Forward passes per optimizer step."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    """Peak learning rate of the adapter."""
+    lr_scheduler: str = "constant"
+    """A scheduler of diffusers: constant, constant_with_warmup, linear, cosine, polynomial, ..."""
+    lr_warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps over which the learning rate rises from 0."""
+    optimizer: str = "AdamW"
+    """Name of a class in torch.optim, or AdamW8bit, Lion8bit, Prodigy (learning rate 1), AdamWScheduleFree."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """Weight decay."""
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Decay of the moving average of the adapter's weights (0.99 to 0.9999); 0 keeps none."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the base model; the adapter itself is always trained in fp32."""
+    quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
+    """Number format of the base model's linear layers in memory; the text encoders' too."""
+    gradient_checkpointing: bool = False
+    """Less memory, about a third more time."""
+    compile: bool = False
+    """Compile the denoiser's repeated blocks (torch.compile): the first steps take minutes, the others less; needs a C++ compiler."""
+    seed: Annotated[int, Ge(0)] = 0
+    """All randomness is a function of seed, step and sample."""
+    log_every: Annotated[int, Ge(1)] = 10
+    """Steps between lines of metrics.jsonl; the device is not waited for in between."""
+    checkpoint_every: Annotated[int, Ge(1)] = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Annotated[int, Ge(1)] = 2
+    """Newest checkpoints that are kept."""
+    preview_every: Annotated[int, Ge(0)] = 100
+    """Steps between previews; 0 makes none."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Also log to this tracker, through accelerate."""
+    threads: Annotated[int, Ge(0)] = 0
+    """Torch threads on a CPU; 0 takes as many as find a core that no other process keeps busy when the run starts."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, at_home(value))

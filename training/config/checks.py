@@ -1,0 +1,113 @@
+"""What can be checked of a config without files or models; the limits of a field stand in its type."""
+
+from __future__ import annotations
+
+import operator
+from math import isfinite
+from pathlib import PurePath
+from typing import Any, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.paths import name_fault
+from ...toolkit.core.systems import WINDOWS
+from .base import LoopConfig
+from .images import PictureConfig
+from .subject import SubjectConfig
+
+WORDS: dict[type, tuple[str, str]] = {
+    Ge: ("ge", "at least"),
+    Gt: ("gt", "above"),
+    Le: ("le", "at most"),
+    Lt: ("lt", "below"),
+}
+
+
+def check_numbers(config: LoopConfig) -> None:
+    """Checks every field that can be checked without files or models.
+
+    Raises:
+        UserError: naming the first field that is out of range.
+    """
+    check_folder_names(config.out, windows=WINDOWS)
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not isfinite(number):
+                raise UserError(f"{flag(name)} must be a finite number, not {number}.")
+        if fault := limit_fault(value, constraints(hint)):
+            raise UserError(f"{flag(name)} must be {fault}, not {value}.")
+    if isinstance(config, PictureConfig):
+        check_pictures(config)
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def constraints(hint: Any) -> list[Any]:
+    """The limits in a field's type: of Annotated[int, Ge(1)], or of the number in Annotated[int, Ge(1)] | None."""
+    options = [hint, *get_args(hint)]
+    return [limit for option in options for limit in getattr(option, "__metadata__", ()) if type(limit) in WORDS]
+
+
+def limit_fault(value: Any, limits: list[Any]) -> str:
+    """What a value must be, when it is not within its limits; '' when it is, or when it is unset."""
+    if value is None:
+        return ""
+    bounds = {type(limit): getattr(limit, WORDS[type(limit)][0]) for limit in limits}
+    within = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
+    broken = [kind for kind, bound in bounds.items() if not within[kind](value, bound)]
+    if broken and Lt in bounds:
+        return f"in {'[' if Ge in bounds else '('}0, {bounds[Lt]})"
+    return f"{WORDS[broken[0]][1]} {bounds[broken[0]]}" if broken else ""
+
+
+def check_folder_names(out: PurePath, *, windows: bool) -> None:
+    """Raises UserError for a run folder that Windows cannot have, some of which it would take for something else."""
+    for name in out.relative_to(out.anchor).parts if windows else ():
+        if name != ".." and (fault := name_fault(name)):
+            raise UserError(f"--out {out}: Windows has no folder '{name}' ({fault}); choose another name.")
+
+
+def check_pictures(config: PictureConfig) -> None:
+    """Raises UserError when settings of training on pictures contradict each other."""
+    if config.crop == "bucket" and config.prior_weight:
+        raise UserError(
+            "--prior-weight works with square pictures only: take --preservation-weight, or --crop center or pad."
+        )
+    if config.debiased and config.min_snr_gamma is not None:
+        raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
+    if isinstance(config, SubjectConfig):
+        check_also(config)
+        if not config.evaluate_every and (config.patience or config.keep == "best"):
+            raise UserError(
+                "--keep best and --patience go by measurements, of which there are none: set --evaluate-every."
+            )
+        if config.hold_out and (config.evaluate_images is not None or not config.evaluate_every):
+            raise UserError(
+                "--hold-out names photos of --images to measure by: it needs --evaluate-every, and no --evaluate-images."
+            )
+    if not config.token.strip():
+        raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
+
+
+def check_also(config: SubjectConfig) -> None:
+    """Raises UserError when subjects beside the first cannot be told apart, or meet a setting that knows only one."""
+    if not config.also:
+        return
+    for name in config.also:
+        if len(name.split()) < 2:
+            raise UserError(f"--also '{name}' must be a token and a class noun, such as 'sks2 cat', before the folder.")
+    if len(config.subjects) <= len(config.also):
+        raise UserError("--token and --also name the same token twice: give each subject one of its own.")
+    one_only = {
+        "--prior-weight": config.prior_weight,
+        "--token-vectors": config.token_vectors,
+        "--evaluate-every": config.evaluate_every,
+    }
+    for flag, value in one_only.items():
+        if value:
+            raise UserError(f"{flag} knows one subject only: leave it or --also out.")

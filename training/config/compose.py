@@ -1,0 +1,62 @@
+"""Several adapters as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from .base import LoopConfig
+from .images import PictureConfig
+from .instruct import ConversationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeSettings:
+    """How one adapter is made of several (learned weights: arXiv 2402.15414)."""
+
+    adapters: tuple[str, ...] = ()
+    """Run folders, adapter folders, LoRA files, or names in the library."""
+    weights: tuple[float, ...] = ()
+    """Fixed weights, one for each adapter; unset means learned if there is something to learn from, and otherwise alike (1 / N)."""
+    tie: Literal["layer", "block", "global"] = "layer"
+    """Learned weights of their own for each layer, each block, or one set for the whole model."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Learned weights are softmax(v / temperature)."""
+    free: bool = False
+    """Learned weights are v itself, neither positive nor summing to 1."""
+    max_rank: Annotated[int, Ge(0)] = 0
+    """Cut the sum to this rank, layer by layer, and print the error; 0 keeps it exact, at the sum of the ranks."""
+    merge: str | None = None
+    """Merge by a method of PEFT instead: linear, svd, ties, dare_linear, dare_ties, magnitude_prune, ..."""
+    density: Annotated[float, Gt(0)] = 0.5
+    """Share of the values that the pruning methods of --merge keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig(PictureConfig, ComposeSettings):
+    """Makes one adapter of several; with pictures, learns how much of each to take in every layer."""
+
+    out: Path = Path("runs/composed")
+    """Run folder."""
+    preservation_weight: Annotated[float, Ge(0)] = 0.0
+    """Not for composing: what it could preserve is already in its sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeInstructConfig(ConversationConfig, ComposeSettings):
+    """Makes one adapter of several of a vision-language model; with conversations, learns how much of each to take in every layer."""
+
+    out: Path = Path("runs/composed-instruct")
+    """Run folder."""
+    learning_rate: Annotated[float, Gt(0)] = 0.05
+    """Peak learning rate of the weights."""
+
+
+def is_fixed(config: LoopConfig) -> bool:
+    """Whether it is a composition that has nothing to learn its weights from."""
+    return (isinstance(config, ComposeConfig) and config.images is None) or (
+        isinstance(config, ComposeInstructConfig) and config.data is None
+    )

@@ -1,0 +1,83 @@
+"""What every training on a folder of images has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from .base import LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureConfig(LoopConfig):
+    """What every training on a folder of pictures has (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
+
+    images: Path | None = None
+    """Folder with the pictures of the subject."""
+    base: str = "tiny"
+    """Base model: 'tiny' (embedded), a folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    token: str = "sks"
+    """Rare word that will stand for the subject."""
+    class_noun: str = "creature"
+    """What the subject is an instance of."""
+    resolution: Annotated[int, Ge(0), Le(16_384)] = 0
+    """Side of the training pictures in pixels; 0 means the base model's own."""
+    crop: Literal["center", "pad", "bucket"] = "center"
+    """center: crop the middle square; pad: the whole picture on a border; bucket: its own shape, with about as many pixels."""
+    flip: bool = False
+    """Also train on mirrored pictures (not for subjects whose left and right differ)."""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be read instead of stopping."""
+    masks: str = ""
+    """Folder with a PNG for each picture, white where the subject is; 'alpha' takes the pictures' own transparency."""
+    unmasked_weight: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """What the error outside the masks counts for."""
+    caption_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the rows whose caption is left out."""
+    caption_orders: Annotated[int, Ge(0)] = 0
+    """Captions of tags are also used in so many other orders; the first tag stays in front."""
+    preservation_weight: Annotated[float, Ge(0)] = 1.0
+    """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
+    prior_weight: Annotated[float, Ge(0)] = 0.0
+    """Weight of the prior preservation loss (class pictures); 0 turns it off, 1 is usual."""
+    prior_pictures: Annotated[int, Ge(1)] = 50
+    """Class pictures, made once by the base model and kept."""
+    min_snr_gamma: Annotated[float, Gt(0)] | None = None
+    """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""
+    debiased: bool = False
+    """Debiased loss weighting (Yu et al. 2024, arXiv 2310.08442), instead of --min-snr-gamma."""
+    noise_offset: Annotated[float, Ge(0)] = 0.0
+    """Adds noise that is alike in all of a picture, so that light and dark are learned too; 0.05 is usual."""
+    timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
+    """Where flow models are trained on the way from noise to picture (Esser et al. 2024, section 3.1); others draw alike."""
+    timestep_shift: Annotated[float, Gt(0)] = 1.0
+    """Above 1 flow models are trained more where the noise is, as large pictures ask for."""
+    preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
+    """Prompts of the previews; {token} and {noun} are filled in."""
+    preview_steps: Annotated[int, Ge(1)] = 20
+    """Denoising steps of a preview."""
+    guidance_scale: float = 4.0
+    """Guidance of previews and class pictures, and of `rankfold sample --run`."""
+
+    @property
+    def prompt(self) -> str:
+        """The prompt of a picture without a caption."""
+        return f"a {self.token} {self.class_noun}"
+
+    @property
+    def class_prompt(self) -> str:
+        """The prompt of the class pictures."""
+        return f"a {self.class_noun}"
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        """Token -> class noun of every subject."""
+        return {self.token: self.class_noun}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What an adapter of this run says of itself."""
+        return {name: getattr(self, name) for name in ("base", "token", "class_noun", "precision")}

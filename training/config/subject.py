@@ -1,0 +1,41 @@
+"""Subject-driven training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from .adapter import AdapterChoice
+from .images import PictureConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectConfig(PictureConfig, AdapterChoice):
+    """Teaches a diffusion model a subject, or several, from a few pictures."""
+
+    also: dict[str, str] = field(default_factory=dict)
+    """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""
+    evaluate_every: Annotated[int, Ge(0)] = 0
+    """Steps between measurements of likeness and prompt fidelity; 0 makes none."""
+    evaluate_images: Path | None = None
+    """Photos that likeness is measured by; unset means one in five of --images, which is then not trained on."""
+    hold_out: tuple[str, ...] = ()
+    """Names of the photos that are held out, in the place of one in five."""
+    evaluate_prompts: str = ""
+    """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others."""
+    evaluate_clip: str = ""
+    """An open_clip model (MODEL:WEIGHTS, hf-hub:... or local-dir:...); unset means the embedded one for embedded bases."""
+    keep: Literal["last", "best"] = "last"
+    """Which step's adapter becomes the run's; best needs --evaluate-every."""
+    patience: Annotated[int, Ge(0)] = 0
+    """Stop after so many measurements without a sure gain; 0 never does."""
+    shard_base: bool = False
+    """Share the frozen denoiser out over the devices (FSDP2) instead of holding it whole on each."""
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        more = [name.strip().split(None, 1) for name in self.also]
+        return super().subjects | {token: noun for token, noun in more}

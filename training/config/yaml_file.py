@@ -1,0 +1,78 @@
+"""Configs as YAML, of every method."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ...toolkit.core.errors import UserError, nearest
+from ...toolkit.core.paths import home
+from ...toolkit.core.texts import read_text
+from .base import LoopConfig
+from .compose import ComposeConfig, ComposeInstructConfig
+from .instruct import InstructConfig
+from .search import InstructSearchConfig, SearchConfig
+from .subject import SubjectConfig
+
+METHODS: dict[str, type[LoopConfig]] = {
+    "subject": SubjectConfig,
+    "compose": ComposeConfig,
+    "search": SearchConfig,
+    "instruct": InstructConfig,
+    "search-instruct": InstructSearchConfig,
+    "compose-instruct": ComposeInstructConfig,
+}
+
+
+def to_yaml(config: LoopConfig) -> str:
+    """The complete config as YAML, its method first; `from_yaml` reads it back."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return value.as_posix()  # which every system reads, so that a run may move to another
+        return list(value) if isinstance(value, tuple) else value
+
+    method = next(name for name, kind in METHODS.items() if type(config) is kind)
+    return yaml.safe_dump({"method": method} | {k: plain(v) for k, v in asdict(config).items()}, sort_keys=False)
+
+
+def from_yaml(path: Path) -> Any:
+    """Reads a config file, of the class that its `method` names (subject if it names none); unset fields take their defaults.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
+    """
+    try:
+        return from_text(read_text(home(path)), str(path))
+    except OSError as error:
+        raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
+
+
+def from_text(text: str, path: str) -> Any:
+    """The same for a config as text. path: what errors call it."""
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        escape = "escape character" in str(error)
+        hint = r" A path such as C:\photos goes without quotes, or in single ones." if escape else ""
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold 'name: value' lines.")
+    method = values.pop("method", "subject")
+    if method not in METHODS:
+        raise UserError(f"{path}: unknown method '{method}'.{nearest(str(method), METHODS)}")
+    known = [f.name for f in fields(METHODS[method])]
+    for key in values:
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{key}'.{nearest(str(key), known)}")
+    try:
+        return TypeAdapter(METHODS[method]).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: '{place}' cannot be {first['input']!r}: {first['msg'].lower()}.") from error
