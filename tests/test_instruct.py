@@ -539,7 +539,7 @@ def test_a_full_projector_is_not_composed(config, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["llava-1.5-lora", "llava-llama-3-moslora"])
 def test_shipped_recipes_train(name, data, tmp_path):
     """As they are, but for the size: on a tiny LLaVA, one step."""
-    from rankfold.apps.cli.instruct import configured
+    from rankfold.apps.cli.train_instruct import configured
 
     config, _ = configured("instruct", ["--config", name, "--data", str(data)], "train instruct")
     assert config.learning_rate == 2e-4

@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 
 from rankfold.apps.studio.backend import comparison
-from rankfold.apps.studio.backend.comparison import Axis, Boxes, Figures
+from rankfold.apps.studio.backend.comparison import Boxes
 from rankfold.apps.studio.backend.paths import Places
 from rankfold.apps.studio.backend.pipeline_worker import Drawing, Pipes, Stopped
 from rankfold.apps.studio.pages import compare as page
-from rankfold.apps.studio.render import grids as sheets
+from rankfold.pipelines import compare
+from rankfold.pipelines import grids as sheets
+from rankfold.pipelines.compare import Axis, Figures
 from rankfold.pipelines.generate import Recipe, read_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.training.launch.start import train
@@ -190,7 +192,7 @@ def test_each_pipeline_is_loaded_once_and_each_picture_drawn_once():
         return Recipe(prompt="p", adapters=("/a",), strengths=(strength,), seed=seed)
 
     cells = [recipe(strength, seed) for seed in (0, 1) for strength in (0.5, 1.0)]
-    order = comparison.drawing_order([*cells, cells[0]])
+    order = compare.drawing_order([*cells, cells[0]])
     assert [(r.strengths[0], r.seed) for r in order] == [(0.5, 0), (0.5, 1), (1.0, 0), (1.0, 1)]
 
 
@@ -253,23 +255,23 @@ def test_figures_by_hand():
     pictures = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     texts = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     photos = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = comparison.figures_of(pictures, texts, photos)
+    found = compare.figures_of(pictures, texts, photos)
     assert [one.fidelity for one in found] == pytest.approx([0.0, 0.6])
     assert [one.likeness for one in found] == pytest.approx([0.5, 0.7])
-    assert [one.likeness for one in comparison.figures_of(pictures, texts)] == [None, None]
+    assert [one.likeness for one in compare.figures_of(pictures, texts)] == [None, None]
 
 
 def test_rare_words_are_not_measured():
     facts = {"token": "sks", "also": "ohwx red dog, zwx cat"}
-    assert comparison.tokens_of(facts) == ["sks", "ohwx", "zwx"]
-    assert comparison.without("a sks, creature and ohwx skskin", ("sks", "ohwx")) == "a , creature and skskin"
-    assert comparison.without("sks", ("sks",)) == "sks"
-    assert comparison.tokens_of({}) == []
+    assert compare.tokens_of(facts) == ["sks", "ohwx", "zwx"]
+    assert compare.without("a sks, creature and ohwx skskin", ("sks", "ohwx")) == "a , creature and skskin"
+    assert compare.without("sks", ("sks",)) == "sks"
+    assert compare.tokens_of({}) == []
 
 
 def test_the_table_has_a_row_for_each_cell(places):
     plan = comparison.asked(places, boxes())
-    result = comparison.Result("s.png", ["/m/a.png", "/m/b.png"], [Figures(0.25, 0.5), Figures(0.0)])
+    result = compare.Result("s.png", ["/m/a.png", "/m/b.png"], [Figures(0.25, 0.5), Figures(0.0)])
     assert page.table_of(plan, result) == [
         ["seed 0", "", "0.250", "0.500", "a.png"], ["seed 1", "", "0.000", "", "b.png"],
     ]  # fmt: skip
@@ -288,7 +290,7 @@ def test_a_small_comparison(trained):
     )  # fmt: skip
     plan = comparison.asked(places, wanted)
     drawing = Drawing(8)
-    result = comparison.compare(plan, pipes, places.made(), done, drawing)
+    result = compare.compare(plan, comparison.drawer(pipes, places.made(), done, drawing))
     assert drawing.share == 1
     assert [(r.strengths, r.seed) for r in done] == [((0.0,), 3), ((0.0,), 4), ((1.0,), 3), ((1.0,), 4)]
     read = [read_recipe(trained / "_made" / file.split("/")[-1]) for file in result.files]
@@ -304,6 +306,14 @@ def test_a_small_comparison(trained):
     for wrong in ("../cat/config.yaml", result.files[0], "none.png"):
         with pytest.raises(UserError, match="There is no picture named"):
             page.made_picture(places, wrong)
+
+
+def test_a_comparison_from_python(tmp_path):
+    plan = compare.comparison(Recipe(prompt="a creature", steps=2), Axis("seed", ("seed 1", "seed 2"), (1, 2)))
+    result = compare.compare(plan, compare.draw_into(tmp_path))
+    assert [read_recipe(file).seed for file in result.files] == [1, 2]
+    with Image.open(result.sheet) as made:
+        assert made.width > 2 * 192
 
 
 def test_a_page_is_told_how_far_it_is(places):
@@ -329,5 +339,5 @@ def test_it_stops_between_pictures(places):
     plan, drawing = comparison.asked(places, boxes(steps=2)), Drawing(4)
     drawing.stopped = True
     with pytest.raises(Stopped):
-        comparison.compare(replace(plan, clip=""), Pipes(), places.made(), {}, drawing)
+        compare.compare(replace(plan, clip=""), comparison.drawer(Pipes(), places.made(), {}, drawing))
     assert not list(places.made().iterdir())

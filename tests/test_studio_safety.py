@@ -238,7 +238,7 @@ def test_presets_are_configs(base):
 
 def test_the_command_means_the_same(capsys):
     """The command line reads back what the form shows."""
-    from rankfold.apps.cli.train import subject_options
+    from rankfold.apps.cli.train_subject import subject_options
 
     text = yaml_of(
         "subject",

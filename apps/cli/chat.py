@@ -38,7 +38,7 @@ class ChatOptions:
 def chat(words: list[str]) -> None:
     options = parse(ChatOptions, words, "chat")
     from ...toolkit.data.images import source_of
-    from .instruct import opened
+    from .evaluate_instruct import opened
 
     pictures = tuple(source_of(path, None) for path in options.image)
     vision, _ = opened(options)

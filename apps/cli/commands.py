@@ -28,26 +28,33 @@ COMMANDS = {
         "Teach the embedded vision-language model a task, and show what it saw, learned and forgot.",
         "demo_instruct:demo_instruct",
     ),
-    "train subject": Command("Teach a diffusion model your subject from a folder of pictures.", "train:train_subject"),
+    "train subject": Command(
+        "Teach a diffusion model your subject from a folder of pictures.", "train_subject:train_subject"
+    ),
     "train instruct": Command(
-        "Teach a vision-language model your task from pictures with questions and answers.", "instruct:train_instruct"
+        "Teach a vision-language model your task from pictures with questions and answers.",
+        "train_instruct:train_instruct",
     ),
     "plan subject": Command(
-        "Say what memory a training run will take, before anything is loaded.", "train:plan_subject"
+        "Say what memory a training run will take, before anything is loaded.", "plan_subject:plan_subject"
     ),
-    "search subject": Command("Search each layer's own GLoRA structure for your subject.", "train:search_subject"),
-    "search instruct": Command("Search each layer's own GLoRA structure for your task.", "instruct:search_instruct"),
+    "search subject": Command(
+        "Search each layer's own GLoRA structure for your subject.", "search_subject:search_subject"
+    ),
+    "search instruct": Command(
+        "Search each layer's own GLoRA structure for your task.", "search_instruct:search_instruct"
+    ),
     "evaluate": Command("Measure what a subject's adapter is worth, against its base.", "evaluate:evaluate"),
-    "report": Command("Put runs side by side on one page.", "evaluate:report"),
+    "report": Command("Put runs side by side on one page.", "report:report"),
     "evaluate instruct": Command(
         "Set a tuned vision-language model against its base, with controls and what it forgot.",
-        "instruct:evaluate_instruct",
+        "evaluate_instruct:evaluate_instruct",
     ),
     "caption": Command("Write captions beside a subject's photos, by a vision-language model.", "caption:caption"),
     "chat": Command("Ask a tuned vision-language model about pictures.", "chat:chat"),
-    "resume": Command("Go on with a stopped or killed run, exactly where it was.", "train:resume"),
-    "stop": Command("Ask a run to write a checkpoint and stop.", "train:stop"),
-    "queue": Command("Put a run into the queue.", "work:queue"),
+    "resume": Command("Go on with a stopped or killed run, exactly where it was.", "resume:resume"),
+    "stop": Command("Ask a run to write a checkpoint and stop.", "stop:stop"),
+    "queue": Command("Put a run into the queue.", "queue:queue"),
     "work": Command("Carry out queued runs, one after another for each device.", "work:work"),
     "app": Command("Train, watch, sample and compare in the browser.", "app:app"),
     "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
@@ -61,10 +68,10 @@ COMMANDS = {
     "library list": Command("List the adapters in the library.", "library:list_all"),
     "library show": Command("Say what one of them is.", "library:show"),
     "export": Command(
-        "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "files:export"
+        "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "export:export"
     ),
     "inspect": Command(
-        "Say what a LoRA file is and who can load it, or show what a data file teaches.", "files:inspect"
+        "Say what a LoRA file is and who can load it, or show what a data file teaches.", "inspect:inspect"
     ),
     "convert-base": Command("Turn a base model in one file into a pipeline folder.", "convert_base:convert_base"),
     "adapters": Command("List the adapter variants and their options.", "adapters:adapters"),

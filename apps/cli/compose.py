@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import check_free, parse_run
-from .train import report
+from .outcome import report
 
 
 def compose(words: list[str]) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...training.embedded.demo import DEMO_SETTINGS
-from .files import print_proof
+from .export import print_proof
 from .options import Overwriting, parse
-from .train import report
+from .outcome import report
 
 if TYPE_CHECKING:
     from ...training.config.subject import SubjectConfig

@@ -12,7 +12,7 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...toolkit.core.texts import lines_of
 from .options import Overwriting, parse
-from .train import report
+from .outcome import report
 
 
 @dataclass(frozen=True, kw_only=True)

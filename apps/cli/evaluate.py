@@ -1,4 +1,4 @@
-"""`rankfold evaluate` and `report`: what a run is worth, and runs side by side."""
+"""`rankfold evaluate`: what an adapter is worth, against its base."""
 
 from __future__ import annotations
 
@@ -121,21 +121,3 @@ def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]
         precision=options.precision or precision_of((str(run),)),
     )
     return recipe, facts, trained_on
-
-
-def report(words: list[str]) -> None:
-    @dataclass(frozen=True)
-    class Options:
-        runs: Annotated[tuple[Path, ...], positional()]
-        """Run folders."""
-        out: Path = Path("report.html")
-        """The page."""
-
-    options = parse(Options, words, "report")
-    if not options.runs:
-        raise UserError("Name at least one run folder.")
-    from ...toolkit.core.files import write_text
-    from ...training.evaluation.report import report as made
-
-    write_text(options.out, made(options.runs))
-    print(options.out)

@@ -5,35 +5,25 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
+from ....pipelines.compare import FIELDS, NOTHING, Asked, Axis, change, tokens_of
 from ....pipelines.generate import Recipe
 from ....toolkit.core.errors import UserError, nearest
-from ....toolkit.core.files import write_png
-from ....toolkit.data.images import load_rgb
 from ....toolkit.data.subjects import find_samples
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.source import adapter_path, facts_of
-from ....toolkit.metrics.clip import EMBEDDED_CLIP, ClipScorer, clip_i, clip_t, leave_one_out
+from ....toolkit.metrics.clip import EMBEDDED_CLIP
 from ....training.config.images import PictureConfig
-from ..render.grids import headed, sheet
 from .paths import Places
 from .pipeline_worker import Drawing, Pipes, Stopped, kept
 from .recipes import recipe_from
 
 MOST = 64  # cells
-NOTHING = "nothing"  # along an axis that does not vary
 BARE = "none"  # in the place of an adapter's name
-FIELDS = {
-    "adapter": "adapter", "checkpoint": "adapter", "strength": "strength", "seed": "seed", "prompt": "prompt",
-    "guidance": "guidance_scale", "steps": "steps",
-}  # fmt: skip
 LIMITS = {  # least, most, whether whole
     "strength": (-10, 10, False), "seed": (0, 2**32 - 1, True), "guidance": (0, 100, False), "steps": (1, 1000, True),
     "width": (0, 8192, True), "height": (0, 8192, True),
@@ -41,15 +31,6 @@ LIMITS = {  # least, most, whether whole
 
 
 # ---------------------------------------------------------------------------------------------- what varies
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What varies along one side of the sheet, from cell to cell."""
-
-    what: str
-    labels: tuple[str, ...]
-    values: tuple[Any, ...]
 
 
 def number_of(what: str, value: Any) -> Any:
@@ -168,33 +149,6 @@ class Boxes:
     clip: str = ""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A comparison that has been read and checked."""
-
-    columns: Axis
-    rows: Axis
-    recipes: tuple[Recipe, ...]
-    """Of every cell, row by row."""
-    heading: str = ""
-    """What all cells have."""
-    tokens: tuple[str, ...] = ()
-    """Rare words of the adapters: no model of texts knows them."""
-    clip: str = ""
-    """Name of the open_clip model; '' measures nothing."""
-    photos: tuple[Path, ...] = ()
-
-    @property
-    def names(self) -> list[tuple[str, str]]:
-        """Labels of column and row of every cell, row by row."""
-        return [(column, row) for row in self.rows.labels for column in self.columns.labels]
-
-    @property
-    def captions(self) -> list[str]:
-        """What every cell is called."""
-        return [f"{column}, {row}" if row else column for column, row in self.names]
-
-
 def asked(places: Places, boxes: Boxes) -> Asked:
     """The comparison that the boxes mean.
 
@@ -239,11 +193,6 @@ def recipes_of(
     if "strength" in (columns.what, rows.what) and not any(cell["adapter"] for cell in cells):
         raise UserError("The strength varies, and there is no adapter: choose one.")
     return tuple(recipe_of(base, cell, known) for cell in cells)
-
-
-def change(axis: Axis, value: Any) -> dict[str, Any]:
-    """What a value of an axis sets."""
-    return {} if axis.what == NOTHING else {FIELDS[axis.what]: value}
 
 
 def recipe_of(base: Recipe, cell: Mapping[str, Any], known: Mapping[str, Path]) -> Recipe:
@@ -320,84 +269,20 @@ def clip_of(places: Places, base: str, text: str) -> str:
 # ---------------------------------------------------------------------------------------------- drawing
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What was measured on a cell."""
-
-    fidelity: float
-    likeness: float | None = None
+# ---------------------------------------------------------------------------------------------- drawing
 
 
-@dataclass(frozen=True)
-class Result:
-    """A comparison that has been drawn."""
-
-    sheet: str
-    files: list[str]
-    """Of every cell, row by row."""
-    figures: list[Figures]
-    """Of every cell, [] where nothing was measured."""
-    real: float | None = None
-    """Likeness of a photo to the others."""
-
-
-def drawing_order(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Each recipe once, those of one pipeline one after another: each pipeline is loaded once."""
-    groups: dict[Any, dict[Recipe, None]] = {}
-    for recipe in recipes:
-        groups.setdefault((recipe.base, recipe.adapters, recipe.strengths), {})[recipe] = None
-    return [recipe for group in groups.values() for recipe in group]
-
-
-def compare(plan: Asked, pipes: Pipes, folder: Path, done: dict[Recipe, str], drawing: Drawing) -> Result:
-    """Draws and measures all cells and puts the sheet together. done: recipe -> file, filled as it goes on.
+def drawer(pipes: Pipes, folder: Path, done: dict[Recipe, str], drawing: Drawing) -> Callable[[Recipe], Path]:
+    """What draws a cell beside the page. done: recipe -> file, filled as it goes on.
 
     Raises:
         Stopped: when somebody wants it to end; what was drawn until then is kept.
     """
-    scorer = ClipScorer(plan.clip) if plan.clip else None  # ahead of the pictures: a wrong name should not cost them
-    for recipe in drawing_order(plan.recipes):
+
+    def draw(recipe: Recipe) -> Path:
         if drawing.stopped:
             raise Stopped
         [done[recipe]] = kept(pipes.draw(recipe, 1, drawing), folder, "compare")
-    files = [done[recipe] for recipe in plan.recipes]
-    pictures = [load_rgb(Path(file)) for file in files]
-    path = Path(files[0]).with_name(f"{Path(files[0]).stem}-sheet.png")
-    write_png(path, headed(sheet(pictures, plan.columns.labels, plan.rows.labels), plan.heading))
-    if scorer is None:
-        return Result(str(path), files, [])
-    figures, real = measured(scorer, plan, pictures)
-    return Result(str(path), files, figures, real)
+        return Path(done[recipe])
 
-
-def measured(scorer: ClipScorer, plan: Asked, pictures: Sequence[Image.Image]) -> tuple[list[Figures], float | None]:
-    """The figures of every cell, and how like a photo is to the other photos."""
-    texts = scorer.texts([without(recipe.prompt, plan.tokens) for recipe in plan.recipes])
-    photos = scorer.pictures([load_rgb(path) for path in plan.photos]) if plan.photos else None
-    real = float(leave_one_out(photos).mean()) if photos is not None and len(photos) > 1 else None
-    return figures_of(scorer.pictures(pictures), texts, photos), real
-
-
-def figures_of(
-    pictures_ND: torch.Tensor, texts_ND: torch.Tensor, photos_MD: torch.Tensor | None = None
-) -> list[Figures]:
-    """Figures of pictures, their prompts and the photos, all as unit embeddings."""
-    fidelity = clip_t(pictures_ND, texts_ND).tolist()
-    if photos_MD is None:
-        return [Figures(one) for one in fidelity]
-    likeness = clip_i(pictures_ND, photos_MD).tolist()
-    return [Figures(*both) for both in zip(fidelity, likeness, strict=True)]
-
-
-def tokens_of(facts: Mapping[str, str]) -> list[str]:
-    """The rare words of an adapter that says these facts of itself."""
-    more = [name.split() for name in facts.get("also", "").split(", ")]
-    return [token for token in (facts.get("token", ""), *(words[0] for words in more if words)) if token]
-
-
-def without(prompt: str, tokens: Sequence[str]) -> str:
-    """The prompt without rare words; as it is when nothing would be left."""
-    if not tokens:
-        return prompt
-    left = re.sub(rf"(?<!\w)(?:{'|'.join(map(re.escape, tokens))})(?!\w)", " ", prompt)
-    return " ".join(left.split()) or prompt
+    return draw

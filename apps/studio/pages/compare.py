@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from ....pipelines.compare import FIELDS, NOTHING, Asked, Result, compare, drawing_order
 from ....pipelines.generate import Recipe
+from ....pipelines.grids import ACROSS
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
-from ..backend.comparison import (
-    BARE,
-    FIELDS,
-    LIMITS,
-    MOST,
-    NOTHING,
-    Asked,
-    Boxes,
-    Result,
-    asked,
-    compare,
-    drawing_order,
-    names_for,
-    photo_runs,
-)
+from ..backend.comparison import BARE, LIMITS, MOST, Boxes, asked, drawer, names_for, photo_runs
 from ..backend.context import Studio
 from ..backend.paths import Places
 from ..backend.pipeline_worker import LOOK, Drawing, Pipes, Stopped, followed
 from ..backend.recipes import suited
-from ..render.grids import ACROSS
 from ..render.messages import note, plainly, progress, time_left
 
 PROPOSED = {"strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50"}
@@ -168,7 +154,9 @@ def streamed(plan: Asked, pipes: Pipes, folder: Path) -> Iterator[tuple[Drawing,
     emptied = (None, [], [], *[gr.Dropdown(choices=[], value=None)] * 2, None)
     drawing = Drawing(0)
     try:
-        for now in followed(partial(compare, plan, pipes, folder, done), sum(recipe.steps for recipe in order)):
+        for now in followed(
+            lambda drawing: compare(plan, drawer(pipes, folder, done, drawing)), sum(recipe.steps for recipe in order)
+        ):
             if isinstance(now, Result):
                 yield drawing, (told(plan, now, time.monotonic() - began), *filled(plan, now))
                 return

@@ -17,8 +17,8 @@ from ....training.config.checks import check_numbers
 from ....training.config.compose import ComposeConfig
 from ..backend.context import Studio
 from ..backend.paths import PICTURES, Places
+from ..backend.submit import queued
 from ..render.messages import note, plainly
-from .train import queued
 
 LIKE, GIVEN, LEARNED = "all alike", "weights", "learned"
 TABLE = ["adapter", "mean weight", "least", "greatest"]

@@ -9,17 +9,15 @@ from typing import Any
 import gradio as gr
 
 from ....toolkit.core.errors import UserError
-from ....toolkit.data.subjects import find_samples
-from ....toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
+from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
-from ....training.config.images import PictureConfig
 from ....training.config.instruct import ConversationConfig
 from ....training.config.subject import SubjectConfig
 from ....training.embedded.demo import DEMO_SETTINGS
-from ....training.launch.queue import enqueue, start_worker
 from ..backend.context import Studio
 from ..backend.paths import Places
+from ..backend.submit import queued
 from ..render.messages import note, plainly, time_left
 from ..widgets.fields import values_of, yaml_of
 from ..widgets.form import Form
@@ -174,16 +172,3 @@ def task_tab(studio: Studio) -> None:
     started = gr.HTML(label="Started", elem_id="task-started")
     form.wire()
     begin.click(begin_task, [form.yaml, name], [started, name], api_name="start_task")
-
-
-def queued(studio: Studio, config: LoopConfig) -> tuple[str, str]:
-    """Puts a run into the queue and says where to watch it; and a free name for the next."""
-    if isinstance(config, PictureConfig) and config.images is not None:
-        find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
-        open_model(resolve_base(config.base))
-    run = enqueue(config)
-    if studio.start_workers:
-        start_worker(studio.places.runs, studio.device)
-    name = run.folder.name
-    link = f'<p>{name} is in the queue. <a href="/watch?run={name}">Watch it</a></p>'
-    return link, studio.places.free_name(name)

@@ -1,4 +1,4 @@
-"""`rankfold train instruct`, `search instruct` and `evaluate instruct`."""
+"""`rankfold evaluate instruct`."""
 
 from __future__ import annotations
 
@@ -7,44 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.paths import assets
-from .options import check_free, parse, parse_run, take_option
-from .train import report
-
-
-def train_instruct(words: list[str]) -> None:
-    """`--config FILE` gives the defaults; other options change them."""
-    config, overwrite = configured("instruct", words, "train instruct")
-    check_free(config, overwrite=overwrite)
-    from ...training.launch.start import train
-
-    run = train(config, overwrite=overwrite)
-    report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION")
-
-
-def search_instruct(words: list[str]) -> None:
-    config, overwrite = configured("search-instruct", words, "search instruct")
-    check_free(config, overwrite=overwrite)
-    from ...training.launch.start import train
-
-    run = train(config, overwrite=overwrite)
-    report(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")
-
-
-def configured(method: str, words: list[str], name: str) -> tuple[Any, bool]:
-    """The config that the options ask for, and --overwrite."""
-
-    file, words = take_option(words, "--config")
-    default = configs.from_yaml(recipe_file(file)) if file else getattr(configs, kind)()
-    if not isinstance(default, getattr(configs, kind)):
-        raise UserError(f"--config {file} is of another method: use the command it was made for.")
-    return parse_run(config_class, words, name, default)
-
-
-def recipe_file(name: str) -> Path:
-    """A config file by its path, or one of those that ship with rankfold by its name."""
-    shipped = assets() / "recipes" / f"{name}.yaml"
-    return shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
+from .options import parse
 
 
 @dataclass(frozen=True, kw_only=True)

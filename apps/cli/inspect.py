@@ -1,65 +1,12 @@
-"""`rankfold export` and `inspect`: adapters as files."""
+"""`rankfold inspect`: what a LoRA file, an adapter folder or a data file is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from .options import parse, positional
-
-
-def export(words: list[str]) -> None:
-    @dataclass(frozen=True)
-    class Options:
-        run: Annotated[Path, positional()]
-        """Run folder."""
-        format: str = ""
-        """diffusers (unset), peft, kohya (A1111, ComfyUI), kohya-full (whole weight changes) or kohya-glora (GLoRA's own factors);
-        of a vision-language model peft (unset), or merged: the whole tuned model."""
-        out: Path | None = None
-        """Folder for the file; unset means export/ in the run."""
-        approximate: bool = False
-        """Export the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
-        max_error: float = 0.05
-        """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1."""
-        drop_bias: bool = False
-        """Leave the adapter's changes of biases out."""
-        precision: Literal["fp32", "bf16", "fp16"] | None = None
-        """Number format of the base in the proof; unset means the run's. The file is always fp32."""
-
-    options = parse(Options, words, "export")
-    from ...pipelines.export import export_adapter
-    from ...toolkit.core.run_folder import Run
-    from ...training.config.instruct import ConversationConfig
-    from ...training.config.yaml_file import from_yaml
-
-    run = Run.open(options.run)
-    config, adapter = from_yaml(run.config_file), run.finished_adapter()
-    if isinstance(config, ConversationConfig):
-        from ...pipelines.export_chat import export_chat
-
-        out = options.out or run.folder / "export"
-        print_proof(export_chat(adapter, config.base, options.format or "peft", out))
-        return
-    proof = export_adapter(
-        adapter,
-        config.base,
-        options.format or "diffusers",
-        options.out or run.folder / "export",
-        prompt=config.prompt,
-        max_error=options.max_error if options.approximate else None,
-        drop_bias=options.drop_bias,
-        side=config.resolution,
-        precision=options.precision or config.precision,
-    )
-    print_proof(proof)
-
-
-def print_proof(proof: Any) -> None:
-    """The outcome of an export."""
-    print(proof.path, *getattr(proof, "words", ()), *proof.told(), sep="\n")
-    proof.check()
 
 
 def inspect(words: list[str]) -> None:

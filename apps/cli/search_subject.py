@@ -1,0 +1,26 @@
+"""`rankfold search subject`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .options import check_free, parse_run, take_option
+from .outcome import report
+
+
+def search_subject(words: list[str]) -> None:
+    from ...training.config.search import SearchConfig
+    from ...training.config.yaml_file import from_yaml
+
+    config_file, words = take_option(words, "--config")
+    default = from_yaml(Path(config_file)) if config_file else SearchConfig()
+    config, overwrite = parse_run(SearchConfig, words, "search subject", default)
+    check_free(config, overwrite=overwrite)
+    from ...training.launch.start import train
+
+    run = train(config, overwrite=overwrite)
+    report(run.folder)
+    table = run.folder / "structure.txt"
+    if run.status()["state"] == "done":
+        print(f"The structure: {table}; all that were tried: {run.folder / 'pareto.png'}")
+        print(f"Train it from the start: rankfold train subject --config {run.folder / 'best.yaml'}")

@@ -1,0 +1,176 @@
+"""Images side by side: a grid of recipes that differ along two axes, drawn, measured and put on one sheet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..toolkit.core.files import write_png
+from ..toolkit.data.images import load_rgb
+from ..toolkit.formats.source import adapter_path, facts_of
+from ..toolkit.metrics.clip import ClipScorer, clip_i, clip_t, leave_one_out
+from .generate import Recipe, generate, save_picture
+from .grids import headed, sheet
+
+NOTHING = "nothing"  # along an axis that does not vary
+
+
+FIELDS = {
+    "adapter": "adapter", "checkpoint": "adapter", "strength": "strength", "seed": "seed", "prompt": "prompt",
+    "guidance": "guidance_scale", "steps": "steps",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What varies along one side of the sheet, from cell to cell."""
+
+    what: str
+    labels: tuple[str, ...]
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A comparison that has been read and checked."""
+
+    columns: Axis
+    rows: Axis
+    recipes: tuple[Recipe, ...]
+    """Of every cell, row by row."""
+    heading: str = ""
+    """What all cells have."""
+    tokens: tuple[str, ...] = ()
+    """Rare words of the adapters: no model of texts knows them."""
+    clip: str = ""
+    """Name of the open_clip model; '' measures nothing."""
+    photos: tuple[Path, ...] = ()
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """Labels of column and row of every cell, row by row."""
+        return [(column, row) for row in self.rows.labels for column in self.columns.labels]
+
+    @property
+    def captions(self) -> list[str]:
+        """What every cell is called."""
+        return [f"{column}, {row}" if row else column for column, row in self.names]
+
+
+def comparison(
+    base: Recipe, columns: Axis, rows: Axis | None = None, *, clip: str = "", photos: Sequence[Path] = ()
+) -> Asked:
+    """A comparison of images that differ from a recipe along two axes, whose `what` are fields of it (strength: of its one adapter).
+
+    clip: name of an open_clip model that measures them (metrics/clip.py); photos: of the subject, for likeness.
+    """
+    rows = rows or Axis(NOTHING, ("",), (None,))
+    recipes = []
+    for row in rows.values:
+        for column in columns.values:
+            cell = change(columns, column) | change(rows, row)
+            strengths = {"strengths": (cell.pop("strength"),)} if "strength" in cell else {}
+            recipes.append(replace(base, **cell, **strengths))
+    tokens = [token for path in base.adapters for token in tokens_of(facts_of(adapter_path(Path(path))))]
+    return Asked(columns, rows, tuple(recipes), base.prompt, tuple(tokens), clip, tuple(photos))
+
+
+def change(axis: Axis, value: Any) -> dict[str, Any]:
+    """What a value of an axis sets."""
+    return {} if axis.what == NOTHING else {FIELDS[axis.what]: value}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured on a cell."""
+
+    fidelity: float
+    likeness: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A comparison that has been drawn."""
+
+    sheet: str
+    files: list[str]
+    """Of every cell, row by row."""
+    figures: list[Figures]
+    """Of every cell, [] where nothing was measured."""
+    real: float | None = None
+    """Likeness of a photo to the others."""
+
+
+def drawing_order(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Each recipe once, those of one pipeline one after another: each pipeline is loaded once."""
+    groups: dict[Any, dict[Recipe, None]] = {}
+    for recipe in recipes:
+        groups.setdefault((recipe.base, recipe.adapters, recipe.strengths), {})[recipe] = None
+    return [recipe for group in groups.values() for recipe in group]
+
+
+def compare(plan: Asked, draw: Callable[[Recipe], Path]) -> Result:
+    """Draws and measures all cells and puts the sheet beside the first.
+
+    draw: makes the image of a recipe and says in which file it is. It is asked once for each recipe, those of one pipeline one after
+    another.
+    """
+    scorer = ClipScorer(plan.clip) if plan.clip else None  # before the images: a wrong name should not cost them
+    drawn = {recipe: draw(recipe) for recipe in drawing_order(plan.recipes)}
+    files = [drawn[recipe] for recipe in plan.recipes]
+    pictures = [load_rgb(file) for file in files]
+    path = files[0].with_name(f"{files[0].stem}-sheet.png")
+    write_png(path, headed(sheet(pictures, plan.columns.labels, plan.rows.labels), plan.heading))
+    figures, real = measured(scorer, plan, pictures) if scorer else ([], None)
+    return Result(str(path), [str(file) for file in files], figures, real)
+
+
+def draw_into(folder: Path) -> Callable[[Recipe], Path]:
+    """For `compare`: draws each image into a numbered file of a folder."""
+
+    def draw(recipe: Recipe) -> Path:
+        [(picture, exact)] = generate(recipe, 1)
+        path = folder / f"{len(list(folder.glob('*.png'))):06d}.png"
+        save_picture(path, picture, exact)
+        return path
+
+    return draw
+
+
+def measured(scorer: ClipScorer, plan: Asked, pictures: Sequence[Image.Image]) -> tuple[list[Figures], float | None]:
+    """The figures of every cell, and how like a photo is to the other photos."""
+    texts = scorer.texts([without(recipe.prompt, plan.tokens) for recipe in plan.recipes])
+    photos = scorer.pictures([load_rgb(path) for path in plan.photos]) if plan.photos else None
+    real = float(leave_one_out(photos).mean()) if photos is not None and len(photos) > 1 else None
+    return figures_of(scorer.pictures(pictures), texts, photos), real
+
+
+def figures_of(
+    pictures_ND: torch.Tensor, texts_ND: torch.Tensor, photos_MD: torch.Tensor | None = None
+) -> list[Figures]:
+    """Figures of pictures, their prompts and the photos, all as unit embeddings."""
+    fidelity = clip_t(pictures_ND, texts_ND).tolist()
+    if photos_MD is None:
+        return [Figures(one) for one in fidelity]
+    likeness = clip_i(pictures_ND, photos_MD).tolist()
+    return [Figures(*both) for both in zip(fidelity, likeness, strict=True)]
+
+
+def tokens_of(facts: Mapping[str, str]) -> list[str]:
+    """The rare words of an adapter that says these facts of itself."""
+    more = [name.split() for name in facts.get("also", "").split(", ")]
+    return [token for token in (facts.get("token", ""), *(words[0] for words in more if words)) if token]
+
+
+def without(prompt: str, tokens: Sequence[str]) -> str:
+    """The prompt without rare words; as it is when nothing would be left."""
+    if not tokens:
+        return prompt
+    left = re.sub(rf"(?<!\w)(?:{'|'.join(map(re.escape, tokens))})(?!\w)", " ", prompt)
+    return " ".join(left.split()) or prompt
