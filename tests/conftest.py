@@ -62,3 +62,31 @@ def config(base, images, tmp_path):
         base=str(base), images=images, out=tmp_path / "run", steps=6, batch_size=2, rank=4, alpha=4.0,
         log_every=2, checkpoint_every=2, preview_every=0, threads=1,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """name -> folder of its tiny pipeline, built when first asked for."""
+    from tiny_families import build
+
+    root, made = tmp_path_factory.mktemp("families"), {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = build(name, root / name)
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Folder with three pictures of a creature, in the size of the tiny families."""
+    from tiny_families import SIDE
+
+    from rankfold.toolkit.embedded import world
+
+    root = tmp_path_factory.mktemp("photos")
+    for number, (picture, _) in enumerate(world.subject_pictures(2_000_700, 3)):
+        picture.resize((SIDE, SIDE)).save(root / f"{number}.png")
+    return root

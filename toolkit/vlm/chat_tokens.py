@@ -45,8 +45,17 @@ class Tokens:
 class ChatTokens:
     """A processor, its chat template, and the tokens that end an answer."""
 
-    def __init__(self, processor: Any, ends: Sequence[int], *, pad_to_square: bool = False) -> None:
-        """ends: ids that stop generation; pad_to_square: pictures get borders, so that a processor that crops cuts nothing off.
+    def __init__(
+        self,
+        processor: Any,
+        ends: Sequence[int],
+        *,
+        prefix_attention: bool = False,
+        appended: str = "",
+        pad_to_square: bool = False,
+    ) -> None:
+        """ends: ids that stop generation; prefix_attention, appended: see VisionFamily; pad_to_square: images get borders, so that a
+        processor that crops cuts nothing off.
 
         Raises:
             UserError: when there is no chat template, or one that does not say which words are an answer.
@@ -60,8 +69,7 @@ class ChatTokens:
             raise UserError("The base's tokenizer does not say where its tokens stand in the text (it is a slow one).")
         self.ends, self.pad_to_square = tuple(ends), pad_to_square
         self.end_texts = [self.tokenizer.convert_ids_to_tokens(i) for i in self.ends]
-        self.prefix_sees_all = type(processor).__name__ == "PaliGemmaProcessor"
-        self.appended = "\n" if self.prefix_sees_all else ""  # what the processor itself puts behind every text
+        self.prefix_attention, self.appended = prefix_attention, appended
         self.own_end, self.written, self.asking, self.lead = "", "", "", 0
         self.probe()
         self.remember()
@@ -222,7 +230,7 @@ class ChatTokens:
         if len(pieces) != len(replacements) + 1:
             raise UserError(f"the chat template writes {len(pieces) - 1} marks for {len(replacements)} pictures.")
         insertions = [(len(self.image_mark), replacement) for replacement in replacements]
-        if self.prefix_sees_all:  # the first token stands behind the last picture
+        if self.prefix_attention:  # the first token stands behind the last picture
             insertions[-1] = (len(self.image_mark), insertions[-1][1] + self.tokenizer.bos_token)
         whole, at, gains = pieces[0], len(pieces[0]), []
         for (length, replacement), piece in zip(insertions, pieces[1:], strict=True):
@@ -234,7 +242,7 @@ class ChatTokens:
 
     def check_row(self, row: Conversation) -> None:
         """Raises UserError when a text holds what the base reads as a control token, or a picture is missing that it must have."""
-        if self.prefix_sees_all and not row.pictures:
+        if self.prefix_attention and not row.pictures:
             raise UserError(f"{row.place}: this base takes no row without a picture.")
         for message in row.messages:
             for part in message["content"]:
@@ -339,7 +347,7 @@ class ChatTokens:
             lengths.append(length)
         inputs["attention_mask"] = (torch.arange(labels.shape[1])[None] < torch.tensor(lengths)[:, None]).long()
         if (
-            self.prefix_sees_all
+            self.prefix_attention
         ):  # what stands before the first answer sees all of itself, the rest only what is before it
             inputs["token_type_ids"] = ((labels != IGNORE).cumsum(1) > 0).long()
         return inputs | {"labels": labels}

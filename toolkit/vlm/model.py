@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +21,10 @@ from ..core.out_of_memory import during
 from ..core.paths import assets, is_hub_id
 from ..core.quantize import quantise
 from .chat_tokens import ChatTokens
+from .families import FAMILIES, family_of
 
 EMBEDDED = {"tiny-vlm": "vlm"}  # name -> folder in assets/tiny
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-
-
-@dataclass(frozen=True)
-class VisionFamily:
-    """Where the parts of a kind of model are, and how their linear layers are called."""
-
-    kinds: tuple[str, ...]
-    """model_type in config.json."""
-    language: str
-    tower: str
-    projector: tuple[str, ...]
-    tower_attention: tuple[str, ...]
-    tower_mlp: tuple[str, ...]
-    language_attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    language_mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    template: str | None = None
-    """Chat template for bases that have none."""
-    packs: bool = True
-    """Whether rows can lie end to end in one sequence without seeing one another."""
-
-
-CLIP = {"tower_attention": ("q_proj", "k_proj", "v_proj", "out_proj"), "tower_mlp": ("fc1", "fc2")}
-LLAVA = ("model.language_model", "model.vision_tower", ("model.multi_modal_projector",))
-QWEN = ("model.language_model", "model.visual", ("model.visual.merger", "model.visual.deepstack_merger_list"))
-# Pictures, question, answer; the processor puts a line break between the last two when it asks.
-PALIGEMMA = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '\n' }}{% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-)
-FAMILIES = (
-    VisionFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
-    # transformers 5.23 looks pictures of packed rows up by their place in their own row, and so takes another row's.
-    VisionFamily(("gemma3",), *LLAVA, **CLIP, packs=False),
-    VisionFamily(("paligemma",), *LLAVA, **CLIP, template=PALIGEMMA, packs=False),
-    VisionFamily(("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP),
-    VisionFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
-    VisionFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),
-    VisionFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2")),
-    VisionFamily(("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2")),
-)
-PARTS = ("language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector")
-
-
-def family_of(kind: str) -> VisionFamily | None:
-    """The family of a model_type."""
-    return next((family for family in FAMILIES if kind in family.kinds), None)
 
 
 def resolve_vision_base(base: str) -> str:
@@ -126,7 +78,7 @@ def check_vision_folder(folder: Path, base: str) -> None:
     if family_of(kind) is None:
         raise UserError(
             f"--base {base} is a model of type '{kind}', which cannot be trained yet. Known are {', '.join(known)}; a new kind is one "
-            "entry in toolkit/vlm/model.py."
+            "entry in toolkit/vlm/families.py."
         )
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise UserError(f"--base {base} has no processor: neither processor_config.json nor preprocessor_config.json.")
@@ -156,7 +108,13 @@ class VisionModel:
         self.processor = load_processor(folder)
         template = template or getattr(self.processor, "chat_template", None) or family.template
         self.processor.chat_template = template
-        self.chat = ChatTokens(self.processor, end_tokens(folder, self.processor), pad_to_square=pad_to_square)
+        self.chat = ChatTokens(
+            self.processor,
+            end_tokens(folder, self.processor),
+            prefix_attention=family.prefix_attention,
+            appended=family.appended,
+            pad_to_square=pad_to_square,
+        )
 
     @property
     def model(self) -> Any:

@@ -12,11 +12,10 @@ from random import Random
 import forked
 import pytest
 import torch
+from commands import fails
 from PIL import Image
+from runs import adapter, compose_config, same, train_until, write_config
 from safetensors.torch import load_file, save_file
-from test_cli import fails
-from test_composition import compose_config
-from test_training import adapter, same, train_until, write_config
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.core import run_folder as runs

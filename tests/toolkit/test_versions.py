@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from rankfold.toolkit.core import versions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_is_installed_fits():

@@ -17,30 +17,16 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from forked import free_port, in_two_processes, run_in_two_processes
-from safetensors.torch import load_file
+from runs import adapter, same, train_until, write_config
 from shares import write_work
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.training.config.yaml_file import to_yaml
 from rankfold.training.engine.processes import shared
 from rankfold.training.launch.start import preflight, resume, train
 
 TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
-DEVICES = Path(__file__).parent.parent / "assets" / "devices"
-
-
-def adapter(folder, part="unet"):
-    return load_file(folder / "adapter" / part / "adapter_model.safetensors")
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def write_config(config, path):
-    path.write_text(to_yaml(config))
-    return path
+DEVICES = Path(__file__).parents[2] / "assets" / "devices"
 
 
 def test_run_folder(config):
@@ -84,24 +70,6 @@ def test_resume_is_exact(config, tmp_path, changes):
         assert same(adapter(whole.folder, name), adapter(part.folder, name))
     losses = [{row["step"]: row["loss"] for row in run.metrics()} for run in (whole, part)]
     assert all(losses[1][step] == pytest.approx(loss, rel=1e-6) for step, loss in losses[0].items() if step != 4)
-
-
-def train_until(config, step):
-    """Trains and asks for a stop through the run folder once `step` is done."""
-    from rankfold.training.engine import loop
-
-    original, pause = loop.Loop.one_step, loop.LOOK
-
-    def one_step(self):
-        original(self)
-        if self.step == step:
-            (self.run.requests / "stop").touch()
-
-    loop.Loop.one_step, loop.LOOK = one_step, 0.0
-    try:
-        return train(config)
-    finally:
-        loop.Loop.one_step, loop.LOOK = original, pause
 
 
 def test_a_failing_preview_is_said_and_changes_nothing(config, tmp_path, capsys):

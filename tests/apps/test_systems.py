@@ -25,7 +25,7 @@ from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.evaluation.subject import read_prompts
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAYING = "a sks creature, größer · 猫"  # letters that cp1252 has, and some that it has not
 
 

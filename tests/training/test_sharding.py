@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from family_runs import a_config
 from forked import in_two_processes, run_in_two_processes
+from runs import adapter, write_config
 from shares import write_share
-from test_families import a_config, photos  # noqa: F401
-from test_training import adapter, write_config
 from tiny_families import build
 
 from rankfold.toolkit.core.errors import UserError
@@ -30,7 +30,7 @@ BASES = {  # family -> adapter, and settings of its own
 }
 
 
-def test_a_shared_base_gives_the_same_curve(photos, tmp_path):  # noqa: F811
+def test_a_shared_base_gives_the_same_curve(photos, tmp_path):
     ones, files = {}, []
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a {token} {noun} on the beach\n")
@@ -62,7 +62,7 @@ def test_a_shared_base_gives_the_same_curve(photos, tmp_path):  # noqa: F811
 
 
 @pytest.mark.campaign  # minutes of compiling
-def test_a_shared_base_compiles(photos, tmp_path):  # noqa: F811
+def test_a_shared_base_compiles(photos, tmp_path):
     for name in ("sd", "sd3"):
         base = build(name, tmp_path / f"{name}-base")
         config = replace(a_config(base, photos, tmp_path / name), steps=3, batch_size=4, log_every=1)
@@ -74,7 +74,7 @@ def test_a_shared_base_compiles(photos, tmp_path):  # noqa: F811
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_each_process_holds_its_share(photos, tmp_path):  # noqa: F811
+def test_each_process_holds_its_share(photos, tmp_path):
     base = build("flux-dev", tmp_path / "base")
     config = replace(a_config(base, photos, tmp_path / "run"), batch_size=2, shard_base=True)
     in_two_processes(partial(write_share, config, tmp_path / "share"), tmp_path)

@@ -1,13 +1,13 @@
 """Reads the README's set-up lines, so that .ci/run and the tests run what a newcomer is told to run.
 
-python tests/readme_commands.py install|demo|test
+python tests/helpers/readme_commands.py install|demo|test
 """
 
 import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def commands() -> list[str]:

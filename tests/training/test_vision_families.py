@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from test_training import train_until
+from runs import train_until
 from tiny_vlms import BUILDERS, build
 from transformers import AutoModelForImageTextToText
 
@@ -16,7 +16,8 @@ from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.conversations import conversation
 from rankfold.toolkit.vlm.chat_tokens import IGNORE
-from rankfold.toolkit.vlm.model import FAMILIES, PARTS, VisionModel, resolve_vision_base
+from rankfold.toolkit.vlm.families import FAMILIES, PARTS
+from rankfold.toolkit.vlm.model import VisionModel, resolve_vision_base
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.instruct.conversations import pictures_of
 from rankfold.training.instruct.task import AnswerLoss

@@ -9,10 +9,11 @@ import diffusers
 import pytest
 import torch
 from accelerate import Accelerator
+from family_runs import a_config
 from forked import run_in_two_processes
 from PIL import Image
-from test_training import train_until, write_config
-from tiny_families import BUILDERS, SIDE, build
+from runs import train_until, write_config
+from tiny_families import BUILDERS, SIDE
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate
@@ -22,26 +23,11 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.families import FAMILIES
 from rankfold.toolkit.diffusion.load import open_model, resolve_base
 from rankfold.toolkit.diffusion.model import packed, stacked, unpacked
-from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
-from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.start import resume, train
 from rankfold.training.subject.task import SubjectTask
 
 PROMPT = "a sks creature on the beach"
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """name -> folder of its tiny pipeline, built when first asked for."""
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = build(name, root / name)
-        return made[name]
-
-    return folder
 
 
 @pytest.fixture(params=list(BUILDERS))
@@ -158,27 +144,6 @@ def test_prompts_of_other_lengths_do_not_change_each_other(folder):
 
 
 ADAPTERS = ("lora", "moslora", "fvae", "loratrf", "glora")
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photos")
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_700, 3)):
-        picture.resize((SIDE, SIDE)).save(root / f"{number}.png")
-    return root
-
-
-def a_config(folder, photos, out, **more):
-    settings = {
-        "steps": 2,
-        "batch_size": 2,
-        "rank": 4,
-        "alpha": 4.0,
-        "learning_rate": 0.01,
-        "preview_every": 0,
-        "threads": 1,
-    }
-    return SubjectConfig(base=str(folder), images=photos, out=out, resolution=SIDE, **(settings | more))
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

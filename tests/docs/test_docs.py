@@ -5,7 +5,7 @@ from pathlib import Path
 from rankfold.toolkit.adapters.describe import markdown
 from rankfold.toolkit.adapters.registry import adapter_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adapters.md"
 
 

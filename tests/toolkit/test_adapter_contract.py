@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from adapters import NOT_LINEAR, VARIANTS, config, noise, randomised, two_convolutions, two_linears
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -16,54 +17,11 @@ from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.base import REGISTRY
 from rankfold.toolkit.adapters.fold import base_weight, fold, is_dead
-from rankfold.toolkit.adapters.registry import adapter_names, make_config
+from rankfold.toolkit.adapters.registry import adapter_names
 from rankfold.toolkit.core.errors import UserError
 
-EXTRA = {
-    "moslora-frozen": ("moslora", {"mixer": "frozen"}),
-    "fvae-identity": ("fvae", {"encoder_activation": "identity"}),
-    "loratrf-code": ("loratrf", {"filter": "code"}),
-    "loratrf-edit": ("loratrf", {"filter": "edit"}),
-    "loratrf-subspace": ("loratrf", {"filter": "subspace"}),
-    "glora-elementwise": ("glora", {"form": "elementwise"}),
-    "glora-vectors": ("glora", {"a": "vector", "b": "vector", "c": "lora", "d": "constant", "e": "constant"}),
-    "glora-constants": ("glora", {"form": "elementwise", "a": "constant", "b": "constant"}),
-}
-VARIANTS = {name: (name, {}) for name in REGISTRY} | EXTRA
-NOT_LINEAR = ("fvae", "loratrf", "loratrf-code")  # cannot be merged
 ON_CONVOLUTIONS = [label for label, (name, _) in VARIANTS.items() if nn.Conv2d in REGISTRY[name].kinds]
 MERGEABLE = [label for label in VARIANTS if label not in NOT_LINEAR]
-
-
-def config(label, **changes):
-    name, options = VARIANTS.get(label, (label, {}))
-    dropout = 0.0
-    settings = {"rank": 4, "alpha": 6.0, "dropout": dropout, "target_modules": ("0", "2"), "options": options}
-    return make_config(name, **(settings | changes))
-
-
-def randomised(model, seed=1, std=0.3):
-    """Gives every trainable tensor a value, so that nothing is zero by its start."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=std)
-    return model
-
-
-def two_linears():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5, bias=False))
-
-
-def two_convolutions():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False))
-
-
-def noise(*shape, seed=3):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def delta_weights(model):

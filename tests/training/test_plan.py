@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from family_runs import a_config
 from PIL import Image
-from test_families import SIDE, a_config, folder, folders, photos  # noqa: F401
+from tiny_families import BUILDERS, SIDE
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.apps.cli import main
@@ -18,6 +19,11 @@ from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.launch.plan import disk, fitted, plan
 from rankfold.training.launch.start import train
 from rankfold.training.subject.task import SubjectTask
+
+
+@pytest.fixture(params=list(BUILDERS))
+def folder(request, folders):
+    return folders(request.param)
 
 
 def measured(config):
@@ -41,13 +47,13 @@ def measured(config):
 
 
 @pytest.mark.parametrize(("adapter", "preserved"), [("lora", 0.0), ("moslora", 0.0), ("moslora", 1.0)])
-def test_plan_of_the_embedded_model(photos, tmp_path, adapter, preserved):  # noqa: F811
+def test_plan_of_the_embedded_model(photos, tmp_path, adapter, preserved):
     settings = {"adapter": adapter, "batch_size": 8, "preservation_weight": preserved}
     config = replace(a_config("tiny", photos, tmp_path / "run", **settings), resolution=64)
     check(config, 0.15)
 
 
-def test_plan_of_checkpointing(photos, tmp_path):  # noqa: F811
+def test_plan_of_checkpointing(photos, tmp_path):
     """What is recomputed is let go again: a step takes far less."""
     config = a_config("tiny", photos, tmp_path / "run", batch_size=8, preservation_weight=0.0)
     config = replace(config, resolution=64, gradient_checkpointing=True)
@@ -55,7 +61,7 @@ def test_plan_of_checkpointing(photos, tmp_path):  # noqa: F811
     assert plan(config).working < 0.8 * plan(replace(config, gradient_checkpointing=False)).working
 
 
-def test_plan_of_a_text_encoder(photos, tmp_path):  # noqa: F811
+def test_plan_of_a_text_encoder(photos, tmp_path):
     config = a_config("tiny", photos, tmp_path / "run", adapter="moslora", batch_size=8, train_text_encoder=True)
     check(replace(config, resolution=64), 0.15)
 
@@ -67,14 +73,14 @@ def test_plan_of_a_text_encoder(photos, tmp_path):  # noqa: F811
         {"token": "<sks>", "token_vectors": 2},
     ],
 )
-def test_plan_of_the_tasks_own_batch(photos, tmp_path, settings):  # noqa: F811
+def test_plan_of_the_tasks_own_batch(photos, tmp_path, settings):
     """Class pictures double the batch, a word of its own keeps the text encoders."""
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64, **settings)
     check(config, 0.15)
     assert plan(config).peak > plan(replace(config, prior_weight=0.0, token_vectors=0, token="sks")).peak
 
 
-def test_plan_of_pictures_in_their_own_shape(photos, tmp_path):  # noqa: F811
+def test_plan_of_pictures_in_their_own_shape(photos, tmp_path):
     """The largest of them is what counts."""
     wide = tmp_path / "wide"
     wide.mkdir()
@@ -105,7 +111,7 @@ def test_a_plan_is_refused_what_training_is(capsys, flags, sentence):
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_plan_of_every_family(folder, photos, tmp_path, text):  # noqa: F811
+def test_plan_of_every_family(folder, photos, tmp_path, text):
     """At sizes where tensors and not their overheads fill the memory."""
     settings = {"adapter": "moslora", "batch_size": 4, "train_text_encoder": text}
     config = replace(a_config(folder, photos, tmp_path / "run", **settings), resolution=2 * SIDE)
@@ -122,7 +128,7 @@ def check(config, share):
     assert estimate.flops == pytest.approx(flops, rel=share)
 
 
-def test_plan_of_disk(photos, tmp_path):  # noqa: F811
+def test_plan_of_disk(photos, tmp_path):
     config = replace(
         a_config("tiny", photos, tmp_path / "run", rank=8), steps=3, checkpoint_every=1, keep_checkpoints=2
     )
@@ -132,7 +138,7 @@ def test_plan_of_disk(photos, tmp_path):  # noqa: F811
     assert disk(plan(config)) == pytest.approx(size, rel=0.15)
 
 
-def test_training_can_be_made_to_fit(photos, tmp_path, capsys):  # noqa: F811
+def test_training_can_be_made_to_fit(photos, tmp_path, capsys):
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     fit = 0.7 * plan(config).peak / 2**30
@@ -141,7 +147,7 @@ def test_training_can_be_made_to_fit(photos, tmp_path, capsys):  # noqa: F811
     assert from_yaml(tmp_path / "run" / "config.yaml") == replace(config, precision="bf16", steps=1)
 
 
-def test_fitting_takes_no_more_than_it_must(photos, tmp_path):  # noqa: F811
+def test_fitting_takes_no_more_than_it_must(photos, tmp_path):
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
     whole = plan(config)
     gib = whole.peak / 2**30
@@ -156,7 +162,7 @@ def test_fitting_takes_no_more_than_it_must(photos, tmp_path):  # noqa: F811
         fitted(whole, gib / 1000)
 
 
-def test_a_plan_carries_out_a_step_only_where_it_is_another(photos, tmp_path):  # noqa: F811
+def test_a_plan_carries_out_a_step_only_where_it_is_another(photos, tmp_path):
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
     whole, change = plan(config), {"optimizer": "AdamW8bit", "quantize": "nf4"}
     assert whole.under(change) == plan(replace(config, **change))

@@ -18,7 +18,7 @@ from rankfold.toolkit.adapters.auxiliary import auxiliary_losses, token_weights
 from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.variants.loratrf import gated
 
-FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
 PATHS = [(form, number) for form in ("bias", "nobias") for number in range(12)]
 
 

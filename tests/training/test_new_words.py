@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from family_runs import a_config
+from runs import train_until
 from safetensors.torch import load_file
-from test_families import SIDE, a_config, photos  # noqa: F401
-from test_training import train_until
-from tiny_families import build
+from tiny_families import SIDE, build
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate, load_pipeline
@@ -90,7 +90,7 @@ numpy.save({str(tmp_path / "there.npy")!r}, image)
 
 
 @pytest.mark.parametrize(("family", "keys"), [("sdxl", {"clip_l", "clip_g"}), ("flux-dev", {"<sks>"})])
-def test_families_with_several_encoders(family, keys, photos, tmp_path):  # noqa: F811
+def test_families_with_several_encoders(family, keys, photos, tmp_path):
     folder = build(family, tmp_path / "base")
     config = a_config(folder, photos, tmp_path / "run", token="<sks>", token_vectors=3, learning_rate=0.05)
     run = train(config)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from adapters import NOT_LINEAR, config, noise, randomised
 from peft import PeftModel, get_peft_model
-from test_adapter_contract import NOT_LINEAR, config, noise, randomised
 from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state, load_adapter_state

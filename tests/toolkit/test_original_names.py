@@ -5,8 +5,8 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from test_families import SIDE, a_config, photos  # noqa: F401
-from tiny_families import build
+from family_runs import a_config
+from tiny_families import SIDE, build
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline
@@ -38,7 +38,7 @@ def flux(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("adapter", "format"), [("moslora", "kohya"), ("lora", "kohya-full"), ("glora", "kohya")])
-def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):  # noqa: F811
+def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):
     targets = LAYERS if adapter != "glora" else LAYERS[:4]
     run = train(a_config(flux, photos, tmp_path / "run", adapter=adapter, target_modules=targets, learning_rate=0.02))
     proof = export_adapter(run.adapter, str(flux), format, tmp_path / "export", side=SIDE)
@@ -74,7 +74,7 @@ def test_diffusers_takes_apart_what_we_stack(tmp_path):
 
 
 @pytest.mark.parametrize(("adapter", "format"), [("moslora", "kohya"), ("lora", "kohya-full")])
-def test_sd3_is_written_and_read_back(photos, tmp_path, adapter, format):  # noqa: F811
+def test_sd3_is_written_and_read_back(photos, tmp_path, adapter, format):
     base = build("sd3", tmp_path / "base")
     targets = ("to_q", "to_v", "to_out.0", "add_k_proj", "to_add_out", "net.0.proj", "net.2", "norm1.linear")
     run = train(a_config(base, photos, tmp_path / "run", adapter=adapter, target_modules=targets, learning_rate=0.02))
@@ -132,7 +132,7 @@ OUTSIDE_BLOCKS = [
 ]  # fmt: skip
 
 
-def test_layers_without_an_original_name(flux, photos, tmp_path):  # noqa: F811
+def test_layers_without_an_original_name(flux, photos, tmp_path):
     config = a_config(flux, photos, tmp_path / "run", target_modules=("to_q", "x_embedder"))
     run = train(replace(config, adapter="lora"))
     with pytest.raises(UserError, match="no name for the layer x_embedder"):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import get_peft_model
+from runs import compose_config, train_until
 from safetensors import safe_open
-from test_training import train_until
 from torch import nn
 
 from rankfold.apps.cli import main
@@ -207,12 +207,6 @@ def runs(base, images, tmp_path_factory):
         out = tmp_path_factory.mktemp("source") / f"run{number}"
         made.append(train(replace(common, out=out, seed=number, **changes)))
     return made
-
-
-def compose_config(base, runs, out, **changes):
-    common = {"steps": 6, "batch_size": 2, "log_every": 2, "checkpoint_every": 2, "preview_every": 0, "threads": 1}
-    adapters = tuple(str(run.folder) for run in runs)
-    return ComposeConfig(base=str(base), adapters=adapters, out=out, **(common | changes))
 
 
 def changes_in(base, folder):

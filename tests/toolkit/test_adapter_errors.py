@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from adapters import config, randomised, two_convolutions, two_linears
 from peft import get_peft_model
-from test_adapter_contract import config, randomised, two_convolutions, two_linears
 
 from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_state, attach, load_adapter_state

@@ -1,0 +1,63 @@
+"""The families of vision-language models: where their parts are, and how their linear layers are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """Where the parts of a kind of model are, and how their linear layers are called."""
+
+    kinds: tuple[str, ...]
+    """model_type in config.json."""
+    language: str
+    tower: str
+    projector: tuple[str, ...]
+    tower_attention: tuple[str, ...]
+    tower_mlp: tuple[str, ...]
+    language_attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    language_mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    template: str | None = None
+    """Chat template for bases that have none."""
+    prefix_attention: bool = False
+    """Whether the prompt's tokens see one another in both directions, so that the answer's tokens must be told from them."""
+    appended: str = ""
+    """What the processor puts after every text."""
+    packs: bool = True
+    """Whether rows can lie end to end in one sequence without seeing one another."""
+
+
+CLIP = {"tower_attention": ("q_proj", "k_proj", "v_proj", "out_proj"), "tower_mlp": ("fc1", "fc2")}
+LLAVA = ("model.language_model", "model.vision_tower", ("model.multi_modal_projector",))
+QWEN = ("model.language_model", "model.visual", ("model.visual.merger", "model.visual.deepstack_merger_list"))
+
+
+# Pictures, question, answer; the processor puts a line break between the last two when it asks.
+PALIGEMMA = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '\n' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+FAMILIES = (
+    VisionFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
+    # transformers 5.23 looks pictures of packed rows up by their place in their own row, and so takes another row's.
+    VisionFamily(("gemma3",), *LLAVA, **CLIP, packs=False),
+    VisionFamily(("paligemma",), *LLAVA, **CLIP, template=PALIGEMMA, prefix_attention=True, appended="\n", packs=False),
+    VisionFamily(("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP),
+    VisionFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
+    VisionFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),
+    VisionFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2")),
+    VisionFamily(("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2")),
+)
+
+
+PARTS = ("language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector")
+
+
+def family_of(kind: str) -> VisionFamily | None:
+    """The family of a model_type."""
+    return next((family for family in FAMILIES if kind in family.kinds), None)
