@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tree
 from readme_commands import README, commands, setup
 
 from rankfold.apps.cli import main
@@ -51,12 +52,11 @@ def test_python_compiles_and_names_exist():
                 assert getattr(rankfold, name)
 
 
-def test_tree_names_every_file():
-    text = README.read_text(encoding="utf-8").split("## The tree")[1]
-    for floor in ("toolkit", "pipelines", "training", "apps"):
-        for path in (ROOT / floor).rglob("*.py"):
-            if path.name != "__init__.py":
-                assert re.search(rf"(?<![\w]){re.escape(path.name)}", text), f"{path.name} is not in the README's tree"
+def test_the_tree_is_the_tree():
+    """To write both anew: python tests/helpers/tree.py"""
+    text = README.read_text(encoding="utf-8")
+    assert text == tree.with_tree(text)
+    assert (ROOT / "docs" / "files.md").read_text(encoding="utf-8") == tree.file_page()
 
 
 def test_packages_are_the_folders():
