@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -52,7 +52,7 @@ def fields_of(kind: type) -> tuple[Field, ...]:
 def described(name: str, hint: Any, default: Any, meaning: str) -> Field:
     """A field of this type."""
     optional = False
-    if isinstance(hint, UnionType):
+    if get_origin(hint) in (Union, UnionType):  # the former where a limit stood in it
         optional = type(None) in get_args(hint)
         hint = next(arm for arm in get_args(hint) if arm is not type(None))
     if get_origin(hint) is Literal:
