@@ -3,6 +3,7 @@
 Forward, merge and fold are in test_adapter_contract.py; here is what lies around them.
 """
 
+import copy
 import json
 import pickle
 import warnings
@@ -24,6 +25,7 @@ from peft import (
 from peft.utils.hotswap import check_hotswap_configs_compatible
 from safetensors.torch import load_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state, load_adapter_state
@@ -429,6 +431,54 @@ class TestMerging:
         ):
             model.merge_and_unload(safe_merge=True)
         assert all(torch.equal(model.get_parameter(name), p) for name, p in before.items())
+
+
+ON_CONVOLUTIONS = [label for label in LINEAR if nn.Conv3d in REGISTRY[label.partition("-")[0]].kinds]
+LAYERS = {
+    "conv1d": (lambda: nn.Conv1d(3, 6, 3, stride=2, padding=1), (2, 3, 9)),
+    "conv2d": (lambda: nn.Conv2d(3, 6, (1, 3), bias=False), (2, 3, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(3, 6, 2, dilation=2), (2, 3, 4, 4, 4)),
+    "transposed": (
+        lambda: Conv1D(6, 3),
+        (2, 4, 3),
+    ),  # transformers' name for a linear layer with its weight as (in, out)
+}
+
+
+@every
+@pytest.mark.parametrize("kind", LAYERS)
+def test_other_layers(label, kind, tmp_path):
+    """Convolutions of any dimension, and GPT-2's linear layers, wherever the variant is at home."""
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    net = nn.ModuleDict({"first": make()})
+    if kind != "transposed" and label not in ON_CONVOLUTIONS:
+        with pytest.raises(ValueError, match=f"cannot adapt a {type(net['first']).__name__}"):
+            adapted(label, ["first"], base=net)
+        return
+    x, kept = torch.randn(shape), copy.deepcopy(net)
+    model = adapted(label, ["first"], base=net)
+    layer = model.base_model.model["first"]
+    assert (layer.in_features, layer.out_features) == (3, 6)
+    out = layer(x)
+    assert differ(out, kept["first"](x))
+    out.square().sum().backward()
+    assert layer.tensors("default")["up" if "up" in layer.attributes else "b_up"].grad.any()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(
+        PeftModel.from_pretrained(copy.deepcopy(kept), tmp_path).eval().base_model.model["first"](x), out
+    )
+    if label in LINEAR:
+        change = layer.get_delta_weight("default")
+        assert change.shape == kept["first"].weight.shape
+        model.merge_adapter(safe_merge=True)
+        torch.testing.assert_close(layer.weight, kept["first"].weight + change)
+        torch.testing.assert_close(layer(x), out, rtol=1e-4, atol=1e-5)
+        model.unmerge_adapter()
+        assert torch.equal(layer.weight, kept["first"].weight)
+        merged = model.merge_and_unload()["first"]
+        assert merged.weight.is_contiguous()
+        torch.testing.assert_close(merged(x), out, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("label", NOT_LINEAR)

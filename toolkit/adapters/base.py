@@ -23,8 +23,9 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from .change import Change, add_product, changed, is_untouched, joint, product
+from .change import CONVOLUTIONS, Change, add_product, changed, is_untouched, joint, product
 from .plugin import AdapterType, register
 from .quantised import Kept, backend_of, is_plain, make_readable
 
@@ -117,8 +118,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     name: ClassVar[str]
     config_class: ClassVar[type[AdapterConfig]]
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
-    """Base layers that the variant can be put on."""
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, *CONVOLUTIONS)
+    """Base layers that the variant can be put on. transformers' Conv1D is a linear layer whose weight is stored (in, out)."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of tensors that only training needs: a layer that is loaded to be used goes without them."""
     auxiliary_only: ClassVar[tuple[str, ...]] = ()
@@ -295,13 +296,24 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def base_weight(self) -> torch.Tensor:
         """The frozen weight (out, in) as it was before any merge, dequantised."""
         if isinstance(self.unmerged_weight, torch.Tensor):
-            return self.unmerged_weight.to(self.get_base_layer().weight.device).flatten(1)
+            return self.as_matrix(self.unmerged_weight.to(self.get_base_layer().weight.device))
         base = self.get_base_layer()
         make_readable(base)
         if isinstance(self.unmerged_weight, Kept):
             with self.unmerged_weight.in_place(base):
-                return self.get_base_weight().flatten(1)
-        return self.get_base_weight().flatten(1)
+                return self.as_matrix(self.get_base_weight())
+        return self.as_matrix(self.get_base_weight())
+
+    def as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the base layer's shape as (out, in)."""
+        return weight.t() if isinstance(self.get_base_layer(), Conv1D) else weight.flatten(1)
+
+    def as_stored(self, matrix: torch.Tensor) -> torch.Tensor:
+        """A weight (out, in) in the base layer's shape, unpacked."""
+        base = self.get_base_layer()
+        if isinstance(base, Conv1D):
+            return matrix.t().contiguous()
+        return matrix.view(base.weight.shape) if isinstance(base, CONVOLUTIONS) else matrix
 
     def base_bias(self) -> torch.Tensor | None:
         """The frozen bias (out,) as it was before any merge."""
@@ -310,7 +322,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # -------------------------------------------------------------------------- forward
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x (..., in), or (B, in, H, W) for a convolution.
+        """x (..., in), or (B, in, ...) for a convolution.
 
         Raises:
             ValueError: for `adapter_names` (another adapter for each row), which these variants do not offer.
@@ -390,12 +402,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """The change of the base weight at the present strength, in its shape, at least fp32."""
         delta = self.exact_change(adapter).scaled(self.scaling[adapter]).delta_weight(finer(self.base_weight()))
-        return delta.view(self.weight_shape())
-
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the base weight, unpacked."""
-        base = self.get_base_layer()
-        return tuple(base.weight.shape) if isinstance(base, nn.Conv2d) else (self.fan_out, self.fan_in)
+        return self.as_stored(delta)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Puts the adapters' change into the base weight (and bias).
@@ -437,9 +444,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Sets weight (out, in) and bias of the base layer."""
         base = self.get_base_layer()
         if self.quantization_backend is not None:
-            self.set_base_weight(weight.view(self.weight_shape()))
+            self.set_base_weight(self.as_stored(weight))
         else:
-            base.weight.data = weight.view(self.weight_shape()).to(base.weight.device)
+            base.weight.data = self.as_stored(weight).to(base.weight.device)
         if bias is not base.bias:
             base.bias = (
                 None if bias is None else nn.Parameter(bias.to(weight.device, weight.dtype), requires_grad=False)
@@ -456,7 +463,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         elif weight is None:
             weight = self.base_weight()
             for adapter in self.merged_adapters:
-                weight = finer(weight) - self.get_delta_weight(adapter).flatten(1)
+                weight = finer(weight) - self.as_matrix(self.get_delta_weight(adapter))
             self.put_base(weight.to(base.weight.dtype), bias)
         else:
             base.weight.data = weight.to(base.weight.device)
@@ -486,8 +493,10 @@ def away_from_zero(start: torch.Tensor) -> torch.Tensor:
 
 def features(base: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a base layer: features, or channels of a convolution."""
-    if isinstance(base, nn.Conv2d):
+    if isinstance(base, CONVOLUTIONS):
         return base.in_channels, base.out_channels
+    if isinstance(base, Conv1D):
+        return base.nx, base.nf
     return base.in_features, base.out_features  # type: ignore[return-value]
 
 
@@ -497,9 +506,10 @@ def fans(base: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> tupl
     Raises:
         ValueError: for a layer that the variant cannot adapt.
     """
-    if nn.Linear in kinds and hasattr(base, "in_features") and hasattr(base, "out_features"):
-        return base.in_features, base.out_features  # type: ignore[return-value]
-    if nn.Conv2d in kinds and isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
+    linear = isinstance(base, Conv1D) or (hasattr(base, "in_features") and hasattr(base, "out_features"))
+    if nn.Linear in kinds and linear:
+        return features(base)
+    if isinstance(base, CONVOLUTIONS) and isinstance(base, kinds) and base.groups == 1 and base.padding_mode == "zeros":
         return base.in_channels * math.prod(base.kernel_size), base.out_channels
     able = " or ".join(kind.__name__ for kind in kinds)
     raise ValueError(
