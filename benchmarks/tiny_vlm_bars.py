@@ -19,7 +19,7 @@ from quiet import quiet_libraries
 
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.toolkit.data.conversations import Conversation
-from rankfold.toolkit.metrics import answers as scoring
+from rankfold.toolkit.metrics import statistics
 from rankfold.training.embedded.vlm import HELD_OUT, question_picture
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     said = answers(open_chat(options.base), rows, max_new_tokens=48, batch=64)
     right = [float(a == b) for a, b in zip(said, wanted, strict=True)]
     figures = {
-        kind: scoring.share([r for r, k in zip(right, kinds, strict=True) if k == kind],
+        kind: statistics.share([r for r, k in zip(right, kinds, strict=True) if k == kind],
                             [row.place for row, k in zip(rows, kinds, strict=True) if k == kind])
         for kind in sorted(set(kinds))
     }  # fmt: skip

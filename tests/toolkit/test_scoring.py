@@ -12,6 +12,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.conversations import read_conversations
 from rankfold.toolkit.data.images import load_rgb
 from rankfold.toolkit.metrics import answers as scoring
+from rankfold.toolkit.metrics import statistics
 from rankfold.training.evaluation import instruct as evaluate
 from rankfold.training.evaluation import instruct_report as evaluation_report
 from rankfold.training.evaluation import items as module
@@ -109,7 +110,7 @@ def test_what_the_reference_says_is_right_and_readable(items, answer):
     [(8, 10, 0.4902, 0.9433), (0, 5, 0.0, 0.4345), (5, 5, 0.5655, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)],
 )
 def test_wilson(right, count, low, high):
-    assert scoring.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
+    assert statistics.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_wilson(right, count, low, high):
 )
 def test_mcnemar(gained, lost, p):
     """The tail of a fair coin, by hand: 10 or more of 12 are 66 + 12 + 1 of 4096."""
-    assert scoring.mcnemar(gained, lost) == scoring.mcnemar(lost, gained) == pytest.approx(p)
+    assert statistics.mcnemar(gained, lost) == statistics.mcnemar(lost, gained) == pytest.approx(p)
 
 
 def test_what_repeats_within_a_cluster_is_not_more_evidence():
@@ -127,11 +128,11 @@ def test_what_repeats_within_a_cluster_is_not_more_evidence():
         [float(n % 2) for n in range(20) for _ in range(5)],
         [str(n) for n in range(20) for _ in range(5)],
     )
-    low, high = scoring.cluster_interval(values, clusters)
-    wide, narrow = scoring.wilson(10, 20), scoring.wilson(50, 100)
+    low, high = statistics.cluster_interval(values, clusters)
+    wide, narrow = statistics.wilson(10, 20), statistics.wilson(50, 100)
     assert high - low > 1.5 * (narrow[1] - narrow[0])
     assert (low, high) == pytest.approx(wide, abs=0.05)
-    assert (low, high) == scoring.cluster_interval(values, clusters)
+    assert (low, high) == statistics.cluster_interval(values, clusters)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +140,14 @@ def test_what_repeats_within_a_cluster_is_not_more_evidence():
     [([1.0] * 3, "abc"), ([0.0] * 3, "abc"), ([1.0] * 30, "abc" * 10), ([0.6] * 3, "abc"), ([0.6, 0.9], "aa")],
 )
 def test_three_rows_never_make_sure(values, clusters):
-    own = scoring.share(values, clusters)
+    own = statistics.share(values, clusters)
     assert own["mean"] == pytest.approx(sum(values) / len(values))
     assert own["high"] - own["low"] > 0.3
 
 
 def test_share_is_wilsons_where_rows_are_independent():
-    own = scoring.share([1.0] * 8 + [0.0] * 2, "abcdefghij")
-    assert (own["low"], own["high"], own["mean"], own["rows"]) == (*scoring.wilson(8, 10), 0.8, 10)
+    own = statistics.share([1.0] * 8 + [0.0] * 2, "abcdefghij")
+    assert (own["low"], own["high"], own["mean"], own["rows"]) == (*statistics.wilson(8, 10), 0.8, 10)
 
 
 @pytest.mark.parametrize(
@@ -159,15 +160,15 @@ def test_share_is_wilsons_where_rows_are_independent():
 def test_no_verdict_without_evidence(gains, clusters):
     """Neither after a handful of rows (a fair coin falls like this in more than 5 % of all cases), nor after one picture."""
     clusters = [str(name) for name in clusters]
-    assert scoring.verdict(gains, clusters)[0] == "no difference shown"
-    assert scoring.verdict([-gain for gain in gains], clusters)[0] == "no difference shown"
+    assert statistics.verdict(gains, clusters)[0] == "no difference shown"
+    assert statistics.verdict([-gain for gain in gains], clusters)[0] == "no difference shown"
 
 
 def test_a_verdict_with_evidence():
     gains, clusters = [1] * 12 + [0] * 18, [str(n) for n in range(30)]
-    word, low, high = scoring.verdict(gains, clusters)
+    word, low, high = statistics.verdict(gains, clusters)
     assert (word, low < 0.4 < high) == ("improved", True)
-    assert scoring.verdict([-gain for gain in gains], clusters)[0] == "worse"
+    assert statistics.verdict([-gain for gain in gains], clusters)[0] == "worse"
 
 
 def test_yes_no_figures():

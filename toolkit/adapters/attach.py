@@ -181,7 +181,14 @@ def own_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
     """The adapter's own tensors by those names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        return in_use(model, get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
+
+
+def in_use(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by their names in a file -> those that an adapter needs in use, and not only in training."""
+    kinds = [layer for layer in adapter_layers(model).values() if isinstance(layer, AdapterLayer)]
+    left_out = tuple({layer.attribute(tensor) for layer in kinds for tensor in layer.training_only})
+    return {name: tensor for name, tensor in state.items() if not name.rpartition(".")[2].startswith(left_out)}
 
 
 def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter: str = "default") -> None:
@@ -192,7 +199,7 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter
     """
     # A PeftModel's names begin with this, those of a model with injected layers do not, and files always do.
     own = {name.removeprefix("base_model.model."): name for name in own_tensors(model, adapter)}
-    given = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    given = {name.removeprefix("base_model.model."): tensor for name, tensor in in_use(model, state).items()}
     if strange := sorted(set(given) - set(own)):
         raise UserError(f"The adapter does not fit this base model: it has no place for {strange[0]}.")
     if lacking := sorted(set(own) - set(given)):

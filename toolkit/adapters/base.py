@@ -15,6 +15,7 @@ LoRA are derived from that here and in change.py. Registration is by existing:
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,9 +23,10 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from .change import Change, add_product, changed, is_untouched, joint, product
-from .plugin import register
+from .change import CONVOLUTIONS, Change, add_product, changed, is_untouched, joint, product
+from .plugin import AdapterType, register
 from .quantized import Kept, backend_of, is_plain, make_readable
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
@@ -52,7 +54,13 @@ class AdapterConfig(PeftConfig):
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Rank by layer name."})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Alpha by layer name."})
-    bias: str = field(default="none", metadata={"help": "Only 'none': the base model's biases stay as they are."})
+    bias: str = field(
+        default="none",
+        metadata={
+            "help": "Biases of the base model that are trained and saved, too: none, all, or those of the adapted layers "
+            "(the type in small letters and _only, such as moslora_only)."
+        },
+    )
     keep_unmerged: bool = field(
         default=True,
         metadata={
@@ -60,12 +68,18 @@ class AdapterConfig(PeftConfig):
             "without it the change is subtracted again, which rounds."
         },
     )
+    init_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "Start as the base model. False starts away from it, at random: for tests, not for training."
+        },
+    )
 
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = type(self).kind  # type: ignore[assignment]
+        self.peft_type = AdapterType(type(self).kind)  # type: ignore[assignment]
         for name, r in {"r": self.r, **{f"rank_pattern['{k}']": v for k, v in self.rank_pattern.items()}}.items():
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise ValueError(f"{name} is the rank and must be a whole number of at least 1, not {r!r}.")
@@ -77,8 +91,7 @@ class AdapterConfig(PeftConfig):
                 raise ValueError(f"{name} must be above 0, not {a!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie between 0 and below 1, not {self.dropout!r}.")
-        if self.bias != "none":
-            raise ValueError("bias must be 'none': this adapter does not train the base model's biases.")
+        self.check_choice("bias", ("none", "all", f"{self.kind.lower()}_only"))
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         """Raises ValueError when the field is none of the choices."""
@@ -93,15 +106,25 @@ class AdapterConfig(PeftConfig):
             raise ValueError(f"{name} must be at least {least}, not {value!r}.")
 
 
+class NotLinearError(NotImplementedError, ValueError):
+    """An adapter that is not linear in its input cannot become a change of the weight.
+
+    Of the kind that PEFT raises for methods that cannot be merged, and a ValueError, since another config could be.
+    """
+
+
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """A layer with any number of adapters of one variant on it."""
 
     name: ClassVar[str]
     config_class: ClassVar[type[AdapterConfig]]
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
-    """Base layers that the variant can be put on."""
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, *CONVOLUTIONS)
+    """Base layers that the variant can be put on. transformers' Conv1D is a linear layer whose weight is stored (in, out)."""
     training_only: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of tensors that only training needs: they are not saved."""
+    """Beginnings of the names of tensors that only training needs: a layer that is loaded to be used goes without them."""
+    auxiliary_only: ClassVar[tuple[str, ...]] = ()
+    """Those of them that the task's loss does not reach. They are parameters outside the method's prefix, by which PEFT knows what
+    every step trains."""
 
     other_param_names = ("r", "alpha", "scaling", "settings", "adapter_dropout")
 
@@ -123,7 +146,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             cls.name, cls.config_class, config.kind = name, config, kind or name.upper()
             if listed:
                 REGISTRY[name] = cls
-            register(config.kind, name, config, cls)
+            register(AdapterType(config.kind), name, config, cls)
 
     def __init__(self, base_layer: nn.Module, layer_name: str = "", model: nn.Module | None = None) -> None:
         """layer_name: as messages call it; model: the one that it is a layer of."""
@@ -132,6 +155,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.quantization_backend = backend_of(self.get_base_layer(), model)
         self.plain = is_plain(base_layer)  # settled here: a forward pass asks no more than it must
         self.fan_in, self.fan_out = fans(self.get_base_layer(), self.kinds, self.name)
+        self.in_features, self.out_features = features(self.get_base_layer())
+        self.attributes: dict[str, str] = {}  # of the variant's tensors, by their own names
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -167,7 +192,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """The formula of a linear variant, before the scaling.
 
         Raises:
-            ValueError: when the variant is not linear under its config; the sentence says why and what to do.
+            NotLinearError: when the variant is not linear under its config; the sentence says why and what to do.
         """
         raise NotImplementedError
 
@@ -190,29 +215,45 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # -------------------------------------------------------------------------- adapters come and go
 
     def update_layer(self, adapter: str, config: AdapterConfig, r: int, alpha: float) -> None:
-        """Adds an adapter of this name.
-
-        Raises:
-            ValueError: when the rank is larger than the layer.
-        """
+        """Adds an adapter of this name."""
         if r > min(self.fan_in, self.fan_out):
-            raise ValueError(
+            warnings.warn(
                 f"rank {r} is larger than the layer {self.layer_name or ''} ({self.fan_in} to {self.fan_out}): "
-                f"choose r of at most {min(self.fan_in, self.fan_out)}, or leave the layer out with rank_pattern or exclude_modules."
+                f"r of at most {min(self.fan_in, self.fan_out)} can do the same; rank_pattern sets it for a layer.",
+                stacklevel=2,
             )
         self.r[adapter], self.alpha[adapter], self.settings[adapter] = r, alpha, config
         self.scaling[adapter] = self.initial_scaling(adapter)
         self.adapter_dropout[adapter] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.adapter_dropout[adapter].train(self.training)
         for tensor, value in self.create(config, r).items():
-            attribute = f"{self.name}_{tensor}"
-            if attribute not in self.adapter_layer_names:
-                setattr(self, attribute, nn.ParameterDict())
-                self.adapter_layer_names = (*self.adapter_layer_names, attribute)
-            getattr(self, attribute)[adapter] = nn.Parameter(value)
-        self.frozen_peft_weight_names[adapter] = tuple(f"{self.name}_{tensor}" for tensor in self.frozen(config))
+            self.put(adapter, tensor, value if config.init_weights else away_from_zero(value))
+        self.frozen_peft_weight_names[adapter] = tuple(self.attribute(tensor) for tensor in self.frozen(config))
         self._move_adapter_to_device_of_base_layer(adapter)
         self.set_adapter(self.active_adapters or [adapter], inference_mode=config.inference_mode)
+
+    def attribute(self, tensor: str) -> str:
+        """The attribute that holds the tensor of this name, or the beginning of those that hold tensors of this beginning."""
+        return f"{'auxiliary' if tensor.startswith(self.auxiliary_only) else self.name}_{tensor}"
+
+    def put(self, adapter: str, tensor: str, value: torch.Tensor) -> None:
+        """Makes a parameter of the adapter of one of the variant's tensors."""
+        attribute = self.attributes.setdefault(tensor, self.attribute(tensor))
+        if attribute not in self.adapter_layer_names:
+            setattr(self, attribute, nn.ParameterDict())
+            self.adapter_layer_names = (*self.adapter_layer_names, attribute)
+        getattr(self, attribute)[adapter] = nn.Parameter(value)
+
+    def make_room(self, adapter: str, given: dict[str, torch.Tensor]) -> None:
+        """Adds parameters for those of the given tensors, named as in a file, that only training needs and that the layer lacks."""
+        present = self.tensors(adapter)
+        like = next(iter(present.values()))
+        for attribute, value in given.items():
+            tensor = attribute.partition("_")[2]
+            known = tensor.startswith(self.training_only) and self.attribute(tensor) == attribute
+            if known and tensor not in present:
+                self.put(adapter, tensor, value.to(like.device, like.dtype, copy=True))
+                getattr(self, attribute)[adapter].requires_grad_(like.requires_grad)
 
     def initial_scaling(self, adapter: str) -> float:
         """The scaling at strength 1."""
@@ -220,10 +261,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def tensors(self, adapter: str) -> dict[str, torch.Tensor]:
         """The variant's own tensors of one adapter."""
-        start = len(self.name) + 1
         return {
-            attribute[start:]: values[adapter]
-            for attribute in self.adapter_layer_names
+            tensor: values[adapter]
+            for tensor, attribute in self.attributes.items()
             if adapter in (values := getattr(self, attribute))
         }
 
@@ -256,13 +296,24 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def base_weight(self) -> torch.Tensor:
         """The frozen weight (out, in) as it was before any merge, dequantised."""
         if isinstance(self.unmerged_weight, torch.Tensor):
-            return self.unmerged_weight.to(self.get_base_layer().weight.device).flatten(1)
+            return self.as_matrix(self.unmerged_weight.to(self.get_base_layer().weight.device))
         base = self.get_base_layer()
         make_readable(base)
         if isinstance(self.unmerged_weight, Kept):
             with self.unmerged_weight.in_place(base):
-                return self.get_base_weight().flatten(1)
-        return self.get_base_weight().flatten(1)
+                return self.as_matrix(self.get_base_weight())
+        return self.as_matrix(self.get_base_weight())
+
+    def as_matrix(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of the base layer's shape as (out, in)."""
+        return weight.t() if isinstance(self.get_base_layer(), Conv1D) else weight.flatten(1)
+
+    def as_stored(self, matrix: torch.Tensor) -> torch.Tensor:
+        """A weight (out, in) in the base layer's shape, unpacked."""
+        base = self.get_base_layer()
+        if isinstance(base, Conv1D):
+            return matrix.t().contiguous()
+        return matrix.view(base.weight.shape) if isinstance(base, CONVOLUTIONS) else matrix
 
     def base_bias(self) -> torch.Tensor | None:
         """The frozen bias (out,) as it was before any merge."""
@@ -271,7 +322,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # -------------------------------------------------------------------------- forward
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x (..., in), or (B, in, H, W) for a convolution.
+        """x (..., in), or (B, in, ...) for a convolution.
 
         Raises:
             ValueError: for `adapter_names` (another adapter for each row), which these variants do not offer.
@@ -333,8 +384,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """The adapter's change as trained (strength 1), at least in fp32, scaling baked in.
 
         Raises:
-            ValueError: when the variant is not linear.
+            NotLinearError: when the variant is not linear.
+            ValueError: when the base model's own biases were trained with it, which are no part of the change.
         """
+        if self.settings[adapter].bias != "none":
+            raise ValueError(
+                f"The adapter was trained with bias='{self.settings[adapter].bias}', and its biases of the base model have no place "
+                "in its change: merge it into the model, or keep it as an adapter."
+            )
         return self.exact_change(adapter).scaled(self.initial_scaling(adapter))
 
     @torch.no_grad()
@@ -345,12 +402,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """The change of the base weight at the present strength, in its shape, at least fp32."""
         delta = self.exact_change(adapter).scaled(self.scaling[adapter]).delta_weight(finer(self.base_weight()))
-        return delta.view(self.weight_shape())
-
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the base weight, unpacked."""
-        base = self.get_base_layer()
-        return tuple(base.weight.shape) if isinstance(base, nn.Conv2d) else (self.fan_out, self.fan_in)
+        return self.as_stored(delta)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Puts the adapters' change into the base weight (and bias).
@@ -359,7 +411,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         says keep_unmerged=False. All changes are taken from that weight, however many merges there are.
 
         Raises:
-            ValueError: for a variant that is not linear; with `safe_merge`, if the merged weight is not finite.
+            NotLinearError: for a variant that is not linear.
+            ValueError: with `safe_merge`, if the merged weight is not finite.
         """
         names = [adapter for adapter in check_adapters_to_merge(self, adapter_names) or [] if self.has(adapter)]
         if not names:
@@ -375,7 +428,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if total.bias is not None:
             bias = total.bias if bias is None else finer(bias) + total.bias
         if safe_merge and not (torch.isfinite(weight).all() and (bias is None or torch.isfinite(bias).all())):
-            raise ValueError(f"Adapters {', '.join(wanted)} have values that are not finite; nothing was merged.")
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {', '.join(wanted)} seems to be broken: "
+                "its values are not finite, and nothing was merged."
+            )
         if not self.merged_adapters:
             self.unmerged_bias = old_bias
             if keep:
@@ -388,9 +444,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Sets weight (out, in) and bias of the base layer."""
         base = self.get_base_layer()
         if self.quantization_backend is not None:
-            self.set_base_weight(weight.view(self.weight_shape()))
+            self.set_base_weight(self.as_stored(weight))
         else:
-            base.weight.data = weight.view(self.weight_shape()).to(base.weight.device)
+            base.weight.data = self.as_stored(weight).to(base.weight.device)
         if bias is not base.bias:
             base.bias = (
                 None if bias is None else nn.Parameter(bias.to(weight.device, weight.dtype), requires_grad=False)
@@ -399,6 +455,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Puts the base weight (and bias) back."""
         if not self.merged_adapters:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         base, weight, bias = self.get_base_layer(), self.unmerged_weight, self.unmerged_bias
         if isinstance(weight, Kept):
@@ -406,7 +463,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         elif weight is None:
             weight = self.base_weight()
             for adapter in self.merged_adapters:
-                weight = finer(weight) - self.get_delta_weight(adapter).flatten(1)
+                weight = finer(weight) - self.as_matrix(self.get_delta_weight(adapter))
             self.put_base(weight.to(base.weight.dtype), bias)
         else:
             base.weight.data = weight.to(base.weight.device)
@@ -418,14 +475,29 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT may turn the adapter into plain LoRA."""
         try:
-            return self.exact_change(adapter_name).is_low_rank
+            change = self.exact_change(adapter_name)
         except ValueError:
             return False
+        return change.is_low_rank and change.bias is None  # PEFT takes over the weight's change only
 
 
 def finer(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in fp32, or as it is when it is finer."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def away_from_zero(start: torch.Tensor) -> torch.Tensor:
+    """The start of a tensor; one that is all zeros is drawn at random."""
+    return start if start.is_meta or start.any() else nn.init.normal_(start, std=0.02)
+
+
+def features(base: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a base layer: features, or channels of a convolution."""
+    if isinstance(base, CONVOLUTIONS):
+        return base.in_channels, base.out_channels
+    if isinstance(base, Conv1D):
+        return base.nx, base.nf
+    return base.in_features, base.out_features  # type: ignore[return-value]
 
 
 def fans(base: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> tuple[int, int]:
@@ -434,9 +506,10 @@ def fans(base: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> tupl
     Raises:
         ValueError: for a layer that the variant cannot adapt.
     """
-    if nn.Linear in kinds and hasattr(base, "in_features") and hasattr(base, "out_features"):
-        return base.in_features, base.out_features  # type: ignore[return-value]
-    if nn.Conv2d in kinds and isinstance(base, nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros":
+    linear = isinstance(base, Conv1D) or (hasattr(base, "in_features") and hasattr(base, "out_features"))
+    if nn.Linear in kinds and linear:
+        return features(base)
+    if isinstance(base, CONVOLUTIONS) and isinstance(base, kinds) and base.groups == 1 and base.padding_mode == "zeros":
         return base.in_channels * math.prod(base.kernel_size), base.out_channels
     able = " or ".join(kind.__name__ for kind in kinds)
     raise ValueError(

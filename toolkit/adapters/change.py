@@ -4,7 +4,7 @@
     bias'   = bias + bias_change
 
 A variant gives its Change; forward, merge and fold are derived from it. A convolution's weight is seen as
-(out, in * kh * kw): `down` is then a kernel, and `up` a 1 x 1 kernel behind it.
+(out, in * kernel): `down` is then a kernel, and `up` one of size 1 behind it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLVE: dict[int, Callable[..., torch.Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+"""By the number of sides of the weight."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +117,21 @@ def add(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 
 def product(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x through a weight (out, in) in the place of the base layer's, without bias."""
-    if isinstance(base, nn.Conv2d):
+    if isinstance(base, CONVOLUTIONS):
         kernel = weight.view(-1, *base.weight.shape[1:])
-        return F.conv2d(x, kernel, None, base.stride, base.padding, base.dilation)
+        return CONVOLVE[kernel.dim()](x, kernel, None, base.stride, base.padding, base.dilation)
     return F.linear(x, weight)
 
 
 def add_product(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """y (..., out) + up (out, k) @ code (..., k); for a convolution y (B, out, H, W) and code (B, k, H, W).
+    """y (..., out) + up (out, k) @ code (..., k); for a convolution y (B, out, ...) and code (B, k, ...).
 
     Computes in the number format of the code; the factor keeps its own.
     """
     up = up.to(code.dtype)
-    if isinstance(base, nn.Conv2d):
-        return y + F.conv2d(code, up[:, :, None, None]).to(y.dtype)
+    if isinstance(base, CONVOLUTIONS):
+        kernel = up.view(*up.shape, *[1] * len(base.kernel_size))
+        return y + CONVOLVE[kernel.dim()](code, kernel).to(y.dtype)
     if y.dtype != code.dtype:
         return y + F.linear(code, up).to(y.dtype)
     # One product that adds as it goes: no second tensor of the size of y.
@@ -134,9 +139,9 @@ def add_product(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.
 
 
 def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(out,) in the shape and number format that meets y (..., out), or (B, out, H, W) of a convolution."""
+    """(out,) in the shape and number format that meets y (..., out), or (B, out, ...) of a convolution."""
     channel = channel.to(y.dtype)
-    return channel[:, None, None] if isinstance(base, nn.Conv2d) else channel
+    return channel.view(-1, *[1] * len(base.kernel_size)) if isinstance(base, CONVOLUTIONS) else channel
 
 
 def is_untouched(base: nn.Module) -> bool:

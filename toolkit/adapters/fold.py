@@ -101,7 +101,7 @@ def ignores_input(layer: BaseTunerLayer) -> bool:
     training = layer.training  # type: ignore[attr-defined]
     layer.eval()  # type: ignore[attr-defined]
     base: Any = layer.get_base_layer()
-    shape = (4, base.in_features) if hasattr(base, "in_features") else (4, base.in_channels, *base.kernel_size)
+    shape = (4, layer.in_features, *getattr(base, "kernel_size", ()))  # type: ignore[attr-defined]
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = noise.to(next(layer.parameters()).device, next(layer.parameters()).dtype)  # type: ignore[attr-defined]
     same = torch.equal(layer(x), base(x))  # type: ignore[operator]

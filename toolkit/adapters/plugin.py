@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -11,6 +13,20 @@ from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
 from .auxiliary import put_loss_into_output
+
+
+class AdapterType(str):
+    """A type beside those of PEFT's closed enum, PeftType; it answers as its members do and is stored as a plain string."""
+
+    @property
+    def value(self) -> str:
+        """The plain string."""
+        return str.__str__(self)
+
+    name = value
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self.value}"
 
 
 class AdapterTuner(BaseTuner):
@@ -53,12 +69,34 @@ class AdapterTuner(BaseTuner):
         if self.tuner_layer_cls.training_only:
             put_loss_into_output(self.model)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
+        """Refuses what PEFT would drop without a word, since no layer gets to see it.
+
+        Raises:
+            ValueError: for `adapter_names` (another adapter for each row).
+        """
+        if adapter_names is not None:
+            raise ValueError(
+                f"{self.tuner_layer_cls.name} cannot use another adapter for each row; set one with set_adapter."
+            )
+        yield
+
     @classmethod
-    def _get_adapter_state_dict(cls, model: nn.Module, config: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What goes into a file: all of the adapter's tensors but those that only training needs."""
-        state = super()._get_adapter_state_dict(model, config, *args, **kwargs)
-        left_out = tuple(f".{cls.prefix}{name}" for name in cls.tuner_layer_cls.training_only)
-        return {key: value for key, value in state.items() if not any(name in key for name in left_out)}
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        """PEFT's own, behind making room for tensors that only training needs where the file brings them: a layer that is
+        loaded to be used has none."""
+        if cls.tuner_layer_cls.training_only:
+            for name, layer in model.named_modules():
+                if isinstance(layer, cls.tuner_layer_cls) and layer.has(adapter_name):
+                    start = name.removeprefix("base_model.model.") + "."
+                    given = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
+                    layer.make_room(
+                        adapter_name, {k.removeprefix(start): v for k, v in given.items() if k.startswith(start)}
+                    )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
 def by_pattern(pattern: dict[str, Any], key: str, default: Any) -> Any:
@@ -66,7 +104,7 @@ def by_pattern(pattern: dict[str, Any], key: str, default: Any) -> Any:
     return pattern.get(get_pattern_key(pattern.keys(), key), default)
 
 
-def register(kind: str, name: str, config: type, layer: type) -> None:
+def register(kind: AdapterType, name: str, config: type, layer: type) -> None:
     """Makes a variant known to PEFT."""
     tuner = type(f"{name.capitalize()}Model", (AdapterTuner,), {"prefix": f"{name}_", "tuner_layer_cls": layer})
     PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config  # type: ignore[index]

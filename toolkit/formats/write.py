@@ -108,12 +108,12 @@ def without_biases(folded: Folded) -> Folded:
 
 
 def lora_factors(change: Change, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(down, up) for a weight of this shape as LoRA files store them: 4-d kernels for convolutions; zeros when there are none."""
+    """(down, up) for a weight of this shape as LoRA files store them: kernels for convolutions; zeros when there are none."""
     down, up = change.down, change.up
     if down is None or up is None:
         down, up = torch.zeros(1, math.prod(shape[1:])), torch.zeros(shape[0], 1)
-    if len(shape) == 4:
-        down, up = down.view(-1, *shape[1:]), up[:, :, None, None]
+    if len(shape) > 2:
+        down, up = down.view(-1, *shape[1:]), up.reshape(*up.shape, *[1] * (len(shape) - 2))
     return down.contiguous(), up.contiguous()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...pipelines.chat import answers, base_only, option_scores
 from ...toolkit.metrics import answers as scoring
+from ...toolkit.metrics import statistics
 from ...toolkit.vlm.model import VisionModel
 from ..engine.processes import in_shares
 from .items import Item, blank, shuffled
@@ -110,9 +111,9 @@ def controls(
     for name, others in (("blank picture", blank(items)), ("another row's picture", shuffled(items, seed))):
         other = ask(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
         gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
-        word, low, high = scoring.verdict(gain, clusters)
+        word, low, high = statistics.verdict(gain, clusters)
         seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
-        found[name] = scoring.share(other.scores, clusters) | {"seen": seen}
+        found[name] = statistics.share(other.scores, clusters) | {"seen": seen}
     return found
 
 
@@ -131,8 +132,8 @@ def retained(vision: VisionModel, items: Sequence[Item], max_new_tokens: int) ->
     own = {split: [n for n, item in enumerate(items) if item.split == split] for split in splits if split}
     mean = lambda asked, rows: sum(asked.scores[n] for n in rows) / len(rows)  # noqa: E731
     return {
-        "tuned": scoring.share(tuned.scores, clusters),
-        "base": scoring.share(base.scores, clusters),
+        "tuned": statistics.share(tuned.scores, clusters),
+        "base": statistics.share(base.scores, clusters),
         "compared": compared(base, tuned, clusters),
         "splits": {split: {"base": mean(base, rows), "tuned": mean(tuned, rows)} for split, rows in own.items()},
     }
@@ -141,17 +142,17 @@ def retained(vision: VisionModel, items: Sequence[Item], max_new_tokens: int) ->
 def figures_of(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
     """One model's figures: in all, by split, for yes and no, and by likelihood."""
     clusters = [item.cluster for item in items]
-    figures: dict[str, Any] = {"accuracy": scoring.share(asked.scores, clusters)}
+    figures: dict[str, Any] = {"accuracy": statistics.share(asked.scores, clusters)}
     figures["unparsed"] = sum(said is None for said in asked.read)
     if any(score is not None for score in asked.likeliest):
         pairs = [(score, c) for score, c in zip(asked.likeliest, clusters, strict=True) if score is not None]
-        figures["by_likelihood"] = scoring.share([s for s, _ in pairs], [c for _, c in pairs])
+        figures["by_likelihood"] = statistics.share([s for s, _ in pairs], [c for _, c in pairs])
     groups = {
         split: [n for n, item in enumerate(items) if item.split == split] for split in sorted({i.split for i in items})
     }
     if len(groups) > 1:
         figures["splits"] = {
-            split: scoring.share([asked.scores[n] for n in rows], [clusters[n] for n in rows])
+            split: statistics.share([asked.scores[n] for n in rows], [clusters[n] for n in rows])
             for split, rows in groups.items()
         }
         figures["mean_of_splits"] = sum(one["mean"] for one in figures["splits"].values()) / len(groups)
@@ -166,7 +167,7 @@ def figures_of(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
 def compared(base: Asked, tuned: Asked, clusters: Sequence[str]) -> dict[str, Any]:
     """Two models on the same rows."""
     gain = [a - b for a, b in zip(tuned.scores, base.scores, strict=True)]
-    word, low, high = scoring.verdict(gain, clusters)
+    word, low, high = statistics.verdict(gain, clusters)
     gained, lost = sum(g > 0 for g in gain), sum(g < 0 for g in gain)
     return {
         "verdict": word,
@@ -175,5 +176,5 @@ def compared(base: Asked, tuned: Asked, clusters: Sequence[str]) -> dict[str, An
         "high": high,
         "gained": gained,
         "lost": lost,
-        "mcnemar_p": scoring.mcnemar(gained, lost),
+        "mcnemar_p": statistics.mcnemar(gained, lost),
     }

@@ -20,8 +20,8 @@ from PIL import Image
 from ...toolkit.core.files import append_line, write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.core.systems import patiently
-from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import clip as metrics
+from ...toolkit.metrics import statistics
 from ...toolkit.metrics.clip import ClipScorer
 
 
@@ -124,7 +124,7 @@ def choose(runs: Sequence[Series]) -> Choice:
 
 def surely_below(one: torch.Tensor, other: torch.Tensor, prompts: Sequence[str]) -> bool:
     """Whether the first scores less, picture by picture, beyond what prompts by chance do."""
-    return scoring.cluster_interval((one - other).tolist(), list(prompts))[1] < 0
+    return statistics.cluster_interval((one - other).tolist(), list(prompts))[1] < 0
 
 
 def no_more_gain(run: Series, patience: int) -> bool:

@@ -22,8 +22,8 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.paths import assets
 from ...toolkit.core.texts import lines_of
 from ...toolkit.data.images import load_rgb
-from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import clip as metrics
+from ...toolkit.metrics import statistics
 from ...toolkit.metrics.clip import ClipScorer
 from ...toolkit.metrics.dino import PictureScorer
 from ..engine.processes import in_shares
@@ -197,7 +197,7 @@ def copies(
 
 def share(values: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
     """A mean with its interval over prompts."""
-    low, high = scoring.cluster_interval(values.tolist(), list(prompts))
+    low, high = statistics.cluster_interval(values.tolist(), list(prompts))
     return {"mean": float(values.mean()), "low": low, "high": high, "pictures": len(values)}
 
 

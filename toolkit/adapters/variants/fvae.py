@@ -15,7 +15,8 @@ is pulled to its prior's mean, z_1 is pushed away from zero and held by K. The c
 divide the auxiliary loss by it instead (loss_weight), which Adam cannot tell apart and gradient clipping can.
 
 With a ReLU the adapter is not linear in x and cannot be merged. encoder_activation="identity" is our variant: it folds
-exactly into LoRA of rank r and a bias. Decoder, second encoder and the variance head are not run in eval and not saved.
+exactly into LoRA of rank r and a bias. Decoder, second encoder and the variance head are not run in eval; a run's adapter goes
+without them, and PEFT's `save_pretrained` keeps them, so that training can go on.
 
 Use it where the training pictures carry something that must not be learned with the subject (a background, a style). It costs
 most in training and little in use. Deviations from the released code: the auxiliary loss is handed to the loop (the code keeps
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .. import auxiliary
-from ..base import AdapterConfig, AdapterLayer
+from ..base import AdapterConfig, AdapterLayer, NotLinearError
 from ..change import Change
 from .fvae_objective import dropout_, gaussian_kl, reconstruction_nll, token_mean
 
@@ -103,7 +104,8 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
     """Linear with FVAE-LoRA."""
 
     kinds = (nn.Linear,)
-    training_only = ("logvar1", "trunk2", "mean2", "logvar2", "decoder")
+    auxiliary_only = ("trunk2", "mean2", "logvar2", "decoder")
+    training_only = ("logvar1", *auxiliary_only)
 
     def create(self, config: FvaeLoraConfig, r: int) -> dict[str, torch.Tensor]:
         width, tensors = config.encoder_width or r, {}
@@ -115,6 +117,8 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
             tensors |= linear(f"trunk{k}", self.fan_in, width)
             for head in ("mean", "logvar"):
                 tensors |= {f"{head}{k}_weight": torch.zeros(r, width), f"{head}{k}_bias": torch.zeros(r)}
+            if not config.init_weights:  # up is small already, and two small factors are next to nothing
+                tensors |= linear(f"mean{k}", width, r)
         widths = [r if config.fusion == "average" else 2 * r, *[config.decoder_width] * config.decoder_layers]
         for number, (here, there) in enumerate(pairwise(widths)):
             tensors |= linear(f"decoder{number}", here, there)
@@ -133,7 +137,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
         if self.settings[adapter].encoder_activation != "identity":
-            raise ValueError(
+            raise NotLinearError(
                 "FVAE-LoRA with encoder_activation='relu' cannot be merged or folded exactly: it is not linear in its input. "
                 "Keep it as an adapter, export an approximation, or train with encoder_activation='identity'."
             )

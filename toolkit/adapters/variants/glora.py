@@ -105,7 +105,7 @@ class GloraConfig(AdapterConfig):
 
 
 class GloraLayer(AdapterLayer, name="glora", config=GloraConfig, kind="RANKFOLD_GLORA"):
-    """Linear or Conv2d with GLoRA. What was chosen shows in the shapes: (out, 1) is a vector, (1, 1) a constant."""
+    """A linear layer or a convolution with GLoRA. What was chosen shows in the shapes: (out, 1) is a vector, (1, 1) a constant."""
 
     def create(self, config: GloraConfig, r: int) -> dict[str, torch.Tensor]:
         fan_in, fan_out = self.fan_in, self.fan_out

@@ -35,7 +35,7 @@ class GloraSupernetConfig(GloraConfig):
 class GloraSupernetLayer(
     GloraLayer, name="supernet", config=GloraSupernetConfig, kind="RANKFOLD_GLORA_SUPERNET", listed=False
 ):
-    """Linear or Conv2d with all of GLoRA's choices."""
+    """A linear layer or a convolution with all of GLoRA's choices."""
 
     def __init__(self, base_layer: nn.Module, *about: Any) -> None:
         super().__init__(base_layer, *about)

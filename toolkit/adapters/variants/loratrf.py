@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base import AdapterConfig, AdapterLayer
+from ..base import AdapterConfig, AdapterLayer, NotLinearError
 from ..change import Change
 
 FILTERS = ("cosine", "code", "edit", "subspace")
@@ -126,7 +126,7 @@ class LoraTrfLayer(AdapterLayer, name="loratrf", config=LoraTrfConfig):
             shift = tensors["shift"] if bias is None else tensors["shift"] + difference @ bias.to(difference.dtype)
             down = difference @ self.base_weight().to(difference.dtype)
             return plain + Change(down=down, up=tensors["read"].t(), bias=tensors["read"].t() @ shift).scaled(share)
-        raise ValueError(
+        raise NotLinearError(
             f"LoRATRF with filter='{kind}' cannot be merged or folded exactly: its gate depends on the token. "
             "Keep it as an adapter, export an approximation, or train with filter='edit' or 'subspace'."
         )

@@ -8,7 +8,7 @@ changes the path of training, so `mixer="frozen"` is the ablation to compare wit
 
 Use it where you would use LoRA: same file, same speed, r * r more numbers a layer. The released diffusion script starts from an
 orthogonal mixer, its language-model code from a Kaiming one; both are here. Its zero start (an option there) never trains, so it
-is refused. Works on Linear and Conv2d of any kernel.
+is refused. Works on linear layers and convolutions of any kernel.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MosLoraConfig(AdapterConfig):
 
 
 class MosLoraLayer(AdapterLayer, name="moslora", config=MosLoraConfig):
-    """Linear or Conv2d with MoSLoRA."""
+    """A linear layer or a convolution with MoSLoRA."""
 
     def create(self, config: MosLoraConfig, r: int) -> dict[str, torch.Tensor]:
         down = torch.empty(r, self.fan_in)
