@@ -26,7 +26,7 @@ from torch import nn
 
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.adapters.composition import Weights, mix
+from rankfold.toolkit.adapters.composition import MixingCoefficients, attach_sources
 from rankfold.toolkit.adapters.registry import make_config
 
 RANK = 16
@@ -59,12 +59,12 @@ def flops(case: str, d: int, n: int) -> float:
     return base + extra[case]
 
 
-def step_of(case: str, d: int, n: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
+def make_step(case: str, d: int, n: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
     """A function that runs one forward and backward pass."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(d, d)).to(device, dtype)
     if case == "8 composed":
-        return timed_step(composed(net, d).to(device), d, n, device, dtype)
+        return timed_step(make_composed_layer(net, d).to(device), d, n, device, dtype)
     if case == "lora":
         config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["0"])
     elif case == "peft glora":
@@ -79,10 +79,10 @@ def step_of(case: str, d: int, n: int, device: str, dtype: torch.dtype) -> Calla
     return timed_step(model.train(case != "fvae eval"), d, n, device, dtype)
 
 
-def composed(net: nn.Sequential, d: int) -> nn.Module:
+def make_composed_layer(net: nn.Sequential, d: int) -> nn.Module:
     """The layer with eight trained adapters whose weights are learned."""
     sources = [{"0": Change(torch.randn(RANK // 8, d), torch.randn(d, RANK // 8))} for _ in range(8)]
-    mix(net.requires_grad_(False), sources, lambda name: Weights(8))
+    attach_sources(net.requires_grad_(False), sources, lambda name: MixingCoefficients(8))
     return net
 
 
@@ -107,7 +107,7 @@ def timed_step(model: nn.Module, d: int, n: int, device: str, dtype: torch.dtype
 
 def compare(case: str, other: str, d: int, n: int, rounds: int, device: str, dtype: torch.dtype) -> dict[str, object]:
     """`case` against `other`: ratios of time (median, least, most) and of memory."""
-    ours, theirs = step_of(case, d, n, device, dtype), step_of(other, d, n, device, dtype)
+    ours, theirs = make_step(case, d, n, device, dtype), make_step(other, d, n, device, dtype)
     for step in (ours, theirs, ours, theirs):
         step()
     ratios = []

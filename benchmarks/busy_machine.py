@@ -31,21 +31,21 @@ def main() -> None:
     for _ in range(asked.rounds):
         for spin in asked.spin:
             for load in ("quiet", "busy"):
-                speeds[spin][load].append(speed(spin, asked.steps, busy=load == "busy"))
+                speeds[spin][load].append(measure_speed(spin, asked.steps, busy=load == "busy"))
                 print(spin, load, f"{speeds[spin][load][-1]:.1f} images/s", flush=True)
-    result = {spin: told(own) for spin, own in speeds.items()}
+    result = {spin: summarize(own) for spin, own in speeds.items()}
     asked.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 
-def told(speeds: dict[str, list[float]]) -> dict[str, object]:
+def summarize(speeds: dict[str, list[float]]) -> dict[str, object]:
     """Medians, what they lie between, and how many times slower the busy runs are."""
     medians = {load: median(values) for load, values in speeds.items()}
     between = {f"{load}_between": [min(values), max(values)] for load, values in speeds.items()}
     return {**medians, **between, "quiet_over_busy": medians["quiet"] / medians["busy"]}
 
 
-def speed(spin: str, steps: int, *, busy: bool) -> float:
+def measure_speed(spin: str, steps: int, *, busy: bool) -> float:
     """Median images per second of a training, but for its first steps."""
     environment = dict(os.environ)
     if spin == "default":

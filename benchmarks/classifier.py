@@ -23,12 +23,12 @@ from few_shot_classifier import Pictures, features
 from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
 
-from rankfold.toolkit.adapters.attach import adapter_state, calibrate, parameter_groups, trainable
+from rankfold.toolkit.adapters.attach import adapter_state, calibrate, parameter_groups, trainable_parameters
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.statistics import interval, mcnemar
+from rankfold.toolkit.metrics.statistics import bootstrap_interval, mcnemar_p
 
 TARGETS = ("c_fc", "c_proj")
 HEAD, WHOLE = "head", "whole"  # nothing of the tower is trained, or all of it
@@ -37,7 +37,7 @@ STEP_OUT = 10**0.5
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """What is trained beside the head, and the learning rates that are tried for it; with nothing beside it, the head's."""
 
     adapter: str
@@ -47,7 +47,7 @@ class Way:
 
 
 HEAD_ALONE = "head alone"
-HEAD_WAY = Way(HEAD, rates=(3e-3, 1e-2, 3e-2))
+HEAD_WAY = Method(HEAD, rates=(3e-3, 1e-2, 3e-2))
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Rates:
 class Chosen:
     """Each way's learning rate, by a score of one training; the head's is chosen with the head alone and is then everybody's."""
 
-    def __init__(self, ways: dict[str, Way], score: Callable[[str, Rates], float]) -> None:
+    def __init__(self, ways: dict[str, Method], score: Callable[[str, Rates], float]) -> None:
         self.ways, self.score = ways, score
         self.tried: dict[str, dict[float, float]] = {}
 
-    def of(self, name: str) -> Rates:
+    def rates_of(self, name: str) -> Rates:
         """The rates of a way."""
         if name == HEAD_ALONE:
             best = self.best(name, lambda rate: Rates(0.0, rate))
             return Rates(0.0, best)
-        head = self.of(HEAD_ALONE).head
+        head = self.rates_of(HEAD_ALONE).head
         return Rates(self.best(name, lambda rate: Rates(rate, head)), head)
 
     def best(self, name: str, rates: Callable[[float], Rates]) -> float:
@@ -81,7 +81,7 @@ class Chosen:
 
     def facts(self, name: str) -> dict[str, Any]:
         """The rates of a way, and what was tried."""
-        rates = self.of(name)
+        rates = self.rates_of(name)
         varied = rates.head if name == HEAD_ALONE else rates.tower
         return {"learning_rate": varied, "head_rate": rates.head, "tried": self.tried[name]}
 
@@ -93,24 +93,24 @@ class Towers:
         scorer = ClipScorer()
         self.base, self.preprocess = scorer.model.visual.requires_grad_(False).eval(), scorer.preprocess
 
-    def of(self, way: Way, seed: int) -> nn.Module:
+    def make_tower(self, way: Method, seed: int) -> nn.Module:
         """The tower of a way."""
         if way.adapter in (HEAD, WHOLE):
             return copy.deepcopy(self.base).requires_grad_(way.adapter == WHOLE)
         config = make_config(
             way.adapter, rank=way.rank, alpha=way.rank, dropout=0.0, target_modules=TARGETS, options=way.options
         )
-        return self.adapted(config, seed)
+        return self.adapt_tower(config, seed)
 
-    def adapted(self, config: PeftConfig, seed: int) -> nn.Module:
+    def adapt_tower(self, config: PeftConfig, seed: int) -> nn.Module:
         """The tower with an adapter that starts from a seed."""
         torch.manual_seed(seed)
         return inject_adapter_in_model(config, copy.deepcopy(self.base))
 
-    def sizes(self, way: Way) -> dict[str, int]:
+    def sizes(self, way: Method) -> dict[str, int]:
         """How many numbers of the tower a way trains, and how many of them it keeps."""
-        tower = self.of(way, 0)
-        trained = sum(p.numel() for p in trainable(tower))
+        tower = self.make_tower(way, 0)
+        trained = sum(p.numel() for p in trainable_parameters(tower))
         if way.adapter in (HEAD, WHOLE):
             return {"trained_numbers": trained, "stored_numbers": trained}
         return {
@@ -119,7 +119,7 @@ class Towers:
         }
 
 
-def trained(
+def train_head(
     tower: nn.Module,
     rates: Rates,
     data: Pictures,
@@ -143,7 +143,7 @@ def trained(
         before_step(step)
         with auxiliary_losses() as auxiliary:
             seen = tower(data.pictures[rows]) if frozen is None else frozen[rows]
-            loss = F.cross_entropy(logits(head, seen), data.classes[rows])
+            loss = F.cross_entropy(head_logits(head, seen), data.classes[rows])
         (loss + auxiliary.total()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -152,18 +152,18 @@ def trained(
     return head
 
 
-def logits(head: nn.Linear, seen: torch.Tensor) -> torch.Tensor:
+def head_logits(head: nn.Linear, seen: torch.Tensor) -> torch.Tensor:
     """What the head says of the tower's features (N, D), as few_shot_classifier.accuracy has it."""
     return head(F.normalize(seen, dim=-1) * 10)
 
 
 @torch.no_grad()
-def right(tower: nn.Module, head: nn.Linear, test: Pictures) -> torch.Tensor:
+def score_predictions(tower: nn.Module, head: nn.Linear, test: Pictures) -> torch.Tensor:
     """1 where a test picture is put in its class, otherwise 0, (N,)."""
-    return (logits(head, features(tower, test.pictures)).argmax(1) == test.classes).float()
+    return (head_logits(head, features(tower, test.pictures)).argmax(1) == test.classes).float()
 
 
-class Kept:
+class AnswerCache:
     """Answers in a folder, so that a benchmark that was stopped goes on where it was, and the processor's time that they took."""
 
     def __init__(self, folder: Path) -> None:
@@ -180,7 +180,7 @@ class Kept:
         return known["answer"]
 
 
-def named(rates: Rates) -> str:
+def rates_slug(rates: Rates) -> str:
     """Rates as a part of a file's name."""
     return f"{rates.tower:g}-{rates.head:g}"
 
@@ -206,7 +206,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     """Mean of the runs, its bootstrap interval, and the runs."""
     return {
         "mean": statistics.fmean(values),
-        "interval": interval(torch.tensor(values), draws=20_000),
+        "interval": bootstrap_interval(torch.tensor(values), draws=20_000),
         "by_run": list(values),
     }
 
@@ -218,13 +218,13 @@ def difference(values: Sequence[float], reference: Sequence[float], better: int 
     """
     found = summary([a - b for a, b in zip(values, reference, strict=True)])
     more, less = (sum(d * way > 0 for d in found["by_run"]) for way in (better, -better))
-    p, (low, high) = mcnemar(more, less), found["interval"]
+    p, (low, high) = mcnemar_p(more, less), found["interval"]
     word = "better" if low * better > 0 and high * better > 0 else "worse"
     verdict = "no difference" if low <= 0 <= high else word if p < 0.05 else "undecided"
     return found | {"better": more, "worse": less, "sign_p": p, "verdict": verdict}
 
 
-def told(value: dict[str, Any]) -> str:
+def format_interval(value: dict[str, Any]) -> str:
     """A mean with its interval, in points of a hundred."""
     low, high = (100 * edge for edge in value["interval"])
     return f"{100 * value['mean']:.1f} ({low:.1f} to {high:.1f})"

@@ -19,12 +19,12 @@ import torch
 
 from rankfold import SubjectConfig, train
 from rankfold.toolkit.embedded import world
-from rankfold.training.embedded.demo import DEMO_SETTINGS, before_and_after, prompt_for
+from rankfold.training.embedded.demo import DEMO_SETTINGS, measure_before_and_after, prompt_for
 
 FIRST = 2_000_600
 
 
-def captioned(creature: int, folder: Path) -> Path:
+def write_captioned_folder(creature: int, folder: Path) -> Path:
     """Folder with five drawn pictures of a creature and their captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (picture, thing) in enumerate(world.subject_pictures(creature, 5, seed=0)):
@@ -33,7 +33,7 @@ def captioned(creature: int, folder: Path) -> Path:
     return folder
 
 
-def figures_of(creature: int, rate: float, steps: int, options: argparse.Namespace) -> dict[str, float]:
+def measure_creature(creature: int, rate: float, steps: int, options: argparse.Namespace) -> dict[str, float]:
     """Trains and measures one creature."""
     out = options.work / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -44,11 +44,11 @@ def figures_of(creature: int, rate: float, steps: int, options: argparse.Namespa
         "preview_every": 0,
         "adapter": options.adapter,
     }
-    images = captioned(creature, options.work / str(creature))
+    images = write_captioned_folder(creature, options.work / str(creature))
     start = time.perf_counter()
     run = train(SubjectConfig(images=images, out=out, threads=options.threads, seed=options.seed, **settings))
     seconds = time.perf_counter() - start
-    return before_and_after(run, creature, seed=options.seed, each=2) | {"seconds": seconds}
+    return measure_before_and_after(run, creature, seed=options.seed, each=2) | {"seconds": seconds}
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     rows = []
     for rate in options.rates:
         for steps in options.steps:
-            found = [figures_of(FIRST + n, rate, steps, options) for n in range(options.creatures)]
+            found = [measure_creature(FIRST + n, rate, steps, options) for n in range(options.creatures)]
             row = {key: mean(f[key] for f in found) for key in ("closed", "scene_after", "place_after", "seconds")}
             rows.append(
                 {"learning_rate": rate, "steps": steps} | row | {"closed_by_creature": [f["closed"] for f in found]}

@@ -28,12 +28,12 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
-from rankfold.toolkit.metrics.statistics import interval
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
 from rankfold.training.compose.task import ComposeTask
 from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
-from rankfold.training.subject.images import PictureTask
+from rankfold.training.subject.images import DiffusionTask
 from rankfold.training.subject.task import SubjectTask
 
 LIBRARY = 8
@@ -43,7 +43,7 @@ STEPS, LIBRARY_STEPS = 200, 400
 QUIET = {"preview_every": 0, "checkpoint_every": 10_000, "log_every": 50, "preservation_weight": 0.0}
 
 
-class WholeModel(PictureTask):
+class WholeModel(DiffusionTask):
     """Trains every weight of the denoiser and the text encoder."""
 
     def attach(self) -> dict[str, nn.Module]:
@@ -68,7 +68,7 @@ def library(work: Path, threads: int) -> tuple[str, ...]:
     for number in range(LIBRARY):
         run = work / f"library{number}"
         if not (run / "adapter" / "rankfold.json").is_file():
-            images = pictures_of(FIRST + number, 5, work / f"pictures{number}", seed=0)
+            images = draw_folder(FIRST + number, 5, work / f"pictures{number}", seed=0)
             settings = DEMO_TRAINING | QUIET
             config = SubjectConfig(
                 images=images, out=run, steps=LIBRARY_STEPS, threads=threads, seed=number, **settings
@@ -78,7 +78,7 @@ def library(work: Path, threads: int) -> tuple[str, ...]:
     return tuple(folders)
 
 
-def pictures_of(creature: int, n: int, folder: Path, *, seed: int) -> Path:
+def draw_folder(creature: int, n: int, folder: Path, *, seed: int) -> Path:
     """Folder with n drawn pictures of a creature."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (picture, _) in enumerate(world.subject_pictures(creature, n, seed=seed)):
@@ -86,7 +86,7 @@ def pictures_of(creature: int, n: int, folder: Path, *, seed: int) -> Path:
     return folder
 
 
-def ways(adapters: tuple[str, ...]) -> dict[str, tuple[type, type, dict]]:
+def make_methods(adapters: tuple[str, ...]) -> dict[str, tuple[type, type, dict]]:
     """Name -> Task, config class and settings."""
     shared = {k: v for k, v in DEMO_TRAINING.items() if k in ("batch_size", "min_snr_gamma", "guidance_scale")} | QUIET
     return {
@@ -103,14 +103,14 @@ class Measure:
     def __init__(self, creature: int, work: Path, scorer: ClipScorer) -> None:
         self.scorer = scorer
         self.held_out = find_samples(
-            pictures_of(creature, 16, work / f"held{creature}", seed=1), flip=False, skip_bad=False
+            draw_folder(creature, 16, work / f"held{creature}", seed=1), flip=False, skip_bad=False
         )
         drawn = [picture for picture, _ in world.subject_pictures(creature, 24, seed=2)]
-        self.references = scorer.pictures(drawn)
+        self.references = scorer.embed_images(drawn)
         among = self.references @ self.references.T
         self.real = float(((among.sum(1) - 1) / (len(drawn) - 1)).mean())
 
-    def __call__(self, task: PictureTask) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, task: DiffusionTask) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of each held-out row, and likeness (CLIP-I) of each of 16 pictures."""
         losses = task.losses_on(task.held_out_batch(4, seed=0))
         task.module.eval()
@@ -122,9 +122,9 @@ class Measure:
             seeds=list(range(500, 516)),
             steps=25,
             guidance_scale=2.0,
-            side=64,
+            width=64,
         )
-        return losses, clip_i(self.scorer.pictures(pictures), self.references)
+        return losses, clip_i(self.scorer.embed_images(pictures), self.references)
 
 
 def run_way(kind: type, config: object, measure: Measure) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,8 +156,8 @@ def main() -> None:
         measure = Measure(creature, options.work, scorer)
         base = None
         for shots in options.shots:
-            images = pictures_of(creature, shots, options.work / f"shots{seed}_{shots}", seed=0)
-            for name, (kind, config_class, settings) in ways(adapters).items():
+            images = draw_folder(creature, shots, options.work / f"shots{seed}_{shots}", seed=0)
+            for name, (kind, config_class, settings) in make_methods(adapters).items():
                 if name == "uniform" and shots != options.shots[0]:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +183,7 @@ def report(found: dict[tuple[str, int], list[dict[str, torch.Tensor]]], out: Pat
         row = {"way": name, "shots": shots, "seeds": len(seeds)}
         for key in ("loss", "closed"):
             values = torch.cat([own[key] for own in seeds])
-            row |= {key: float(values.mean()), f"{key}_interval": interval(values)}
+            row |= {key: float(values.mean()), f"{key}_interval": bootstrap_interval(values)}
             row[f"{key}_by_seed"] = [float(own[key].mean()) for own in seeds]
         rows.append(row)
         print(

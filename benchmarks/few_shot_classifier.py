@@ -35,12 +35,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from rankfold.toolkit.adapters import composition
-from rankfold.toolkit.adapters.attach import trainable
-from rankfold.toolkit.adapters.composition import Weights
+from rankfold.toolkit.adapters.attach import trainable_parameters
+from rankfold.toolkit.adapters.composition import MixingCoefficients
 from rankfold.toolkit.adapters.fold import Folded, fold
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.statistics import interval
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
 
 QUESTIONS = {
     "colour": tuple(world.COLOURS),
@@ -75,7 +75,7 @@ class Pictures:
         return Pictures(self.pictures[rows], self.classes[rows])
 
 
-def drawn(task: str, count: int, seed: int, preprocess: Callable) -> Pictures:
+def draw_images(task: str, count: int, seed: int, preprocess: Callable) -> Pictures:
     """Fresh pictures and the answers to a question."""
     rng, pictures, classes = np.random.default_rng((seed, 77)), [], []
     for _ in range(count):
@@ -91,7 +91,7 @@ class Bench:
     def __init__(self) -> None:
         scorer = ClipScorer()
         self.base = scorer.model.visual.requires_grad_(False).eval()
-        self.drawn = cache(partial(drawn, preprocess=scorer.preprocess))
+        self.drawn = cache(partial(draw_images, preprocess=scorer.preprocess))
         self.adapters = {task: self.upstream(task) for task in QUESTIONS}
 
     def with_lora(self) -> nn.Module:
@@ -103,30 +103,30 @@ class Bench:
     def upstream(self, task: str) -> Folded:
         """An adapter trained on a task, as changes of the tower's layers."""
         tower = self.with_lora()
-        head = fitted(tower, trainable(tower), 1e-3, self.drawn(task, 1500, 1), UPSTREAM_STEPS, 32, 0)
+        head = fit_head(tower, trainable_parameters(tower), 1e-3, self.drawn(task, 1500, 1), UPSTREAM_STEPS, 32, 0)
         print(f"upstream {task:9} accuracy {accuracy(tower, head, self.drawn(task, 300, 2)):.2f}", flush=True)
         return fold(tower, "default")
 
-    def way(self, name: str, task: str) -> tuple[nn.Module, list[nn.Parameter]]:
+    def make_tower(self, name: str, task: str) -> tuple[nn.Module, list[nn.Parameter]]:
         """The tower of a way, and what of it is trained."""
         if name == "LoRA from scratch":
             tower = self.with_lora()
-            return tower, trainable(tower)
+            return tower, trainable_parameters(tower)
         tower = copy.deepcopy(self.base)
         if name == "whole tower":
             return tower, list(tower.requires_grad_(True).parameters())
         if name == "head alone":
             return tower, []
         library = [adapter for other, adapter in self.adapters.items() if other != task]
-        weights_of = composition.sharing("layer", lambda: Weights(len(library)))
-        mixtures = composition.mix(tower, library, weights_of)
-        return tower, [m.weights.logits for m in mixtures.values()] if name == "learned" else []
+        weights_of = composition.coefficient_factory("layer", lambda: MixingCoefficients(len(library)))
+        mixtures = composition.attach_sources(tower, library, weights_of)
+        return tower, [m.coefficients.logits for m in mixtures.values()] if name == "learned" else []
 
     def run(self, name: str, rate: float, task: str, shots: int, seed: int, test: Pictures) -> float:
         """Test accuracy of one way on one draw of the shots."""
-        tower, parameters = self.way(name, task)
+        tower, parameters = self.make_tower(name, task)
         few = self.drawn(task, 400, 100 + seed).first_of_each(shots)
-        head = fitted(tower, parameters, rate, few, STEPS, BATCH, seed)
+        head = fit_head(tower, parameters, rate, few, STEPS, BATCH, seed)
         return accuracy(tower, head, test)
 
     def chosen_rates(self) -> dict[str, float]:
@@ -139,7 +139,7 @@ class Bench:
         return found
 
 
-def fitted(
+def fit_head(
     tower: nn.Module, parameters: list, rate: float, data: Pictures, steps: int, batch: int, seed: int
 ) -> nn.Linear:
     """Trains a head and the given parameters of the tower; returns the head."""
@@ -194,7 +194,7 @@ def main() -> None:
             print(f"{task} seed {seed}", {key: round(own[-1], 2) for key, own in found.items()}, flush=True)
     rows = []
     for (name, shots), own in found.items():
-        low, high = interval(torch.tensor(own))
+        low, high = bootstrap_interval(torch.tensor(own))
         rows.append({"way": name, "shots": shots, "accuracy": sum(own) / len(own), "accuracy_interval": (low, high)})
         by_question = {q: sum(part) / len(part) for q, part in zip(TESTED_ON, of_each_question(own), strict=True)}
         rows[-1] |= {"by_run": own, "by_question": by_question, "learning_rate": rates[name]}

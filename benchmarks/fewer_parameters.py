@@ -42,21 +42,21 @@ import torch
 from classifier import (
     HEAD_ALONE,
     HEAD_WAY,
+    AnswerCache,
     Chosen,
-    Kept,
+    Method,
     Rates,
     Towers,
-    Way,
     difference,
-    named,
-    right,
+    format_interval,
+    rates_slug,
+    score_predictions,
     summary,
-    told,
-    trained,
+    train_head,
     write,
 )
-from few_shot_classifier import drawn
-from quiet import quiet_libraries
+from few_shot_classifier import draw_images
+from quiet import silence_libraries
 
 CHOSEN_ON, CHOSEN_SEEDS, TESTED_ON = "size", (50, 51), ("pattern", "place", "count")
 STEPS, TRAINING, TEST = 100, 600, 600
@@ -66,13 +66,13 @@ REFERENCE, CONTROL, LEAST = "LoRA, rank 8", "LoRA, rank 5", "LoRA, rank 1"
 FILTERED, GATED = "LoRATRF", "LoRATRF, code"
 WAYS = {
     HEAD_ALONE: HEAD_WAY,
-    REFERENCE: Way("lora", 8, rates=RATES),
-    CONTROL: Way("lora", 5, rates=RATES),
-    LEAST: Way("lora", 1, rates=RATES),
-    FILTERED: Way("loratrf", 3, {"filter_r": "1"}, RATES),
-    GATED: Way("loratrf", 5, {"filter": "code"}, RATES),
-    "LoRATRF, edit": Way("loratrf", 4, {"filter": "edit"}, RATES),
-    "LoRATRF, subspace": Way("loratrf", 4, {"filter": "subspace", "filter_r": "1"}, RATES),
+    REFERENCE: Method("lora", 8, rates=RATES),
+    CONTROL: Method("lora", 5, rates=RATES),
+    LEAST: Method("lora", 1, rates=RATES),
+    FILTERED: Method("loratrf", 3, {"filter_r": "1"}, RATES),
+    GATED: Method("loratrf", 5, {"filter": "code"}, RATES),
+    "LoRATRF, edit": Method("loratrf", 4, {"filter": "edit"}, RATES),
+    "LoRATRF, subspace": Method("loratrf", 4, {"filter": "subspace", "filter_r": "1"}, RATES),
 }
 PAIRS = (
     *((way, REFERENCE) for way in WAYS if way != REFERENCE),
@@ -86,19 +86,19 @@ class Bench:
     """The towers, the pictures of each question, and what is known."""
 
     def __init__(self, work: Path) -> None:
-        self.towers, self.kept = Towers(), Kept(work)
-        self.drawn = lru_cache(4)(partial(drawn, preprocess=self.towers.preprocess))
+        self.towers, self.kept = Towers(), AnswerCache(work)
+        self.drawn = lru_cache(4)(partial(draw_images, preprocess=self.towers.preprocess))
         self.chosen = Chosen(WAYS, self.score)
 
     def accuracy(self, name: str, rates: Rates, question: str, seed: int) -> float:
         """Accuracy on the test pictures of a question after training."""
 
-        def measured() -> float:
-            tower, data = self.towers.of(WAYS[name], seed), self.drawn(question, TRAINING, 100 + seed)
-            head = trained(tower, rates, data, STEPS, seed)
-            return float(right(tower, head, self.drawn(question, TEST, 4)).mean())
+        def measure() -> float:
+            tower, data = self.towers.make_tower(WAYS[name], seed), self.drawn(question, TRAINING, 100 + seed)
+            head = train_head(tower, rates, data, STEPS, seed)
+            return float(score_predictions(tower, head, self.drawn(question, TEST, 4)).mean())
 
-        return self.kept.answer(f"{name}-{named(rates)}-{STEPS}-{question}-{seed}", measured)
+        return self.kept.answer(f"{name}-{rates_slug(rates)}-{STEPS}-{question}-{seed}", measure)
 
     def score(self, name: str, rates: Rates) -> float:
         """Accuracy on the question that is not tested on."""
@@ -111,13 +111,13 @@ def of_each_question(values: list[float]) -> dict[str, float]:
     return {name: statistics.fmean(values[n * each : (n + 1) * each]) for n, name in enumerate(TESTED_ON)}
 
 
-def row_of(name: str, values: list[float], facts: dict[str, Any], whole: int) -> dict[str, Any]:
+def result_row(name: str, values: list[float], facts: dict[str, Any], whole: int) -> dict[str, Any]:
     """One way: its accuracy over the runs, and its size beside the reference's."""
     row = {"way": name, **facts, "share_of_numbers": facts["trained_numbers"] / whole}
     return row | {"accuracy": summary(values) | {"by_question": of_each_question(values)}}
 
 
-def compared(way: str, reference: str, found: dict[str, list[float]]) -> dict[str, Any]:
+def compare_methods(way: str, reference: str, found: dict[str, list[float]]) -> dict[str, Any]:
     """Paired difference of one way from another, and whether it is as good but for the margin."""
     own = difference(found[way], found[reference])
     own |= {"by_question": of_each_question(own["by_run"]), "as_good": own["interval"][0] > -MARGIN}
@@ -129,13 +129,15 @@ def report(rows: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Non
     for row in rows:
         questions = {name: round(value, 3) for name, value in row["accuracy"]["by_question"].items()}
         size = f"{row['trained_numbers']:7,} ({row['share_of_numbers']:.1%})"
-        print(f"{row['way']:18} {size:16} rate {row['learning_rate']:g}  {told(row['accuracy'])}  {questions}")
+        print(
+            f"{row['way']:18} {size:16} rate {row['learning_rate']:g}  {format_interval(row['accuracy'])}  {questions}"
+        )
     for one in differences:
         own = one["accuracy"]
         questions = {name: round(100 * value, 1) for name, value in own["by_question"].items()}
         word = f"{own['verdict']}, {'as good' if own['as_good'] else 'not shown to be as good'}"
         pair = f"{one['way']} less {one['reference']}"
-        print(f"{pair:36} {told(own):20} better {own['better']}, worse {own['worse']}: {word}  {questions}")
+        print(f"{pair:36} {format_interval(own):20} better {own['better']}, worse {own['worse']}: {word}  {questions}")
 
 
 def main() -> None:
@@ -145,7 +147,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/fewer_parameters"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     bench, facts = Bench(options.work), {}
     for name, way in WAYS.items():
@@ -155,12 +157,12 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for question, seed in runs:
         for name in WAYS:
-            found[name].append(bench.accuracy(name, bench.chosen.of(name), question, seed))
+            found[name].append(bench.accuracy(name, bench.chosen.rates_of(name), question, seed))
         own = {name: round(values[-1], 3) for name, values in found.items()}
         print(f"{question} seed {seed} {own}", flush=True)
     whole = facts[REFERENCE]["trained_numbers"]
-    rows = [row_of(name, values, facts[name], whole) for name, values in found.items()]
-    differences = [compared(way, reference, found) for way, reference in PAIRS]
+    rows = [result_row(name, values, facts[name], whole) for name, values in found.items()]
+    differences = [compare_methods(way, reference, found) for way, reference in PAIRS]
     report(rows, differences)
     settings = {"steps": STEPS, "runs": runs, "margin": MARGIN, "seconds": round(bench.kept.seconds)}
     write({"settings": settings, "rows": rows, "differences": differences}, options.out)

@@ -45,28 +45,28 @@ from classifier import (
     HEAD_ALONE,
     HEAD_WAY,
     TARGETS,
+    AnswerCache,
     Chosen,
-    Kept,
+    Method,
     Rates,
     Towers,
-    Way,
     difference,
-    logits,
-    named,
-    right,
+    format_interval,
+    head_logits,
+    rates_slug,
+    score_predictions,
     summary,
-    told,
-    trained,
+    train_head,
     write,
 )
 from few_shot_classifier import Pictures, features
-from few_shot_classifier import drawn as drawn_pictures
-from quiet import quiet_libraries
+from few_shot_classifier import draw_images as drawn_pictures
+from quiet import silence_libraries
 from torch import nn
 
-from rankfold.toolkit.adapters.variants.glora_supernet import untrained
+from rankfold.toolkit.adapters.variants.glora_supernet import cache_pieces
 from rankfold.training.config.search import SearchConfig
-from rankfold.training.search.evolution import Structure, drawn, evolve, ranked
+from rankfold.training.search.evolution import Structure, draw_structure, evolve, rank_structures
 from rankfold.training.search.task import StructureSearch, supernet_config
 
 CHOSEN_SHOTS, CHOSEN_SEEDS = 4, (50, 51)
@@ -79,10 +79,10 @@ REFERENCE, SIZED, DEFAULT = "LoRA", "LoRA, own size", "GLoRA, default"
 FOUND, BLIND, INHERITED = "found", "random", "found, inherited"
 WAYS = {
     HEAD_ALONE: HEAD_WAY,
-    REFERENCE: Way("lora", RANK),
-    DEFAULT: Way("glora", RANK),
+    REFERENCE: Method("lora", RANK),
+    DEFAULT: Method("glora", RANK),
 }
-STRUCTURES = {BLIND: Way("glora", RANK, rates=(1e-3, 3e-3, 1e-2))}
+STRUCTURES = {BLIND: Method("glora", RANK, rates=(1e-3, 3e-3, 1e-2))}
 RATES_OF = {FOUND: BLIND, INHERITED: BLIND, SIZED: REFERENCE}  # whose rates are taken
 PAIRS = (
     *((way, REFERENCE) for way in (HEAD_ALONE, SIZED, DEFAULT, FOUND, BLIND, INHERITED)),
@@ -95,7 +95,7 @@ class TowerSearch(StructureSearch):
     """The project's search on a tower with a head, judged by the loss on held-out pictures."""
 
     def __init__(self, config: SearchConfig, towers: Towers) -> None:
-        self.config, self.tower = config, towers.adapted(supernet_config(config, TARGETS), config.seed)
+        self.config, self.tower = config, towers.adapt_tower(supernet_config(config, TARGETS), config.seed)
         self.parts: dict[str, nn.Module] = {"tower": self.tower}
         self.open_space(None)
 
@@ -103,37 +103,37 @@ class TowerSearch(StructureSearch):
         """Trains the supernet, another path in every step."""
         self.held_out = held_out
         config = self.config
-        self.head = trained(
-            self.tower, rates, few, config.steps, config.seed, lambda step: self.take(self.path_at(step))
+        self.head = train_head(
+            self.tower, rates, few, config.steps, config.seed, lambda step: self.set_path(self.path_at(step))
         )
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        said = logits(self.head, features(self.tower, self.held_out.pictures))
+        said = head_logits(self.head, features(self.tower, self.held_out.pictures))
         return float(F.cross_entropy(said, self.held_out.classes))
 
-    def found(self) -> Structure:
+    def data(self) -> Structure:
         """The best structure; its path is at work behind it."""
-        with untrained(self.tower):
+        with cache_pieces(self.tower):
             scores = evolve(self.space, self.config, lambda structures: [self.fitness(one) for one in structures])
-        best = ranked(scores)[0]
-        self.take(self.path_of(best))
+        best = rank_structures(scores)[0]
+        self.set_path(self.path_of(best))
         return best
 
-    def random(self, number: int) -> Structure:
+    def random_structure(self, number: int) -> Structure:
         """A structure at random below the limit."""
         random = Random(f"random {self.config.seed}/{number}")
-        while self.space.cost(structure := drawn(self.space, random)) > self.space.limit:
+        while self.space.cost(structure := draw_structure(self.space, random)) > self.space.limit:
             pass
         return structure
 
-    def retrained(self, structure: Structure, towers: Towers) -> nn.Module:
+    def retrain(self, structure: Structure, towers: Towers) -> nn.Module:
         """A fresh tower with a structure."""
         path = {name.removeprefix("tower."): choices for name, choices in self.path_of(structure).items()}
-        return towers.adapted(self.winner_config(path), self.config.seed)
+        return towers.adapt_tower(self.winner_config(path), self.config.seed)
 
 
-def split(few: Pictures, shots: int) -> tuple[Pictures, Pictures]:
+def split_images(few: Pictures, shots: int) -> tuple[Pictures, Pictures]:
     """Pictures to train the supernet on, and pictures to judge structures on: the last fifth of each class, at least one."""
     if shots == 1:
         return few, few
@@ -147,11 +147,11 @@ class Bench:
     """The towers, the pictures of each question, and the rates."""
 
     def __init__(self, work: Path) -> None:
-        self.towers, self.kept = Towers(), Kept(work)
+        self.towers, self.kept = Towers(), AnswerCache(work)
         self.drawn = lru_cache(9)(partial(drawn_pictures, preprocess=self.towers.preprocess))
         self.chosen = Chosen(WAYS | STRUCTURES, self.score)
 
-    def few(self, question: str, shots: int, seed: int) -> Pictures:
+    def draw_few(self, question: str, shots: int, seed: int) -> Pictures:
         """So many pictures of each class."""
         return self.drawn(question, DRAWN, 100 + seed).first_of_each(shots)
 
@@ -165,7 +165,7 @@ class Bench:
 
     def rates(self, name: str) -> Rates:
         """Learning rates of a way."""
-        return self.chosen.of(RATES_OF.get(name, name))
+        return self.chosen.rates_of(RATES_OF.get(name, name))
 
     def search(self, seed: int) -> TowerSearch:
         """A search before its supernet is trained."""
@@ -175,14 +175,20 @@ class Bench:
     def score(self, name: str, rates: Rates) -> float:
         """Accuracy by other draws of the few pictures and other test pictures."""
 
-        def measured(question: str, seed: int) -> float:
+        def measure(question: str, seed: int) -> float:
             search = self.search(seed) if name == BLIND else None
-            tower = search.retrained(search.random(0), self.towers) if search else self.towers.of(WAYS[name], seed)
-            few = self.few(question, CHOSEN_SHOTS, seed)
+            tower = (
+                search.retrain(search.random_structure(0), self.towers)
+                if search
+                else self.towers.make_tower(WAYS[name], seed)
+            )
+            few = self.draw_few(question, CHOSEN_SHOTS, seed)
             return accuracy(tower, rates, few, seed, self.test(question, CHOICE_STREAM))
 
         return statistics.fmean(
-            self.kept.answer(f"rate-{name}-{named(rates)}-{STEPS}-{question}-{seed}", partial(measured, question, seed))
+            self.kept.answer(
+                f"rate-{name}-{rates_slug(rates)}-{STEPS}-{question}-{seed}", partial(measure, question, seed)
+            )
             for question in TESTED_ON
             for seed in CHOSEN_SEEDS
         )
@@ -194,22 +200,24 @@ class Bench:
 
     def figures(self, question: str, shots: int, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
         """The same, by training."""
-        few, test = self.few(question, shots, seed), self.test(question)
-        own = {name: self.accuracy(self.towers.of(way, seed), name, few, seed, test) for name, way in WAYS.items()}
+        few, test = self.draw_few(question, shots, seed), self.test(question)
+        own = {
+            name: self.accuracy(self.towers.make_tower(way, seed), name, few, seed, test) for name, way in WAYS.items()
+        }
         search = self.search(seed)
-        search.train(*split(few, shots), self.rates(FOUND))
-        best = search.found()
-        own[INHERITED] = float(right(search.tower, search.head, test).mean())
-        own[FOUND] = self.accuracy(search.retrained(best, self.towers), FOUND, few, seed, test)
-        blind = [search.random(number) for number in range(RANDOM)]
+        search.train(*split_images(few, shots), self.rates(FOUND))
+        best = search.data()
+        own[INHERITED] = float(score_predictions(search.tower, search.head, test).mean())
+        own[FOUND] = self.accuracy(search.retrain(best, self.towers), FOUND, few, seed, test)
+        blind = [search.random_structure(number) for number in range(RANDOM)]
         own[BLIND] = statistics.fmean(
-            self.accuracy(search.retrained(one, self.towers), BLIND, few, seed, test) for one in blind
+            self.accuracy(search.retrain(one, self.towers), BLIND, few, seed, test) for one in blind
         )
         size = search.space.cost(best)
-        rank = max(1, round(size / (search.plain_lora() / RANK)))
+        rank = max(1, round(size / (search.plain_lora_size() / RANK)))
         own[SIZED] = own[REFERENCE]
         if rank != RANK:
-            tower = self.towers.of(Way("lora", rank), seed)
+            tower = self.towers.make_tower(Method("lora", rank), seed)
             own[SIZED] = self.accuracy(tower, SIZED, few, seed, test)
         facts = {"numbers": size, "lora_rank": rank, "random_numbers": [search.space.cost(one) for one in blind]}
         return own, facts | {"choices": chosen_parts(search, best)}
@@ -217,8 +225,8 @@ class Bench:
 
 def accuracy(tower: nn.Module, rates: Rates, few: Pictures, seed: int, test: Pictures) -> float:
     """Test accuracy of a tower after training."""
-    head = trained(tower, rates, few, STEPS, seed)
-    return float(right(tower, head, test).mean())
+    head = train_head(tower, rates, few, STEPS, seed)
+    return float(score_predictions(tower, head, test).mean())
 
 
 def chosen_parts(search: TowerSearch, structure: Structure) -> dict[str, dict[str, int]]:
@@ -254,11 +262,11 @@ def report(rows: list[dict[str, Any]], differences: list[dict[str, Any]]) -> Non
     """Prints both tables, in points of a hundred."""
     for row in rows:
         questions = {name: round(value, 3) for name, value in row["by_question"].items()}
-        print(f"shots {row['shots']:2}  {row['way']:17} {told(row['accuracy'])}  {questions}")
+        print(f"shots {row['shots']:2}  {row['way']:17} {format_interval(row['accuracy'])}  {questions}")
     for one in differences:
         own, pair = one["accuracy"], f"{one['way']} less {one['reference']}"
         word = f"better {own['better']}, worse {own['worse']}: {own['verdict']}"
-        print(f"{pair:34} shots {one['shots']!s:17} {told(own):22} {word}")
+        print(f"{pair:34} shots {one['shots']!s:17} {format_interval(own):22} {word}")
 
 
 def main() -> None:
@@ -269,7 +277,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/glora_few_shot"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     bench, found, searches = Bench(options.work), {}, []
     for name in (*WAYS, *STRUCTURES):

@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from timing import spread
+from timing import median_and_range
 
-from rankfold.toolkit.core.systems import peak_resident
+from rankfold.toolkit.core.systems import peak_rss
 
 BATCH, RANK, WARM = 8, 16, 3
 TARGETS = r"model\.language_model\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        side = {"ours": ours, "trl": trl}[options.side]
+        side = {"ours": run_ours, "trl": run_trl}[options.side]
         print(json.dumps(side(options.base, options.data, options.steps, options.threads)))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def main() -> None:
 def compare(folder: Path, options: argparse.Namespace) -> dict:
     """Medians and spread of both sides, and of their ratio round by round."""
     found = {}
-    for name, make in (("embedded, 64 px", embedded), ("LLaVA-1.5's picture and vocabulary", wide)):
+    for name, make in (("embedded, 64 px", make_embedded_case), ("LLaVA-1.5's picture and vocabulary", make_wide_case)):
         base, data = make(folder)
         rounds: dict[str, list[dict]] = {"ours": [], "trl": []}
         for number in range(options.rounds):
@@ -63,10 +63,12 @@ def compare(folder: Path, options: argparse.Namespace) -> dict:
         table = {}
         for side, rows in rounds.items():
             for key in rows[0]:
-                table[f"{side}: {key}"] = spread([row[key] for row in rows])
+                table[f"{side}: {key}"] = median_and_range([row[key] for row in rows])
         pairs = list(zip(rounds["ours"], rounds["trl"], strict=True))
-        table["tokens a second, ours / trl"] = spread([a["tokens a second"] / b["tokens a second"] for a, b in pairs])
-        table["peak memory, ours / trl"] = spread([a["peak GiB"] / b["peak GiB"] for a, b in pairs])
+        table["tokens a second, ours / trl"] = median_and_range(
+            [a["tokens a second"] / b["tokens a second"] for a, b in pairs]
+        )
+        table["peak memory, ours / trl"] = median_and_range([a["peak GiB"] / b["peak GiB"] for a, b in pairs])
         found[name] = table
     return found
 
@@ -84,12 +86,12 @@ def run_side(side: str, base: str, data: Path, options: argparse.Namespace) -> d
 # ---------------------------------------------------------------------------------------------- models and rows
 
 
-def embedded(folder: Path) -> tuple[str, Path]:
+def make_embedded_case(folder: Path) -> tuple[str, Path]:
     """The embedded model, and 160 conversations of one to six exchanges."""
     return "tiny-vlm", conversations(folder / "small", side=64)
 
 
-def wide(folder: Path) -> tuple[str, Path]:
+def make_wide_case(folder: Path) -> tuple[str, Path]:
     """A LLaVA with random weights, and the same conversations about pictures of 336 px and more."""
     import torch
     from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
@@ -152,17 +154,17 @@ def figures(ticks: list[float], tokens: float, data: float) -> dict:
     return {
         "median step, s": statistics.median(steps),
         "tokens a second": tokens * len(steps) / sum(steps),
-        "peak GiB": peak_resident() / 2**30,
+        "peak GiB": peak_rss() / 2**30,
         "waiting for data, share": data,
     }
 
 
-def ours(base: str, data: Path, steps: int, threads: int) -> dict:
+def run_ours(base: str, data: Path, steps: int, threads: int) -> dict:
     """Our loop."""
     import torch
-    from quiet import quiet_libraries
+    from quiet import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(threads)
     from accelerate import Accelerator
 
@@ -184,26 +186,26 @@ def ours(base: str, data: Path, steps: int, threads: int) -> dict:
         loop = Loop(config, task, run, Accelerator(cpu=True))
         ticks, waits, take = [], [], task.batch
 
-        def timed(*place):
+        def timed_forward(*place):
             start = time.perf_counter()
             batch = take(*place)
             waits.append(time.perf_counter() - start)
             return batch
 
-        task.batch = timed
+        task.batch = timed_forward
         for _ in range(steps):
-            loop.one_step()
+            loop.train_step()
             ticks.append(time.perf_counter())
-    tokens = sum(task.order.lengths) / len(task.order.lengths) * BATCH
+    tokens = sum(task.sampler.lengths) / len(task.sampler.lengths) * BATCH
     return figures(ticks, tokens, sum(waits[WARM + 1 :]) / (ticks[-1] - ticks[WARM]))
 
 
-def trl(base: str, data: Path, steps: int, threads: int) -> dict:
+def run_trl(base: str, data: Path, steps: int, threads: int) -> dict:
     """TRL's trainer."""
     import torch
-    from quiet import quiet_libraries
+    from quiet import silence_libraries
 
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(threads)
     import datasets
     from peft import LoraConfig
@@ -211,12 +213,12 @@ def trl(base: str, data: Path, steps: int, threads: int) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from rankfold.toolkit.data.conversations import read_conversations
-    from rankfold.toolkit.vlm.model import VisionModel, resolve_vision_base
+    from rankfold.toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
     from rankfold.training.config.instruct import InstructConfig
     from rankfold.training.instruct.conversations import plan_rows
 
     folder = resolve_vision_base(base)
-    planned = plan_rows(data, InstructConfig(base=base, data=data), VisionModel(folder).chat)
+    planned = plan_rows(data, InstructConfig(base=base, data=data), VisionLanguageModel(folder).chat)
     rows = []
     for row in read_conversations(data).rows:
         words = [{"role": m["role"], "content": "".join(p.get("text", "") for p in m["content"])} for m in row.messages]

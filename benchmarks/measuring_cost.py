@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 import torch
-from demo_settings import captioned
+from demo_settings import write_captioned_folder
 
 from rankfold import SubjectConfig, train
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
 from rankfold.training.embedded.demo import DEMO_TRAINING
-from rankfold.training.evaluation.subject import share
+from rankfold.training.evaluation.subject import mean_with_interval
 
 CREATURE = 2_001_200
 
@@ -34,15 +34,15 @@ def metrics_seconds(clip: ClipScorer) -> float:
     photos = [picture for picture, _ in world.subject_pictures(CREATURE, 20, seed=4)]
     prompts = [f"a creature {text}" for text in world.SCENES.values()] * 13
     begin = time.perf_counter()
-    shown, real, wanted = clip.pictures(pictures), clip.pictures(photos), clip.texts(prompts[:100])
+    shown, real, wanted = clip.embed_images(pictures), clip.embed_images(photos), clip.embed_texts(prompts[:100])
     for values in (
         metrics.clip_i(shown, real),
         metrics.clip_t(shown, wanted),
         metrics.diversity(shown),
         metrics.drift(shown, shown.flip(0)),
-        metrics.nearest(shown, real),
+        metrics.nearest_similarity(shown, real),
     ):
-        share(values, prompts[:100])
+        mean_with_interval(values, prompts[:100])
     return time.perf_counter() - begin
 
 
@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    images = captioned(CREATURE, options.work / "photos")
-    captioned(CREATURE, options.work / "held")
+    images = write_captioned_folder(CREATURE, options.work / "photos")
+    write_captioned_folder(CREATURE, options.work / "held")
     clip = ClipScorer()
     metrics_seconds(clip)
     seconds = [metrics_seconds(clip) for _ in range(options.rounds)]

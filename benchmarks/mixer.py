@@ -44,19 +44,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quiet import quiet_libraries
-from timing import remembered
+from quiet import silence_libraries
+from timing import load_or_make
 
 from rankfold import InstructConfig
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.toolkit.metrics.statistics import interval, mcnemar
+from rankfold.toolkit.metrics.statistics import bootstrap_interval, mcnemar_p
 from rankfold.training.embedded.demo_instruct import SETTINGS, write_demo_data
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
-from rankfold.training.evaluation.instruct import ask
+from rankfold.training.evaluation.instruct import ask_items
 from rankfold.training.evaluation.items import read_items
-from rankfold.training.instruct.conversations import PlannedRows, pictures_of, plan_rows
+from rankfold.training.instruct.conversations import PlannedRows, load_images, plan_rows
 from rankfold.training.instruct.task import InstructTask, prepare_instruct
 
 LORA, MORE = "LoRA", "LoRA, one rank more"
@@ -88,7 +88,7 @@ class Cell:
     seed: int
 
     @property
-    def tested(self) -> bool:
+    def is_tested(self) -> bool:
         """Whether it is measured in full: what rates are chosen by is only the loss at the end."""
         return self.seed not in TUNED_ON
 
@@ -116,7 +116,7 @@ def data_of(seed: int, work: Path) -> Path:
     return folder
 
 
-def prepared(config: InstructConfig) -> tuple[InstructTask, Loop]:
+def prepare_loop(config: InstructConfig) -> tuple[InstructTask, Loop]:
     """Task and loop, ready for the first step."""
     shutil.rmtree(config.out, ignore_errors=True)
     config, inputs = prepare_instruct(config)
@@ -134,7 +134,7 @@ def held_out_loss(task: InstructTask, held_out: PlannedRows) -> float:
     total, weight = 0.0, torch.ones(())
     for start in range(0, len(held_out), TOGETHER):
         rows = held_out.rows[start : start + TOGETHER]
-        batch = task.vision.placed(task.vision.chat.batch(rows, [pictures_of(row) for row in rows]))
+        batch = task.vision.to_device(task.vision.chat.collate(rows, [load_images(row) for row in rows]))
         total += float(task.module(batch | {"weight": weight}).double().sum())
     return total / len(held_out)
 
@@ -145,17 +145,17 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     begin, test = time.process_time(), data_of(cell.seed, work) / "test.json"
-    task, loop = prepared(cell.config(work))
+    task, loop = prepare_loop(cell.config(work))
     held_out, items = plan_rows(test, task.config, task.vision.chat), read_items(test, None)
     found: dict[str, dict[str, float]] = {}
 
     def measure(step: int) -> None:
-        if step not in (MARKS if cell.tested else MARKS[-1:]):
+        if step not in (MARKS if cell.is_tested else MARKS[-1:]):
             return
         task.module.eval()
         found[str(step)] = {"loss": held_out_loss(task, held_out)}
-        if cell.tested:
-            said = ask(task.vision, items, max_new_tokens=4, likelihood=False)
+        if cell.is_tested:
+            said = ask_items(task.vision, items, max_new_tokens=4, likelihood=False)
             found[str(step)]["accuracy"] = statistics.fmean(said.scores)
         task.module.train()
 
@@ -179,24 +179,24 @@ def tried_rates(way: str, rank: int, work: Path) -> dict[float, list[float]]:
         for rate in sorted(wanted):
             cells = [run_cell(Cell(way, rank, rate, seed), work) for seed in TUNED_ON]
             tried[rate] = [cell["figures"][str(STEPS)]["loss"] for cell in cells]
-        best = best_of(tried)
+        best = best_rate(tried)
         wanted = {best / STEP_OUT} if best == min(tried) else {best * STEP_OUT} if best == max(tried) else set()
     return dict(sorted(tried.items()))
 
 
-def best_of(tried: dict[float, list[float]]) -> float:
+def best_rate(tried: dict[float, list[float]]) -> float:
     """The rate with the least mean loss."""
     return min(tried, key=lambda rate: statistics.fmean(tried[rate]))
 
 
 def step_times(rank: int, rounds: int, work: Path) -> dict[str, dict[str, Any]]:
     """Time of a step of each way over LoRA's, in alternation."""
-    loops = {way: prepared(Cell(way, rank, RATES[0], TUNED_ON[0]).config(work))[1] for way in WAYS}
+    loops = {way: prepare_loop(Cell(way, rank, RATES[0], TUNED_ON[0]).config(work))[1] for way in WAYS}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds + 3):
         for way in list(WAYS)[:: 1 if number % 2 else -1]:
             start = time.process_time()
-            loops[way].one_step()
+            loops[way].train_step()
             if number >= 3:  # the first steps allocate
                 times[way].append(time.process_time() - start)
     found = {}
@@ -210,14 +210,14 @@ def step_times(rank: int, rounds: int, work: Path) -> dict[str, dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------- what was found
 
 
-def tested(chosen: dict[tuple[str, int], float], seeds: int, work: Path) -> tuple[list[dict], list[dict]]:
+def test_rows(chosen: dict[tuple[str, int], float], seeds: int, work: Path) -> tuple[list[dict], list[dict]]:
     """A row for each way at each rank and rate, and the differences of the pairs."""
     rows: dict[tuple[str, int, float], dict[str, Any]] = {}
 
     def row(way: str, rank: int, rate: float) -> dict[str, Any]:
         if (way, rank, rate) not in rows:
             cells = [run_cell(Cell(way, rank, rate, seed), work) for seed in range(seeds)]
-            rows[way, rank, rate] = row_of(way, rank, cells) | {"chosen_rate": rate == chosen[way, rank]}
+            rows[way, rank, rate] = result_row(way, rank, cells) | {"chosen_rate": rate == chosen[way, rank]}
         return rows[way, rank, rate]
 
     for (way, rank), rate in chosen.items():
@@ -227,37 +227,37 @@ def tested(chosen: dict[tuple[str, int], float], seeds: int, work: Path) -> tupl
         for way, reference in PAIRS:
             own = chosen[way, rank]
             for rate in dict.fromkeys((chosen[reference, rank], own)):
-                differences.append(against(row(way, rank, own), row(reference, rank, rate)))
+                differences.append(paired_differences(row(way, rank, own), row(reference, rank, rate)))
     return list(rows.values()), differences
 
 
-def row_of(way: str, rank: int, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def result_row(way: str, rank: int, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One way at one rank: its figures over the seeds, behind each mark."""
     row = {"way": way, "rank": rank, "learning_rate": cells[0]["rate"], "parameters": cells[0]["parameters"]}
     for mark in MARKS:
         for figure in FIGURES:
             values = [cell["figures"][str(mark)][figure] for cell in cells]
-            own = {"mean": statistics.fmean(values), "interval": interval(torch.tensor(values), draws=20_000)}
+            own = {"mean": statistics.fmean(values), "interval": bootstrap_interval(torch.tensor(values), draws=20_000)}
             row[f"{figure}_{mark}"] = own | {"by_seed": values}
     return row
 
 
-def against(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+def paired_differences(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """Paired differences of one way from another at the same rank."""
     found = {"way": row["way"], "reference": reference["way"], "rank": row["rank"]}
     found |= {"learning_rate": row["learning_rate"], "reference_learning_rate": reference["learning_rate"]}
     for mark in MARKS:
         for figure, sign in FIGURES.items():
             pairs = zip(row[f"{figure}_{mark}"]["by_seed"], reference[f"{figure}_{mark}"]["by_seed"], strict=True)
-            found[f"{figure}_{mark}"] = compared([a - b for a, b in pairs], sign)
+            found[f"{figure}_{mark}"] = compare([a - b for a, b in pairs], sign)
     return found
 
 
-def compared(differences: Sequence[float], sign: int) -> dict[str, Any]:
+def compare(differences: Sequence[float], sign: int) -> dict[str, Any]:
     """Mean, interval, sign test and what they come to. sign: 1 where more is better, -1 where less is."""
-    low, high = interval(torch.tensor(differences), draws=20_000)
+    low, high = bootstrap_interval(torch.tensor(differences), draws=20_000)
     better, worse = (sum(d * way > 0 for d in differences) for way in (sign, -sign))
-    p, apart = mcnemar(better, worse), low > 0 or high < 0
+    p, apart = mcnemar_p(better, worse), low > 0 or high < 0
     word = "better" if low * sign > 0 and high * sign > 0 else "worse"
     return {
         "mean": statistics.fmean(differences),
@@ -269,7 +269,7 @@ def compared(differences: Sequence[float], sign: int) -> dict[str, Any]:
     }
 
 
-def told(value: dict[str, Any], places: int = 3) -> str:
+def format_interval(value: dict[str, Any], places: int = 3) -> str:
     """A mean with its interval."""
     low, high = value["interval"]
     return f"{value['mean']:.{places}f} ({low:.{places}f} to {high:.{places}f})"
@@ -285,14 +285,14 @@ def report(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]
             end="",
         )
         print(f"time {row['time']:.2f} ({low:.2f} to {high:.2f})")
-        print("   " + "   ".join(f"{column} {told(row[column])}" for column in columns))
+        print("   " + "   ".join(f"{column} {format_interval(row[column])}" for column in columns))
     for one in differences:
         rate, other = one["learning_rate"], one["reference_learning_rate"]
         print(f"\n{one['way']} (rate {rate:g}) less {one['reference']} (rate {other:g}), rank {one['rank']}")
         for column in columns:
             own = one[column]
             count = f"better on {own['better']}, worse on {own['worse']}, p {own['sign_p']:.3f}"
-            print(f"   {column:12} {told(own):28} {count}: {own['verdict']}")
+            print(f"   {column:12} {format_interval(own):28} {count}: {own['verdict']}")
 
 
 def main() -> None:
@@ -303,17 +303,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/mixer"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     rates, chosen, times = [], {}, {}
     for rank in RANKS:
         file = options.work / f"times{rank}.json"
-        times[rank] = remembered(file, lambda r=rank: step_times(r, options.rounds, options.work))
+        times[rank] = load_or_make(file, lambda r=rank: step_times(r, options.rounds, options.work))
         for way in WAYS:
             tried = tried_rates(way, rank, options.work)
             rates += [{"way": way, "rank": rank, "learning_rate": r, "loss_by_seed": own} for r, own in tried.items()]
-            chosen[way, rank] = best_of(tried)
-    rows, differences = tested(chosen, options.seeds, options.work)
+            chosen[way, rank] = best_rate(tried)
+    rows, differences = test_rows(chosen, options.seeds, options.work)
     for row in rows:
         row |= times[row["rank"]][row["way"]]
     report(rows, differences)

@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 
 import torch
-from demo_settings import captioned
+from demo_settings import write_captioned_folder
 
 from rankfold import SubjectConfig, train
-from rankfold.pipelines.generate import Recipe, denoise, sampling_pipeline
+from rankfold.pipelines.generate import Recipe, denoise, load_sampling_pipeline
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
-from rankfold.toolkit.metrics.statistics import interval
-from rankfold.training.embedded.demo import DEMO_TRAINING, asked_scenes, prompt_for
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
+from rankfold.training.embedded.demo import DEMO_TRAINING, prompt_for, scenes_and_places
 
 FIRST = 2_000_800
 WAYS = {
@@ -39,8 +39,8 @@ WAYS = {
 
 def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, ...], subject: str) -> torch.Tensor:
     """CLIP-I of each of 16 pictures of the subject."""
-    pipe = sampling_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
-    prompts = [prompt_for(subject, scene, place) for scene, place in asked_scenes()]
+    pipe = load_sampling_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
+    prompts = [prompt_for(subject, scene, place) for scene, place in scenes_and_places()]
     pictures = denoise(
         pipe,
         prompts,
@@ -48,9 +48,9 @@ def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, 
         seeds=list(range(900, 900 + len(prompts))),
         steps=25,
         guidance_scale=DEMO_TRAINING["guidance_scale"],
-        side=64,
+        width=64,
     )
-    return clip_i(scorer.pictures(pictures), references)
+    return clip_i(scorer.embed_images(pictures), references)
 
 
 def main() -> None:
@@ -66,8 +66,8 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(options.creatures):
         creature = FIRST + number
-        images = captioned(creature, options.work / str(creature))
-        references = scorer.pictures([picture for picture, _ in world.subject_pictures(creature, 24, seed=2)])
+        images = write_captioned_folder(creature, options.work / str(creature))
+        references = scorer.embed_images([picture for picture, _ in world.subject_pictures(creature, 24, seed=2)])
         among = references @ references.T
         real = float(((among.sum(1) - 1) / (len(references) - 1)).mean())
         asked = {"identity": "sks creature", "leak": "creature"}
@@ -93,7 +93,7 @@ def report(found: dict[str, dict[str, list[torch.Tensor]]], seconds: dict[str, l
         row: dict[str, object] = {"way": name, "seconds": sum(seconds[name]) / sum(seconds["alone"])}
         text = f"{name:16} time {row['seconds']:.2f}"
         for key, values in own.items():
-            low, high = interval(torch.cat(values))
+            low, high = bootstrap_interval(torch.cat(values))
             mean = float(torch.cat(values).mean())
             row |= {key: mean, f"{key}_interval": (low, high), f"{key}_by_creature": [float(v.mean()) for v in values]}
             text += f"  {key} {mean:.2f} ({low:.2f} to {high:.2f})"

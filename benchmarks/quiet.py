@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from rankfold.toolkit.core.terminal import calm
+from rankfold.toolkit.core.terminal import quiet_libraries
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Before anything heavy is imported, as far as that can be."""
-    calm(os.environ)
+    quiet_libraries(os.environ)
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import seconds, spread
+from timing import median_and_range, seconds
 
-from rankfold.pipelines.fuse import fuse
+from rankfold.pipelines.fuse import fuse_adapters
 from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
-from rankfold.toolkit.adapters.attach import attach, trainable
+from rankfold.toolkit.adapters.attach import attach, trainable_parameters
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.formats import native
@@ -42,7 +42,7 @@ def make_adapters(base: str, count: int, root: Path) -> list[Path]:
         model = getattr(pipe, part)
         torch.manual_seed(number)
         attach(model, make_config("lora", rank=16, alpha=16.0, dropout=0.0, target_modules=TARGETS))
-        for parameter in trainable(model):
+        for parameter in trainable_parameters(model):
             torch.nn.init.normal_(parameter, std=0.02)
         native.save_native(model, root / f"{number}" / "native" / part)
         write_lora(
@@ -57,7 +57,7 @@ def ours(base: str, folders: list[Path]) -> Any:
     for number, folder in enumerate(folders):
         native.load_into_pipeline(pipe, folder / "native", f"adapter_{number}")
     native.set_strengths(pipe, {f"adapter_{number}": 1.0 for number in range(len(folders))})
-    return fuse(pipe)
+    return fuse_adapters(pipe)
 
 
 def stock(base: str, folders: list[Path], *, fused: bool) -> Any:
@@ -72,7 +72,7 @@ def stock(base: str, folders: list[Path], *, fused: bool) -> Any:
 
 
 def draw(pipe: Any) -> None:
-    denoise(pipe, ["a creature"], seeds=[0], steps=STEPS, guidance_scale=3.0, side=64, output_type="latent")
+    denoise(pipe, ["a creature"], seeds=[0], steps=STEPS, guidance_scale=3.0, width=64, output_type="latent")
 
 
 def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
@@ -81,7 +81,10 @@ def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
     for number in range(rounds + 1):
         first, second = (load_pipeline(Recipe(prompt="", base=base)) for _ in range(2))
         sides: dict[str, list[Callable[[], object]]] = {
-            "ours": [lambda p=first: native.load_into_pipeline(p, folder / "native", "a"), lambda p=first: fuse(p)],
+            "ours": [
+                lambda p=first: native.load_into_pipeline(p, folder / "native", "a"),
+                lambda p=first: fuse_adapters(p),
+            ],
             "stock": [
                 lambda p=second: p.load_lora_weights(str(folder / "diffusers"), adapter_name="a"),
                 lambda p=second: p.fuse_lora(),
@@ -91,7 +94,7 @@ def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
         times = {name: [seconds(call) for call in sides[name]] for name in order}
         rows.append((times["ours"][0] / times["stock"][0], sum(times["ours"]) / sum(times["stock"])))
     loaded, fused = zip(*rows[1:], strict=True)  # the first round also imports
-    return {"loading": spread(list(loaded)), "loading and fusing": spread(list(fused))}
+    return {"loading": median_and_range(list(loaded)), "loading and fusing": median_and_range(list(fused))}
 
 
 def main() -> None:
@@ -121,7 +124,7 @@ def main() -> None:
                 for _ in range(options.rounds)
             ]
             result = {
-                f"ours over {name}": spread([row["ours"] / row[name] for row in rows])
+                f"ours over {name}": median_and_range([row["ours"] / row[name] for row in rows])
                 for name in sides
                 if name != "ours"
             }

@@ -23,19 +23,19 @@ from pathlib import Path
 from random import Random
 
 import torch
-from few_shot import QUIET, pictures_of
+from few_shot import QUIET, draw_folder
 
 from rankfold import SubjectConfig, train
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
-from rankfold.toolkit.metrics.statistics import interval
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
 from rankfold.training.config.search import SearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
-from rankfold.training.search.evolution import drawn
+from rankfold.training.search.evolution import draw_structure
 from rankfold.training.search.subject import SearchTask
 from rankfold.training.subject.task import SubjectTask
 
@@ -81,7 +81,7 @@ def structures(task: SearchTask, best: SubjectConfig, seed: int) -> dict[str, Su
 
     configs, random, found = {"found": best}, Random(f"random {seed}"), 0
     while found < 3:
-        structure = drawn(task.space, random)
+        structure = draw_structure(task.space, random)
         if task.space.cost(structure) <= task.space.limit:
             found += 1
             configs[f"random {found}"] = with_path(task.path_of(structure))
@@ -102,9 +102,9 @@ def main() -> None:
     losses: dict[str, list[torch.Tensor]] = {}
     sizes: dict[str, list[int]] = {}
     for seed in range(options.seeds):
-        images = pictures_of(NEW + seed, 5, options.work / f"pictures{seed}", seed=0)
+        images = draw_folder(NEW + seed, 5, options.work / f"pictures{seed}", seed=0)
         held_out = find_samples(
-            pictures_of(NEW + seed, 16, options.work / f"test{seed}", seed=1), flip=False, skip_bad=False
+            draw_folder(NEW + seed, 16, options.work / f"test{seed}", seed=1), flip=False, skip_bad=False
         )
         config = search_config(images, options.work / f"search{seed}", seed, options)
         if not (config.out / "best.yaml").is_file():
@@ -122,7 +122,7 @@ def main() -> None:
             loss, size = trained_loss(own, held_out, best.out)
             losses.setdefault(name.split()[0], []).append(loss / base.mean())
             sizes.setdefault(name.split()[0], []).append(size)
-        per_rank = task.plain_lora() // RANK
+        per_rank = task.plain_lora_size() // RANK
         rank = max(1, round(sizes["found"][-1] / per_rank))
         loss, size = trained_loss(
             replace(best, adapter="lora", rank=rank, alpha=float(rank), adapter_options={}), held_out, best.out
@@ -142,7 +142,7 @@ def report(losses: dict[str, list[torch.Tensor]], sizes: dict[str, list[int]], o
     rows = []
     for name, own in losses.items():
         values = torch.cat(own)
-        low, high = interval(values)
+        low, high = bootstrap_interval(values)
         rows.append(
             {
                 "way": name,

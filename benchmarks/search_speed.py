@@ -28,9 +28,9 @@ from rankfold.toolkit.adapters.variants.glora_supernet import (
     Choices,
     GloraSupernetConfig,
     GloraSupernetLayer,
-    chosen,
+    cache_pieces,
+    select_tensors,
     supernet_layers,
-    untrained,
 )
 from rankfold.toolkit.core.modules import replace_module
 
@@ -44,7 +44,7 @@ class Released(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self.layer.get_base_layer().weight, self.layer.get_base_layer().bias
-        t = chosen(self.layer.tensors("default"), self.choices)
+        t = select_tensors(self.layer.tensors("default"), self.choices)
 
         def full(part: str) -> torch.Tensor:
             if f"{part}_down" in t:
@@ -65,14 +65,14 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
     from diffusers import UNet2DConditionModel
     from open_clip.transformer import VisionTransformer
 
-    from rankfold.toolkit.core.paths import assets
+    from rankfold.toolkit.core.paths import assets_folder
 
     torch.manual_seed(0)
     latents, states, steps = torch.randn(32, 24, 8, 8), torch.randn(32, 77, 1), torch.arange(32) * 30
     picture = torch.randn(8, 3, 224, 224)
 
     def unet() -> nn.Module:
-        return UNet2DConditionModel.from_pretrained(assets() / "tiny" / "sd", subfolder="unet")
+        return UNet2DConditionModel.from_pretrained(assets_folder() / "tiny" / "sd", subfolder="unet")
 
     def run_unet(rows: int) -> Callable[[nn.Module], torch.Tensor]:
         def run(model: nn.Module) -> torch.Tensor:
@@ -110,7 +110,9 @@ def random_path(names: list[str], random: Random) -> dict[str, Choices]:
     return {name: tuple(random.choice(CHOICES[part]) for part in CHOICES) for name in names}
 
 
-def alternated(name: str, plain: nn.Module, ours: nn.Module, theirs: nn.Module, rounds: int) -> dict[str, list[float]]:
+def time_alternating(
+    name: str, plain: nn.Module, ours: nn.Module, theirs: nn.Module, rounds: int
+) -> dict[str, list[float]]:
     """Seconds of each side for the same random structures, the order of sides turning."""
     _, _, run = models()[name]
     layers, random = supernet_layers(ours), Random(0)
@@ -140,8 +142,8 @@ def compare(name: str, rounds: int) -> dict[str, object]:
     layers = supernet_layers(theirs)
     for key, layer in layers.items():
         replace_module(theirs, key, Released(layer))
-    with untrained(ours):  # as the search does it
-        times = alternated(name, plain, ours, theirs, rounds)
+    with cache_pieces(ours):  # as the search does it
+        times = time_alternating(name, plain, ours, theirs, rounds)
     middle = {side: statistics.median(own[2:]) for side, own in times.items()}
     ratios = sorted(b / a for a, b in zip(times["ours"][2:], times["released"][2:], strict=True))
     return {

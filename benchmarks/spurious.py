@@ -51,21 +51,21 @@ from classifier import (
     HEAD_ALONE,
     HEAD_WAY,
     WHOLE,
+    AnswerCache,
     Chosen,
-    Kept,
+    Method,
     Rates,
     Towers,
-    Way,
     difference,
-    named,
-    right,
+    format_interval,
+    rates_slug,
+    score_predictions,
     summary,
-    told,
-    trained,
+    train_head,
     write,
 )
 from few_shot_classifier import Pictures
-from quiet import quiet_libraries
+from quiet import silence_libraries
 
 from rankfold.toolkit.embedded import world
 
@@ -85,10 +85,10 @@ FVAE_RATES = (1e-3, 3e-3, 1e-2)
 REFERENCE = "LoRA"
 WAYS = {
     HEAD_ALONE: HEAD_WAY,
-    REFERENCE: Way("lora", RANK, rates=(1e-3, 3e-3, 1e-2)),
-    "FVAE, relu": Way("fvae", RANK, rates=FVAE_RATES),
-    "FVAE, identity": Way("fvae", RANK, {"encoder_activation": "identity"}, rates=FVAE_RATES),
-    "whole tower": Way(WHOLE, rates=(3e-5, 1e-4, 3e-4)),
+    REFERENCE: Method("lora", RANK, rates=(1e-3, 3e-3, 1e-2)),
+    "FVAE, relu": Method("fvae", RANK, rates=FVAE_RATES),
+    "FVAE, identity": Method("fvae", RANK, {"encoder_activation": "identity"}, rates=FVAE_RATES),
+    "whole tower": Method(WHOLE, rates=(3e-5, 1e-4, 3e-4)),
 }
 FIGURES = {"average": 1, "worst": 1, "gap": -1, "likely": 1}  # and the sign of what is better
 
@@ -121,7 +121,7 @@ def thing_of(question: Question, answer: int, scene: int, rng: np.random.Generat
     return world.Thing(**own | {"scene": question.scenes[scene], question.name: ANSWERS[question.name][answer]})
 
 
-def drawn(
+def draw_images(
     question: Question, count: int, stream: int, even: bool, preprocess: Callable
 ) -> tuple[Pictures, torch.Tensor]:
     """Fresh pictures with their answers, and whether each is in the scene of its answer; even: in half of them, in each group alike."""
@@ -140,15 +140,15 @@ class Bench:
     """The towers, the pictures of each question, and what is known."""
 
     def __init__(self, work: Path) -> None:
-        self.towers, self.kept = Towers(), Kept(work)
-        self.drawn = lru_cache(2)(partial(drawn, preprocess=self.towers.preprocess))
+        self.towers, self.kept = Towers(), AnswerCache(work)
+        self.drawn = lru_cache(2)(partial(draw_images, preprocess=self.towers.preprocess))
         self.chosen = Chosen(WAYS, self.score)
 
-    def right(self, name: str, rates: Rates, question: Question, test: Pictures) -> torch.Tensor:
+    def score_predictions(self, name: str, rates: Rates, question: Question, test: Pictures) -> torch.Tensor:
         """1 where a test picture is answered rightly after training, otherwise 0."""
         data, _ = self.drawn(question, TRAINING, 1, False)
-        tower = self.towers.of(WAYS[name], question.seed)
-        return right(tower, trained(tower, rates, data, STEPS, question.seed), test)
+        tower = self.towers.make_tower(WAYS[name], question.seed)
+        return score_predictions(tower, train_head(tower, rates, data, STEPS, question.seed), test)
 
     def score(self, name: str, rates: Rates) -> float:
         """Accuracy on the question that is not tested on, in both scenes alike."""
@@ -156,19 +156,21 @@ class Bench:
 
         def accuracy() -> float:
             test, _ = self.drawn(question, VALIDATION, 2, True)
-            return float(self.right(name, rates, question, test).mean())
+            return float(self.score_predictions(name, rates, question, test).mean())
 
-        return self.kept.answer(f"even-{name}-{named(rates)}-{STEPS}", accuracy)
+        return self.kept.answer(f"even-{name}-{rates_slug(rates)}-{STEPS}", accuracy)
 
     def run(self, name: str, question: Question) -> dict[str, Any]:
         """All figures of one run, and the accuracy of each group."""
-        rates, own = self.chosen.of(name), f"{question.name}-{question.share:g}-{question.seed}"
-        return self.kept.answer(f"{name}-{named(rates)}-{STEPS}-{own}", partial(self.figures, name, rates, question))
+        rates, own = self.chosen.rates_of(name), f"{question.name}-{question.share:g}-{question.seed}"
+        return self.kept.answer(
+            f"{name}-{rates_slug(rates)}-{STEPS}-{own}", partial(self.figures, name, rates, question)
+        )
 
     def figures(self, name: str, rates: Rates, question: Question) -> dict[str, Any]:
         """The same, by training."""
         test, matching = self.drawn(question, TEST, 3, True)
-        correct = self.right(name, rates, question, test)
+        correct = self.score_predictions(name, rates, question, test)
         groups = {
             f"{ANSWERS[question.name][answer]}, {question.scenes[answer if match else 1 - answer]}": float(
                 correct[(test.classes == answer) & (matching == match)].mean()
@@ -182,7 +184,7 @@ class Bench:
         return {"average": average, "worst": worst, "gap": average - worst, "likely": likely, "groups": groups}
 
 
-def row_of(name: str, share: float, runs: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+def result_row(name: str, share: float, runs: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """One way at one share: its figures over the runs."""
     row = {"way": name, "share": share, **facts} | {key: summary([run[key] for run in runs]) for key in FIGURES}
     each = len(runs) // len(TESTED_ON)
@@ -215,13 +217,15 @@ def over_shares(rows: list[dict[str, Any]], way: str, shares: list[float], key: 
 def report(rows: list[dict[str, Any]], differences: list[dict[str, Any]]) -> None:
     """Prints both tables, in points of a hundred."""
     for row in rows:
-        figures = "   ".join(f"{key} {told(row[key])}" for key in FIGURES)
+        figures = "   ".join(f"{key} {format_interval(row[key])}" for key in FIGURES)
         print(f"{row['share']:g}  {row['way']:15} {row['learning_rate']:g}   {figures}")
     for one in differences:
         print(f"\n{one['way']} less {one['reference']}, shares {one['shares']}")
         for key in FIGURES:
             own = one[key]
-            print(f"   {key:8} {told(own):22} better {own['better']}, worse {own['worse']}: {own['verdict']}")
+            print(
+                f"   {key:8} {format_interval(own):22} better {own['better']}, worse {own['worse']}: {own['verdict']}"
+            )
 
 
 def main() -> None:
@@ -232,7 +236,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/spurious"))
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     bench = Bench(options.work)
     runs_of, rows = [(name, seed) for name in TESTED_ON for seed in range(options.seeds)], []
@@ -245,7 +249,7 @@ def main() -> None:
             for name in WAYS:
                 runs[name].append(bench.run(name, question))
             print(question, "worst", {name: round(own[-1]["worst"], 3) for name, own in runs.items()}, flush=True)
-        rows += [row_of(name, share, own, facts[name]) for name, own in runs.items()]
+        rows += [result_row(name, share, own, facts[name]) for name, own in runs.items()]
     differences = differences_of(rows)
     report(rows, differences)
     settings = {"steps": STEPS, "runs": runs_of, "seconds": round(bench.kept.seconds)}

@@ -114,20 +114,20 @@ def tricks(folder: Path, base: str) -> dict[str, tuple[Callable, Callable]]:
         step.optimizer = torch.optim.AdamW(step.parameters, lr=1e-3, **settings)
         return step
 
-    def compiled() -> Step:
+    def compile_step() -> Step:
         step = steps()
         step.module = torch.compile(step.module)
         return step
 
-    def apart() -> Step:
+    def separate_forwards() -> Step:
         return TwoForwards(*make_task(folder, base, "lora", prior_weight=1.0, prior_pictures=8))
 
     return {
         "channels-last": (steps(), channels_last()),
         "fused AdamW over foreach": (with_optimizer(foreach=True), with_optimizer(fused=True)),
         "fused AdamW over a loop": (with_optimizer(foreach=False), with_optimizer(fused=True)),
-        "torch.compile": (steps(), compiled()),
-        "subject and class pictures in one forward": (apart(), steps(prior_weight=1.0, prior_pictures=8)),
+        "torch.compile": (steps(), compile_step()),
+        "subject and class pictures in one forward": (separate_forwards(), steps(prior_weight=1.0, prior_pictures=8)),
         "PEFT LoRA over MoSLoRA": (steps("moslora"), steps("lora")),
     }
 

@@ -31,8 +31,8 @@ import httpx
 import psutil
 from gradio_client import Client
 from playwright.sync_api import Browser, sync_playwright
-from studio_pictures import PAGES, PATIENCE, started
-from timing import spread
+from studio_pictures import PAGES, PATIENCE, start_app
+from timing import median_and_range
 
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.embedded import world
@@ -75,7 +75,7 @@ async def watch(number: int, address: str, tick: tuple[str, dict[str, Any]], tic
     url, body = tick
     session = f"viewer{number}"
     async with httpx.AsyncClient(timeout=60) as client, asyncio.TaskGroup() as together:
-        together.create_task(stay(client, f"{address}/gradio_api/heartbeat/{session}"))
+        together.create_task(keep_watching(client, f"{address}/gradio_api/heartbeat/{session}"))
         await asyncio.sleep(random.uniform(0, TICK))
         while True:
             begin = time.perf_counter()
@@ -85,14 +85,14 @@ async def watch(number: int, address: str, tick: tuple[str, dict[str, Any]], tic
             await asyncio.sleep(max(0.0, TICK - ticks[-1]))
 
 
-async def stay(client: httpx.AsyncClient, url: str) -> None:
+async def keep_watching(client: httpx.AsyncClient, url: str) -> None:
     """Keeps a stream open."""
     async with client.stream("GET", url, timeout=None) as stream:
         async for _ in stream.aiter_bytes():
             pass
 
 
-async def watched(
+async def measure_watched(
     run: Run, viewers: int, address: str, tick: tuple[str, dict[str, Any]], seconds: float
 ) -> tuple[float, list[float]]:
     """Speed of the run while so many watch, and how long each tick took."""
@@ -127,7 +127,7 @@ def start_times(work: Path, rounds: int) -> list[float]:
             importing.stdout.readline()  # its end, which takes seconds, too, does not count
             imports = time.perf_counter() - begin
         begin = time.perf_counter()
-        process, _ = started(work)
+        process, _ = start_app(work)
         found.append(time.perf_counter() - begin - imports)
         process.kill()
         process.wait()
@@ -160,7 +160,7 @@ def main() -> None:
     for number, (picture, _) in enumerate(world.subject_pictures(2_000_011, 5)):
         picture.save(images / f"{number}.png")
     beyond = start_times(options.work, options.rounds)
-    process, address = started(options.work)
+    process, address = start_app(options.work)
     try:
         paints = first_paints(address)
         starter = Client(address, verbose=False)
@@ -174,18 +174,18 @@ def main() -> None:
         for _ in range(options.rounds):
             before = speed(run, options.seconds)
             begin = sum(server.cpu_times()[:2])
-            among, own = asyncio.run(watched(run, options.viewers, address, tick, options.seconds))
+            among, own = asyncio.run(measure_watched(run, options.viewers, address, tick, options.seconds))
             busy.append((sum(server.cpu_times()[:2]) - begin) / (options.seconds + 3 * TICK))
             ratios.append(2 * among / (before + speed(run, options.seconds)))
             ticks += own
         found = {
-            "beyond_imports": spread(beyond),
+            "beyond_imports": median_and_range(beyond),
             "first_paint": paints,
             "viewers": options.viewers,
             "ticks": len(ticks),
             "tick_median": statistics.median(ticks),
             "tick_95": statistics.quantiles(ticks, n=20)[-1],
-            "server_busy": spread(busy),
+            "server_busy": median_and_range(busy),
             "speed_with_viewers": ratios,
             "speed_median": statistics.median(ratios),
         }

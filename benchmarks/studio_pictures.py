@@ -28,7 +28,7 @@ PATIENCE = 180_000  # milliseconds
 VIEWS = {"light": (1180, "light"), "dark": (1180, "dark"), "phone": (390, "light")}
 
 
-def started(work: Path) -> tuple[Any, str]:
+def start_app(work: Path) -> tuple[Any, str]:
     """The app, ready, and its address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/studio_pictures"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    process, address = started(options.work)
+    process, address = start_app(options.work)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -47,12 +47,12 @@ def peak_bytes(step: Callable[[], object], device: str) -> int:
     return peak
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def median_and_range(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def remembered(file: Path, make: Callable[[], Any]) -> Any:
+def load_or_make(file: Path, make: Callable[[], Any]) -> Any:
     """What the file holds, or what is made and then written there."""
     if not file.is_file():
         write_text(file, json.dumps(make(), indent=1))

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rankfold.pipelines.generate import Recipe, denoise, grid, load_pipeline
+from rankfold.pipelines.generate import Recipe, denoise, image_grid, load_pipeline
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, labels, load_judge, pictures_to_pixels
+from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, label_indices, load_judge, pictures_to_pixels
 from rankfold.toolkit.metrics.clip import ClipScorer, psnr
-from rankfold.toolkit.metrics.statistics import interval
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
 
 FRESH = 987_654  # seed of everything drawn here; training uses seed 0
 UNSEEN = 3_000_000  # creatures from here on are in no training set
@@ -28,7 +28,7 @@ UNSEEN = 3_000_000  # creatures from here on are in no training set
 @torch.no_grad()
 def judge_accuracy(judge, pictures, things) -> dict[str, float]:
     """Share of right answers on pictures whose descriptions are known."""
-    goal = torch.tensor([labels(thing) for thing in things])
+    goal = torch.tensor([label_indices(thing) for thing in things])
     logits = judge(pictures_to_pixels(pictures))
     out = {}
     for number, name in enumerate(ANSWERS):
@@ -63,19 +63,19 @@ def picture_bars(pipe, judge, prompts: int, steps: int, guidance: float, sheet: 
     for start in range(0, prompts, 50):
         chunk = [world.caption(thing) for thing in things[start : start + 50]]
         made += denoise(
-            pipe, chunk, seeds=range(start, start + len(chunk)), steps=steps, guidance_scale=guidance, side=64
+            pipe, chunk, seeds=range(start, start + len(chunk)), steps=steps, guidance_scale=guidance, width=64
         )
     if sheet:
-        grid(made[:64], 16).save(sheet)
+        image_grid(made[:64], 16).save(sheet)
         print([world.caption(thing) for thing in things[:16]])
-    answers = judge.read(made)
+    answers = judge.classify(made)
     out: dict[str, object] = {}
     for name in ANSWERS:
         asked = [(a[name], getattr(t, name)) for a, t in zip(answers, things, strict=True)]
         if name in ("place", "size"):
             asked = [pair for pair, thing in zip(asked, things, strict=True) if thing.count == "one"]
         right = torch.tensor([float(a == b) for a, b in asked])
-        low, high = interval(right)
+        low, high = bootstrap_interval(right)
         out[name] = {"share": float(right.mean()), "low": low, "high": high, "n": len(right)}
     return out
 
@@ -87,9 +87,9 @@ def clip_bars(scorer: ClipScorer) -> dict[str, float]:
         views = world.subject_pictures(UNSEEN + number, 2, seed=FRESH)
         gallery.append(views[0][0])
         query.append(views[1][0])
-    similarity = scorer.pictures(query) @ scorer.pictures(gallery).T
+    similarity = scorer.embed_images(query) @ scorer.embed_images(gallery).T
     right = (similarity.argmax(1) == torch.arange(100)).float()
-    low, high = interval(right)
+    low, high = bootstrap_interval(right)
     same = similarity.diagonal().mean()
     other = (similarity.sum() - similarity.diagonal().sum()) / (100 * 99)
     return {
@@ -116,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     judge = load_judge(options.models / "judge.safetensors")
     pipe = load_pipeline(Recipe(prompt="", base=options.base))
-    drawn = [world.sample(FRESH, number) for number in range(options.renders)]
+    drawn = [world.draw_sample(FRESH, number) for number in range(options.renders)]
     pictures, things = [row[0] for row in drawn], [row[2] for row in drawn]
     result = {
         "judge_on_renders": judge_accuracy(judge, pictures, things),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from quiet import quiet_libraries
+from quiet import silence_libraries
 
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.toolkit.data.conversations import Conversation
@@ -25,11 +25,11 @@ from rankfold.training.embedded.vlm import HELD_OUT, question_picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--base", default="tiny-vlm")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(1)
     rows, wanted, kinds = [], [], []
     for number in range(options.pictures):
@@ -47,8 +47,8 @@ def main() -> None:
     said = answers(open_chat(options.base), rows, max_new_tokens=48, batch=64)
     right = [float(a == b) for a, b in zip(said, wanted, strict=True)]
     figures = {
-        kind: statistics.share([r for r, k in zip(right, kinds, strict=True) if k == kind],
-                            [row.place for row, k in zip(rows, kinds, strict=True) if k == kind])
+        kind: statistics.mean_with_interval([r for r, k in zip(right, kinds, strict=True) if k == kind],
+                            [row.location for row, k in zip(rows, kinds, strict=True) if k == kind])
         for kind in sorted(set(kinds))
     }  # fmt: skip
     for kind, own in figures.items():

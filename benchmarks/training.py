@@ -22,13 +22,13 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
-from timing import seconds, spread
+from timing import median_and_range, seconds
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.toolkit.adapters.attach import attach, parameter_groups
 from rankfold.toolkit.adapters.registry import make_config
-from rankfold.toolkit.diffusion.model import ATTENTION, JOINT_ATTENTION, packed
+from rankfold.toolkit.diffusion.model import ATTENTION_TARGETS, JOINT_ATTENTION_TARGETS, pack_latents
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.engine.optimizer import make_optimizer
 from rankfold.training.subject.denoising import compile_blocks
@@ -80,7 +80,7 @@ def flux() -> tuple[nn.Module, Callable[[int], dict]]:
     def inputs(batch: int) -> dict:
         places = torch.zeros((side // 2) ** 2, 3, device=DEVICE, dtype=DTYPE)
         return {
-            "hidden_states": packed(random(batch, 16, side, side)),
+            "hidden_states": pack_latents(random(batch, 16, side, side)),
             "timestep": torch.full((batch,), 0.5, device=DEVICE, dtype=DTYPE),
             "guidance": torch.ones(batch, device=DEVICE),
             "pooled_projections": random(batch, 768),
@@ -92,7 +92,7 @@ def flux() -> tuple[nn.Module, Callable[[int], dict]]:
     return transformer, inputs
 
 
-SIZES = {"sdxl": (sdxl, ATTENTION), "flux": (flux, JOINT_ATTENTION)}
+SIZES = {"sdxl": (sdxl, ATTENTION_TARGETS), "flux": (flux, JOINT_ATTENTION_TARGETS)}
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -129,7 +129,7 @@ def ours(size: str, batch: int, *, compiled: bool = False) -> Callable[[], None]
     return step
 
 
-def plain(size: str, batch: int) -> Callable[[], None]:
+def plain_step(size: str, batch: int) -> Callable[[], None]:
     """One step as the example scripts take it."""
     denoiser, inputs = fresh(size)
     denoiser.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(SIZES[size][1])))
@@ -161,7 +161,7 @@ def peak(step: Callable[[], None]) -> float:
     return (torch.cuda.max_memory_allocated() - held) / 2**30
 
 
-def floor_of(step: Callable[[], None]) -> float:
+def min_step_seconds(step: Callable[[], None]) -> float:
     """Seconds that a step's operations take at the rate of large matrix products."""
     with FlopCounterMode(display=False) as flops:
         step()
@@ -171,19 +171,21 @@ def floor_of(step: Callable[[], None]) -> float:
     return flops.get_total_flops() * best / (2 * n**3)
 
 
-def compared(size: str, batch: int, rounds: int) -> dict[str, object]:
+def compare_seconds(size: str, batch: int, rounds: int) -> dict[str, object]:
     """Ratios of seconds a step."""
-    sides = {"ours": ours(size, batch), "compiled": ours(size, batch, compiled=True), "plain": plain(size, batch)}
+    sides = {"ours": ours(size, batch), "compiled": ours(size, batch, compiled=True), "plain": plain_step(size, batch)}
     for step in sides.values():
         for _ in range(3):
             step()
     times = [{name: seconds(step) for name, step in sides.items()} for _ in range(rounds)]
-    floors = [floor_of(sides["ours"]) for _ in range(3)]
+    floors = [min_step_seconds(sides["ours"]) for _ in range(3)]
     return {
-        "plain over ours": spread([row["plain"] / row["ours"] for row in times]),
-        "plain over compiled": spread([row["plain"] / row["compiled"] for row in times]),
-        "ours over floor": spread([row["ours"] / floor for row, floor in zip(times, floors, strict=False)]),
-        "compiled over floor": spread([row["compiled"] / floor for row, floor in zip(times, floors, strict=False)]),
+        "plain over ours": median_and_range([row["plain"] / row["ours"] for row in times]),
+        "plain over compiled": median_and_range([row["plain"] / row["compiled"] for row in times]),
+        "ours over floor": median_and_range([row["ours"] / floor for row, floor in zip(times, floors, strict=False)]),
+        "compiled over floor": median_and_range(
+            [row["compiled"] / floor for row, floor in zip(times, floors, strict=False)]
+        ),
         "working GiB": {name: peak(step) for name, step in sides.items()} if GPU else None,
     }
 
@@ -207,7 +209,7 @@ def main() -> None:
     }
     for size in options.sizes:
         for batch in options.batches:
-            found[f"{size}, batch {batch}"] = result = compared(size, batch, options.rounds)
+            found[f"{size}, batch {batch}"] = result = compare_seconds(size, batch, options.rounds)
             print(size, batch, json.dumps(result), flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -46,15 +46,15 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def timed(self, call):
-        def wrapped(*arguments, **named):
+    def wrap(self, call):
+        def call(*arguments, **named):
             begin = time.perf_counter()
             try:
                 return call(*arguments, **named)
             finally:
                 self.seconds += time.perf_counter() - begin
 
-        return wrapped
+        return call
 
 
 def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
@@ -64,12 +64,12 @@ def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
     from rankfold.training.launch import start
 
     clock, marks = Clock(), []
-    begin_loop, one_step = loop.Loop.__init__, loop.Loop.one_step
+    begin_loop, one_step = loop.Loop.__init__, loop.Loop.train_step
 
     def begin(self, *arguments):
         begin_loop(self, *arguments)
-        self.backward = clock.timed(self.backward)
-        self.optimizer.step = clock.timed(self.optimizer.step)
+        self.backward = clock.wrap(self.backward)
+        self.optimizer.step = clock.wrap(self.optimizer.step)
 
     def step(self):
         marks.append((time.perf_counter(), clock.seconds))
@@ -78,12 +78,12 @@ def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RANKFOLD_CACHE"] = f"{folder}/cache"
         config = config_for(Path(folder) / "run", images, base, steps, threads)
-        loop.Loop.__init__, loop.Loop.one_step = begin, step
+        loop.Loop.__init__, loop.Loop.train_step = begin, step
         began = time.perf_counter()
         try:
             start.train(config)
         finally:
-            loop.Loop.__init__, loop.Loop.one_step = begin_loop, one_step
+            loop.Loop.__init__, loop.Loop.train_step = begin_loop, one_step
         total = time.perf_counter() - began
     pairs = list(itertools.pairwise(marks))
     gaps = [after[0] - before[0] for before, after in pairs]
@@ -96,7 +96,7 @@ def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
     }
 
 
-def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
+def run_example_loop(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
     """The common example script's loop: pictures and prompts are encoded in every step."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -106,7 +106,7 @@ def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]
     from torchvision import transforms
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from rankfold.toolkit.diffusion.model import ATTENTION
+    from rankfold.toolkit.diffusion.model import ATTENTION_TARGETS
     from rankfold.training.engine.progress import peak_memory_gib
 
     torch.set_num_threads(threads)
@@ -119,7 +119,7 @@ def plain(images: Path, base: str, steps: int, threads: int) -> dict[str, float]
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=torch.float32).requires_grad_(False)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float32).requires_grad_(False)
     scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=list(ATTENTION)))
+    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=list(ATTENTION_TARGETS)))
     parameters = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     schedule = get_scheduler("constant", optimizer)
@@ -182,7 +182,7 @@ def in_own_process(side, *arguments) -> dict[str, float]:
         return pool.apply(side, arguments)
 
 
-def spread(values: list[float]) -> str:
+def median_and_range(values: list[float]) -> str:
     return f"{statistics.median(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
@@ -198,17 +198,19 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
     for number in range(options.rounds):
-        sides = [("ours", ours), ("plain", plain)]
+        sides = [("ours", ours), ("plain", run_example_loop)]
         for name, side in sides if number % 2 == 0 else sides[::-1]:
             rows[name].append(in_own_process(side, options.images, options.base, options.steps, options.threads))
     for figure, unit in (("step", "s"), ("run", "s"), ("peak", "GiB")):
         mine, theirs = ([row[figure] for row in rows[name]] for name in ("ours", "plain"))
         ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-        print(f"{figure:>5} [{unit}]  ours {spread(mine)}  plain {spread(theirs)}  plain/ours {spread(ratios)}")
+        print(
+            f"{figure:>5} [{unit}]  ours {median_and_range(mine)}  plain {median_and_range(theirs)}  plain/ours {median_and_range(ratios)}"
+        )
     predicted = [row["step"] / (row["step"] - row["encode"]) for row in rows["plain"]]
-    print(f"predicted from the removed work: {spread(predicted)}")
+    print(f"predicted from the removed work: {median_and_range(predicted)}")
     outside = [row["outside"] for row in rows["ours"]]
-    print(f"share of our step outside forward, backward and optimizer: {spread(outside)}")
+    print(f"share of our step outside forward, backward and optimizer: {median_and_range(outside)}")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -23,11 +23,11 @@ import torch
 from PIL import Image
 
 from rankfold import ComposeConfig, SubjectConfig, compose, train
-from rankfold.pipelines.generate import Recipe, generate, grid, load_pipeline
+from rankfold.pipelines.generate import Recipe, generate, image_grid, load_pipeline
 from rankfold.pipelines.regions import parse_region
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.statistics import interval
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
 from rankfold.training.embedded.demo import DEMO_TRAINING
 
 FIRST = 2_000_101  # creatures of pair p: FIRST + 10 p and the next
@@ -72,7 +72,7 @@ def few_pictures(pair: int, work: Path) -> Path:
     return folder
 
 
-def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recipe]]:
+def make_recipes(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recipe]]:
     """Name -> the recipe for a place such as 'on the beach'."""
     singles, few = single_adapters(pair, work, threads), few_pictures(pair, work)
     here = work / f"pair{pair}"
@@ -84,26 +84,26 @@ def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recip
             general, prompt=PROMPT.format(where=where), adapters=(str(folder),), strengths=(1.0,)
         )
 
-    def composed(name: str, **settings) -> Callable[[str], Recipe]:
+    def compose_pair(name: str, **settings) -> Callable[[str], Recipe]:
         config = ComposeConfig(adapters=tuple(singles), out=here / name, **settings)
         return with_adapter(compose(config, overwrite=config.out.is_dir()).adapter)
 
-    def together(where: str) -> Recipe:
+    def train_together(where: str) -> Recipe:
         return replace(general, prompt=PROMPT.format(where=where), adapters=tuple(singles), strengths=(1.0, 1.0))
 
     def by_regions(where: str) -> Recipe:
         texts = [f"{side}: a sks{n} creature {where} in the centre" for n, side in ((1, "left"), (2, "right"))]
-        return replace(together(where), regions=tuple(parse_region(text) for text in texts))
+        return replace(train_together(where), regions=tuple(parse_region(text) for text in texts))
 
     scratch = SubjectConfig(out=here / "scratch", **(DEMO_TRAINING | learning | {"learning_rate": 1e-3}))
     return {
         "base model": lambda where: replace(general, prompt=f"two creatures {where}"),
-        "both switched on": together,
-        "uniform": composed("uniform"),
-        "learned": composed("learned", **learning),
-        "learned, free": composed("free", free=True, **learning),
+        "both switched on": train_together,
+        "uniform": compose_pair("uniform"),
+        "learned": compose_pair("learned", **learning),
+        "learned, free": compose_pair("free", free=True, **learning),
         **{
-            f"PEFT {merge}, {weight:g} each": composed(f"{merge}{weight:g}", merge=merge, weights=(weight, weight))
+            f"PEFT {merge}, {weight:g} each": compose_pair(f"{merge}{weight:g}", merge=merge, weights=(weight, weight))
             for merge in MERGES
             for weight in (0.5, 1.0)
         },
@@ -115,7 +115,7 @@ def ways(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recip
 def embeddings(scorer: ClipScorer, pictures: list[Image.Image]) -> torch.Tensor:
     """Of the left and the right part of each picture, (N, 2, D)."""
     parts = [picture.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for picture in pictures for box in PARTS]
-    return scorer.pictures(parts).view(len(pictures), 2, -1)
+    return scorer.embed_images(parts).view(len(pictures), 2, -1)
 
 
 def references(scorer: ClipScorer, creature: int, n: int = 24) -> torch.Tensor:
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/two_subjects"))
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--picture", type=Path, default=None)
+    parser.add_argument("--image", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     scorer, scores, sheet = ClipScorer(), {}, []
@@ -157,7 +157,7 @@ def main() -> None:
         ]
         scores.setdefault("drawn pictures", []).append(identities(embeddings(scorer, drawn), subjects))
         rows = [("drawn pictures", drawn[:8])]
-        for name, recipe in ways(pair, options.work, options.threads).items():
+        for name, recipe in make_recipes(pair, options.work, options.threads).items():
             pipe, pictures = load_pipeline(recipe(scenes[0][1])), []
             for _, where in scenes:
                 pictures += [p for p, _ in generate(replace(recipe(where), seed=1000), options.seeds, pipe=pipe)]
@@ -167,7 +167,7 @@ def main() -> None:
             sheet = rows
     report(scores, options.out)
     if options.picture:
-        pictures = grid([picture for _, row in sheet for picture in row], columns=8, gap=2)
+        pictures = image_grid([picture for _, row in sheet for picture in row], columns=8, gap=2)
         pictures.resize((pictures.width * 2, pictures.height * 2), Image.Resampling.NEAREST).save(options.picture)
         print("rows:", ", ".join(name for name, _ in sheet))
 
@@ -179,8 +179,8 @@ def report(scores: dict[str, list[torch.Tensor]], out: Path | None) -> None:
     for name, found in all_of.items():
         closed = (found - floor) / (ceiling - floor)
         both = closed.min(1).values
-        low, high = interval(closed.mean(1))
-        both_low, both_high = interval(both)
+        low, high = bootstrap_interval(closed.mean(1))
+        both_low, both_high = bootstrap_interval(both)
         row = {"way": name, "first": float(closed[:, 0].mean()), "second": float(closed[:, 1].mean())}
         row |= {"identity": float(closed.mean()), "identity_interval": (low, high)}
         row |= {"both": float(both.mean()), "both_interval": (both_low, both_high), "cosine": float(found.mean())}

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from rankfold import SubjectConfig
-from rankfold.toolkit.adapters.attach import trainable
+from rankfold.toolkit.adapters.attach import trainable_parameters
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.diffusion.model import PictureModel
-from rankfold.training.config.peft_config import adapter_config
+from rankfold.toolkit.diffusion.model import DiffusionModel
+from rankfold.training.config.peft_config import peft_config
 from rankfold.training.subject.denoising import attach_to_parts
 
 RANKS = (*range(1, 17), *range(18, 33, 2), 40, 48, 64, 80, 96, 128)
@@ -66,20 +66,20 @@ class Sized:
         }
 
 
-def count(model: PictureModel, config: SubjectConfig) -> int:
+def count(model: DiffusionModel, config: SubjectConfig) -> int:
     """How many numbers the adapter of this config trains. The model is left as it was."""
     own = copy.copy(model)
     for name in (model.denoiser_name, *model.text_encoders()):
         setattr(own, name, copy.deepcopy(getattr(model, name)))
-    parts: dict[str, nn.Module] = attach_to_parts(own, config, lambda targets: adapter_config(config, targets))
-    return sum(p.numel() for part in parts.values() for p in trainable(part))
+    parts: dict[str, nn.Module] = attach_to_parts(own, config, lambda targets: peft_config(config, targets))
+    return sum(p.numel() for part in parts.values() for p in trainable_parameters(part))
 
 
-def sized(name: str, model: PictureModel, config: SubjectConfig, goal: int) -> Sized:
+def match_size(name: str, model: DiffusionModel, config: SubjectConfig, target: int) -> Sized:
     """The size of a method that is nearest to `goal` trained numbers."""
     method = METHODS[name]
 
-    def at(rank: int, own: dict[str, str]) -> Sized:
+    def count_at(rank: int, own: dict[str, str]) -> Sized:
         options = method.options | own
         made = replace(
             config, adapter=method.adapter, rank=rank, alpha=float(rank), dropout=0.0, adapter_options=options
@@ -90,9 +90,9 @@ def sized(name: str, model: PictureModel, config: SubjectConfig, goal: int) -> S
     for own in method.sizes:
         for rank in RANKS:
             try:
-                found.append(at(rank, own))
+                found.append(count_at(rank, own))
             except UserError:  # FVAE's loss has no lower bound at the smallest ranks
                 continue
-            if found[-1].parameters > 2 * goal:
+            if found[-1].parameters > 2 * target:
                 break
-    return min(found, key=lambda one: abs(one.parameters - goal))
+    return min(found, key=lambda one: abs(one.parameters - target))

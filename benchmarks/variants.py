@@ -36,14 +36,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_settings import captioned
+from demo_settings import write_captioned_folder
 from PIL import Image
-from timing import peak_bytes, remembered, seconds
-from variant_methods import METHODS, SEARCHED, Sized, count, sized
+from timing import load_or_make, peak_bytes, seconds
+from variant_methods import METHODS, SEARCHED, Sized, count, match_size
 from variants_report import report
 
 from rankfold import SubjectConfig, train
-from rankfold.pipelines.generate import Recipe, sampling_pipeline
+from rankfold.pipelines.generate import Recipe, load_sampling_pipeline
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.images import load_rgb
@@ -57,7 +57,7 @@ from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
-from rankfold.training.evaluation.measuring import Measured, Series
+from rankfold.training.evaluation.measuring import Measurement, Series
 from rankfold.training.evaluation.subject import SubjectTest, draw, read_prompts, unrelated_prompts
 from rankfold.training.subject.task import SubjectTask
 
@@ -122,7 +122,7 @@ def drawn_subject(creature: int, work: Path) -> Subject:
     """A creature of the tiny world."""
     images, references = work / "subjects" / f"{creature}", work / "subjects" / f"{creature}-references"
     if not references.is_dir():
-        captioned(creature, images)
+        write_captioned_folder(creature, images)
         references.mkdir(parents=True)
         for number, (picture, _) in enumerate(world.subject_pictures(creature, REFERENCES, seed=1)):
             picture.save(references / f"{number:02d}.png")
@@ -158,22 +158,22 @@ def test_of(settings: Settings) -> SubjectTest:
     )
 
 
-def drawn(settings: Settings, adapter: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_embeddings(settings: Settings, adapter: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings of the pictures of all prompts, and of the unrelated ones, with an adapter or without."""
     test, clip = test_of(settings), scorer(settings.clip)
     guidance = DEMO_TRAINING["guidance_scale"] if settings.base in EMBEDDED else Recipe("").guidance_scale
     recipe = Recipe(prompt="", base=settings.base, seed=7000, guidance_scale=guidance)
     if adapter:
         recipe = replace(recipe, adapters=(adapter,), strengths=(1.0,))
-    pipe = sampling_pipeline(recipe)
+    pipe = load_sampling_pipeline(recipe)
     own = draw(recipe, test.texts(token=True), EACH, pipe).pictures
     unrelated = draw(recipe, test.unrelated, 1, pipe).pictures
-    return clip.pictures(own), clip.pictures(unrelated)
+    return clip.embed_images(own), clip.embed_images(unrelated)
 
 
 @cache
 def base_drawn(settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    return drawn(settings, None)
+    return draw_embeddings(settings, None)
 
 
 def photos(folder: str) -> list[Image.Image]:
@@ -183,21 +183,21 @@ def photos(folder: str) -> list[Image.Image]:
 def figures(settings: Settings, subject: Subject, adapter: str) -> dict[str, float]:
     """All figures of one adapter."""
     clip, test = scorer(settings.clip), test_of(settings)
-    real = clip.pictures(photos(subject.references))
+    real = clip.embed_images(photos(subject.references))
     aim = float(
-        metrics.leave_one_out(real).mean()
+        metrics.leave_one_out_similarity(real).mean()
         if len(real) > 2
-        else metrics.clip_i(clip.pictures(photos(subject.images)), real).mean()
+        else metrics.clip_i(clip.embed_images(photos(subject.images)), real).mean()
     )
     texts = [text for text in test.texts(token=False) for _ in range(EACH)]
-    wanted = clip.texts(texts)
+    wanted = clip.embed_texts(texts)
 
-    def measured(shown: torch.Tensor) -> Measured:
+    def measure(shown: torch.Tensor) -> Measurement:
         likeness, fidelity = metrics.clip_i(shown, real), metrics.clip_t(shown, wanted)
-        return Measured(0, tuple(likeness.tolist()), tuple(fidelity.tolist()), tuple(texts))
+        return Measurement(0, tuple(likeness.tolist()), tuple(fidelity.tolist()), tuple(texts))
 
-    (before, before_unrelated), (after, after_unrelated) = base_drawn(settings), drawn(settings, adapter)
-    base, tuned = measured(before), measured(after)
+    (before, before_unrelated), (after, after_unrelated) = base_drawn(settings), draw_embeddings(settings, adapter)
+    base, tuned = measure(before), measure(after)
     start, end = statistics.fmean(base.likeness), statistics.fmean(tuned.likeness)
     return {
         "identity": (end - start) / (aim - start),
@@ -207,7 +207,7 @@ def figures(settings: Settings, subject: Subject, adapter: str) -> dict[str, flo
     }
 
 
-def prepared(config: SubjectConfig) -> tuple[SubjectTask, Loop]:
+def prepare_loop(config: SubjectConfig) -> tuple[SubjectTask, Loop]:
     """Task and loop, ready for the first step."""
     accelerator = make_accelerator(config)
     samples = find_samples(config.images, flip=False, skip_bad=False)
@@ -232,7 +232,7 @@ def run_cell(cell: Cell, settings: Settings) -> None:
         steps=max(cell.marks),
         **cell.method.settings(),
     )
-    task, loop = prepared(config)
+    task, loop = prepare_loop(config)
     loop.train(lambda step: task.save_adapter(out / f"at{step}") if step in cell.marks else None)
     facts: dict[str, Any] = {"cell": asdict(cell), "parameters": sum(p.numel() for p in loop.parameters)}
     facts["bytes"] = sum(f.stat().st_size for f in (out / f"at{config.steps}").rglob("*.safetensors"))
@@ -262,13 +262,13 @@ def sizes_of(settings: Settings, subject: Subject, names: Sequence[str]) -> list
     config = settings.config(subject.images, work / "none", 0)
     model = open_model(resolve_base(settings.base))
     goal = count(model, replace(config, adapter="lora"))
-    found = [sized(name, model, config, goal) for name in names if name in METHODS]
+    found = [match_size(name, model, config, goal) for name in names if name in METHODS]
     if SEARCHED in names:
-        found.append(searched(settings, subject))
+        found.append(search_structure(settings, subject))
     return found
 
 
-def searched(settings: Settings, subject: Subject) -> Sized:
+def search_structure(settings: Settings, subject: Subject) -> Sized:
     """GLoRA with a structure that was searched on this subject, below plain LoRA's size."""
     out = Path(settings.work) / "search"
     if not (out / "best.yaml").is_file():
@@ -286,16 +286,16 @@ def costs(settings: Settings, subject: Subject, methods: Sequence[Sized], rounds
     loops = {}
     for one in methods:
         config = settings.config(subject.images, Path(settings.work) / "running" / f"cost {one.method}", 0)
-        loops[one.method] = prepared(replace(config, **one.settings()))[1]
+        loops[one.method] = prepare_loop(replace(config, **one.settings()))[1]
     memory = {}
     for name, loop in loops.items():
         for _ in range(2):
-            loop.one_step()
-        memory[name] = peak_bytes(loop.one_step, device)
+            loop.train_step()
+        memory[name] = peak_bytes(loop.train_step, device)
     times: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
-            times[name].append(seconds(loop.one_step))
+            times[name].append(seconds(loop.train_step))
     found = {}
     for name, own in times.items():
         ratios = [a / b for a, b in zip(own, times["lora"], strict=True)]
@@ -369,12 +369,12 @@ def main() -> None:
     tunes = [photographed_subject(folder, options.work) for folder in options.tune_photos]
     tests = tests or [drawn_subject(creature, options.work) for creature in TESTED_ON]
     tunes = tunes or [drawn_subject(creature, options.work) for creature in TUNED_ON]
-    methods = remembered(
+    methods = load_or_make(
         options.work / "sizes.json",
         lambda: [asdict(one) for one in sizes_of(settings, tunes[0], options.methods)],
     )
     methods = [Sized(**one) for one in methods]
-    cost = remembered(options.work / "costs.json", lambda: costs(settings, tunes[0], methods, options.rounds))
+    cost = load_or_make(options.work / "costs.json", lambda: costs(settings, tunes[0], methods, options.rounds))
     rates = chosen_rates(methods, tunes, settings, options.jobs)
     cells = []
     for one in methods:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rankfold.toolkit.metrics.statistics import interval
+from rankfold.toolkit.metrics.statistics import bootstrap_interval
 
 KEYS = ("identity", "fidelity", "drift", "score")
 REFERENCE = "lora"
@@ -34,7 +34,11 @@ def rows_of(results: Sequence[dict[str, Any]], steps: int, cost: dict[str, Any])
             row |= {"bytes": own[0]["bytes"], **cost[name]}
             for key in KEYS:
                 values = torch.tensor([one["figures"][str(mark)][key] for one in own])
-                row[key] = {"mean": float(values.mean()), "interval": interval(values), "by_run": values.tolist()}
+                row[key] = {
+                    "mean": float(values.mean()),
+                    "interval": bootstrap_interval(values),
+                    "by_run": values.tolist(),
+                }
             row["runs"] = [(one["cell"]["subject"]["name"], one["cell"]["seed"]) for one in own]
             rows.append(row)
     for row in rows:
@@ -46,7 +50,7 @@ def rows_of(results: Sequence[dict[str, Any]], steps: int, cost: dict[str, Any])
 def against(row: dict[str, Any], reference: dict[str, Any], key: str, comparisons: int) -> dict[str, Any]:
     """Paired difference from plain LoRA, and whether it is more than chance."""
     gained = torch.tensor(row[key]["by_run"]) - torch.tensor(reference[key]["by_run"])
-    low, high = interval(gained, level=1 - 0.05 / max(1, comparisons), draws=20_000)
+    low, high = bootstrap_interval(gained, level=1 - 0.05 / max(1, comparisons), draws=20_000)
     subjects = [subject for subject, _ in row["runs"]]
     means = [float(gained[torch.tensor([own == name for own in subjects])].mean()) for name in dict.fromkeys(subjects)]
     agree = all(mean > 0 for mean in means) or all(mean < 0 for mean in means)
@@ -79,7 +83,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         lines += ["|---|---:|---:|---|---|---|---|"]
         for row in (row for row in rows if row["budget"] == budget):
             cells = [f"{row['method']} (rank {row['rank']})", str(row["steps"]), f"{row['parameters']:,}"]
-            lines.append("| " + " | ".join(cells + [told(row, key) for key in KEYS]) + " |")
+            lines.append("| " + " | ".join(cells + [format_figure(row, key) for key in KEYS]) + " |")
     lines += [
         "",
         "| method | learning rate | time of a step | memory of a step | file, kB |",
@@ -94,7 +98,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def told(row: dict[str, Any], key: str) -> str:
+def format_figure(row: dict[str, Any], key: str) -> str:
     """A figure with its interval, and a star when it differs from plain LoRA's."""
     low, high = row[key]["interval"]
     star = " *" if row["against_lora"][key]["real"] else ""

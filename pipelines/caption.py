@@ -12,13 +12,13 @@ from ..toolkit.data.conversations import Conversation
 from ..toolkit.embedded.questions import DESCRIBE
 from .chat import answers
 
-LONGEST = 60  # tokens of a caption: diffusion models' text encoders read 77
+MAX_CAPTION_TOKENS = 60  # tokens of a caption: diffusion models' text encoders read 77
 OPENINGS = re.compile(
     r"^(?:(?:the|this) (?:picture|image|photo)\w* (?:shows|depicts|features|is of|contains)\s+)", re.I
 )
 
 
-def captions_for(
+def generate_captions(
     vision: Any, pictures: Sequence[Path], token: str, class_noun: str, *, question: str = DESCRIBE
 ) -> Iterator[str]:
     """A caption for each picture, as soon as it is made. vision: from `open_chat`.
@@ -30,15 +30,15 @@ def captions_for(
         content = [{"type": "image"}, {"type": "text", "text": question}]
         row = Conversation(({"role": "user", "content": content},), (path,), path.name)
         vision.chat.check_row(row)
-        [said] = answers(vision, [row], max_new_tokens=LONGEST)
+        [said] = answers(vision, [row], max_new_tokens=MAX_CAPTION_TOKENS)
         if not said.strip():
             raise UserError(
                 f"The model says nothing of {path.name}: ask it in another way, or write the caption by hand."
             )
-        yield caption_of(said, token, class_noun)
+        yield format_caption(said, token, class_noun)
 
 
-def caption_of(said: str, token: str, class_noun: str) -> str:
+def format_caption(said: str, token: str, class_noun: str) -> str:
     """One line, in which the class noun, or what stands in front where it does not occur, is called by the token.
 
     >>> caption_of("The image shows a dog on a sofa. It is asleep.", "sks", "dog")

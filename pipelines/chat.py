@@ -11,17 +11,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..toolkit.adapters.attach import adapters_off
+from ..toolkit.adapters.attach import disable_adapters
 from ..toolkit.core.devices import check_precision
 from ..toolkit.core.errors import UserError
-from ..toolkit.core.out_of_memory import during
+from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.data.conversations import Conversation
 from ..toolkit.data.images import load_rgb
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
-from ..toolkit.formats.source import facts_of
+from ..toolkit.formats.source import adapter_facts
 from ..toolkit.vlm.chat_tokens import IGNORE
-from ..toolkit.vlm.model import VisionModel, resolve_vision_base
+from ..toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 
 
 def open_chat(
@@ -32,7 +32,7 @@ def open_chat(
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     template: str | None = None,
-) -> VisionModel:
+) -> VisionLanguageModel:
     """A base model with adapters, ready to answer. strengths: one for each adapter; 1 is as trained.
 
     Raises:
@@ -42,8 +42,8 @@ def open_chat(
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
         raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")
-    square = any(facts_of(Path(folder)).get("pad_to_square") for folder in adapters)
-    vision = VisionModel(
+    square = any(adapter_facts(Path(folder)).get("pad_to_square") for folder in adapters)
+    vision = VisionLanguageModel(
         resolve_vision_base(base), DTYPES[precision], device, template=template, pad_to_square=bool(square)
     )
     names = {}
@@ -55,38 +55,40 @@ def open_chat(
     return vision
 
 
-def inputs_of(vision: VisionModel, rows: Sequence[Conversation]) -> dict[str, Any]:
+def question_inputs(vision: VisionLanguageModel, rows: Sequence[Conversation]) -> dict[str, Any]:
     """What generation is given for rows that end with a question."""
-    return vision.placed(vision.chat.questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows]))
+    return vision.to_device(
+        vision.chat.collate_questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows])
+    )
 
 
-@during("answering")
+@oom_context("answering")
 @torch.no_grad()
 def answers(
-    vision: VisionModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
+    vision: VisionLanguageModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
 ) -> list[str]:
     """Greedy answers to rows that end with a question. The model must be in eval mode."""
     tokenizer, said = vision.processor.tokenizer, []
     for start in range(0, len(rows), batch):
-        inputs = inputs_of(vision, rows[start : start + batch])
-        ids = vision.model.generate(**inputs, **settings(vision, max_new_tokens))
+        inputs = question_inputs(vision, rows[start : start + batch])
+        ids = vision.model.generate(**inputs, **generation_kwargs(vision, max_new_tokens))
         new = ids[:, inputs["input_ids"].shape[1] :]
         said += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return said
 
 
-def settings(vision: VisionModel, max_new_tokens: int) -> dict[str, Any]:
+def generation_kwargs(vision: VisionLanguageModel, max_new_tokens: int) -> dict[str, Any]:
     """Greedy, to the first end token."""
     pad = vision.processor.tokenizer.pad_token_id
     return {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,
-        "eos_token_id": list(vision.chat.ends),
-        "pad_token_id": vision.chat.ends[0] if pad is None else pad,
+        "eos_token_id": list(vision.chat.end_ids),
+        "pad_token_id": vision.chat.end_ids[0] if pad is None else pad,
     }
 
 
-def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256) -> Iterator[str]:
+def stream(vision: VisionLanguageModel, row: Conversation, *, max_new_tokens: int = 256) -> Iterator[str]:
     """The answer piece by piece, as it is made.
 
     Raises:
@@ -99,8 +101,10 @@ def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256)
 
     def run() -> None:
         try:
-            with during("answering"), torch.no_grad():
-                vision.model.generate(**inputs_of(vision, [row]), **settings(vision, max_new_tokens), streamer=streamer)
+            with oom_context("answering"), torch.no_grad():
+                vision.model.generate(
+                    **question_inputs(vision, [row]), **generation_kwargs(vision, max_new_tokens), streamer=streamer
+                )
         except BaseException as fault:  # it would die with the thread
             faults.append(fault)
             streamer.end()
@@ -113,22 +117,22 @@ def stream(vision: VisionModel, row: Conversation, *, max_new_tokens: int = 256)
         raise faults[0]
 
 
-@during("answering")
+@oom_context("answering")
 @torch.no_grad()
-def option_scores(vision: VisionModel, row: Conversation, options: Sequence[str]) -> list[float]:
+def option_scores(vision: VisionLanguageModel, row: Conversation, options: Sequence[str]) -> list[float]:
     """Log-likelihood of each option as the answer to a row that ends with a question, its end token counted."""
     pictures = [load_rgb(picture) for picture in row.pictures]
     asked = [
         Conversation(
             (*row.messages, {"role": "assistant", "content": [{"type": "text", "text": option}]}),
             row.pictures,
-            row.place,
+            row.location,
         )
         for option in options
     ]
-    made = vision.chat.batch(asked, [pictures] * len(options))
+    made = vision.chat.collate(asked, [pictures] * len(options))
     labels = made.pop("labels")
-    inputs = vision.placed(made)
+    inputs = vision.to_device(made)
     places = (labels != IGNORE).any(0).nonzero()[:, 0] - 1
     logits = vision.model(**inputs, logits_to_keep=places.to(vision.device), use_cache=False).logits.float().cpu()
     goal = labels[:, places + 1]
@@ -136,6 +140,6 @@ def option_scores(vision: VisionModel, row: Conversation, options: Sequence[str]
     return (-losses.view(goal.shape).sum(1)).tolist()
 
 
-def base_only(vision: VisionModel) -> Any:
+def base_model_only(vision: VisionLanguageModel) -> Any:
     """Within the block the model answers as it would without any adapter."""
-    return adapters_off(vision.model) if hasattr(vision.model, "peft_config") else nullcontext()
+    return disable_adapters(vision.model) if hasattr(vision.model, "peft_config") else nullcontext()

@@ -13,10 +13,10 @@ from PIL import Image
 
 from ..toolkit.core.files import write_png
 from ..toolkit.data.images import load_rgb
-from ..toolkit.formats.source import adapter_path, facts_of
-from ..toolkit.metrics.clip import ClipScorer, clip_i, clip_t, leave_one_out
+from ..toolkit.formats.source import adapter_facts, adapter_path
+from ..toolkit.metrics.clip import ClipScorer, clip_i, clip_t, leave_one_out_similarity
 from .generate import Recipe, generate, save_picture
-from .grids import headed, sheet
+from .grids import add_heading, draw_grid
 
 NOTHING = "nothing"  # along an axis that does not vary
 
@@ -37,7 +37,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Comparison:
     """A comparison that has been read and checked."""
 
     columns: Axis
@@ -65,7 +65,7 @@ class Asked:
 
 def comparison(
     base: Recipe, columns: Axis, rows: Axis | None = None, *, clip: str = "", photos: Sequence[Path] = ()
-) -> Asked:
+) -> Comparison:
     """A comparison of images that differ from a recipe along two axes, whose `what` are fields of it (strength: of its one adapter).
 
     clip: name of an open_clip model that measures them (metrics/clip.py); photos: of the subject, for likeness.
@@ -74,20 +74,20 @@ def comparison(
     recipes = []
     for row in rows.values:
         for column in columns.values:
-            cell = change(columns, column) | change(rows, row)
+            cell = axis_setting(columns, column) | axis_setting(rows, row)
             strengths = {"strengths": (cell.pop("strength"),)} if "strength" in cell else {}
             recipes.append(replace(base, **cell, **strengths))
-    tokens = [token for path in base.adapters for token in tokens_of(facts_of(adapter_path(Path(path))))]
-    return Asked(columns, rows, tuple(recipes), base.prompt, tuple(tokens), clip, tuple(photos))
+    tokens = [token for path in base.adapters for token in adapter_tokens(adapter_facts(adapter_path(Path(path))))]
+    return Comparison(columns, rows, tuple(recipes), base.prompt, tuple(tokens), clip, tuple(photos))
 
 
-def change(axis: Axis, value: Any) -> dict[str, Any]:
+def axis_setting(axis: Axis, value: Any) -> dict[str, Any]:
     """What a value of an axis sets."""
     return {} if axis.what == NOTHING else {FIELDS[axis.what]: value}
 
 
 @dataclass(frozen=True)
-class Figures:
+class CellScores:
     """What was measured on a cell."""
 
     fidelity: float
@@ -95,13 +95,13 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Result:
+class ComparisonResult:
     """A comparison that has been drawn."""
 
-    sheet: str
+    grid: str
     files: list[str]
     """Of every cell, row by row."""
-    figures: list[Figures]
+    scores: list[CellScores]
     """Of every cell, [] where nothing was measured."""
     real: float | None = None
     """Likeness of a photo to the others."""
@@ -115,7 +115,7 @@ def drawing_order(recipes: Sequence[Recipe]) -> list[Recipe]:
     return [recipe for group in groups.values() for recipe in group]
 
 
-def compare(plan: Asked, draw: Callable[[Recipe], Path]) -> Result:
+def compare(plan: Comparison, draw: Callable[[Recipe], Path]) -> ComparisonResult:
     """Draws and measures all cells and puts the sheet beside the first.
 
     draw: makes the image of a recipe and says in which file it is. It is asked once for each recipe, those of one pipeline one after
@@ -126,9 +126,9 @@ def compare(plan: Asked, draw: Callable[[Recipe], Path]) -> Result:
     files = [drawn[recipe] for recipe in plan.recipes]
     pictures = [load_rgb(file) for file in files]
     path = files[0].with_name(f"{files[0].stem}-sheet.png")
-    write_png(path, headed(sheet(pictures, plan.columns.labels, plan.rows.labels), plan.heading))
-    figures, real = measured(scorer, plan, pictures) if scorer else ([], None)
-    return Result(str(path), [str(file) for file in files], figures, real)
+    write_png(path, add_heading(draw_grid(pictures, plan.columns.labels, plan.rows.labels), plan.heading))
+    figures, real = measure_cells(scorer, plan, pictures) if scorer else ([], None)
+    return ComparisonResult(str(path), [str(file) for file in files], figures, real)
 
 
 def draw_into(folder: Path) -> Callable[[Recipe], Path]:
@@ -143,32 +143,34 @@ def draw_into(folder: Path) -> Callable[[Recipe], Path]:
     return draw
 
 
-def measured(scorer: ClipScorer, plan: Asked, pictures: Sequence[Image.Image]) -> tuple[list[Figures], float | None]:
+def measure_cells(
+    scorer: ClipScorer, plan: Comparison, pictures: Sequence[Image.Image]
+) -> tuple[list[CellScores], float | None]:
     """The figures of every cell, and how like a photo is to the other photos."""
-    texts = scorer.texts([without(recipe.prompt, plan.tokens) for recipe in plan.recipes])
-    photos = scorer.pictures([load_rgb(path) for path in plan.photos]) if plan.photos else None
-    real = float(leave_one_out(photos).mean()) if photos is not None and len(photos) > 1 else None
-    return figures_of(scorer.pictures(pictures), texts, photos), real
+    texts = scorer.embed_texts([remove_tokens(recipe.prompt, plan.tokens) for recipe in plan.recipes])
+    photos = scorer.embed_images([load_rgb(path) for path in plan.photos]) if plan.photos else None
+    real = float(leave_one_out_similarity(photos).mean()) if photos is not None and len(photos) > 1 else None
+    return score_images(scorer.embed_images(pictures), texts, photos), real
 
 
-def figures_of(
+def score_images(
     pictures_ND: torch.Tensor, texts_ND: torch.Tensor, photos_MD: torch.Tensor | None = None
-) -> list[Figures]:
+) -> list[CellScores]:
     """Figures of pictures, their prompts and the photos, all as unit embeddings."""
     fidelity = clip_t(pictures_ND, texts_ND).tolist()
     if photos_MD is None:
-        return [Figures(one) for one in fidelity]
+        return [CellScores(one) for one in fidelity]
     likeness = clip_i(pictures_ND, photos_MD).tolist()
-    return [Figures(*both) for both in zip(fidelity, likeness, strict=True)]
+    return [CellScores(*both) for both in zip(fidelity, likeness, strict=True)]
 
 
-def tokens_of(facts: Mapping[str, str]) -> list[str]:
+def adapter_tokens(facts: Mapping[str, str]) -> list[str]:
     """The rare words of an adapter that says these facts of itself."""
     more = [name.split() for name in facts.get("also", "").split(", ")]
     return [token for token in (facts.get("token", ""), *(words[0] for words in more if words)) if token]
 
 
-def without(prompt: str, tokens: Sequence[str]) -> str:
+def remove_tokens(prompt: str, tokens: Sequence[str]) -> str:
     """The prompt without rare words; as it is when nothing would be left."""
     if not tokens:
         return prompt

@@ -17,28 +17,28 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from ..toolkit.adapters.approximate import linearise, low_rank_all
+from ..toolkit.adapters.approximate import linearize, low_rank_all
 from ..toolkit.adapters.change import Change
 from ..toolkit.adapters.fold import Folded, fold
 from ..toolkit.core.errors import UserError
-from ..toolkit.core.out_of_memory import during
+from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.diffusion.load import open_model, resolve_base
-from ..toolkit.diffusion.model import DTYPES, PictureModel
-from ..toolkit.diffusion.textual_inversion import export_words, import_words
+from ..toolkit.diffusion.model import DTYPES, DiffusionModel
+from ..toolkit.diffusion.textual_inversion import export_token_embeddings, import_token_embeddings
 from ..toolkit.formats import native
-from ..toolkit.formats.read import put_into, read_lora
-from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_sayable, without_biases, write_lora
-from .generate import Recipe, denoise, load_pipeline, native_side, precision_of
+from ..toolkit.formats.read import apply_to_pipeline, read_lora
+from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_representable, drop_biases, write_lora
+from .generate import Recipe, adapter_precision, denoise, load_pipeline, native_resolution
 
 ADAPTER = "adapter_0"
 STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
 GUIDANCE = 4.0
-HALF_PICTURE_ERROR = (
+HALF_PRECISION_TOLERANCE = (
     0.2  # of what the adapter changes: what the order of sums makes of a picture in 16 bit (0.02 to 0.07 seen)
 )
 FLUX_WIDTH = 3072
 KOHYA_READERS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-WRONG = "{} does not reproduce the adapter; do not use it, and please report this."
+PROOF_FAILED = "{} does not reproduce the adapter; do not use it, and please report this."
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Proof:
     """What the reloaded file differs in from the adapter it was made of."""
 
     path: Path
-    words: tuple[Path, ...]
+    token_files: tuple[Path, ...]
     """Files of the words that the adapter brings."""
     reader: str
     """Whose loader read it back."""
@@ -68,7 +68,7 @@ class Proof:
     precision: str = "fp32"
     """Number format of the base that the pictures were made with; the file itself is fp32."""
 
-    def told(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What was found, for people."""
         least, greatest = self.ranks or (0, 0)
         ranks = "" if not greatest else f", rank {least}" + (f" to {greatest}" if greatest != least else "")
@@ -87,21 +87,23 @@ class Proof:
                 f"An approximation: a layer's change is missed by up to {self.approximation:.0%}, "
                 f"and {self.picture_error:.0%} of what the adapter does to a picture."
             )
-        if self.words:
-            names = ", ".join(file.name for file in self.words)
+        if self.token_files:
+            names = ", ".join(file.name for file in self.token_files)
             lines.append(f"The adapter brings words of its own: load {names} too.")
         return lines
 
     def check(self) -> None:
         """Raises UserError when the file does not do what the adapter does."""
         pictures_differ = (
-            self.picture_difference > 1e-5 if self.precision == "fp32" else self.picture_error > HALF_PICTURE_ERROR
+            self.picture_difference > 1e-5
+            if self.precision == "fp32"
+            else self.picture_error > HALF_PRECISION_TOLERANCE
         )
         if self.weight_error > 1e-5 or (self.exact and pictures_differ):
-            raise UserError(WRONG.format(self.path))
+            raise UserError(PROOF_FAILED.format(self.path))
 
 
-@during("exporting the adapter")
+@oom_context("exporting the adapter")
 def export_adapter(
     folder: Path,
     base: str,
@@ -127,28 +129,28 @@ def export_adapter(
     check_format(format)
     family = open_model(resolve_base(base))
     check_parts(family, format, native.check_adapter_folder(folder))
-    precision = precision or precision_of([str(folder)])
+    precision = precision or adapter_precision([str(folder)])
     said = folder / "rankfold.json"
     facts = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
     live = load_pipeline(
         Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,), precision=precision)
     )
-    side = side or native_side(live)
-    draw = lambda pipe: picture(pipe, prompt, side)  # noqa: E731
-    parts, errors = changes_for(live, format, draw, max_error, drop_bias=drop_bias)
+    side = side or native_resolution(live)
+    draw = lambda pipe: draw_image(pipe, prompt, side)  # noqa: E731
+    parts, errors = exportable_changes(live, format, draw, max_error, drop_bias=drop_bias)
     tuned = draw(live)
     exact = not errors and not drop_bias
-    words = export_words(folder, out)
+    words = export_token_embeddings(folder, out)
     proof = Proof(
-        folder, tuple(words), "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, ranks_of(parts), precision,
+        folder, tuple(words), "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, rank_range(parts), precision,
     )  # fmt: skip
-    path = write_lora(parts, format, out, facts, family.kohya)
+    path = write_lora(parts, format, out, facts, family.kohya_prefixes)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base, precision=precision))
     plain = draw(fresh)
     for file in words:
-        import_words(fresh, file)
+        import_token_embeddings(fresh, file)
     weights = {part: frozen_weights(getattr(fresh, part), parts[part].folded) for part in parts}
-    reader, loaded = reload(fresh, path, format)
+    reader, loaded = reload_export(fresh, path, format)
     error, layers = weight_error(parts, loaded, weights, DTYPES[precision])
     again = draw(fresh)
     effect = float(np.square(tuned - plain).mean() ** 0.5)
@@ -163,20 +165,20 @@ def export_adapter(
         effect=float(np.abs(tuned - plain).max()),
     )
     facts |= {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name, "words": [file.name for file in words]})}
-    write_lora(parts, format, out, facts, family.kohya)
+    write_lora(parts, format, out, facts, family.kohya_prefixes)
     return proof
 
 
-def check_parts(family: PictureModel, format: str, parts: Sequence[str]) -> None:
+def check_parts(family: DiffusionModel, format: str, parts: Sequence[str]) -> None:
     """Raises UserError when the readers of a format have no place for one of the parts."""
     kind = family.index["_class_name"]
-    nameless = [part for part in parts if part not in family.kohya]
+    nameless = [part for part in parts if part not in family.kohya_prefixes]
     if format.startswith("kohya") and nameless:
         raise UserError(
             f"kohya's files name the layers of a {kind}'s {', '.join(nameless)} in another way, which is not written yet: use --format "
             "diffusers or peft."
         )
-    deaf = [part for part in parts if part != family.denoiser_name and part not in family.lora_text]
+    deaf = [part for part in parts if part != family.denoiser_name and part not in family.lora_text_encoders]
     if format == "diffusers" and deaf:
         raise UserError(
             f"A stock {kind} reads no LoRA on {', '.join(deaf)}, so one file cannot hold all of this adapter: use --format peft."
@@ -186,7 +188,7 @@ def check_parts(family: PictureModel, format: str, parts: Sequence[str]) -> None
 # ---------------------------------------------------------------------------------------------- what is written
 
 
-def changes_for(
+def exportable_changes(
     pipe: Any, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None, *, drop_bias: bool
 ) -> tuple[dict[str, Part], dict[str, float]]:
     """Every adapted part's changes as the format can say them, and the relative errors of those that are approximated."""
@@ -196,19 +198,19 @@ def changes_for(
         model = getattr(pipe, name, None)
         if ADAPTER not in getattr(model, "peft_config", {}):
             continue
-        folded, missed = folded_or_fitted(pipe, model, format, draw, max_error)
+        folded, missed = fold_or_linearize(pipe, model, format, draw, max_error)
         if drop_bias:
-            folded = without_biases(folded)
+            folded = drop_biases(folded)
         if format in LOW_RANK and max_error is not None and not all(c.is_low_rank for c in folded.values()):
             folded, cut = low_rank_all(model, folded, max_error)
             missed = {layer: max(missed.get(layer, 0.0), cut[layer]) for layer in folded}
         parts[name] = Part(model, folded, ADAPTER)
-        check_sayable(parts[name], format)
+        check_representable(parts[name], format)
         errors |= {f"{name}.{layer}": error for layer, error in missed.items()}
     return parts, errors
 
 
-def folded_or_fitted(
+def fold_or_linearize(
     pipe: Any, model: torch.nn.Module, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None
 ) -> tuple[Folded, dict[str, float]]:
     """The exact fold, or for an adapter that has none, when asked for, its linearisation while pictures are made.
@@ -221,10 +223,10 @@ def folded_or_fitted(
     except UserError as error:
         if max_error is None:
             raise UserError(f"{error} (--approximate exports the nearest linear one.)") from error
-    return linearise(model, lambda: draw(pipe), ADAPTER, bias=not format.startswith("kohya"))
+    return linearize(model, lambda: draw(pipe), ADAPTER, bias=not format.startswith("kohya"))
 
 
-def ranks_of(parts: dict[str, Part]) -> tuple[int, int] | None:
+def rank_range(parts: dict[str, Part]) -> tuple[int, int] | None:
     """Least and greatest rank of the factors."""
     ranks = [len(change.down) for part in parts.values() for change in part.folded.values() if change.down is not None]
     return (min(ranks), max(ranks)) if ranks else None
@@ -238,7 +240,7 @@ def frozen_weights(model: torch.nn.Module, folded: Folded) -> dict[str, torch.Te
     return {name: model.get_submodule(name).weight.detach().float().flatten(1).clone() for name in folded}  # type: ignore[operator]
 
 
-def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
+def reload_export(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
     """Loads an exported file as its readers would; returns the reader's name and the changes it found, by part.
 
     diffusers reads kohya's files only while they hold no diff_b; what it does not read is put into the weights by lora_read.
@@ -252,9 +254,9 @@ def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
         return "PEFT", found
     file = read_lora(path)
     plain = format == "kohya" and not any("bias" in roles for roles in file.layers.values())
-    by_diffusers = format == "diffusers" or (plain and reads_kohya(pipe))
+    by_diffusers = format == "diffusers" or (plain and diffusers_reads_kohya(pipe))
     if not by_diffusers:
-        return "rankfold", put_into(file, pipe)
+        return "rankfold", apply_to_pipeline(file, pipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="loaded")
@@ -262,7 +264,7 @@ def reload(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
     return "diffusers", {part: fold(getattr(pipe, part), "loaded") for part in carrying}
 
 
-def reads_kohya(pipe: Any) -> bool:
+def diffusers_reads_kohya(pipe: Any) -> bool:
     """Whether diffusers reads kohya's files for this pipeline: FLUX's only in the width of the released models."""
     kind = type(pipe).__name__
     return kind in KOHYA_READERS or (kind == "FluxPipeline" and pipe.transformer.inner_dim == FLUX_WIDTH)
@@ -284,21 +286,23 @@ def weight_error(
     for part, written in parts.items():
         for name, change in written.folded.items():
             read, weight = loaded.get(part, {}).get(name), weights[part][name]
-            if read is None and change.is_nothing:
+            if read is None and change.is_zero:
                 read = Change()
             if read is None:
                 return float("inf"), layers
-            worst = max(worst, min(difference(one, read, weight) for one in (change, rounded(change, dtype))))
+            worst = max(
+                worst, min(change_difference(one, read, weight) for one in (change, round_change(change, dtype)))
+            )
             layers += 1
     return worst, layers
 
 
-def difference(a: Change, b: Change, weight: torch.Tensor) -> float:
+def change_difference(a: Change, b: Change, weight: torch.Tensor) -> float:
     """Largest difference of what two changes make of a weight (out, in), and of a bias."""
     return max(float((a.delta_weight(weight) - b.delta_weight(weight)).abs().max()), bias_difference(a, b))
 
 
-def rounded(change: Change, dtype: torch.dtype) -> Change:
+def round_change(change: Change, dtype: torch.dtype) -> Change:
     """The change with its tensors rounded to a number format."""
     return Change(**{name: None if t is None else t.to(dtype).to(t.dtype) for name, t in vars(change).items()})
 
@@ -312,6 +316,6 @@ def bias_difference(a: Change, b: Change) -> float:
 
 
 @torch.no_grad()
-def picture(pipe: Any, prompt: str, side: int) -> np.ndarray:
+def draw_image(pipe: Any, prompt: str, side: int) -> np.ndarray:
     """One picture, (1, side, side, 3) in 0..1, without rounding to bytes."""
-    return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, side=side, output_type="np")
+    return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=side, output_type="np")

@@ -19,21 +19,21 @@ from transformers import AutoModelForImageTextToText
 
 from ..toolkit.adapters.attach import adapter_layers
 from ..toolkit.adapters.fold import fold
-from ..toolkit.core.errors import UserError, nearest
+from ..toolkit.core.errors import UserError, did_you_mean
 from ..toolkit.core.files import write_text
 from ..toolkit.core.modules import replace_module
-from ..toolkit.core.out_of_memory import during
+from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.data.conversations import Conversation
 from ..toolkit.formats.native import write_state
-from ..toolkit.formats.write import Part, check_sayable, peft_state
-from ..toolkit.vlm.model import VisionModel
+from ..toolkit.formats.write import Part, check_representable, peft_state
+from ..toolkit.vlm.model import VisionLanguageModel
 from .chat import open_chat
-from .export import WRONG
+from .export import PROOF_FAILED
 
 FORMATS = ("peft", "merged")
 ADAPTER = "adapter_0"
 QUESTION = "What is in the picture?"
-STAYS = (
+NO_BIAS_ADVICE = (
     "It stays what it is: a folder that PEFT reads once rankfold is imported. (GLoRA without such biases: search or train with prompts, "
     "bias scales and bias shifts left out.)"
 )
@@ -50,7 +50,7 @@ class ChatProof:
     effect: float
     """Largest difference that the adapter makes to the base's, for scale."""
 
-    def told(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What was found, for people."""
         return [
             f"Read back by {self.reader}: largest difference of a probability {self.difference:.1e} "
@@ -60,10 +60,10 @@ class ChatProof:
     def check(self) -> None:
         """Raises UserError when what was written does not do what the adapter does."""
         if self.difference > 1e-4:
-            raise UserError(WRONG.format(self.path))
+            raise UserError(PROOF_FAILED.format(self.path))
 
 
-@during("exporting the adapter")
+@oom_context("exporting the adapter")
 def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
     """Writes the adapter of `folder` and proves what was written.
 
@@ -72,13 +72,13 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
     """
     if format not in FORMATS:
         raise UserError(
-            f"--format {format} is not one of a vision-language model: choose {' or '.join(FORMATS)}.{nearest(format, FORMATS)}"
+            f"--format {format} is not one of a vision-language model: choose {' or '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
         )
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else None
-    plain = probabilities(open_chat(base, template=text), None)
+    plain = next_token_probabilities(open_chat(base, template=text), None)
     vision = open_chat(base, [folder], template=text)
-    tuned = probabilities(vision, None)
+    tuned = next_token_probabilities(vision, None)
     path = out / format
     path.mkdir(parents=True, exist_ok=True)
     if format == "peft":
@@ -92,7 +92,7 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
     for name in ("rankfold.json", "chat_template.jinja"):
         if (folder / name).is_file() and not (path / name).is_file():
             shutil.copyfile(folder / name, path / name)
-    again = probabilities(vision, model.eval())
+    again = next_token_probabilities(vision, model.eval())
     proof = ChatProof(
         path,
         "PEFT" if format == "peft" else "transformers",
@@ -105,7 +105,7 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
 
 
 @torch.no_grad()
-def probabilities(vision: VisionModel, model: Any) -> torch.Tensor:
+def next_token_probabilities(vision: VisionLanguageModel, model: Any) -> torch.Tensor:
     """Probabilities of the next token behind every token of a question about a noise picture, (L, vocabulary).
 
     model: in the place of the vision model's own.
@@ -114,11 +114,11 @@ def probabilities(vision: VisionModel, model: Any) -> torch.Tensor:
     picture = Image.fromarray((noise * 255).byte().numpy())
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     row = Conversation(({"role": "user", "content": content},), (b"",), "the question")
-    inputs = vision.placed(vision.chat.questions([row], [[picture]]))
+    inputs = vision.to_device(vision.chat.collate_questions([row], [[picture]]))
     return (model or vision.model)(**inputs, use_cache=False).logits[0].float().softmax(-1).cpu()
 
 
-def write_peft(vision: VisionModel, path: Path) -> None:
+def write_peft(vision: VisionLanguageModel, path: Path) -> None:
     """Plain LoRA with alpha = rank, and modules that were trained in full as they are.
 
     Raises:
@@ -126,10 +126,12 @@ def write_peft(vision: VisionModel, path: Path) -> None:
     """
     part = Part(vision.model, fold(vision.model, ADAPTER), ADAPTER)
     try:
-        check_sayable(part, "peft")
+        check_representable(part, "peft")
     except UserError as error:
         homeless = any(c.bias is not None and part.layer(name).bias is None for name, c in part.folded.items())
-        raise UserError(f"{str(error).split(': use')[0]}. {STAYS if homeless else 'Use --format merged.'}") from error
+        raise UserError(
+            f"{str(error).split(': use')[0]}. {NO_BIAS_ADVICE if homeless else 'Use --format merged.'}"
+        ) from error
     state, config = peft_state(part)
     for name, module in vision.model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -140,7 +142,7 @@ def write_peft(vision: VisionModel, path: Path) -> None:
 
 
 @torch.no_grad()
-def write_merged(vision: VisionModel, path: Path) -> None:
+def write_merged(vision: VisionLanguageModel, path: Path) -> None:
     """The whole model, its processor and template; `vision` is what was written afterwards.
 
     Raises:
@@ -156,7 +158,7 @@ def write_merged(vision: VisionModel, path: Path) -> None:
         if change.bias is not None:
             if base.bias is None:
                 raise UserError(
-                    f"The adapter gives {name} a bias that the base's layer does not have, so the base's class has no place for it. {STAYS}"
+                    f"The adapter gives {name} a bias that the base's layer does not have, so the base's class has no place for it. {NO_BIAS_ADVICE}"
                 )
             base.bias.add_(change.bias.to(base.bias))
         replace_module(model, name, base)

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..toolkit.adapters.attach import innermost_first
+from ..toolkit.adapters.attach import adapter_layers_innermost_first
 from ..toolkit.core.modules import replace_module
 from ..toolkit.formats import native
 
 
 @torch.no_grad()
-def fuse(pipe: Any) -> Any:
+def fuse_adapters(pipe: Any) -> Any:
     """Puts the active adapters of every fp32 layer into its weight, at their strengths; returns the pipeline.
 
     Layers with an adapter that is not linear keep it. So do layers in half precision: the rounding of their weights is as large as
@@ -21,7 +21,7 @@ def fuse(pipe: Any) -> Any:
     """
     for part in native.PARTS:
         model = getattr(pipe, part, None)
-        for name, layer in innermost_first(model) if isinstance(model, nn.Module) else []:
+        for name, layer in adapter_layers_innermost_first(model) if isinstance(model, nn.Module) else []:
             base: Any = layer.get_base_layer()
             if base.weight.dtype != torch.float32:
                 continue

@@ -13,20 +13,20 @@ import torch
 from PIL import Image, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
-from ..toolkit.core.devices import check_precision, kind_of_device
+from ..toolkit.core.devices import check_precision, device_type
 from ..toolkit.core.errors import UserError
 from ..toolkit.core.files import write_png
-from ..toolkit.core.out_of_memory import during
+from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.core.randomness import generator
 from ..toolkit.core.versions import check_versions
-from ..toolkit.diffusion.load import family_named, open_model, resolve_base
-from ..toolkit.diffusion.model import DTYPES, PictureModel, Words
+from ..toolkit.diffusion.load import find_family, open_model, resolve_base
+from ..toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
-from ..toolkit.formats.source import adapter_path, content_hash, facts_of
-from .fuse import fuse
-from .place import place
-from .regions import Region, regional
+from ..toolkit.formats.source import adapter_facts, adapter_path, content_hash
+from .fuse import fuse_adapters
+from .place import place_pipeline
+from .regions import Region, denoise_by_region
 
 TEXT_CHUNK = "rankfold"
 
@@ -62,14 +62,14 @@ class Recipe:
 
 def denoise(
     pipe: Any,
-    prompts: Sequence[str] | Words,
+    prompts: Sequence[str] | PromptEmbeds,
     *,
     seeds: Sequence[int],
     steps: int,
     guidance_scale: float,
-    side: int,
+    width: int,
     height: int = 0,
-    negative: Sequence[str] | Words | None = None,
+    negative: Sequence[str] | PromptEmbeds | None = None,
     output_type: str = "pil",
     on_step: Callable[[], None] | None = None,
 ) -> Any:
@@ -78,43 +78,43 @@ def denoise(
     side: width, and height where that is 0, pixels. on_step: called behind every denoising step; what it raises ends the pictures.
     """
 
-    def told(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step()
         if step == pipe.num_timesteps - 1:  # the autoencoder may be in another number format than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
-    with during(f"drawing {len(seeds)} picture{'s'[: len(seeds) > 1]} of {side} x {height or side} pixels"):
+    with oom_context(f"drawing {len(seeds)} picture{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
         return pipe(
-            **family_of(pipe).call_inputs(prompts, negative, guidance_scale),
+            **pipeline_family(pipe).call_kwargs(prompts, negative, guidance_scale),
             generator=[generator(seed, 101) for seed in seeds],
             num_inference_steps=steps,
-            height=height or side,
-            width=side,
+            height=height or width,
+            width=width,
             output_type=output_type,
-            callback_on_step_end=told,
+            callback_on_step_end=on_step_end,
         ).images
 
 
-def family_of(pipe: Any) -> type[PictureModel]:
+def pipeline_family(pipe: Any) -> type[DiffusionModel]:
     """The family of a stock pipeline.
 
     Raises:
         UserError: for a pipeline of no known family.
     """
-    family = family_named(type(pipe).__name__)
+    family = find_family(type(pipe).__name__)
     if family is None:
         raise UserError(f"A {type(pipe).__name__} is of no family that rankfold knows.")
     return family
 
 
-def native_side(pipe: Any) -> int:
+def native_resolution(pipe: Any) -> int:
     """Side of the pictures that a loaded pipeline's base was made for, pixels."""
     return open_model(pipe.name_or_path).native_resolution
 
 
-@during("loading the base")
+@oom_context("loading the base")
 def load_pipeline(recipe: Recipe) -> Any:
     """A stock pipeline with the recipe's adapters on it, at their strengths.
 
@@ -128,8 +128,8 @@ def load_pipeline(recipe: Recipe) -> Any:
     base.check_side(recipe.side, "--side")
     base.check_side(recipe.height, "--height")
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
-    pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=dtypes, **base.left_out())
-    pipe.scheduler = base.scheduler_for_pictures()
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=dtypes, **base.excluded_parts())
+    pipe.scheduler = base.sampling_scheduler()
     if recipe.scheduler:
         pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -138,19 +138,19 @@ def load_pipeline(recipe: Recipe) -> Any:
     for name, folder in zip(names, folders, strict=True):
         native.load_into_pipeline(pipe, folder, name)
     native.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))
-    return place(pipe)
+    return place_pipeline(pipe)
 
 
-def precision_of(adapters: Sequence[str]) -> str:
+def adapter_precision(adapters: Sequence[str]) -> str:
     """The number format that the adapters say they were trained in, where all say the same; otherwise fp32."""
-    said = {facts_of(adapter_path(Path(path))).get("precision", "fp32") for path in adapters}
+    said = {adapter_facts(adapter_path(Path(path))).get("precision", "fp32") for path in adapters}
     return said.pop() if len(said) == 1 and said <= DTYPES.keys() else "fp32"
 
 
-def sampling_pipeline(recipe: Recipe) -> Any:
+def load_sampling_pipeline(recipe: Recipe) -> Any:
     """The same, with the adapters in the weights where that is exact; regions switch them in every step and need them apart."""
     pipe = load_pipeline(recipe)
-    return pipe if recipe.regions else fuse(pipe)
+    return pipe if recipe.regions else fuse_adapters(pipe)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -175,34 +175,32 @@ def generate(
     recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8, on_step: Callable[[], None] | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
     """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
-    with during("", lambda: smaller(recipe)):
-        pipe = pipe or sampling_pipeline(recipe)
+    with oom_context("", lambda: memory_advice(recipe)):
+        pipe = pipe or load_sampling_pipeline(recipe)
         made = []
         for start in range(recipe.seed, recipe.seed + n, batch):
             made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
         return made
 
 
-def smaller(recipe: Recipe) -> str:
+def memory_advice(recipe: Recipe) -> str:
     """What takes less memory, for who asks for pictures."""
     number_format = "--precision bf16, " if recipe.precision == "fp32" else ""
-    cpu = (
-        "" if kind_of_device() == "cpu" else " With ACCELERATE_USE_CPU=true before the command it runs in main memory."
-    )
+    cpu = "" if device_type() == "cpu" else " With ACCELERATE_USE_CPU=true before the command it runs in main memory."
     return f"Take {number_format}fewer pictures at once (--n), or a smaller --side.{cpu}"
 
 
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
     """The picture that this recipe was written into, equal to the byte."""
     batch = recipe.batch or (recipe.seed, 1)
-    return generate_batch(recipe, batch, pipe or sampling_pipeline(recipe))[recipe.seed - batch[0]]
+    return generate_batch(recipe, batch, pipe or load_sampling_pipeline(recipe))[recipe.seed - batch[0]]
 
 
 def generate_batch(
     recipe: Recipe, batch: tuple[int, int], pipe: Any, on_step: Callable[[], None] | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
     """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
-    side = recipe.side or native_side(pipe)
+    side = recipe.side or native_resolution(pipe)
     hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
@@ -218,7 +216,9 @@ def generate_batch(
             )
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
         size = (height // pipe.vae_scale_factor, side // pipe.vae_scale_factor)
-        with regional(pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size) as states:
+        with denoise_by_region(
+            pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size
+        ) as states:
             wanted, unwanted = (value.expand(n, -1, -1) for value in states)
             pictures = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
     else:
@@ -231,9 +231,9 @@ def generate_batch(
     return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
 
 
-def at_once(side: int) -> int:
+def max_batch_size(width: int) -> int:
     """How many pictures of this side are drawn together: as many as take the memory of four of 1024 pixels, eight at most."""
-    return max(1, min(8, 4 * 1024**2 // side**2))
+    return max(1, min(8, 4 * 1024**2 // width**2))
 
 
 def check_finite(pictures: np.ndarray) -> None:
@@ -258,7 +258,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UserError: when the file is no PNG of ours, or an adapter it names has changed since.
     """
-    recipe = recipe_in(path)
+    recipe = parse_recipe(path)
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         check_adapter(Path(folder))
         if content_hash(adapter_path(Path(folder))) != expected:
@@ -268,7 +268,7 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def recipe_in(path: Path) -> Recipe:
+def parse_recipe(path: Path) -> Recipe:
     """What a PNG says of itself; nothing that it names is looked at.
 
     Raises:
@@ -294,7 +294,7 @@ def recipe_in(path: Path) -> Recipe:
     return recipe
 
 
-def grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
+def image_grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
     """Pictures of one size on a white sheet."""
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)

@@ -8,33 +8,33 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-ACROSS = 8  # cells in a line, where only X varies
+MAX_COLUMNS = 8  # cells in a line, where only X varies
 SMALLEST, LARGEST = 192, 8192  # pixels: smaller cells are shown larger; no side of a sheet is longer
 GAP, LINES = 6, 8  # pixels between cells; lines of a label at most
 
 
-def sheet(pictures: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
+def draw_grid(pictures: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
     """Pictures of one size, row by row, with the labels above and at the left; a single long row goes on below itself."""
-    if list(rows) == [""] and len(columns) > ACROSS:
-        parts = [slice(start, start + ACROSS) for start in range(0, len(columns), ACROSS)]
-        return stacked([sheet(pictures[part], columns[part], rows) for part in parts])
+    if list(rows) == [""] and len(columns) > MAX_COLUMNS:
+        parts = [slice(start, start + MAX_COLUMNS) for start in range(0, len(columns), MAX_COLUMNS)]
+        return stack_vertically([draw_grid(pictures[part], columns[part], rows) for part in parts])
     cell = cell_size(pictures[0].size, len(columns), len(rows))
     font = label_font(max(14, cell[0] // 24))
     height = round(font.size * 1.3)
-    heads = [wrapped(text, font, cell[0], LINES) for text in columns]
-    sides = [wrapped(text, font, 12 * round(font.size), max(1, min(LINES, cell[1] // height))) for text in rows]
+    heads = [wrap_text(text, font, cell[0], LINES) for text in columns]
+    sides = [wrap_text(text, font, 12 * round(font.size), max(1, min(LINES, cell[1] // height))) for text in rows]
     top = max(len(lines) for lines in heads) * height + GAP
     left = max((round(font.getlength(line)) + 2 * GAP for lines in sides for line in lines), default=0)
     across, down = len(columns) * (cell[0] + GAP) - GAP, len(rows) * (cell[1] + GAP) - GAP
     page = Image.new("RGB", (left + across, top + down), "white")
     draw = ImageDraw.Draw(page)
     for number, lines in enumerate(heads):
-        write(draw, lines, (left + number * (cell[0] + GAP) + cell[0] // 2, (top - GAP) // 2), font, height, "mm")
+        draw_lines(draw, lines, (left + number * (cell[0] + GAP) + cell[0] // 2, (top - GAP) // 2), font, height, "mm")
     for number, lines in enumerate(sides):
-        write(draw, lines, (left - GAP, top + number * (cell[1] + GAP) + cell[1] // 2), font, height, "rm")
+        draw_lines(draw, lines, (left - GAP, top + number * (cell[1] + GAP) + cell[1] // 2), font, height, "rm")
     for number, picture in enumerate(pictures):
         row, column = divmod(number, len(columns))
-        page.paste(shown(picture, cell), (left + column * (cell[0] + GAP), top + row * (cell[1] + GAP)))
+        page.paste(resize_to_cell(picture, cell), (left + column * (cell[0] + GAP), top + row * (cell[1] + GAP)))
     return page
 
 
@@ -46,13 +46,13 @@ def cell_size(size: tuple[int, int], columns: int, rows: int) -> tuple[int, int]
     return max(1, int(width * less)), max(1, int(height * less))
 
 
-def shown(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_to_cell(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at its size on the sheet; a whole number larger, its pixels stay squares."""
     whole = size[0] % picture.width == 0 and size[1] % picture.height == 0
     return picture.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
-def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+def stack_vertically(sheets: Sequence[Image.Image]) -> Image.Image:
     """Sheets below each other."""
     page = Image.new("RGB", (max(one.width for one in sheets), sum(one.height + GAP for one in sheets) - GAP), "white")
     top = 0
@@ -62,14 +62,14 @@ def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
     return page
 
 
-def headed(page: Image.Image, text: str) -> Image.Image:
+def add_heading(page: Image.Image, text: str) -> Image.Image:
     """The sheet with a text above it; its right end is left free, where the browser puts buttons."""
     font = label_font(max(14, page.width // 96))
-    height, lines = round(font.size * 1.3), wrapped(text, font, page.width * 9 // 10 - GAP, LINES)
+    height, lines = round(font.size * 1.3), wrap_text(text, font, page.width * 9 // 10 - GAP, LINES)
     whole = Image.new("RGB", (page.width, page.height + (len(lines) + 1) * height), "white")
     whole.paste(page, (0, (len(lines) + 1) * height))
     middle = (len(lines) + 1) * height // 2
-    write(ImageDraw.Draw(whole), lines, (GAP, middle), font, height, "lm")
+    draw_lines(ImageDraw.Draw(whole), lines, (GAP, middle), font, height, "lm")
     return whole
 
 
@@ -80,7 +80,7 @@ def label_font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
     """The text in lines of at most `width` pixels; words that are too long are cut, and so is what is behind `most` lines."""
     lines, line = [], ""
     for word in text.split():
@@ -98,7 +98,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> l
     return lines
 
 
-def write(
+def draw_lines(
     draw: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], font: Any, height: int, anchor: str
 ) -> None:
     """Lines of text around a height on the page."""

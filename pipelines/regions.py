@@ -16,17 +16,17 @@ import torch
 
 from ..toolkit.core.errors import UserError
 from ..toolkit.formats import native
-from .place import device_of
+from .place import execution_device
 
 Region = tuple[str, float, float, float, float]  # prompt; left, top, right, bottom as shares of the picture
-NAMED = {
+NAMED_REGIONS = {
     "left": (0.0, 0.0, 0.5, 1.0),
     "right": (0.5, 0.0, 1.0, 1.0),
     "top": (0.0, 0.0, 1.0, 0.5),
     "bottom": (0.0, 0.5, 1.0, 1.0),
 }
-SOFT = 1.0  # width of a region's edge, in latent pixels
-FLOOR = 1e-4  # share of every region everywhere, so that what none covers is a mixture of all
+EDGE_WIDTH = 1.0  # width of a region's edge, in latent pixels
+MIN_SHARE = 1e-4  # share of every region everywhere, so that what none covers is a mixture of all
 
 
 def parse_region(text: str) -> Region:
@@ -37,7 +37,11 @@ def parse_region(text: str) -> Region:
     """
     where, colon, prompt = text.partition(":")
     try:
-        edges = NAMED[where.strip()] if where.strip() in NAMED else tuple(float(x) for x in where.split(","))
+        edges = (
+            NAMED_REGIONS[where.strip()]
+            if where.strip() in NAMED_REGIONS
+            else tuple(float(x) for x in where.split(","))
+        )
         left, top, right, bottom = edges
         sound = bool(colon and prompt.strip()) and 0 <= left < right <= 1 and 0 <= top < bottom <= 1
     except ValueError:
@@ -50,7 +54,7 @@ def parse_region(text: str) -> Region:
     return prompt.strip(), left, top, right, bottom
 
 
-def masks(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:
+def region_masks(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:
     """Shares of each region in each latent pixel, (R, 1, height, width); they sum to 1."""
 
     def ramp(low: float, high: float, n: int) -> torch.Tensor:
@@ -58,10 +62,10 @@ def masks(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:
         inside = torch.minimum(
             middle - low * n if low > 0 else torch.ones(n), high * n - middle if high < 1 else torch.ones(n)
         )
-        return (inside / SOFT + 0.5).clamp(0, 1)
+        return (inside / EDGE_WIDTH + 0.5).clamp(0, 1)
 
     parts = [ramp(top, bottom, height)[:, None] * ramp(left, right, width) for _, left, top, right, bottom in regions]
-    shares = torch.stack(parts)[:, None] + FLOOR
+    shares = torch.stack(parts)[:, None] + MIN_SHARE
     return shares / shares.sum(0)
 
 
@@ -72,12 +76,12 @@ def region_states(
     states = []
     for (prompt, *_), active in zip(regions, strengths, strict=True):
         native.set_strengths(pipe, active)
-        states.append(pipe.encode_prompt(prompt, device_of(pipe), 1, True, negative_prompt=negative))
+        states.append(pipe.encode_prompt(prompt, execution_device(pipe), 1, True, negative_prompt=negative))
     return states
 
 
 @contextmanager
-def regional(
+def denoise_by_region(
     pipe: Any,
     regions: Sequence[Region],
     strengths: Sequence[dict[str, float]],
@@ -91,7 +95,7 @@ def regional(
     strengths: the adapters of each region. guided: whether the pipeline also asks for the negative prompt. size: of the latents.
     """
     states = region_states(pipe, regions, strengths, negative)
-    unet, shares = pipe.unet, masks(regions, *size).to(device_of(pipe), pipe.unet.dtype)
+    unet, shares = pipe.unet, region_masks(regions, *size).to(execution_device(pipe), pipe.unet.dtype)
     shifts = [round((0.5 - (left + right) / 2) * size[1]) for _, left, _, right, _ in regions]
     whole = unet.forward
 
@@ -99,11 +103,11 @@ def regional(
         n, total = len(sample) // 2 if guided else len(sample), torch.zeros_like(sample)
         for share, active, (wanted, unwanted), shift in zip(shares, strengths, states, shifts, strict=True):
             native.set_strengths(pipe, active)
-            words = wanted.expand(n, -1, -1)
-            words = torch.cat((unwanted.expand(n, -1, -1), words)) if guided else words
+            prompt_embeds = wanted.expand(n, -1, -1)
+            prompt_embeds = torch.cat((unwanted.expand(n, -1, -1), prompt_embeds)) if guided else prompt_embeds
             seen = sample.roll(shift, 3)
-            guess = whole(seen, timestep, encoder_hidden_states=words, **(named | {"return_dict": False}))[0]
-            total += share * guess.roll(-shift, 3)
+            pred = whole(seen, timestep, encoder_hidden_states=prompt_embeds, **(named | {"return_dict": False}))[0]
+            total += share * pred.roll(-shift, 3)
         return (total,)
 
     hooked = "forward" in vars(unet)  # a part that comes only while it is at work has a forward of its own

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...toolkit.core.errors import UserError
-from .options import parse
+from .options import parse_options
 
-MOST_UPLOAD = "512mb"
+MAX_UPLOAD = "512mb"
 PATIENCE, PAUSE = 10, 60.0  # wrong passwords before all are refused for a while, seconds
 
 
@@ -36,18 +36,18 @@ class AppOptions:
     """Start a worker when a run is started; --no-worker leaves them to `rankfold work`."""
 
 
-def app(words: list[str]) -> None:
-    options = parse(AppOptions, words, "app")
+def app(argv: list[str]) -> None:
+    options = parse_options(AppOptions, argv, "app")
     password = os.environ.get("RANKFOLD_PASSWORD", "")
-    check_safe(options, password)
+    check_access(options, password)
     check_port(options.host, options.port)
-    demo, settings = launchable(options, password)
+    demo, settings = prepare_launch(options, password)
     address = f"http://{options.host}:{options.port}"
     print(f"The studio is at {address}  (runs in {options.runs}; Ctrl-C ends it, not the runs)")
     demo.launch(**settings)
 
 
-def check_safe(options: AppOptions, password: str) -> None:
+def check_access(options: AppOptions, password: str) -> None:
     """Raises UserError when others could reach the studio without a password."""
     if options.user and not password:
         raise UserError("--user needs a password: put it into the environment variable RANKFOLD_PASSWORD.")
@@ -83,17 +83,17 @@ def is_this_machine(host: str) -> bool:
         return False
 
 
-def launchable(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]:
+def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]:
     """The app and how it is launched."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from ...training.runs.library import library_folder
     from ..studio.backend.context import Studio
-    from ..studio.backend.paths import Places
+    from ..studio.backend.paths import StudioPaths
     from ..studio.build import CSS, HEAD, build
 
     options.runs.mkdir(parents=True, exist_ok=True)
     here = (Path.cwd(),) if is_this_machine(options.host) else ()
-    places = Places(options.runs.resolve(), options.readable or here)
+    places = StudioPaths(options.runs.resolve(), options.readable or here)
     studio = Studio(places, options.device, options.worker)
     settings: dict[str, Any] = {
         "server_name": options.host,
@@ -101,7 +101,7 @@ def launchable(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]
         "auth": login(options.user, password) if options.user else None,
         "auth_message": "rankfold",
         "allowed_paths": [str(places.runs), str(library_folder().resolve())],
-        "max_file_size": MOST_UPLOAD,
+        "max_file_size": MAX_UPLOAD,
         "theme": studio.theme,
         "css": CSS,
         "head": HEAD,

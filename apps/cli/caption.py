@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ...toolkit.core.errors import UserError
-from .options import parse, positional
+from .options import parse_options, positional
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class CaptionOptions:
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
 
 
-def caption(words: list[str]) -> None:
-    options = parse(CaptionOptions, words, "caption")
-    from ...pipelines.caption import captions_for
+def caption(argv: list[str]) -> None:
+    options = parse_options(CaptionOptions, argv, "caption")
+    from ...pipelines.caption import generate_captions
     from ...pipelines.chat import open_chat
-    from ...toolkit.core.devices import device_named
+    from ...toolkit.core.devices import parse_device
     from ...toolkit.core.files import write_text
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.embedded.questions import DESCRIBE
@@ -47,8 +47,8 @@ def caption(words: list[str]) -> None:
     if not missing:
         print(f"All {len(samples)} pictures have captions; --overwrite writes them anew.")
         return
-    vision = open_chat(options.base, precision=options.precision, device=device_named(options.device))
-    made = captions_for(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)
+    vision = open_chat(options.base, precision=options.precision, device=parse_device(options.device))
+    made = generate_captions(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)
     for path, text in zip(missing, made, strict=True):
         write_text(path.with_suffix(".txt"), text + "\n")
         print(f"{path.name}: {text}", flush=True)

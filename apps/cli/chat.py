@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...toolkit.core.errors import UserError
-from .options import parse, positional
+from .options import parse_options, positional
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class ChatOptions:
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
 
 
-def chat(words: list[str]) -> None:
-    options = parse(ChatOptions, words, "chat")
-    from ...toolkit.data.images import source_of
-    from .evaluate_instruct import opened
+def chat(argv: list[str]) -> None:
+    options = parse_options(ChatOptions, argv, "chat")
+    from ...toolkit.data.images import parse_source
+    from .evaluate_instruct import open_tuned
 
-    pictures = tuple(source_of(path, None) for path in options.image)
-    vision, _ = opened(options)
-    talk = Talk(vision, pictures, options)
+    pictures = tuple(parse_source(path, None) for path in options.image)
+    vision, _ = open_tuned(options)
+    talk = ChatSession(vision, pictures, options)
     if options.question:
         talk.ask(" ".join(options.question))
         return
@@ -59,7 +59,7 @@ def read_line() -> str:
         return ""
 
 
-class Talk:
+class ChatSession:
     """A conversation so far: the pictures belong to its first question."""
 
     def __init__(self, vision: Any, pictures: tuple[Any, ...], options: ChatOptions) -> None:
@@ -68,7 +68,7 @@ class Talk:
 
     def ask(self, question: str) -> str:
         """Prints the answer as it is made."""
-        from ...pipelines.chat import base_only, stream
+        from ...pipelines.chat import base_model_only, stream
         from ...toolkit.data.conversations import Conversation
 
         parts = [{"type": "image"}] * (0 if self.messages else len(self.pictures))
@@ -77,16 +77,16 @@ class Talk:
         self.vision.chat.check_row(row)
         most = self.options.max_new_tokens
         if self.options.compare:
-            with base_only(self.vision):
-                shown("base:  ", stream(self.vision, row, max_new_tokens=most))
-        answer = shown("tuned: " if self.options.compare else "", stream(self.vision, row, max_new_tokens=most))
+            with base_model_only(self.vision):
+                print_stream("base:  ", stream(self.vision, row, max_new_tokens=most))
+        answer = print_stream("tuned: " if self.options.compare else "", stream(self.vision, row, max_new_tokens=most))
         if not answer:
             raise UserError("The model said nothing; nothing was added to the conversation.")
         self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return answer
 
 
-def shown(prefix: str, pieces: Any) -> str:
+def print_stream(prefix: str, pieces: Any) -> str:
     """Prints pieces as they come; returns all of them."""
     sys.stdout.write(prefix)
     whole = ""

@@ -12,12 +12,12 @@ class Command:
     """A function of the words behind the command's name, found only when it is called: help must answer at once."""
 
     help: str
-    place: str
+    target: str
 
-    def __call__(self, words: list[str]) -> None:
-        module, function = self.place.split(":")
+    def __call__(self, argv: list[str]) -> None:
+        module, function = self.target.split(":")
         run: Callable[[list[str]], None] = getattr(import_module(f"{__package__}.{module}"), function)
-        run(words)
+        run(argv)
 
 
 COMMANDS = {

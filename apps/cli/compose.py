@@ -6,30 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .options import check_free, parse_run
-from .outcome import report
+from .options import check_out_free, parse_run
+from .outcome import print_outcome
 
 
-def compose(words: list[str]) -> None:
+def compose(argv: list[str]) -> None:
     """`rankfold compose A B C --out D ...`: the words before the first option are the adapters."""
     from ...training.config.compose import ComposeConfig
 
-    report(composed(ComposeConfig, words, "compose"))
+    print_outcome(run_composition(ComposeConfig, argv, "compose"))
 
 
-def compose_instruct(words: list[str]) -> None:
+def compose_instruct(argv: list[str]) -> None:
     from ...training.config.compose import ComposeInstructConfig
 
-    folder = composed(ComposeInstructConfig, words, "compose instruct")
-    report(folder, f"rankfold chat --run {folder} --image PICTURE QUESTION")
+    folder = run_composition(ComposeInstructConfig, argv, "compose instruct")
+    print_outcome(folder, f"rankfold chat --run {folder} --image PICTURE QUESTION")
 
 
-def composed(kind: Any, words: list[str], name: str) -> Path:
+def run_composition(kind: Any, argv: list[str], name: str) -> Path:
     """Composes as the words say, and prints what came of it; returns the run folder."""
-    count = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
-    named = ["--adapters", *words[:count]] if count else []
-    config, overwrite = parse_run(kind, [*named, *words[count:]], name)
-    check_free(config, overwrite=overwrite)
+    count = next((number for number, word in enumerate(argv) if word.startswith("-")), len(argv))
+    named = ["--adapters", *argv[:count]] if count else []
+    config, overwrite = parse_run(kind, [*named, *argv[count:]], name)
+    check_out_free(config, overwrite=overwrite)
     from ...training.launch.start import compose as run_compose
 
     run = run_compose(config, overwrite=overwrite)

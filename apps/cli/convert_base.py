@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from ...toolkit.core.errors import UserError
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def convert_base(words: list[str]) -> None:
+def convert_base(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
@@ -20,7 +20,7 @@ def convert_base(words: list[str]) -> None:
         layout: str | None = None
         """Pipeline folder or hub id with the configs, tokenizers and missing parts; unset means the one usual for such a file."""
 
-    options = parse(Options, words, "convert-base")
+    options = parse_options(Options, argv, "convert-base")
     if not options.file.is_file():
         raise UserError(f"{options.file} is not a file.")
     from ...toolkit.diffusion.single_file import convert

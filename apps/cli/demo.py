@@ -11,8 +11,8 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...training.embedded.demo import DEMO_SETTINGS
 from .export import print_proof
-from .options import Overwriting, parse
-from .outcome import report
+from .options import OverwriteOption, parse_options
+from .outcome import print_outcome
 
 if TYPE_CHECKING:
     from ...training.config.subject import SubjectConfig
@@ -21,7 +21,7 @@ DEMO_CREATURE = 2_000_004  # beyond TRAINING_CREATURES: no embedded model has se
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(Overwriting):
+class DemoConfig(OverwriteOption):
     """Teaches the embedded model a new creature and shows before and after."""
 
     base: Literal["tiny", "tiny-dit"] = "tiny"
@@ -38,8 +38,8 @@ class DemoConfig(Overwriting):
     """Seed of training and pictures."""
 
 
-def demo(words: list[str]) -> None:
-    config = parse(DemoConfig, words, "demo")
+def demo(argv: list[str]) -> None:
+    config = parse_options(DemoConfig, argv, "demo")
     run_demo(config)
 
 
@@ -53,21 +53,21 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     from ...pipelines.export import export_adapter
-    from ...training.embedded.demo import before_and_after
+    from ...training.embedded.demo import measure_before_and_after
     from ...training.launch.start import train
 
     start = time.time()
-    settings = settings_of(config)
+    settings = demo_config(config)
     overwrite = config.overwrite or is_demo(Run(config.out))
     if overwrite and not config.overwrite:
         print(f"{config.out} holds a demo already, which this one takes the place of.")
     print(f"Teaching the embedded model the creature in {settings.images} (five pictures, {config.steps} steps)")
     run = train(settings, overwrite=overwrite)
     if run.status()["state"] != "done":
-        report(run.folder)
+        print_outcome(run.folder)
         return {}
     trained = time.time()
-    figures = before_and_after(run, DEMO_CREATURE, seed=config.seed)
+    figures = measure_before_and_after(run, DEMO_CREATURE, seed=config.seed)
     print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five pictures, 2: before, 3: after)")
     print(
         f"likeness        before {figures['clip_i_before']:.3f}  after {figures['clip_i_after']:.3f}  real {figures['clip_i_real']:.3f}"
@@ -88,13 +88,13 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     return figures
 
 
-def settings_of(config: DemoConfig) -> SubjectConfig:
+def demo_config(config: DemoConfig) -> SubjectConfig:
     """The run of a demo."""
-    from ...toolkit.core.paths import assets
+    from ...toolkit.core.paths import assets_folder
     from ...training.config.subject import SubjectConfig
 
-    own = {name: getattr(config, name) for name in CHOSEN}
-    return SubjectConfig(images=assets() / "demo" / "creature", **own, **DEMO_SETTINGS[config.base])
+    own = {name: getattr(config, name) for name in DEMO_FIELDS}
+    return SubjectConfig(images=assets_folder() / "demo" / "creature", **own, **DEMO_SETTINGS[config.base])
 
 
 def is_demo(run: Run) -> bool:
@@ -103,13 +103,13 @@ def is_demo(run: Run) -> bool:
 
     try:
         found = from_yaml(run.config_file)
-        own = DemoConfig(**{name: getattr(found, name) for name in CHOSEN})
-        return run.is_run() and found == settings_of(own)
+        own = DemoConfig(**{name: getattr(found, name) for name in DEMO_FIELDS})
+        return run.is_run() and found == demo_config(own)
     except (UserError, AttributeError, KeyError):
         return False
 
 
-CHOSEN = (
+DEMO_FIELDS = (
     "base",
     "out",
     "steps",

@@ -10,13 +10,13 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
-from ...toolkit.core.texts import lines_of
-from .options import Overwriting, parse
-from .outcome import report
+from ...toolkit.core.texts import read_lines
+from .options import OverwriteOption, parse_options
+from .outcome import print_outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoInstructConfig(Overwriting):
+class DemoInstructConfig(OverwriteOption):
     """Teaches the embedded vision-language model a task that it cannot do."""
 
     out: Path = Path("runs/demo-instruct")
@@ -31,8 +31,8 @@ class DemoInstructConfig(Overwriting):
     """Seed of pictures and training."""
 
 
-def demo_instruct(words: list[str]) -> None:
-    config = parse(DemoInstructConfig, words, "demo instruct")
+def demo_instruct(argv: list[str]) -> None:
+    config = parse_options(DemoInstructConfig, argv, "demo instruct")
     run_demo_instruct(config)
 
 
@@ -44,7 +44,14 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(config.threads)
-    from ...training.embedded.demo_instruct import QUESTION, RUNS, is_demo_data, judged, tune, write_demo_data
+    from ...training.embedded.demo_instruct import (
+        QUESTION,
+        RUNS,
+        evaluate_demo,
+        is_demo_data,
+        train_demo,
+        write_demo_data,
+    )
 
     start = time.time()
     overwrite = config.overwrite or is_demo_data(config.out / "data")
@@ -56,11 +63,13 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     print(f"Teaching the embedded model to answer '{QUESTION}' from 400 pictures ({files['train']})")
     found: dict[str, Any] = {}
     for name, steps in zip(RUNS, (config.steps, config.steps * 4 // 3), strict=True):
-        run = tune(files, config.out / name, replay=name == "replay", steps=steps, overwrite=overwrite, **settings)
+        run = train_demo(
+            files, config.out / name, replay=name == "replay", steps=steps, overwrite=overwrite, **settings
+        )
         if run.status()["state"] != "done":
-            report(run.folder)
+            print_outcome(run.folder)
             return found
-        found[name] = judged(run, files)
+        found[name] = evaluate_demo(run, files)
     print_answers(config.out / "replay" / "answers.jsonl")
     print_figures(found)
     print(f"\neverything in {time.time() - start:.0f} s; all figures: {config.out / 'replay' / 'report.txt'}")
@@ -92,7 +101,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 def print_answers(file: Path, count: int = 6) -> None:
     """The first answers before and after."""
     print(f"\n{'picture':>12}  {'right':6} {'before':32} after")
-    for line in lines_of(file)[:count]:
+    for line in read_lines(file)[:count]:
         row = json.loads(line)
         print(f"{row['place'].split(', ')[1]:>12}  {row['right']:6} {row['base'][:30]:32} {row['tuned'][:30]}")
 

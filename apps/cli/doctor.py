@@ -8,7 +8,7 @@ import platform
 import shutil
 from pathlib import Path
 
-from ...toolkit.core.versions import installed, misfits, untested
+from ...toolkit.core.versions import incompatible_versions, installed_version, untested_versions
 
 LIBRARIES = (
     "torch",
@@ -29,16 +29,18 @@ OPTIONAL = {
 }
 
 
-def doctor(words: list[str]) -> None:
-    raise SystemExit(examine())
+def doctor(argv: list[str]) -> None:
+    raise SystemExit(print_report())
 
 
-def examine() -> int:
+def print_report() -> int:
     """Prints the report; returns 0 when training can start, 1 when something needed is missing."""
     missing = []
-    print(f"rankfold      {installed('rankfold')}\npython        {platform.python_version()} on {platform.platform()}")
+    print(
+        f"rankfold      {installed_version('rankfold')}\npython        {platform.python_version()} on {platform.platform()}"
+    )
     for name in LIBRARIES:
-        found = installed(name)
+        found = installed_version(name)
         print(f"{name:<13} {found or 'missing'}")
         if not found:
             missing.append(f"{name}: pip install {name}")
@@ -49,10 +51,10 @@ def examine() -> int:
         missing += devices_and_caches()
     for line in missing:
         print(f"MISSING  {line}")
-    unfit = list(misfits())
+    unfit = list(incompatible_versions())
     for line in unfit:
         print(f"UNFIT    {line}")
-    for line in untested():
+    for line in untested_versions():
         print(f"UNTESTED {line}")
     missing += unfit
     print("ready" if not missing else "not ready")
@@ -64,7 +66,7 @@ def devices_and_caches() -> list[str]:
     import psutil
 
     from ...toolkit.core import devices
-    from ...toolkit.core.paths import assets, cache_folder
+    from ...toolkit.core.paths import assets_folder, cache_folder
     from ...toolkit.diffusion.load import EMBEDDED
     from ...toolkit.vlm.model import EMBEDDED as VISION
 
@@ -72,15 +74,19 @@ def devices_and_caches() -> list[str]:
     print(
         f"memory        {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, {os.cpu_count()} cores"
     )
-    for line in devices.told():
+    for line in devices.describe_devices():
         print(f"device        {line}")
-    for line in devices.faults(devices.here(), lambda library: importlib.util.find_spec(library) is not None):
+    for line in devices.list_faults(
+        devices.this_machine(), lambda library: importlib.util.find_spec(library) is not None
+    ):
         print(f"will not work {line}")
     hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     for name, folder in (("cache", cache_folder()), ("hub cache", hub)):
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
         print(f"{name:<13} {folder} ({size / 2**20:.0f} MiB)")
     print(f"disk          {shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here")
-    missing = [name for name, place in EMBEDDED.items() if not (assets() / place / "model_index.json").is_file()]
-    missing += [name for name, place in VISION.items() if not (assets() / "tiny" / place / "config.json").is_file()]
-    return [f"the embedded models {' and '.join(missing)} in {assets()}: rankfold build-tiny"] if missing else []
+    missing = [name for name, place in EMBEDDED.items() if not (assets_folder() / place / "model_index.json").is_file()]
+    missing += [
+        name for name, place in VISION.items() if not (assets_folder() / "tiny" / place / "config.json").is_file()
+    ]
+    return [f"the embedded models {' and '.join(missing)} in {assets_folder()}: rankfold build-tiny"] if missing else []

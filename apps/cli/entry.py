@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ...toolkit.core.errors import UserError, nearest
-from ...toolkit.core.terminal import plain_end
+from ...toolkit.core.errors import UserError, did_you_mean
+from ...toolkit.core.terminal import report_errors
 from .commands import COMMANDS
 
 
@@ -23,15 +23,15 @@ def version() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, and those of `plain_end`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    words = [word for word in given if word != "--verbose"]
-    if not words or words[0] in ("-h", "--help", "help"):
+    argv = [word for word in given if word != "--verbose"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(overview())
         return
-    if words[0] in ("-V", "--version"):
+    if argv[0] in ("-V", "--version"):
         print(f"rankfold {version()}")
         return
-    with plain_end(verbose=len(words) < len(given)):
-        run_command(words)
+    with report_errors(verbose=len(argv) < len(given)):
+        run_command(argv)
 
 
 def overview() -> str:
@@ -45,12 +45,12 @@ def overview() -> str:
     )
 
 
-def run_command(words: list[str]) -> None:
+def run_command(argv: list[str]) -> None:
     """Finds the command, reads its options and runs it."""
-    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
     if name not in COMMANDS:
-        two = [command for command in COMMANDS if command.startswith(f"{words[0]} ")]
+        two = [command for command in COMMANDS if command.startswith(f"{argv[0]} ")]
         if two:
-            raise UserError(f"'{words[0]}' needs one more word: {', '.join(two)}.")
-        raise UserError(f"there is no command '{words[0]}'.{nearest(words[0], COMMANDS)}")
-    COMMANDS[name](words[len(name.split()) :])
+            raise UserError(f"'{argv[0]}' needs one more word: {', '.join(two)}.")
+        raise UserError(f"there is no command '{argv[0]}'.{did_you_mean(argv[0], COMMANDS)}")
+    COMMANDS[name](argv[len(name.split()) :])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...toolkit.core.errors import UserError
-from .options import parse, positional
+from .options import parse_options, positional
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,19 @@ class EvaluateOptions:
     """Folder for metrics.json, pictures.png and report.html; unset means the run's, or NAME-evaluation beside a file."""
 
 
-def evaluate(words: list[str]) -> None:
-    options = parse(EvaluateOptions, words, "evaluate")
+def evaluate(argv: list[str]) -> None:
+    options = parse_options(EvaluateOptions, argv, "evaluate")
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}.")
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.diffusion.load import EMBEDDED, resolve_base
     from ...toolkit.metrics.clip import ClipScorer
     from ...toolkit.metrics.dino import DinoScorer
-    from ...training.engine.processes import joined
+    from ...training.engine.processes import distributed_state
     from ...training.evaluation.subject import SubjectTest, evaluate_subject, read_prompts, unrelated_prompts
     from ...training.evaluation.subject_page import write_evaluation
 
-    recipe, facts, trained_on = recipe_of(options)
+    recipe, facts, trained_on = evaluation_recipe(options)
     embedded = recipe.base in EMBEDDED
     name = options.prompts or ("world" if embedded else "object")
     test = SubjectTest(read_prompts(name), unrelated_prompts(name), facts["token"], facts["class_noun"], options.n)
@@ -71,7 +71,7 @@ def evaluate(words: list[str]) -> None:
         raise UserError("--images is missing: give photos of the subject, best those it was not trained on.")
     references = [sample.path for sample in find_samples(folder)]
     resolve_base(recipe.base)
-    first = joined().is_main_process
+    first = distributed_state().is_main_process
     clip, others = ClipScorer(options.clip or None), [DinoScorer(one) for one in options.dino]
     figures, drawn = evaluate_subject(recipe, test, references, trained_on, clip, others)
     out = options.out or (
@@ -84,21 +84,21 @@ def evaluate(words: list[str]) -> None:
         print(key)
 
 
-def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]]:
+def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]]:
     """How pictures are made, what the subject is called, and what was trained on where that is known."""
-    from ...pipelines.generate import Recipe, precision_of
+    from ...pipelines.generate import Recipe, adapter_precision
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.formats.as_folder import check_adapter
-    from ...toolkit.formats.source import adapter_path, facts_of
-    from ...training.config.images import PictureConfig
+    from ...toolkit.formats.source import adapter_facts, adapter_path
+    from ...training.config.images import DiffusionConfig
     from ...training.config.yaml_file import from_yaml
 
     run, guidance, trained_on = options.run, 4.0, []
     check_adapter(run)
-    facts = dict(facts_of(adapter_path(run)))
+    facts = dict(adapter_facts(adapter_path(run)))
     if (run / "config.yaml").is_file():
         config = from_yaml(run / "config.yaml")
-        if not isinstance(config, PictureConfig):
+        if not isinstance(config, DiffusionConfig):
             raise UserError(f"{run} is a run on a vision-language model: use `rankfold evaluate instruct --run {run}`.")
         guidance = config.guidance_scale
         if config.images is not None and Path(config.images).is_dir():
@@ -118,6 +118,6 @@ def recipe_of(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]
         guidance_scale=guidance,
         side=options.side,
         seed=options.seed,
-        precision=options.precision or precision_of((str(run),)),
+        precision=options.precision or adapter_precision((str(run),)),
     )
     return recipe, facts, trained_on

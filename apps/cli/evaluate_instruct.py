@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...toolkit.core.errors import UserError
-from .options import parse
+from .options import parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,31 +42,31 @@ class EvaluateOptions:
     """Also write the questions as a table that VLMEvalKit reads."""
 
 
-def evaluate_instruct(words: list[str]) -> None:
-    options = parse(EvaluateOptions, words, "evaluate instruct")
+def evaluate_instruct(argv: list[str]) -> None:
+    options = parse_options(EvaluateOptions, argv, "evaluate instruct")
     if options.data is None:
         raise UserError("--data is missing: give a file with questions and answers.")
     if options.run is None and not options.adapters:
         raise UserError("--run is missing: give the run (or --adapters) that is to be set against its base.")
-    from ...training.engine.processes import joined
+    from ...training.engine.processes import distributed_state
     from ...training.evaluation.instruct import evaluate
-    from ...training.evaluation.instruct_report import report, write_figures
-    from ...training.evaluation.items import leaked, read_items, write_vlmevalkit
+    from ...training.evaluation.instruct_report import format_report, write_figures
+    from ...training.evaluation.items import count_leaked, read_items, write_vlmevalkit
 
     items = read_items(options.data, options.images, ask_short=options.ask_short)
     retention = read_items(options.retention, options.images) if options.retention else []
     out = options.out or (options.run / "evaluation" if options.run else Path("evaluation"))
-    first = joined().is_main_process
+    first = distributed_state().is_main_process
     if options.vlmevalkit and first:
         table = write_vlmevalkit(items, out / f"{options.data.stem}.tsv")
         print(f"{table}\n{vlmevalkit_advice(options, table)}")
-    vision, trained_on = opened(options)
+    vision, trained_on = open_tuned(options)
     figures = evaluate(vision, items, retention=retention, max_new_tokens=options.max_new_tokens, seed=options.seed)
     if not first:
         return
     if trained_on is not None:
-        figures["leaked"] = leaked(items, trained_on)
-    print(report(figures))
+        figures["leaked"] = count_leaked(items, trained_on)
+    print(format_report(figures))
     print(write_figures(out, figures))
 
 
@@ -81,10 +81,10 @@ def vlmevalkit_advice(options: EvaluateOptions, table: Path) -> str:
     )
 
 
-def opened(options: Any) -> tuple[Any, list[Any] | None]:
+def open_tuned(options: Any) -> tuple[Any, list[Any] | None]:
     """The model with its adapters, and the conversations that it was trained on where they are still there."""
     from ...pipelines.chat import open_chat
-    from ...toolkit.core.devices import device_named
+    from ...toolkit.core.devices import parse_device
     from ...toolkit.data.conversations import read_conversations
 
     adapters, base, template, trained_on = list(options.adapters), options.base, None, None
@@ -101,7 +101,7 @@ def opened(options: Any) -> tuple[Any, list[Any] | None]:
         adapters,
         strengths,
         precision=options.precision,
-        device=device_named(options.device),
+        device=parse_device(options.device),
         template=template,
     )
     return vision, trained_on

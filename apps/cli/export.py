@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def export(words: list[str]) -> None:
+def export(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         run: Annotated[Path, positional()]
@@ -28,7 +28,7 @@ def export(words: list[str]) -> None:
         precision: Literal["fp32", "bf16", "fp16"] | None = None
         """Number format of the base in the proof; unset means the run's. The file is always fp32."""
 
-    options = parse(Options, words, "export")
+    options = parse_options(Options, argv, "export")
     from ...pipelines.export import export_adapter
     from ...toolkit.core.run_folder import Run
     from ...training.config.instruct import ConversationConfig
@@ -58,5 +58,5 @@ def export(words: list[str]) -> None:
 
 def print_proof(proof: Any) -> None:
     """The outcome of an export."""
-    print(proof.path, *getattr(proof, "words", ()), *proof.told(), sep="\n")
+    print(proof.path, *getattr(proof, "token_files", ()), *proof.summary(), sep="\n")
     proof.check()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def inspect(words: list[str]) -> None:
+def inspect(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
@@ -29,7 +29,7 @@ def inspect(words: list[str]) -> None:
         json: bool = False
         """Print all of it as JSON."""
 
-    options = parse(Options, words, "inspect")
+    options = parse_options(Options, argv, "inspect")
     from .inspect_data import DATA, inspect_data
 
     if options.file.suffix in DATA:
@@ -43,16 +43,16 @@ def inspect(words: list[str]) -> None:
         )
         return
     from ...toolkit.formats.folder_report import inspect_adapter
-    from ...toolkit.formats.report import as_json
+    from ...toolkit.formats.report import to_json
 
-    found = inspect_adapter(options.file, base_of(options.file, options.base) if options.base else None)
+    found = inspect_adapter(options.file, load_base(options.file, options.base) if options.base else None)
     if options.json:
-        print(as_json(found))
+        print(to_json(found))
     else:
         print_report(found, every_layer=options.layers)
 
 
-def base_of(adapter: Path, base: str) -> Any:
+def load_base(adapter: Path, base: str) -> Any:
     """The base of an adapter, of either kind."""
     from ...pipelines.chat import open_chat
     from ...pipelines.generate import Recipe, load_pipeline
@@ -74,5 +74,5 @@ def print_report(found: Any, *, every_layer: bool) -> None:
             print(
                 f"    {layer.name}  {layer.method} r={layer.rank} scale={layer.scale:g} |change|={norm} {relative} {layer.fault}"
             )
-    for line in found.told():
-        print(f"  {'' if found.is_sound else '! '}{line}")
+    for line in found.summary():
+        print(f"  {'' if found.is_valid else '! '}{line}")

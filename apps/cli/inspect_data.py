@@ -11,28 +11,28 @@ SHOWN_PICTURE_TOKENS = 2  # of a picture, at its beginning
 
 def inspect_data(file: Path, base: str, images: Path | None, *, rows: int, skip_bad: bool, max_length: int) -> None:
     """Prints counts and lengths, the proof of the labels, and the first rows' tokens with those that are learned in colour."""
-    from ...toolkit.vlm.model import VisionModel, resolve_vision_base
+    from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
     from ...training.config.instruct import InstructConfig
-    from ...training.instruct.conversations import plan_rows, prove_rows
+    from ...training.instruct.conversations import plan_rows, verify_rows
 
-    chat = VisionModel(resolve_vision_base(base)).chat
+    chat = VisionLanguageModel(resolve_vision_base(base)).chat
     config = InstructConfig(data=file, images=images, base=base, skip_bad=skip_bad, max_length=max_length)
     planned = plan_rows(file, config, chat)
-    proven = prove_rows(planned, chat)
+    proven = verify_rows(planned, chat)
     lengths = sorted(planned.lengths)
     print(f"{file}\n  rows     {len(planned)}, with {sum(len(row.pictures) for row in planned.rows)} pictures")
     print(
         f"  tokens   {lengths[0]} to {lengths[-1]} a row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all"
     )
-    print(f"  learned  {sum(planned.learned):,} of them ({sum(planned.learned) / sum(lengths):.1%})")
+    print(f"  learned  {sum(planned.num_learned):,} of them ({sum(planned.num_learned) / sum(lengths):.1%})")
     if planned.too_long:
         print(f"  left out {len(planned.too_long)} longer than {max_length} tokens, such as {planned.too_long[0]}")
     for fault in planned.faults[:5]:
         print(f"  left out {fault}")
     if len(planned.faults) > 5:
         print(f"  left out {len(planned.faults) - 5} more")
-    if chat.own_end:
-        print(f"  the base's template ends no answer, so each one gets {chat.own_end}")
+    if chat.added_end:
+        print(f"  the base's template ends no answer, so each one gets {chat.added_end}")
     print(f"  the labels of {proven} rows were found in two ways, which agree")
     for number in range(min(rows, len(planned))):
         show_row(chat, planned.rows[number])
@@ -43,13 +43,13 @@ def show_row(chat: Any, row: Any) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from ...toolkit.data.images import size_of
+    from ...toolkit.data.images import image_size
 
-    tokens = chat.labels_by_marks(row, [size_of(picture) for picture in row.pictures])
+    tokens = chat.labels_by_marks(row, [image_size(picture) for picture in row.pictures])
     colour = Console().is_terminal
     text, learning, pictures = Text(), False, 0
     for number, label in zip(tokens.ids, tokens.labels, strict=True):
-        pictures = pictures + 1 if number in chat.image_ids() else 0
+        pictures = pictures + 1 if number in chat.image_token_ids() else 0
         if pictures > SHOWN_PICTURE_TOKENS:
             continue
         if not colour and (label >= 0) != learning:
@@ -59,5 +59,7 @@ def show_row(chat: Any, row: Any) -> None:
         text.append(piece, style="bold green" if label >= 0 else "dim" if pictures else "")
     if not colour and learning:
         text.append("»")
-    print(f"\n{row.place}: {len(tokens.ids)} tokens, {tokens.learned} learned{'' if colour else ' (between « and »)'}")
+    print(
+        f"\n{row.location}: {len(tokens.ids)} tokens, {tokens.num_learned} learned{'' if colour else ' (between « and »)'}"
+    )
     Console(highlight=False, soft_wrap=True).print(text)

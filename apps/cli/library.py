@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def add(words: list[str]) -> None:
+def add(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         path: Annotated[Path, positional()]
@@ -23,7 +23,7 @@ def add(words: list[str]) -> None:
         thumbnail: Path | None = None
         """Picture of it; unset means a run's newest preview."""
 
-    options = parse(Options, words, "library add")
+    options = parse_options(Options, argv, "library add")
     from ...training.runs import library
 
     entry = library.add(
@@ -32,12 +32,12 @@ def add(words: list[str]) -> None:
     print_entry(entry)
 
 
-def list_all(words: list[str]) -> None:
+def list_all(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         pass
 
-    parse(Options, words, "library list")
+    parse_options(Options, argv, "library list")
     from ...training.runs import library
 
     found = library.entries()
@@ -48,13 +48,13 @@ def list_all(words: list[str]) -> None:
         print(f"{entry.name:<{width}}  {entry.trigger or '-'}  (base {entry.base}, {entry.adapter or 'lora'})")
 
 
-def show(words: list[str]) -> None:
+def show(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         name: Annotated[str, positional()]
         """Name in the library."""
 
-    options = parse(Options, words, "library show")
+    options = parse_options(Options, argv, "library show")
     from ...training.runs import library
 
     print_entry(library.get(options.name))

@@ -6,59 +6,59 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ...toolkit.core.paths import at_home
+from ...toolkit.core.paths import expand_paths
 from .commands import COMMANDS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overwriting:
+class OverwriteOption:
     """What every command that begins a run takes beside the run's config."""
 
     overwrite: bool = False
     """Delete the run that --out holds, with all that belongs to it, once the new one is under way."""
 
 
-def parse(kind: Any, words: list[str], name: str, default: Any = None) -> Any:
+def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) -> Any:
     """Reads the options of a dataclass from the command line; ~ in a path is put out, as a shell does where it sees it."""
     import tyro
 
     extra = {} if default is None else {"default": default}
-    read = tyro.cli(kind, args=words, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
-    return replace(read, **{field.name: at_home(getattr(read, field.name)) for field in fields(read)})
+    read = tyro.cli(kind, args=argv, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+    return replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
 
 
-def parse_run(kind: Any, words: list[str], name: str, default: Any = None) -> tuple[Any, bool]:
+def parse_run(kind: Any, argv: list[str], name: str, default: Any = None) -> tuple[Any, bool]:
     """Reads the config of a run that is to begin, and whether it may take the place of another.
 
     kind: the config's class, with further options or without.
     """
-    both = dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind, Overwriting), {"__doc__": kind.__doc__}))
+    both = dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind, OverwriteOption), {"__doc__": kind.__doc__}))
     given = None if default is None else both(**{f.name: getattr(default, f.name) for f in fields(default)})
-    options = parse(both, words, name, given)
+    options = parse_options(both, argv, name, given)
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)}), options.overwrite
 
 
-def check_free(config: Any, *, overwrite: bool) -> None:
+def check_out_free(config: Any, *, overwrite: bool) -> None:
     """Raises UserError when a run cannot begin in its --out: at once, before anything heavy is imported."""
     from ...training.runs.begin import check_out
 
-    if is_first():
+    if is_main_process():
         check_out(config, overwrite=overwrite)
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that speaks and has the run folder, by what launchers say; without importing what they start."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
+def take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     """The value of an option and the words without it."""
-    for number, word in enumerate(words):
-        if word == name and number + 1 < len(words):
-            return words[number + 1], words[:number] + words[number + 2 :]
+    for number, word in enumerate(argv):
+        if word == name and number + 1 < len(argv):
+            return argv[number + 1], argv[:number] + argv[number + 2 :]
         if word.startswith(f"{name}="):
-            return word.split("=", 1)[1], words[:number] + words[number + 1 :]
-    return None, words
+            return word.split("=", 1)[1], argv[:number] + argv[number + 1 :]
+    return None, argv
 
 
 def positional() -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .options import is_first
+from .options import is_main_process
 
 
-def report(folder: Path, then: str = "") -> None:
+def print_outcome(folder: Path, then: str = "") -> None:
     """Says how a run ended and what can be done with it. then: the next command."""
     from ...toolkit.core.run_folder import Run
 
-    if not is_first():
+    if not is_main_process():
         return
     status = Run(folder).status()
     if status["state"] == "stopped":

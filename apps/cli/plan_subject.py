@@ -5,23 +5,23 @@ from __future__ import annotations
 from .train_subject import subject_options
 
 
-def plan_subject(words: list[str]) -> None:
+def plan_subject(argv: list[str]) -> None:
     """Nothing is loaded, nothing written."""
-    config, fit, folds, overwrite = subject_options(words, "plan subject")
-    from ...training.launch.plan import advice, disk, fitted, least_seconds, plan
+    config, fit, folds, overwrite = subject_options(argv, "plan subject")
+    from ...training.launch.plan import advice, disk_bytes, fit_to_memory, min_seconds, plan
 
     estimate = plan(config)
     if fit is None:
         lines = advice(estimate)
     else:
-        flags, estimate = fitted(estimate, fit)
+        flags, estimate = fit_to_memory(estimate, fit)
         lines = [f"fits in {fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {fit:g} GiB as it is"]
     for part in ("base", "adapter", "working", "peak"):
         print(f"{part:16} {getattr(estimate, part) / 2**30:8.2f} GiB")
     print(f"trained numbers  {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
-    print(f"disk             {disk(estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
+    print(f"disk             {disk_bytes(estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
     print(
-        f"time             {least_seconds(estimate) / 60:8.1f} minutes at least: {config.steps} steps of "
+        f"time             {min_seconds(estimate) / 60:8.1f} minutes at least: {config.steps} steps of "
         f"{estimate.flops / 1e9:,.1f} GFLOP at the rate of large matrix products here"
     )
     print(*lines, sep="\n")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def queue(words: list[str]) -> None:
+def queue(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         config: Annotated[Path, positional()]
@@ -21,7 +21,7 @@ def queue(words: list[str]) -> None:
 
     from dataclasses import replace
 
-    options = parse(Options, words, "queue")
+    options = parse_options(Options, argv, "queue")
     from ...training.config.yaml_file import from_yaml
     from ...training.launch.queue import enqueue
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from ...toolkit.core.errors import UserError
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def report(words: list[str]) -> None:
+def report(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         runs: Annotated[tuple[Path, ...], positional()]
@@ -18,11 +18,11 @@ def report(words: list[str]) -> None:
         out: Path = Path("report.html")
         """The page."""
 
-    options = parse(Options, words, "report")
+    options = parse_options(Options, argv, "report")
     if not options.runs:
         raise UserError("Name at least one run folder.")
     from ...toolkit.core.files import write_text
-    from ...training.evaluation.report import report as made
+    from ...training.evaluation.report import runs_page as made
 
     write_text(options.out, made(options.runs))
     print(options.out)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from .options import parse, positional
-from .outcome import report
+from .options import parse_options, positional
+from .outcome import print_outcome
 
 
-def resume(words: list[str]) -> None:
+def resume(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         run: Annotated[Path, positional()]
@@ -18,11 +18,11 @@ def resume(words: list[str]) -> None:
         accept_changes: bool = False
         """Go on though pictures, captions, rows, adapters or the base are not those that the run was trained on so far."""
 
-    options = parse(Options, words, "resume")
+    options = parse_options(Options, argv, "resume")
     from ...training.config.instruct import ConversationConfig
     from ...training.config.yaml_file import from_yaml
     from ...training.launch.start import resume as go_on
 
     run = go_on(options.run, accept_changes=options.accept_changes)
     talks = isinstance(from_yaml(run.config_file), ConversationConfig)
-    report(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION" if talks else "")
+    print_outcome(run.folder, f"rankfold chat --run {run.folder} --image PICTURE QUESTION" if talks else "")

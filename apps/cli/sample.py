@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...toolkit.core.errors import UserError
-from .options import parse
+from .options import parse_options
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,28 @@ class SampleOptions:
     """Repeat the picture of this PNG exactly (also spelled --from)."""
 
 
-def sample(words: list[str]) -> None:
-    words = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in words]
-    options = parse(SampleOptions, words, "sample")
-    from ...pipelines.generate import generate, grid, read_recipe, repeat, save_picture
+def sample(argv: list[str]) -> None:
+    argv = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in argv]
+    options = parse_options(SampleOptions, argv, "sample")
+    from ...pipelines.generate import generate, image_grid, read_recipe, repeat, save_picture
 
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}.")
-    made = [repeat(read_recipe(options.again))] if options.again else generate(recipe_of(options), options.n)
+    made = [repeat(read_recipe(options.again))] if options.again else generate(sampling_recipe(options), options.n)
     options.out.mkdir(parents=True, exist_ok=True)
     for picture, own in made:
         path = options.out / f"{own.seed:06d}.png"
         save_picture(path, picture, own)
         print(path)
     if options.grid:
-        sheet = grid([picture for picture, _ in made], columns=min(4, len(made)))
+        sheet = image_grid([picture for picture, _ in made], columns=min(4, len(made)))
         save_picture(options.out / "grid.png", sheet, made[0][1])
         print(options.out / "grid.png")
 
 
-def recipe_of(options: SampleOptions) -> Any:
+def sampling_recipe(options: SampleOptions) -> Any:
     """The recipe that the options ask for."""
-    from ...pipelines.generate import Recipe, precision_of
+    from ...pipelines.generate import Recipe, adapter_precision
     from ...pipelines.regions import parse_region
     from ...toolkit.core.run_folder import Run
     from ...toolkit.formats.as_folder import check_adapter
@@ -107,6 +107,6 @@ def recipe_of(options: SampleOptions) -> Any:
         scheduler=options.scheduler,
         side=options.side,
         height=options.height,
-        precision=options.precision or precision_of(adapters),
+        precision=options.precision or adapter_precision(adapters),
         seed=options.seed,
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .options import check_free
-from .outcome import report
-from .train_instruct import configured
+from .options import check_out_free
+from .outcome import print_outcome
+from .train_instruct import parse_config
 
 
-def search_instruct(words: list[str]) -> None:
-    config, overwrite = configured("search-instruct", words, "search instruct")
-    check_free(config, overwrite=overwrite)
+def search_instruct(argv: list[str]) -> None:
+    config, overwrite = parse_config("search-instruct", argv, "search instruct")
+    check_out_free(config, overwrite=overwrite)
     from ...training.launch.start import train
 
     run = train(config, overwrite=overwrite)
-    report(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")
+    print_outcome(run.folder, f"rankfold train instruct --config {run.folder / 'best.yaml'}")

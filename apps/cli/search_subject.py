@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .options import check_free, parse_run, take_option
-from .outcome import report
+from .options import check_out_free, parse_run, take_option
+from .outcome import print_outcome
 
 
-def search_subject(words: list[str]) -> None:
+def search_subject(argv: list[str]) -> None:
     from ...training.config.search import SearchConfig
     from ...training.config.yaml_file import from_yaml
 
-    config_file, words = take_option(words, "--config")
+    config_file, argv = take_option(argv, "--config")
     default = from_yaml(Path(config_file)) if config_file else SearchConfig()
-    config, overwrite = parse_run(SearchConfig, words, "search subject", default)
-    check_free(config, overwrite=overwrite)
+    config, overwrite = parse_run(SearchConfig, argv, "search subject", default)
+    check_out_free(config, overwrite=overwrite)
     from ...training.launch.start import train
 
     run = train(config, overwrite=overwrite)
-    report(run.folder)
+    print_outcome(run.folder)
     table = run.folder / "structure.txt"
     if run.status()["state"] == "done":
         print(f"The structure: {table}; all that were tried: {run.folder / 'pareto.png'}")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from .options import parse, positional
+from .options import parse_options, positional
 
 
-def stop(words: list[str]) -> None:
+def stop(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         run: Annotated[Path, positional()]
@@ -17,6 +17,6 @@ def stop(words: list[str]) -> None:
 
     from ...toolkit.core.run_folder import Run
 
-    run = Run.open(parse(Options, words, "stop").run)
-    run.ask("stop")
+    run = Run.open(parse_options(Options, argv, "stop").run)
+    run.request("stop")
     print(f"{run.folder} will write a checkpoint and stop after this step.")

@@ -7,35 +7,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...toolkit.core.errors import UserError
-from .options import check_free, parse_run, take_option
-from .outcome import report
+from .options import check_out_free, parse_run, take_option
+from .outcome import print_outcome
 
 if TYPE_CHECKING:
     from ...training.config.subject import SubjectConfig
 
 
-def train_subject(words: list[str]) -> None:
+def train_subject(argv: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    config, fit, folds, overwrite = subject_options(words, "train subject")
+    config, fit, folds, overwrite = subject_options(argv, "train subject")
     if not folds:  # a cross-validation goes on with what is there
-        check_free(config, overwrite=overwrite)
-    from ...training.launch.cross_validation import cross_validated
+        check_out_free(config, overwrite=overwrite)
+    from ...training.launch.cross_validation import cross_validate
     from ...training.launch.start import train
 
     if fit is not None:
-        from ...training.launch.plan import fitted, plan
+        from ...training.launch.plan import fit_to_memory, plan
 
-        flags, estimate = fitted(plan(config), fit)
+        flags, estimate = fit_to_memory(plan(config), fit)
         config = estimate.config
         print(f"fits in {fit:g} GiB {'with: ' + ' '.join(flags) if flags else 'as it is'}")
     if folds:
-        run = cross_validated(config, folds, overwrite=overwrite)
+        run = cross_validate(config, folds, overwrite=overwrite)
     else:
         run = train(config, overwrite=overwrite)
-    report(run.folder)
+    print_outcome(run.folder)
 
 
-def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float | None, int, bool]:
+def subject_options(argv: list[str], name: str) -> tuple[SubjectConfig, float | None, int, bool]:
     """The config of a subject's training, how many GiB its peak may take, in how many folds it is cross-validated, and --overwrite."""
     from ...training.config.subject import SubjectConfig
     from ...training.config.yaml_file import from_yaml
@@ -47,9 +47,9 @@ def subject_options(words: list[str], name: str) -> tuple[SubjectConfig, float |
         folds: int = 0
         """Cross-validation: so many runs, each measured by other photos, say how many steps the last one on all photos takes."""
 
-    config_file, words = take_option(words, "--config")
+    config_file, argv = take_option(argv, "--config")
     default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()
-    options, overwrite = parse_run(Options, words, name, default)
+    options, overwrite = parse_run(Options, argv, name, default)
     if options.fit is not None and options.fit <= 0:
         raise UserError(f"--fit must be above 0, not {options.fit}.")
     if options.folds < 0 or options.folds == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import parse
+from .options import parse_options
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class WorkOptions:
     """Come back when no run waits."""
 
 
-def work(words: list[str]) -> None:
-    options = parse(WorkOptions, words, "work")
-    from ...training.launch.queue import work as drain
+def work(argv: list[str]) -> None:
+    options = parse_options(WorkOptions, argv, "work")
+    from ...training.launch.queue import run_worker as drain
 
     print(f"Taking queued runs from {options.runs} for device {options.device}; Ctrl-C ends this, not the run at work.")
     started = drain(options.runs, options.device, until_empty=options.until_empty)

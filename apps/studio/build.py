@@ -42,16 +42,16 @@ def build(studio: Studio) -> gr.Blocks:
         "Library": library_page,
     }
     with gr.Blocks(title="rankfold", analytics_enabled=False) as demo:
-        title("Train")
+        page_header("Train")
         train_page.build(studio)
     for name, page in pages.items():
         with demo.route(name, name.lower()):
-            title(name)
+            page_header(name)
             page.build(studio)
     return demo
 
 
-def title(name: str) -> None:
+def page_header(name: str) -> None:
     """The heading of a page, and the list of pages."""
     gr.Navbar(main_page_name="Train")
     gr.HTML(f"<h1>{name}</h1>", elem_classes="title", padding=False)

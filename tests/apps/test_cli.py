@@ -13,12 +13,12 @@ from rankfold.apps.cli import main
 @pytest.fixture
 def train(images, base, tmp_path, monkeypatch):
     """A train command; loading any model makes the test fail."""
-    from rankfold.training.subject import images as pictures
+    from rankfold.training.subject import images as training_images
 
     def loaded(*arguments):
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr(pictures, "open_model", loaded)
+    monkeypatch.setattr(training_images, "open_model", loaded)
     return ["train", "subject", "--images", images, "--base", base, "--out", tmp_path / "run"]
 
 
@@ -65,10 +65,10 @@ def test_gated_base(capsys, train, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
-    def refused(*arguments, **named):
+    def raise_gated(*arguments, **named):
         raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://localhost")))
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raise_gated)
     assert "accept its terms" in fails(capsys, *train, "--base", "somebody/gated")
 
 

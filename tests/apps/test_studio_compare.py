@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from rankfold.apps.studio.backend import comparison
-from rankfold.apps.studio.backend.comparison import Boxes
-from rankfold.apps.studio.backend.paths import Places
-from rankfold.apps.studio.backend.pipeline_worker import Drawing, Pipes, Stopped
+from rankfold.apps.studio.backend.comparison import ComparisonInputs
+from rankfold.apps.studio.backend.paths import StudioPaths
+from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, PipelineWorker
 from rankfold.apps.studio.pages import compare as page
 from rankfold.pipelines import compare
 from rankfold.pipelines import grids as sheets
-from rankfold.pipelines.compare import Axis, Figures
+from rankfold.pipelines.compare import Axis, CellScores
 from rankfold.pipelines.generate import Recipe, read_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.training.launch.start import train
@@ -44,11 +44,11 @@ def trained(tmp_path_factory, images):
 @pytest.fixture
 def places(tmp_path):
     (tmp_path / "runs").mkdir()
-    return Places(tmp_path / "runs")
+    return StudioPaths(tmp_path / "runs")
 
 
 def boxes(**values):
-    return Boxes(**{"prompt": "a creature", "x": "seed", "x_values": "0\n1"} | values)
+    return ComparisonInputs(**{"prompt": "a creature", "x": "seed", "x_values": "0\n1"} | values)
 
 
 # ---------------------------------------------------------------------------------------------- axes
@@ -68,7 +68,7 @@ def boxes(**values):
     ],
 )
 def test_an_axis_is_read(what, text, values, labels):
-    assert comparison.axis_of("X", what, text, KNOWN) == Axis(what, labels, values)
+    assert comparison.parse_axis("X", what, text, KNOWN) == Axis(what, labels, values)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_an_axis_is_read(what, text, values, labels):
 )
 def test_a_value_that_does_not_fit_is_named(what, text, said):
     with pytest.raises(UserError) as error:
-        comparison.axis_of("X", what, text, KNOWN)
+        comparison.parse_axis("X", what, text, KNOWN)
     assert said in str(error.value)
 
 
@@ -116,7 +116,7 @@ def test_a_value_that_does_not_fit_is_named(what, text, said):
 )
 def test_a_mistake_is_said_before_anything_is_drawn(places, values, said):
     with pytest.raises(UserError) as error:
-        comparison.asked(places, boxes(**values))
+        comparison.parse_comparison(places, boxes(**values))
     assert said in str(error.value)
 
 
@@ -126,7 +126,7 @@ def test_adapter_and_checkpoint_do_not_go_together():
 
 
 def test_every_cell_has_its_recipe_row_by_row(places):
-    plan = comparison.asked(
+    plan = comparison.parse_comparison(
         places, boxes(y="prompt", y_values="one\ntwo", prompt="", guidance=3, negative="fog", steps=9)
     )
     assert [(r.prompt, r.seed) for r in plan.recipes] == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
@@ -137,24 +137,27 @@ def test_every_cell_has_its_recipe_row_by_row(places):
 
 
 def test_a_seed_by_chance_is_the_same_in_all_cells(places):
-    plan = comparison.asked(places, boxes(seed=-1, x="guidance", x_values="1\n2"))
+    plan = comparison.parse_comparison(places, boxes(seed=-1, x="guidance", x_values="1\n2"))
     assert plan.recipes[0].seed == plan.recipes[1].seed >= 0
 
 
 def test_other_bases_are_not_measured_unless_a_model_is_named(places, base, trained):
     (places.runs / "model").symlink_to(base)
-    wide = Places(trained, (base,))
-    assert comparison.asked(wide, boxes(base=str(base))).clip == ""
-    assert comparison.asked(wide, boxes(base=str(base), clip=f"local-dir:{base}")).clip == f"local-dir:{base.resolve()}"
+    wide = StudioPaths(trained, (base,))
+    assert comparison.parse_comparison(wide, boxes(base=str(base))).clip == ""
+    assert (
+        comparison.parse_comparison(wide, boxes(base=str(base), clip=f"local-dir:{base}")).clip
+        == f"local-dir:{base.resolve()}"
+    )
     with pytest.raises(UserError, match="needs an open_clip model"):
-        comparison.asked(wide, boxes(base=str(base), photos="cat"))
+        comparison.parse_comparison(wide, boxes(base=str(base), photos="cat"))
     with pytest.raises(UserError, match="lies outside"):  # a link leads nowhere else
-        comparison.asked(places, boxes(base=str(places.runs / "model")))
+        comparison.parse_comparison(places, boxes(base=str(places.runs / "model")))
 
 
 def test_adapters_are_named_and_known(trained):
-    places = Places(trained)
-    plan = comparison.asked(
+    places = StudioPaths(trained)
+    plan = comparison.parse_comparison(
         places, boxes(x="adapter", x_values="none\ncat\ncat at step 1", y="strength", y_values="0.5\n1")
     )
     cat = places.adapters()
@@ -163,25 +166,28 @@ def test_adapters_are_named_and_known(trained):
     ]  # fmt: skip
     assert plan.recipes[0] == plan.recipes[3]  # nothing to be strong
     assert plan.tokens == ("sks", "sks")
-    assert comparison.photo_runs(places) == ["cat"]
+    assert comparison.runs_with_photos(places) == ["cat"]
 
 
 def test_photos_that_are_gone_are_said(trained, tmp_path):
     run = tmp_path / "runs" / "gone"
     shutil.copytree(trained / "cat", run)
     text = (run / "config.yaml").read_text(encoding="utf-8")
-    images = comparison.photos_of(Places(trained), "cat")[0].parent
+    images = comparison.run_photos(StudioPaths(trained), "cat")[0].parent
     (run / "config.yaml").write_text(text.replace(str(images), str(tmp_path / "elsewhere")))
     with pytest.raises(UserError, match="no longer there"):
-        comparison.photos_of(Places(tmp_path / "runs"), "gone")
+        comparison.run_photos(StudioPaths(tmp_path / "runs"), "gone")
 
 
 def test_values_are_proposed():
-    assert page.proposal("adapter", "", "", KNOWN)[0].splitlines() == ["none", *KNOWN]
-    assert page.proposal("checkpoint", "", "cat", KNOWN)[0].splitlines() == ["cat at step 20", "cat at step 100"]
-    assert page.proposal("prompt", "a cat", "", {})[0] == "a cat"
-    for what in page.PROPOSED:
-        assert comparison.axis_of("X", what, page.proposal(what, "", "", {})[0], {}).what == what
+    assert page.propose_axis_values("adapter", "", "", KNOWN)[0].splitlines() == ["none", *KNOWN]
+    assert page.propose_axis_values("checkpoint", "", "cat", KNOWN)[0].splitlines() == [
+        "cat at step 20",
+        "cat at step 100",
+    ]
+    assert page.propose_axis_values("prompt", "a cat", "", {})[0] == "a cat"
+    for what in page.PROPOSED_VALUES:
+        assert comparison.parse_axis("X", what, page.propose_axis_values(what, "", "", {})[0], {}).what == what
 
 
 # ---------------------------------------------------------------------------------------------- order
@@ -199,13 +205,15 @@ def test_each_pipeline_is_loaded_once_and_each_picture_drawn_once():
 # ---------------------------------------------------------------------------------------------- sheet
 
 
-def plain(colour, size=(200, 100)):
+def solid_image(colour, size=(200, 100)):
     return Image.new("RGB", size, colour)
 
 
 def test_the_sheet_has_its_cells_where_the_labels_say():
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 0, 90), (0, 90, 90), (90, 90, 0)]
-    made = sheets.sheet([plain(one) for one in colours], ["seed 0", "seed 1", "seed 2"], ["guidance 1", "guidance 2"])
+    made = sheets.draw_grid(
+        [solid_image(one) for one in colours], ["seed 0", "seed 1", "seed 2"], ["guidance 1", "guidance 2"]
+    )
     width, height = 400, 200  # twice as large, for at least 192 pixels
     left, top = made.width - 3 * width - 2 * sheets.GAP, made.height - 2 * height - sheets.GAP
     for number, colour in enumerate(colours):
@@ -218,9 +226,9 @@ def test_the_sheet_has_its_cells_where_the_labels_say():
 
 
 def test_a_single_row_has_no_margin_and_goes_on_below():
-    made = sheets.sheet([plain("red", (64, 64))] * 11, [f"seed {n}" for n in range(11)], [""])
+    made = sheets.draw_grid([solid_image("red", (64, 64))] * 11, [f"seed {n}" for n in range(11)], [""])
     assert made.width == 8 * 192 + 7 * sheets.GAP
-    short = sheets.sheet([plain("red", (64, 64))] * 3, ["a", "b", "c"], [""])
+    short = sheets.draw_grid([solid_image("red", (64, 64))] * 3, ["a", "b", "c"], [""])
     assert short.width == 3 * 192 + 2 * sheets.GAP
     assert made.height == 2 * short.height + sheets.GAP
 
@@ -234,16 +242,16 @@ def test_cells_are_enlarged_by_whole_numbers_and_a_sheet_has_an_end():
 
 def test_labels_are_broken_to_the_width():
     font = sheets.label_font(14)
-    lines = sheets.wrapped("a very long prompt about a creature " + "x" * 60, font, 120, 99)
+    lines = sheets.wrap_text("a very long prompt about a creature " + "x" * 60, font, 120, 99)
     assert len(lines) > 4
     assert all(font.getlength(line) <= 120 for line in lines)
     assert "".join(lines).replace(" ", "") == "averylongpromptaboutacreature" + "x" * 60
-    assert sheets.wrapped("one two three four", font, 40, 2)[-1].endswith("…")
-    assert sheets.wrapped("", font, 40, 2) == []
+    assert sheets.wrap_text("one two three four", font, 40, 2)[-1].endswith("…")
+    assert sheets.wrap_text("", font, 40, 2) == []
 
 
 def test_a_heading_stands_above():
-    made = sheets.headed(plain("red", (300, 100)), "tiny; seed 3")
+    made = sheets.add_heading(solid_image("red", (300, 100)), "tiny; seed 3")
     assert made.crop((0, made.height - 100, 300, made.height)).getcolors() == [(30000, (255, 0, 0))]
     assert made.crop((0, 0, 270, made.height - 100)).convert("L").getextrema() == (0, 255)
 
@@ -255,70 +263,70 @@ def test_figures_by_hand():
     pictures = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     texts = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     photos = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = compare.figures_of(pictures, texts, photos)
+    found = compare.score_images(pictures, texts, photos)
     assert [one.fidelity for one in found] == pytest.approx([0.0, 0.6])
     assert [one.likeness for one in found] == pytest.approx([0.5, 0.7])
-    assert [one.likeness for one in compare.figures_of(pictures, texts)] == [None, None]
+    assert [one.likeness for one in compare.score_images(pictures, texts)] == [None, None]
 
 
 def test_rare_words_are_not_measured():
     facts = {"token": "sks", "also": "ohwx red dog, zwx cat"}
-    assert compare.tokens_of(facts) == ["sks", "ohwx", "zwx"]
-    assert compare.without("a sks, creature and ohwx skskin", ("sks", "ohwx")) == "a , creature and skskin"
-    assert compare.without("sks", ("sks",)) == "sks"
-    assert compare.tokens_of({}) == []
+    assert compare.adapter_tokens(facts) == ["sks", "ohwx", "zwx"]
+    assert compare.remove_tokens("a sks, creature and ohwx skskin", ("sks", "ohwx")) == "a , creature and skskin"
+    assert compare.remove_tokens("sks", ("sks",)) == "sks"
+    assert compare.adapter_tokens({}) == []
 
 
 def test_the_table_has_a_row_for_each_cell(places):
-    plan = comparison.asked(places, boxes())
-    result = compare.Result("s.png", ["/m/a.png", "/m/b.png"], [Figures(0.25, 0.5), Figures(0.0)])
-    assert page.table_of(plan, result) == [
+    plan = comparison.parse_comparison(places, boxes())
+    result = compare.ComparisonResult("s.png", ["/m/a.png", "/m/b.png"], [CellScores(0.25, 0.5), CellScores(0.0)])
+    assert page.score_table(plan, result) == [
         ["seed 0", "", "0.250", "0.500", "a.png"], ["seed 1", "", "0.000", "", "b.png"],
     ]  # fmt: skip
-    assert page.table_of(plan, replace(result, figures=[]))[0][2:4] == ["", ""]
-    assert "cells in" in page.told(plan, replace(result, real=0.8), 3)
+    assert page.score_table(plan, replace(result, scores=[]))[0][2:4] == ["", ""]
+    assert "cells in" in page.describe_result(plan, replace(result, real=0.8), 3)
 
 
 # ---------------------------------------------------------------------------------------------- a real drawing
 
 
 def test_a_small_comparison(trained):
-    places, pipes, done = Places(trained), Pipes(), {}
+    places, pipes, done = StudioPaths(trained), PipelineWorker(), {}
     wanted = boxes(
         prompt="a sks creature", steps=2, adapter="cat", x="strength", x_values="0\n1", y="seed", y_values="3\n4",
         photos="cat",
     )  # fmt: skip
-    plan = comparison.asked(places, wanted)
-    drawing = Drawing(8)
-    result = compare.compare(plan, comparison.drawer(pipes, places.made(), done, drawing))
-    assert drawing.share == 1
+    plan = comparison.parse_comparison(places, wanted)
+    drawing = Job(8)
+    result = compare.compare(plan, comparison.drawer(pipes, places.generated_folder(), done, drawing))
+    assert drawing.progress == 1
     assert [(r.strengths, r.seed) for r in done] == [((0.0,), 3), ((0.0,), 4), ((1.0,), 3), ((1.0,), 4)]
     read = [read_recipe(trained / "_made" / file.split("/")[-1]) for file in result.files]
     assert [(r.strengths, r.seed, r.steps) for r in read] == [
         ((0.0,), 3, 2), ((1.0,), 3, 2), ((0.0,), 4, 2), ((1.0,), 4, 2),
     ]  # fmt: skip
-    with Image.open(result.sheet) as made:
+    with Image.open(result.grid) as made:
         assert made.width > 2 * 192
-    assert all(-1 <= one.fidelity <= 1 and -1 <= one.likeness <= 1 for one in result.figures)
+    assert all(-1 <= one.fidelity <= 1 and -1 <= one.likeness <= 1 for one in result.scores)
     assert result.real > 0.5
     name = result.files[0].split("/")[-1]
-    assert page.made_picture(places, name) == result.files[0]
+    assert page.find_generated_image(places, name) == result.files[0]
     for wrong in ("../cat/config.yaml", result.files[0], "none.png"):
         with pytest.raises(UserError, match="There is no picture named"):
-            page.made_picture(places, wrong)
+            page.find_generated_image(places, wrong)
 
 
 def test_a_comparison_from_python(tmp_path):
     plan = compare.comparison(Recipe(prompt="a creature", steps=2), Axis("seed", ("seed 1", "seed 2"), (1, 2)))
     result = compare.compare(plan, compare.draw_into(tmp_path))
     assert [read_recipe(file).seed for file in result.files] == [1, 2]
-    with Image.open(result.sheet) as made:
+    with Image.open(result.grid) as made:
         assert made.width > 2 * 192
 
 
 def test_a_page_is_told_how_far_it_is(places):
-    plan = replace(comparison.asked(places, boxes(steps=2)), clip="")
-    shown = [values for _, values in page.streamed(plan, Pipes(), places.made())]
+    plan = replace(comparison.parse_comparison(places, boxes(steps=2)), clip="")
+    shown = [values for _, values in page.stream_comparison(plan, PipelineWorker(), places.generated_folder())]
     assert "0 of 2 pictures" in shown[0][0]
     assert shown[0][1:4] == (None, [], [])
     assert "2 cells in" in shown[-1][0]
@@ -327,17 +335,19 @@ def test_a_page_is_told_how_far_it_is(places):
 
 
 def test_a_stop_keeps_what_was_drawn(places):
-    plan = replace(comparison.asked(places, boxes(steps=60, x_values="1\n2\n3")), clip="")
-    for drawing, values in page.streamed(plan, Pipes(), places.made()):
+    plan = replace(comparison.parse_comparison(places, boxes(steps=60, x_values="1\n2\n3")), clip="")
+    for drawing, values in page.stream_comparison(plan, PipelineWorker(), places.generated_folder()):
         drawing.stopped = drawing.done > 70
         said = values[0]
     assert "Stopped; " in said
-    assert f"{len(list(places.made().iterdir()))} of 3 pictures" in said
+    assert f"{len(list(places.generated_folder().iterdir()))} of 3 pictures" in said
 
 
 def test_it_stops_between_pictures(places):
-    plan, drawing = comparison.asked(places, boxes(steps=2)), Drawing(4)
+    plan, drawing = comparison.parse_comparison(places, boxes(steps=2)), Job(4)
     drawing.stopped = True
-    with pytest.raises(Stopped):
-        compare.compare(replace(plan, clip=""), comparison.drawer(Pipes(), places.made(), {}, drawing))
-    assert not list(places.made().iterdir())
+    with pytest.raises(JobStopped):
+        compare.compare(
+            replace(plan, clip=""), comparison.drawer(PipelineWorker(), places.generated_folder(), {}, drawing)
+        )
+    assert not list(places.generated_folder().iterdir())

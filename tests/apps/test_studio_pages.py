@@ -15,18 +15,18 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from rankfold.apps.studio.backend.context import Studio
-from rankfold.apps.studio.backend.paths import Places
-from rankfold.apps.studio.backend.pipeline_worker import Drawing, Loaded, Pipes, Stopped
+from rankfold.apps.studio.backend.paths import StudioPaths
+from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, ModelCache, PipelineWorker
 from rankfold.apps.studio.pages import chat as chat_page
 from rankfold.apps.studio.pages import compose as compose_page
 from rankfold.apps.studio.pages import library as library_page
-from rankfold.apps.studio.pages.chat import Answerer, Models, Said, Talk
+from rankfold.apps.studio.pages.chat import ChatModels, ChatModelSpec, ChatState, PartialAnswers
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
 from rankfold.toolkit.core.errors import UserError
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.subject import SubjectConfig
-from rankfold.training.launch.queue import carry_on
+from rankfold.training.launch.queue import run_queued
 from rankfold.training.launch.start import train
 from rankfold.training.runs import library
 
@@ -61,7 +61,7 @@ def trained(base, images, tmp_path_factory):
 @pytest.fixture
 def places(trained, base, images, tmp_path, monkeypatch):
     monkeypatch.setenv("RANKFOLD_LIBRARY", str(tmp_path / ".hidden" / "library"))
-    return Places(trained, (base, images))
+    return StudioPaths(trained, (base, images))
 
 
 @pytest.fixture(scope="module")
@@ -124,28 +124,31 @@ def test_composes_by_weights_and_says_what_it_was_made_of(places):
     run = compose(places, ["mine", "second"], "weights", "both", weights="0.75, -0.5")
     assert run.state() == "queued"
     with pytest.raises(UserError, match="both is queued: its weights are here when it is done"):
-        compose_page.composition(places, "both")
-    carry_on(run.folder)
-    rows, lines = compose_page.composition(places, "both")
+        compose_page.describe_composition(places, "both")
+    run_queued(run.folder)
+    rows, lines = compose_page.describe_composition(places, "both")
     assert rows == [["mine", 0.75, 0.75, 0.75], ["second", -0.5, -0.5, -0.5]]
     assert lines == [f"weighted sum of 2 adapters for the base {places.config('mine').base}."]
-    assert compose_page.facts_at(run.adapter)["token"] == "sks"
+    assert compose_page.read_facts(run.adapter)["token"] == "sks"
     assert "both" in compose_page.composed_runs(places)
     assert not {"mine", "second"} & set(compose_page.composed_runs(places))
-    assert ["both", "runs", *library_page.row_of(library_page.known(places)["mine"])[2:4], "lora, composed of 2"] in [
-        library_page.row_of(one) for one in library_page.known(places).values()
-    ]
+    assert [
+        "both",
+        "runs",
+        *library_page.table_row(library_page.list_adapters(places)["mine"])[2:4],
+        "lora, composed of 2",
+    ] in [library_page.table_row(one) for one in library_page.list_adapters(places).values()]
 
 
 def test_learns_weights_on_pictures_cut_to_a_rank(places, images):
-    library_page.add(places, "mine", "kept", "")
+    library_page.add_to_library(places, "mine", "kept", "")
     names = ["mine", "library: kept"]
     run = compose(places, names, "learned", "few", folder=str(images), steps=2, rate=0.1, rank=3, token=" zwx ")
     config = places.config("few")
     assert (config.images, config.steps, config.learning_rate) == (images.resolve(), 2, 0.1)
     assert (config.max_rank, config.token, config.class_noun) == (3, "zwx", "creature")
-    carry_on(run.folder)
-    rows, lines = compose_page.composition(places, "few")
+    run_queued(run.folder)
+    rows, lines = compose_page.describe_composition(places, "few")
     assert [row[0] for row in rows] == names
     assert sum(row[1] for row in rows) == pytest.approx(1.0, abs=2e-4)
     assert "one for each place" in lines[1]
@@ -153,13 +156,13 @@ def test_learns_weights_on_pictures_cut_to_a_rank(places, images):
 
 
 def test_pictures_of_an_uploaded_set(places, images):
-    folder = places.pictures("cat")
+    folder = places.upload_folder("cat")
     assert compose_page.picture_sets(places) == ["cat"]
-    assert compose_page.pictures_from(places, "cat", "") == folder
+    assert compose_page.resolve_images(places, "cat", "") == folder
     with pytest.raises(UserError, match="leave one of them empty"):
-        compose_page.pictures_from(places, "cat", str(images))
+        compose_page.resolve_images(places, "cat", str(images))
     with pytest.raises(UserError, match=r"no set of pictures named \.\./mine"):
-        compose_page.pictures_from(places, "../mine", "")
+        compose_page.resolve_images(places, "../mine", "")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_mistakes_in_composing(places, names, how, values, run, sentence):
 
 def test_what_was_not_composed_is_said(places):
     with pytest.raises(UserError, match="mine was not composed"):
-        compose_page.composition(places, "mine")
+        compose_page.describe_composition(places, "mine")
 
 
 # ---------------------------------------------------------------------------------------------- chat
@@ -202,10 +205,10 @@ def chat(handler, before, question, *, tuned="", base="", picture=None, compare=
 
 
 def test_an_answer_of_the_base_comes_in_pieces(places, picture):
-    models, talk = Models(), Talk(Answerer("tiny-vlm"), picture)
+    models, talk = ChatModels(), ChatState(ChatModelSpec("tiny-vlm"), picture)
     *pieces, last = chat_page.ask(models, talk, "What is in the picture?", compare=True, most=12)
     texts = [piece.tuned for piece in pieces]
-    known = answers(open_chat("tiny-vlm"), [chat_page.asked(talk, "What is in the picture?")], max_new_tokens=12)
+    known = answers(open_chat("tiny-vlm"), [chat_page.add_question(talk, "What is in the picture?")], max_new_tokens=12)
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert chat_page.bubbles(last) == (
         [{"role": "user", "content": "What is in the picture?"}, {"role": "assistant", "content": known[0]}],
@@ -216,10 +219,10 @@ def test_an_answer_of_the_base_comes_in_pieces(places, picture):
 
 def test_the_tuned_model_and_its_base_answer_side_by_side_over_several_questions(places, picture):
     handler = handlers(places, chat_page)["chat"]
-    shown = chat(handler, Talk(), "What colour?", tuned="colours", picture=picture, compare=True)
+    shown = chat(handler, ChatState(), "What colour?", tuned="colours", picture=picture, compare=True)
     assert shown[0][1] == [{"role": "user", "content": "What colour?"}]
     talk, own, base, said, _ = shown[-1]
-    row = chat_page.asked(Talk(picture=picture), "What colour?")
+    row = chat_page.add_question(ChatState(picture=picture), "What colour?")
     adapter = places.adapter("colours", chat=True)
     assert own[-1]["content"] == answers(open_chat("tiny-vlm", [adapter]), [row], max_new_tokens=12)[0]
     assert base[-1]["content"] == answers(open_chat("tiny-vlm"), [row], max_new_tokens=12)[0]
@@ -235,26 +238,31 @@ def test_the_tuned_model_and_its_base_answer_side_by_side_over_several_questions
 
 
 def test_a_model_stays_loaded_until_another_is_wanted(places):
-    models, base = Models(), Answerer("tiny-vlm")
-    first = models.opened(base)
-    assert models.opened(Answerer("tiny-vlm")) is first
-    other = models.opened(chat_page.answerer(places, "colours", "", "fp32"))
+    models, base = ChatModels(), ChatModelSpec("tiny-vlm")
+    first = models.open_model(base)
+    assert models.open_model(ChatModelSpec("tiny-vlm")) is first
+    other = models.open_model(chat_page.parse_model_spec(places, "colours", "", "fp32"))
     assert other is not first
-    assert models.opened(base) is not first
+    assert models.open_model(base) is not first
 
 
 def test_pages_share_the_one_model_in_memory(places):
-    loaded = Loaded()
-    models, pipes = Models(loaded), Pipes(loaded)
-    first = weakref.ref(models.opened(Answerer("tiny-vlm")))
+    loaded = ModelCache()
+    models, pipes = ChatModels(loaded), PipelineWorker(loaded)
+    first = weakref.ref(models.open_model(ChatModelSpec("tiny-vlm")))
     pipe = pipes.pipeline(Recipe(prompt="", base="tiny"))
     assert first() is None
     assert pipes.pipeline(Recipe(prompt="another", base="tiny")) is pipe
 
 
 def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
-    models, talk, said, drawing = Models(), Talk(Answerer("tiny-vlm"), picture), Said(), Drawing(100)
-    row = chat_page.asked(talk, "What is in the picture?")
+    models, talk, said, drawing = (
+        ChatModels(),
+        ChatState(ChatModelSpec("tiny-vlm"), picture),
+        PartialAnswers(),
+        Job(100),
+    )
+    row = chat_page.add_question(talk, "What is in the picture?")
     step = drawing.step
 
     def stop_at_two():
@@ -262,14 +270,14 @@ def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
         step()
 
     drawing.step = stop_at_two
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         models.answer(talk.who, row, said, drawing, compare=False, most=12)
     assert drawing.done == 2
     assert not models.loaded.lock.locked()
     drawing.stopped = True
-    with pytest.raises(Stopped):
+    with pytest.raises(JobStopped):
         models.answer(talk.who, row, said, drawing, compare=False, most=12)
-    assert isinstance(list(chat_page.ask(models, talk, "And now?", compare=False, most=12))[-1], Talk)
+    assert isinstance(list(chat_page.ask(models, talk, "And now?", compare=False, most=12))[-1], ChatState)
 
 
 @pytest.mark.parametrize(
@@ -287,14 +295,14 @@ def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
 )
 def test_mistakes_in_chat(places, values, sentence):
     with pytest.raises(gr.Error, match=sentence):
-        chat(handlers(places, chat_page)["chat"], Talk(), **({"question": "What colour?"} | values))
+        chat(handlers(places, chat_page)["chat"], ChatState(), **({"question": "What colour?"} | values))
 
 
 def test_a_text_file_is_no_picture(places, tmp_path):
     file = tmp_path / "notes.png"
     file.write_text("no picture")
     with pytest.raises(gr.Error, match=r"^'notes\.png is not a whole picture"):
-        chat(handlers(places, chat_page)["chat"], Talk(), "What colour?", picture=str(file))
+        chat(handlers(places, chat_page)["chat"], ChatState(), "What colour?", picture=str(file))
 
 
 def test_a_failed_answer_leaves_the_conversation_as_it_was(places, monkeypatch):
@@ -303,7 +311,7 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(places, monkeypatch):
         yield
 
     handler = handlers(places, chat_page)["chat"]
-    talk = chat(handler, Talk(), "What colour?")[-1][0]
+    talk = chat(handler, ChatState(), "What colour?")[-1][0]
     monkeypatch.setattr(chat_page, "stream", lambda *_, **__: broken())
     sent = []
     with pytest.raises(gr.Error, match=r"The model is gone\."):
@@ -326,7 +334,7 @@ def test_lists_runs_and_library_with_thumbnails(places):
     assert ["mine", "runs", base, "sks creature", "moslora"] in rows
     assert ["colours", "runs", "tiny-vlm", "-", "moslora"] in rows
     assert pictures == []
-    assert "kept is in the library" in library_page.add(places, "mine", "kept", " my words ")
+    assert "kept is in the library" in library_page.add_to_library(places, "mine", "kept", " my words ")
     rows, pictures = handlers(places, library_page)["library"]()
     assert ["library: kept", "library", base, "my words", "moslora"] in rows
     assert [(picture.size, name) for picture, name in pictures] == [((64, 64), "kept")]
@@ -345,9 +353,9 @@ def test_lists_runs_and_library_with_thumbnails(places):
     ],
 )
 def test_mistakes_in_adding(places, adapter, name, sentence):
-    library_page.add(places, "mine", "there", "")
+    library_page.add_to_library(places, "mine", "there", "")
     with pytest.raises(UserError, match=sentence):
-        library_page.add(places, adapter, name, "")
+        library_page.add_to_library(places, adapter, name, "")
     assert [entry.name for entry in library.entries()] == ["there"]
 
 
@@ -360,14 +368,14 @@ def test_inspects_an_adapter_against_its_base(places):
     assert len(layers) == 56
     assert all(row[6] == "" and row[5].endswith("%") for row in layers)
     assert "Sound" in said
-    assert library_page.inspected(places, "colours", None, True)[1]
+    assert library_page.inspect_source(places, "colours", None, True)[1]
     with pytest.raises(UserError, match=r"is not linear|no exact"):
-        library_page.inspected(places, "bent", None, True)
+        library_page.inspect_source(places, "bent", None, True)
 
 
 def test_inspects_a_file(places, tmp_path):
-    _, files = library_page.exported(places, "mine", "kohya", approximate=False, max_error=0.05, drop_bias=False)
-    rows, layers, said = library_page.inspected(places, None, files[0], False)
+    _, files = library_page.export_files(places, "mine", "kohya", approximate=False, max_error=0.05, drop_bias=False)
+    rows, layers, said = library_page.inspect_source(places, None, files[0], False)
     assert dict(rows)["format"] == "kohya"
     assert dict(rows)["loads in kohya tools, A1111, ComfyUI"] == "yes"
     assert len(layers) == 56
@@ -375,20 +383,20 @@ def test_inspects_a_file(places, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_text("nothing")
     with pytest.raises(UserError, match=r"^broken\.safetensors is no whole safetensors file"):
-        library_page.inspected(places, None, str(broken), False)
+        library_page.inspect_source(places, None, str(broken), False)
     with pytest.raises(UserError, match="No adapter has been chosen"):
-        library_page.inspected(places, None, None, False)
+        library_page.inspect_source(places, None, None, False)
 
 
 def test_a_spoilt_adapter_is_seen(places, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    library_page.add(places, "mine", "spoilt", "")
+    library_page.add_to_library(places, "mine", "spoilt", "")
     file = library.get("spoilt").path / "unet" / "adapter_model.safetensors"
     state = load_file(file)
     next(iter(state.values())).fill_(float("nan"))
     save_file(state, file)
-    *_, advice = library_page.inspected(places, "library: spoilt", None, False)
+    *_, advice = library_page.inspect_source(places, "library: spoilt", None, False)
     assert advice == ["unet holds NaN or infinity: it is spoilt; take an earlier checkpoint and train again."]
 
 
@@ -410,8 +418,8 @@ def test_an_exported_file_does_the_same_in_a_stock_pipeline(places, base):
 def test_a_peft_folder_comes_as_a_zip(places, tmp_path):
     from peft import PeftModel
 
-    library_page.add(places, "mine", "kept", "")
-    _, files = library_page.exported(
+    library_page.add_to_library(places, "mine", "kept", "")
+    _, files = library_page.export_files(
         places, "library: kept", "peft", approximate=False, max_error=0.05, drop_bias=False
     )
     assert Path(files[0]).name == "library-kept-peft.zip"
@@ -420,7 +428,9 @@ def test_a_peft_folder_comes_as_a_zip(places, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(places.config("mine").base)
     wrapped = PeftModel.from_pretrained(pipe.unet, str(tmp_path / "peft" / "unet"))
     assert sum("lora_A" in name for name, _ in wrapped.named_parameters()) == 56
-    lines, files = library_page.exported(places, "colours", "peft", approximate=False, max_error=0.05, drop_bias=False)
+    lines, files = library_page.export_files(
+        places, "colours", "peft", approximate=False, max_error=0.05, drop_bias=False
+    )
     assert lines[0].startswith("Read back by PEFT: largest difference of a probability")
     assert Path(files[0]).name == "colours-peft.zip"
 
@@ -451,6 +461,6 @@ def test_mistakes_in_exporting(places, values, sentence):
 
 def test_a_base_outside_is_not_read(places, tmp_path, trained):
     with pytest.raises(UserError, match="start it with --readable"):
-        library_page.exported(
+        library_page.export_files(
             replace(places, readable=()), "mine", "peft", approximate=False, max_error=0.05, drop_bias=False
         )

@@ -11,22 +11,30 @@ import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
 
-from rankfold.apps.cli.app import AppOptions, check_port, check_safe, login
+from rankfold.apps.cli.app import AppOptions, check_access, check_port, login
 from rankfold.apps.studio.backend.context import Studio
-from rankfold.apps.studio.backend.paths import Places
-from rankfold.apps.studio.pages.train import checked, preset
-from rankfold.apps.studio.pages.watch import OUTPUTS, Watch
-from rankfold.apps.studio.render.curves import drawing, smoothed, thinned
-from rankfold.apps.studio.render.messages import without_secrets
-from rankfold.apps.studio.render.run_view import FRESH, Followed, Views
+from rankfold.apps.studio.backend.paths import StudioPaths
+from rankfold.apps.studio.pages.train import check_paths, preset
+from rankfold.apps.studio.pages.watch import OUTPUTS, WatchPage
+from rankfold.apps.studio.render.curves import draw_curves, smooth, thin_out
+from rankfold.apps.studio.render.messages import redact_secrets
+from rankfold.apps.studio.render.run_view import MAX_AGE_SECONDS, MetricsFollower, Views
 from rankfold.apps.studio.widgets import uploads
-from rankfold.apps.studio.widgets.fields import command_of, config_of, fields_of, read, shown, values_of, yaml_of
+from rankfold.apps.studio.widgets.fields import (
+    config_command,
+    config_values,
+    fields_of,
+    from_input_value,
+    parse_config,
+    to_input_value,
+    values_to_yaml,
+)
 from rankfold.apps.studio.widgets.form import Form
-from rankfold.pipelines.generate import recipe_in
+from rankfold.pipelines.generate import parse_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.training.config.checks import check_numbers
+from rankfold.training.config.checks import check_ranges
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import METHODS
 from rankfold.training.launch import queue
@@ -36,7 +44,7 @@ from rankfold.training.launch import queue
 def places(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "photos").mkdir()
-    return Places(tmp_path / "runs", (tmp_path / "photos",))
+    return StudioPaths(tmp_path / "runs", (tmp_path / "photos",))
 
 
 def png(side=32):
@@ -45,7 +53,7 @@ def png(side=32):
     return buffer.getvalue()
 
 
-def zipped(path, files):
+def write_zip(path, files):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
@@ -59,7 +67,7 @@ def zipped(path, files):
     "name", ["..", "../other", "a/b", "/etc", "", ".hidden", "a\\b", "x" * 81, "a\0b", "a b", None, 3]
 )
 def test_names_that_lead_elsewhere(places, name):
-    for ask in (places.run, places.new_run, places.pictures):
+    for ask in (places.run, places.new_run, places.upload_folder):
         with pytest.raises(UserError, match="is no name of a"):
             ask(name)
 
@@ -90,11 +98,11 @@ def test_paths_outside_are_refused(places, tmp_path):
 def test_every_path_of_a_config_is_checked(places, key):
     value = {"also": {"sks2 cat": "/etc"}}.get(key, Path("/etc") if key in ("images", "evaluate_images") else "/etc")
     with pytest.raises(UserError, match="outside what the studio may read"):
-        checked(replace(SubjectConfig(), **{key: value}), places, "run")
+        check_paths(replace(SubjectConfig(), **{key: value}), places, "run")
 
 
 def test_the_run_folder_is_the_studios_own(places):
-    config = checked(replace(SubjectConfig(), out=Path("/tmp/elsewhere")), places, "mine")
+    config = check_paths(replace(SubjectConfig(), out=Path("/tmp/elsewhere")), places, "mine")
     assert config.out == places.runs / "mine"
 
 
@@ -103,40 +111,40 @@ def test_adapters_are_those_of_the_lists(places):
         with pytest.raises(UserError, match="no adapter named"):
             places.adapter(name)
     with pytest.raises(UserError, match="neither in"):
-        places.adapter_called("/etc")
+        places.adapter_name("/etc")
 
 
 # ---------------------------------------------------------------------------------------------- uploads
 
 
 def test_pictures_and_captions_are_kept(tmp_path):
-    archive = zipped(
+    archive = write_zip(
         tmp_path / "a.zip", {"one/a.png": png(), "one/a.txt": "a sks cat", "__MACOSX/a.png": b"x", ".b.png": b"x"}
     )
     folder = tmp_path / "kept"
     folder.mkdir()
     single = tmp_path / "b.png"
     single.write_bytes(png(48))
-    assert uploads.keep([archive, single], folder) == []
+    assert uploads.store_uploads([archive, single], folder) == []
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "a.txt", "b.png"]
-    found = uploads.look_at(folder)
+    found = uploads.scan_folder(folder)
     assert [(one.path.name, one.width, one.caption) for one in found] == [("a.png", 32, "a sks cat"), ("b.png", 48, "")]
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "..\\a.png"])
 def test_a_zip_that_leads_out_is_refused(tmp_path, name):
-    archive = zipped(tmp_path / "a.zip", {"good.png": png(), name: png()})
+    archive = write_zip(tmp_path / "a.zip", {"good.png": png(), name: png()})
     folder = tmp_path / "kept"
     folder.mkdir()
     with pytest.raises(UserError, match="leads out of its folder"):
-        uploads.keep([archive], folder)
+        uploads.store_uploads([archive], folder)
     assert not list(folder.iterdir())
 
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "MOST_OF_ONE", 1 << 20)
-    monkeypatch.setattr(uploads, "MOST_BYTES", 3 << 20)
-    monkeypatch.setattr(uploads, "MOST_FILES", 5)
+    monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(uploads, "MAX_BYTES", 3 << 20)
+    monkeypatch.setattr(uploads, "MAX_FILES", 5)
     folder = tmp_path / "kept"
     folder.mkdir()
     cases = {
@@ -146,24 +154,24 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
     }
     for words, files in cases.items():
         with pytest.raises(UserError, match=words):
-            uploads.keep([zipped(tmp_path / "a.zip", files)], folder)
+            uploads.store_uploads([write_zip(tmp_path / "a.zip", files)], folder)
         assert not list(folder.iterdir())
     (tmp_path / "b.zip").write_bytes(b"no zip")
     with pytest.raises(UserError, match="is no whole zip"):
-        uploads.keep([tmp_path / "b.zip"], folder)
+        uploads.store_uploads([tmp_path / "b.zip"], folder)
 
 
 def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
     """The header says 10 bytes; what comes out is counted."""
-    monkeypatch.setattr(uploads, "MOST_OF_ONE", 1 << 16)
-    archive = zipped(tmp_path / "a.zip", {"a.png": bytes(1 << 20)})
+    monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 1 << 16)
+    archive = write_zip(tmp_path / "a.zip", {"a.png": bytes(1 << 20)})
     data = bytearray(archive.read_bytes())
     size = (1 << 20).to_bytes(4, "little")
     assert data.count(size) >= 2
     archive.write_bytes(bytes(data).replace(size, (10).to_bytes(4, "little")))
     (tmp_path / "kept").mkdir()
     try:
-        refused = uploads.keep([archive], tmp_path / "kept")
+        refused = uploads.store_uploads([archive], tmp_path / "kept")
     except UserError:
         refused = ["refused"]
     assert refused
@@ -184,7 +192,7 @@ def test_what_is_no_picture_is_refused_with_its_name(tmp_path, name, data, words
     file = tmp_path / name
     file.write_bytes(data)
     (tmp_path / "kept").mkdir()
-    (said,) = uploads.keep([file], tmp_path / "kept")
+    (said,) = uploads.store_uploads([file], tmp_path / "kept")
     assert said.startswith(name)
     assert words in said
     assert not list((tmp_path / "kept").iterdir())
@@ -194,7 +202,7 @@ def test_a_picture_of_200_megapixels_is_refused(tmp_path):
     file = tmp_path / "a.png"
     Image.new("1", (14_200, 14_200)).save(file)
     (tmp_path / "kept").mkdir()
-    (said,) = uploads.keep([file], tmp_path / "kept")
+    (said,) = uploads.store_uploads([file], tmp_path / "kept")
     assert "decompression bomb" in said
 
 
@@ -203,7 +211,7 @@ def test_near_duplicates_are_noticed(tmp_path):
     picture.save(tmp_path / "a.png")
     picture.resize((200, 200)).save(tmp_path / "b.jpg", quality=60)
     Image.effect_noise((64, 64), 80).convert("RGB").resize((256, 256)).save(tmp_path / "c.png")
-    assert [one.like for one in uploads.look_at(tmp_path)] == ["", "a.png", ""]
+    assert [one.like for one in uploads.scan_folder(tmp_path)] == ["", "a.png", ""]
 
 
 def test_captions_are_written_and_removed(tmp_path):
@@ -224,15 +232,15 @@ def test_every_setting_has_a_meaning_and_survives_its_box(method):
     kind = METHODS[method]
     for field in fields_of(kind):
         assert field.help, field.name
-        assert read(field, shown(field, field.default)) == field.default, field.name
+        assert from_input_value(field, to_input_value(field, field.default)) == field.default, field.name
     blank = kind()
-    assert config_of(yaml_of(method, values_of(blank))) == blank
+    assert parse_config(values_to_yaml(method, config_values(blank))) == blank
 
 
 @pytest.mark.parametrize("base", ["tiny", "tiny-dit", "some/model"])
 def test_presets_are_configs(base):
-    config = config_of(yaml_of("subject", preset("Standard", base) | {"base": base}))
-    check_numbers(config)
+    config = parse_config(values_to_yaml("subject", preset("Standard", base) | {"base": base}))
+    check_ranges(config)
     assert config.base == base
 
 
@@ -240,7 +248,7 @@ def test_the_command_means_the_same(capsys):
     """The command line reads back what the form shows."""
     from rankfold.apps.cli.train_subject import subject_options
 
-    text = yaml_of(
+    text = values_to_yaml(
         "subject",
         preset("Quick look", "tiny")
         | {
@@ -250,25 +258,27 @@ def test_the_command_means_the_same(capsys):
             "preview_prompts": ["a b", "c"],
         },
     )
-    config = config_of(text)
-    words = command_of(config)
+    config = parse_config(text)
+    words = config_command(config)
     assert words[:3] == ["rankfold", "train", "subject"]
     assert subject_options(words[3:], "train subject")[0] == config
 
 
 def test_a_form_finds_settings_by_their_meaning():
     form = Form("subject", ("base",))
-    found = [name for name, update in zip(form.rest, form.found("learning rate"), strict=True) if update["visible"]]
+    found = [
+        name for name, update in zip(form.rest, form.filter_fields("learning rate"), strict=True) if update["visible"]
+    ]
     assert {"learning_rate", "lr_warmup_steps"} <= set(found)
     assert "masks" not in found
-    assert all(update["visible"] for update in form.found(""))
+    assert all(update["visible"] for update in form.filter_fields(""))
 
 
 # ---------------------------------------------------------------------------------------------- watching
 
 
 def test_a_run_is_shown_from_its_folder(places, monkeypatch):
-    monkeypatch.setattr("rankfold.apps.studio.render.run_view.FRESH", 60.0)
+    monkeypatch.setattr("rankfold.apps.studio.render.run_view.MAX_AGE_SECONDS", 60.0)
     run = Run(places.runs / "a")
     run.folder.mkdir()
     write_text(run.config_file, "method: subject\nbatch_size: 2\n")
@@ -278,26 +288,26 @@ def test_a_run_is_shown_from_its_folder(places, monkeypatch):
     run.append_log("first")
     run.append_log("token hf_abcdefghijklmnop here")
     views = Views()
-    view = views.of(run)
-    assert "step 20 of 100" in view.told
-    assert "about 40 s left" in view.told
-    assert "1.50 GiB" in view.told
-    assert 'role="img"' in view.curves
+    view = views.view(run)
+    assert "step 20 of 100" in view.status_html
+    assert "about 40 s left" in view.status_html
+    assert "1.50 GiB" in view.status_html
+    assert 'role="img"' in view.curves_html
     assert view.previews == ()
     assert view.log.splitlines()[0].endswith("hf_... here")
     run.append_metrics(step=30, loss=0.01)
-    assert views.of(run) is view
+    assert views.view(run) is view
     run.set_status(state="failed", error="<b>out of memory</b>")
-    failed = views.of(run)
-    assert "&lt;b&gt;out of memory" in failed.told
-    assert "at step 30" in failed.curves
+    failed = views.view(run)
+    assert "&lt;b&gt;out of memory" in failed.status_html
+    assert "at step 30" in failed.curves_html
 
 
 def test_a_view_follows_a_run_that_goes_on_and_one_that_was_cut_back(places):
     run = Run(places.runs / "a")
     run.folder.mkdir()
     run.set_status(state="running", step=2, total=9)
-    rows = Followed(run.metrics_file)
+    rows = MetricsFollower(run.metrics_file)
     rows.follow()
     assert rows.steps == []
     run.append_metrics(step=1, loss=3.0)
@@ -311,7 +321,7 @@ def test_a_view_follows_a_run_that_goes_on_and_one_that_was_cut_back(places):
     rows.follow()
     assert (rows.steps, rows.losses, rows.last["step"]) == ([1, 2], [3.0, 2.0], 2)
     assert [row["likeness"] for row in rows.measured] == [0.5]
-    run.cut_metrics(1)
+    run.truncate_metrics(1)
     run.append_metrics(step=2, loss=7.0)
     rows.follow()
     assert (rows.steps, rows.losses, rows.measured) == ([1, 2], [3.0, 7.0], [])
@@ -325,25 +335,25 @@ def test_a_look_sends_what_is_new_only(places):
     run.folder.mkdir()
     write_text(run.config_file, "method: subject\n")
     run.set_status(state="running", step=1, total=9)
-    watch = Watch(Studio(places))
+    watch = WatchPage(Studio(places))
     first = watch.show_run("a", ())
     assert "step 1 of 9" in first[0]
     assert first[5].interactive
     nothing = watch.show_run("a", first[4])
     assert nothing == (gr.skip(),) * OUTPUTS
     run.append_log("a line")
-    time.sleep(1.1 * FRESH)
+    time.sleep(1.1 * MAX_AGE_SECONDS)
     second = watch.show_run("a", first[4])
     assert second[3].endswith("a line")
     assert [value == gr.skip() for value in second] == [n not in (3, 4) for n in range(OUTPUTS)]
 
 
 def test_views_are_let_go(places, monkeypatch):
-    monkeypatch.setattr("rankfold.apps.studio.render.run_view.KEPT", 2)
+    monkeypatch.setattr("rankfold.apps.studio.render.run_view.MAX_VIEWS", 2)
     views = Views()
     for name in "abcb":
-        views.of(Run(places.runs / name))
-    assert set(views.drawn) == set(views.followed) == {places.runs / "b", places.runs / "c"}
+        views.view(Run(places.runs / name))
+    assert set(views.views) == set(views.followers) == {places.runs / "b", places.runs / "c"}
 
 
 def test_rubbish_in_a_run_folder_is_passed_over(places):
@@ -354,28 +364,28 @@ def test_rubbish_in_a_run_folder_is_passed_over(places):
     run.metrics_file.write_text('{"step": 1, "loss": 2.0, "images_per_second": 1}\n{"step": 2, "lo')
     for name in ("x.png", "1a_b.png", "000001_00.json", "000001.txt"):
         (run.samples / name).write_text("rubbish")
-    view = Views().of(run)
-    assert "unknown" in view.told
+    view = Views().view(run)
+    assert "unknown" in view.status_html
     assert view.previews == ()
-    assert queue.runs_in(places.runs)[0].folder == run.folder
+    assert queue.list_runs(places.runs)[0].folder == run.folder
     assert places.adapters() == {}
 
 
 def test_curves():
-    assert smoothed([1.0, 1.0, 1.0]) == pytest.approx([1, 1, 1])
-    assert smoothed([0.0, 1.0], 0.5) == pytest.approx([0, 2 / 3])
-    x, y = thinned((list(range(2000)), list(range(2000))))
+    assert smooth([1.0, 1.0, 1.0]) == pytest.approx([1, 1, 1])
+    assert smooth([0.0, 1.0], 0.5) == pytest.approx([0, 2 / 3])
+    x, y = thin_out((list(range(2000)), list(range(2000))))
     assert len(x) <= 501
     assert (x[-1], y[-1]) == (1999, 1999)
-    assert drawing("Loss", {"a": ([], [])}) == ""
-    assert drawing("Loss", {"a": ([1.0], [float("nan")])}) == ""
-    text = drawing("<Loss>", {"a": ([1.0, 2.0], [3.0, float("inf")])})
+    assert draw_curves("Loss", {"a": ([], [])}) == ""
+    assert draw_curves("Loss", {"a": ([1.0], [float("nan")])}) == ""
+    text = draw_curves("<Loss>", {"a": ([1.0, 2.0], [3.0, float("inf")])})
     assert "&lt;Loss&gt;" in text
     assert "inf" not in text.split("points")[1].split("/>")[0]
 
 
 def test_secrets_are_blotted_out():
-    assert without_secrets("HF_TOKEN=hf_abcdefgh12345 rest") == "HF_TOKEN=hf_... rest"
+    assert redact_secrets("HF_TOKEN=hf_abcdefgh12345 rest") == "HF_TOKEN=hf_... rest"
 
 
 # ---------------------------------------------------------------------------------------------- strangers
@@ -384,17 +394,17 @@ def test_secrets_are_blotted_out():
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
 def test_other_machines_need_a_password(host):
     with pytest.raises(UserError, match="asks for a login"):
-        check_safe(AppOptions(host=host), "")
+        check_access(AppOptions(host=host), "")
     with pytest.raises(UserError, match="needs a password"):
-        check_safe(AppOptions(host=host, user="me"), "")
+        check_access(AppOptions(host=host, user="me"), "")
     with pytest.raises(UserError, match="shorter than 8"):
-        check_safe(AppOptions(host=host, user="me"), "short")
-    check_safe(AppOptions(host=host, user="me"), "long enough")
+        check_access(AppOptions(host=host, user="me"), "short")
+    check_access(AppOptions(host=host, user="me"), "long enough")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
 def test_this_machine_needs_none(host):
-    check_safe(AppOptions(host=host), "")
+    check_access(AppOptions(host=host), "")
 
 
 def test_a_port_that_is_taken_is_said_at_once():
@@ -435,4 +445,4 @@ def test_settings_in_a_png_are_not_trusted(places, tmp_path, said, words):
     info.add_text("rankfold", said)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(UserError, match=words):
-        places.adapter_called(recipe_in(tmp_path / "a.png").adapters[0])
+        places.adapter_name(parse_recipe(tmp_path / "a.png").adapters[0])

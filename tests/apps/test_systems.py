@@ -12,11 +12,11 @@ import pytest
 
 from rankfold.toolkit.core import systems
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.paths import at_home, is_hub_id, is_path, name_fault, of_address
+from rankfold.toolkit.core.paths import expand_paths, is_hub_id, is_path, path_from_uri, windows_name_fault
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.toolkit.core.texts import lines_of, read_text
+from rankfold.toolkit.core.texts import read_lines, read_text
 from rankfold.toolkit.data.conversations import read_conversations
-from rankfold.toolkit.data.images import source_of
+from rankfold.toolkit.data.images import parse_source
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.toolkit.vlm.model import resolve_vision_base
@@ -54,7 +54,7 @@ def elsewhere(tmp_path):
     return start
 
 
-def ended(process):
+def wait_for_output(process):
     """What a process printed, once it has ended well."""
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said[-6000:]
@@ -75,7 +75,7 @@ def test_what_is_hidden_is_hidden(elsewhere):
         "except EncodingWarning: pass\n"
         "print(locale.getencoding())"
     )
-    assert "utf" not in ended(elsewhere(code=code)).lower()
+    assert "utf" not in wait_for_output(elsewhere(code=code)).lower()
 
 
 def test_a_run_without_posix(elsewhere, images, tmp_path):
@@ -94,8 +94,8 @@ def test_a_run_without_posix(elsewhere, images, tmp_path):
     while not run.checkpoint_files() and running.poll() is None and time.time() < until:
         time.sleep(0.1)
     assert running.poll() is None, running.communicate()[0][-6000:]
-    assert "stop after this step" in ended(elsewhere("stop", out))
-    said = ended(running)
+    assert "stop after this step" in wait_for_output(elsewhere("stop", out))
+    said = wait_for_output(running)
     assert "Stopped at step" in said
     assert run.status()["state"] == "stopped"
     assert list(run.samples.glob("*.png"))
@@ -111,7 +111,7 @@ def test_a_run_without_posix(elsewhere, images, tmp_path):
         ["inspect", out],
     ]
     code = "import json, sys; from rankfold.apps.cli import main; [main(words) for words in json.loads(sys.argv[1])]"
-    said = ended(elsewhere(json.dumps([[str(word) for word in words] for words in commands]), code=code))
+    said = wait_for_output(elsewhere(json.dumps([[str(word) for word in words] for words in commands]), code=code))
     assert run.status()["state"] == "done"
     assert run.status()["step"] == step + 1
     assert (tmp_path / "made" / "000000.png").is_file()
@@ -129,8 +129,8 @@ def test_a_queue_and_readers_without_posix(elsewhere, images, tmp_path):
     (tmp_path / "data.jsonl").write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
     config = f"method: instruct\r\ndata: {tmp_path / 'data.jsonl'}\r\nout: {tmp_path / 'runs' / 'x'}\r\nsteps: 2\r\nworkers: 1\r\n"
     (tmp_path / "c.yaml").write_bytes(config.encode())
-    ended(elsewhere("queue", tmp_path / "c.yaml"))
-    ended(elsewhere("work", "--runs", tmp_path / "runs", "--until-empty"))
+    wait_for_output(elsewhere("queue", tmp_path / "c.yaml"))
+    wait_for_output(elsewhere("work", "--runs", tmp_path / "runs", "--until-empty"))
     run = Run(tmp_path / "runs" / "x")
     assert run.status()["state"] == "done", (run.folder / "output.txt").read_text(encoding="utf-8")
 
@@ -173,18 +173,18 @@ def test_a_file_that_somebody_has_open(monkeypatch, tmp_path):
 
     monkeypatch.setattr(systems.os, "replace", refused)
     (tmp_path / "new").write_bytes(b"new")
-    monkeypatch.setattr(systems, "PATIENCE", 0.0)
+    monkeypatch.setattr(systems, "LOCK_TIMEOUT", 0.0)
     with pytest.raises(PermissionError):
-        systems.put_in_place(tmp_path / "new", tmp_path / "old")
-    monkeypatch.setattr(systems, "PATIENCE", 2.0)
-    systems.put_in_place(tmp_path / "new", tmp_path / "old")
+        systems.replace_file(tmp_path / "new", tmp_path / "old")
+    monkeypatch.setattr(systems, "LOCK_TIMEOUT", 2.0)
+    systems.replace_file(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old").read_bytes() == b"new"
     assert len(tries) == 3
 
 
 def test_a_process_of_its_own():
-    assert systems.on_its_own(windows=True) == {"creationflags": 0x08000200}
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], **systems.on_its_own())
+    assert systems.detached_process_kwargs(windows=True) == {"creationflags": 0x08000200}
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"], **systems.detached_process_kwargs())
     try:
         assert os.getsid(child.pid) == child.pid
     finally:
@@ -193,10 +193,10 @@ def test_a_process_of_its_own():
 
 
 def test_peak_memory_without_resource(monkeypatch):
-    whole = systems.peak_resident()
+    whole = systems.peak_rss()
     monkeypatch.setitem(sys.modules, "resource", None)
     assert (
-        0.2 * whole < systems.peak_resident() <= 1.2 * whole
+        0.2 * whole < systems.peak_rss() <= 1.2 * whole
     )  # psutil knows a peak on Windows only, here what there is now
 
 
@@ -243,7 +243,7 @@ def test_home(monkeypatch, tmp_path):
     (tmp_path / "c.yaml").write_text("out: ~/y\nbase: ~/model\n", encoding="utf-8")
     config = from_yaml(Path("~/c.yaml"))
     assert (config.out, config.base) == (tmp_path / "y", str(tmp_path / "model"))
-    assert at_home(("~nobody-here/x", "a ~ b", Path("x~"))) == ("~nobody-here/x", "a ~ b", Path("x~"))
+    assert expand_paths(("~nobody-here/x", "a ~ b", Path("x~"))) == ("~nobody-here/x", "a ~ b", Path("x~"))
 
 
 @pytest.mark.parametrize(
@@ -256,21 +256,21 @@ def test_home(monkeypatch, tmp_path):
     ],
 )
 def test_file_addresses(address, windows, path):
-    assert of_address(address, windows=windows) == path
+    assert path_from_uri(address, windows=windows) == path
 
 
 def test_pictures_with_backslashes(images, tmp_path):
-    assert source_of(f"{images.name}\\0.png", images.parent) == images / "0.png"
-    assert source_of((images / "0.png").as_uri(), None) == images / "0.png"
+    assert parse_source(f"{images.name}\\0.png", images.parent) == images / "0.png"
+    assert parse_source((images / "0.png").as_uri(), None) == images / "0.png"
     (tmp_path / "a b%20c.png").write_bytes((images / "0.png").read_bytes())
-    assert source_of((tmp_path / "a b%20c.png").as_uri(), None).name == "a b%20c.png"
+    assert parse_source((tmp_path / "a b%20c.png").as_uri(), None).name == "a b%20c.png"
     with pytest.raises(UserError, match=r"there is no picture .*C:\\photos\\a.png"):
-        source_of(r"C:\photos\a.png", None)
+        parse_source(r"C:\photos\a.png", None)
 
 
 @pytest.mark.parametrize("name", ["con", "NUL.txt", "a:b", "x.", "y ", "COM1", "what?", 'a"b'])
 def test_names_that_windows_refuses(name):
-    assert name_fault(name)
+    assert windows_name_fault(name)
     with pytest.raises(UserError, match="Windows has no folder"):
         check_folder_names(PureWindowsPath(f"C:/runs/{name}/x"), windows=True)
     check_folder_names(Path("runs") / name, windows=False)
@@ -298,7 +298,7 @@ def test_a_config_moves_between_systems(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_texts_of_any_editor(tmp_path, encoding):
     (tmp_path / "x.txt").write_bytes(f"{SAYING}\r\ntwo\u2028lines\rthree\n".encode(encoding))
-    assert lines_of(tmp_path / "x.txt") == [SAYING, "two\u2028lines", "three", ""]
+    assert read_lines(tmp_path / "x.txt") == [SAYING, "two\u2028lines", "three", ""]
 
 
 def test_texts_in_another_encoding(tmp_path):

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from rankfold.apps.cli import entry as cli
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.terminal import QUIET, SETTINGS, OwnWords, own_words, plain_end
+from rankfold.toolkit.core.terminal import QUIET, SETTINGS, OwnOutput, own_output_only, report_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:a warning")
 
@@ -43,7 +43,7 @@ def not_ours(text):
     return [line for line in text.splitlines() if line and not any(re.fullmatch(own, line) for own in OURS)]
 
 
-def started(*words, code=None, **more):
+def run_command(*words, code=None, **more):
     run = ["-c", code] if code else ["-m", "rankfold.apps.cli"]
     environment = {name: value for name, value in os.environ.items() if name not in {*QUIET, *SETTINGS}} | more
     return subprocess.run(
@@ -57,7 +57,7 @@ def started(*words, code=None, **more):
 
 
 def test_the_doctor_says_its_own_words(tmp_path):
-    done = started("doctor", HF_HOME=str(tmp_path))
+    done = run_command("doctor", HF_HOME=str(tmp_path))
     assert done.returncode == 0
     assert not not_ours(done.stdout)
     assert done.stderr == ""
@@ -86,7 +86,7 @@ def test_a_run_from_training_to_the_file(images, tmp_path):
         ["export", out],
     ]  # fmt: skip
     code = "import json, sys; from rankfold.apps.cli import main; [main(words) for words in json.loads(sys.argv[1])]"
-    done = started(json.dumps([[str(word) for word in words] for words in commands]), code=code)
+    done = run_command(json.dumps([[str(word) for word in words] for words in commands]), code=code)
     assert done.returncode == 0, done.stderr[-4000:]
     assert not not_ours(done.stdout)
     assert not not_ours(done.stderr)
@@ -129,7 +129,7 @@ def say(text):
 
 
 def test_a_library_is_not_heard(library, capsys):
-    with own_words():
+    with own_output_only():
         library.speak(logging.StreamHandler)
         say("ours")
         Console(stderr=True).print("ours, by rich")
@@ -137,14 +137,14 @@ def test_a_library_is_not_heard(library, capsys):
 
 
 def test_an_error_of_a_library_is_heard(library, capsys):
-    with own_words():
+    with own_output_only():
         library.log.addHandler(logging.StreamHandler(sys.stderr))
         library.err()
     assert capsys.readouterr().err == "a logged error\n"
 
 
 def test_a_library_is_heard_when_asked_for(library, capsys):
-    with warnings.catch_warnings(), own_words(verbose=True):
+    with warnings.catch_warnings(), own_output_only(verbose=True):
         warnings.simplefilter("always")
         library.speak(logging.StreamHandler)
     out, err = capsys.readouterr()
@@ -154,7 +154,7 @@ def test_a_library_is_heard_when_asked_for(library, capsys):
 
 
 def test_a_library_is_heard_before_a_fault(library, capsys):
-    @plain_end()
+    @report_errors()
     def command():
         library.speak()
         1 / 0  # noqa: B018
@@ -167,7 +167,7 @@ def test_a_library_is_heard_before_a_fault(library, capsys):
 
 
 def test_a_library_is_not_heard_before_a_mistake(library, capsys):
-    @plain_end()
+    @report_errors()
     def command():
         library.speak()
         raise UserError("--rank must be at least 1, not 0.")
@@ -179,7 +179,7 @@ def test_a_library_is_not_heard_before_a_mistake(library, capsys):
 
 def test_while_a_bar_is_drawn(library, capsys):
     """rich takes the streams over then; whose words they are still counts."""
-    with own_words(), Progress(console=Console(stderr=True, force_terminal=True)) as bar:
+    with own_output_only(), Progress(console=Console(stderr=True, force_terminal=True)) as bar:
         bar.add_task("training")
         library.speak()
         say("ours")
@@ -196,8 +196,8 @@ def test_everything_is_as_before(library, monkeypatch):
         if name != "TRANSFORMERS_VERBOSITY":
             monkeypatch.delenv(name, raising=False)
     streams, environment, level = (sys.stdout, sys.stderr), dict(os.environ), logging.root.manager.disable
-    with own_words():
-        assert isinstance(sys.stdout, OwnWords)
+    with own_output_only():
+        assert isinstance(sys.stdout, OwnOutput)
         assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"  # what the user has set stays
         assert os.environ["TORCH_CPP_LOG_LEVEL"] == "ERROR"
     assert ((sys.stdout, sys.stderr), dict(os.environ), logging.root.manager.disable) == (streams, environment, level)

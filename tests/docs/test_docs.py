@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rankfold.toolkit.adapters.describe import markdown
+from rankfold.toolkit.adapters.describe import adapters_markdown
 from rankfold.toolkit.adapters.registry import adapter_names
 
 ROOT = Path(__file__).parents[2]
@@ -10,7 +10,9 @@ PAGE = ROOT / "docs" / "adapters.md"
 
 
 def test_the_adapters_page_is_what_the_registry_says():
-    assert PAGE.read_text(encoding="utf-8") == markdown(), "run: rankfold adapters --markdown > docs/adapters.md"
+    assert PAGE.read_text(encoding="utf-8") == adapters_markdown(), (
+        "run: rankfold adapters --markdown > docs/adapters.md"
+    )
 
 
 def test_the_page_has_every_adapter():

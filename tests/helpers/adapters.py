@@ -28,7 +28,7 @@ def config(label, **changes):
     return make_config(name, **(settings | changes))
 
 
-def randomised(model, seed=1, std=0.3):
+def randomize(model, seed=1, std=0.3):
     """Gives every trainable tensor a value, so that nothing is zero by its start."""
     torch.manual_seed(seed)
     with torch.no_grad():

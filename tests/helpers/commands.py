@@ -5,7 +5,7 @@ import pytest
 from rankfold.apps.cli import main
 
 
-def fails(capsys, *words):
+def expect_error(capsys, *words):
     """Runs a command that must fail; returns its one sentence."""
     with pytest.raises(SystemExit) as error:
         main([str(word) for word in words])

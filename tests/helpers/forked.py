@@ -22,7 +22,7 @@ SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTED)
 
 
-def started(action, log, **environment):
+def start_process(action, log, **environment):
     """A process that carries out an action and writes what it says to a file."""
     process = SERVER.Process(target=carry_out, args=(action, log, dict(os.environ) | environment))
     process.start()
@@ -31,10 +31,10 @@ def started(action, log, **environment):
 
 def commands(*lines: list[str]) -> Callable[[], None]:
     """The action that carries out commands, one after another."""
-    return partial(in_turn, lines)
+    return partial(run_in_turn, lines)
 
 
-def in_turn(lines: Sequence[list[str]]) -> None:
+def run_in_turn(lines: Sequence[list[str]]) -> None:
     from rankfold.apps.cli import main
 
     for words in lines:
@@ -66,7 +66,8 @@ def in_two_processes(action, folder):
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     common |= {"ACCELERATE_USE_CPU": "true"}
     both = [
-        started(action, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)
+        start_process(action, folder / f"said{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common)
+        for rank in range(2)
     ]
     for process in both:
         process.join()

@@ -12,7 +12,7 @@ def adapter(folder, part="unet"):
     return load_file(folder / "adapter" / part / "adapter_model.safetensors")
 
 
-def same(one, other):
+def equal_states(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -25,18 +25,18 @@ def train_until(config, step):
     """Trains and asks for a stop through the run folder once `step` is done."""
     from rankfold.training.engine import loop
 
-    original, pause = loop.Loop.one_step, loop.LOOK
+    original, pause = loop.Loop.train_step, loop.REQUEST_SECONDS
 
     def one_step(self):
         original(self)
         if self.step == step:
             (self.run.requests / "stop").touch()
 
-    loop.Loop.one_step, loop.LOOK = one_step, 0.0
+    loop.Loop.train_step, loop.REQUEST_SECONDS = one_step, 0.0
     try:
         return train(config)
     finally:
-        loop.Loop.one_step, loop.LOOK = original, pause
+        loop.Loop.train_step, loop.REQUEST_SECONDS = original, pause
 
 
 def compose_config(base, runs, out, **changes):

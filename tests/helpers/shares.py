@@ -23,30 +23,30 @@ def write_share(config, file):
     denoiser = task.model.denoiser
     blocks = [module for module in denoiser.modules() if isinstance(module, FSDPModule) and module is not denoiser]
 
-    def held():
+    def share_of():
         frozen = [p for block in blocks for p in block.parameters() if not p.requires_grad]
         return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in frozen)
 
     at_work = []
     for block in blocks:
-        block.register_forward_pre_hook(lambda *_: at_work.append(held()))
-    facts = {"begin": held(), "all": sum(p.numel() for b in blocks for p in b.parameters() if not p.requires_grad)}
+        block.register_forward_pre_hook(lambda *_: at_work.append(share_of()))
+    facts = {"begin": share_of(), "all": sum(p.numel() for b in blocks for p in b.parameters() if not p.requires_grad)}
     facts["largest"] = max(sum(p.numel() for p in block.parameters()) for block in blocks)
     loss = task.module(task.batch(0, [0])).mean()
-    facts["forward"] = held()
+    facts["forward"] = share_of()
     loss.backward()
-    facts |= {"backward": held(), "at_work": max(at_work)}
+    facts |= {"backward": share_of(), "at_work": max(at_work)}
     Path(f"{file}{accelerator.process_index}").write_text(json.dumps(facts), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
 def write_work(file):
     """Writes what in_shares gives for five and for no numbers, what was worked on here, and what the first process says."""
-    from rankfold.training.engine.processes import first_says, in_shares
+    from rankfold.training.engine.processes import broadcast_first, map_distributed
 
     worked = []
-    made = in_shares(range(5), lambda number: worked.append(number) or number * 10)
+    made = map_distributed(range(5), lambda number: worked.append(number) or number * 10)
     rank = int(os.environ["RANK"])
-    facts = {"made": made, "worked": worked, "none": in_shares([], str), "first": first_says(rank)}
+    facts = {"made": made, "worked": worked, "none": map_distributed([], str), "first": broadcast_first(rank)}
     Path(f"{file}{rank}").write_text(json.dumps(facts), encoding="utf-8")
     torch.distributed.destroy_process_group()

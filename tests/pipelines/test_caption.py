@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from rankfold.apps.cli import main
-from rankfold.apps.studio.backend.pipeline_worker import Drawing, Loaded, Stopped
-from rankfold.apps.studio.widgets.photos import captioned
-from rankfold.pipelines.caption import caption_of
-from rankfold.toolkit.core.paths import assets
+from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, ModelCache
+from rankfold.apps.studio.widgets.photos import caption_rows
+from rankfold.pipelines.caption import format_caption
+from rankfold.toolkit.core.paths import assets_folder
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.vlm.model import EMBEDDED, bases_at_hand
+from rankfold.toolkit.vlm.model import EMBEDDED, available_bases
 from rankfold.training.config.subject import SubjectConfig
 
 CREATURE = 4_000_100
@@ -39,7 +39,7 @@ def photos(tmp_path):
     ],
 )
 def test_the_subjects_words_are_put_in(said, caption):
-    assert caption_of(said, "sks", "dog") == caption
+    assert format_caption(said, "sks", "dog") == caption
 
 
 def test_captions_say_what_is_there(photos, capsys):
@@ -77,7 +77,7 @@ def test_the_page_fills_what_is_missing(photos):
     folder, _ = photos
     rows = [["0.png", "mine"], ["1.png", ""], ["2.png", " "]]
     assert (
-        captioned(rows, folder, "tiny-vlm", SubjectConfig(token="qqz", class_noun="creature"), Loaded(), Drawing(2))
+        caption_rows(rows, folder, "tiny-vlm", SubjectConfig(token="qqz", class_noun="creature"), ModelCache(), Job(2))
         == 2
     )
     assert rows[0] == ["0.png", "mine"]
@@ -86,10 +86,12 @@ def test_the_page_fills_what_is_missing(photos):
 
 
 def test_the_page_can_be_stopped(photos):
-    rows, drawing = [["1.png", ""], ["2.png", ""]], Drawing(2)
+    rows, drawing = [["1.png", ""], ["2.png", ""]], Job(2)
     drawing.stopped = True
-    with pytest.raises(Stopped):
-        captioned(rows, photos[0], "tiny-vlm", SubjectConfig(token="qqz", class_noun="creature"), Loaded(), drawing)
+    with pytest.raises(JobStopped):
+        caption_rows(
+            rows, photos[0], "tiny-vlm", SubjectConfig(token="qqz", class_noun="creature"), ModelCache(), drawing
+        )
     assert [bool(text) for _, text in rows] == [True, False]
 
 
@@ -100,7 +102,7 @@ def test_models_in_the_hubs_cache_are_found(tmp_path, monkeypatch):
         folder = tmp_path / name / "snapshots" / "abc"
         folder.mkdir(parents=True)
         for file in files:
-            (folder / file).symlink_to(assets() / "tiny" / EMBEDDED["tiny-vlm"] / file)
+            (folder / file).symlink_to(assets_folder() / "tiny" / EMBEDDED["tiny-vlm"] / file)
     for name, text in (
         ("models--no--json", "{"),
         ("models--no--vision", '{"model_type": "bert"}'),
@@ -109,4 +111,4 @@ def test_models_in_the_hubs_cache_are_found(tmp_path, monkeypatch):
         folder = tmp_path / name / "snapshots" / "abc"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(text)
-    assert bases_at_hand() == ["tiny-vlm", "we/see"]
+    assert available_bases() == ["tiny-vlm", "we/see"]

@@ -18,7 +18,7 @@ from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats import write as lora_write
 from rankfold.toolkit.formats.native import save_native
-from rankfold.toolkit.formats.read import put_into, read_lora
+from rankfold.toolkit.formats.read import apply_to_pipeline, read_lora
 from rankfold.toolkit.formats.report import inspect_lora
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -118,7 +118,7 @@ def test_approximations_say_their_error(adapters, base, tmp_path, label):
     assert 0 < proof.picture_error < 1  # nearer than no adapter
     with safe_open(proof.path, "pt") as file:
         said = json.loads(file.metadata()["rankfold_proof"])
-    assert said["picture_error"] == pytest.approx(proof.picture_error)
+    assert said["image_error"] == pytest.approx(proof.picture_error)
     assert said["approximation"] == pytest.approx(proof.approximation)
 
 
@@ -156,7 +156,7 @@ def test_lycoris_reads_the_same_weights(adapters, base, tmp_path, label, format)
     path = export_adapter(adapters(label), str(base), format, tmp_path).path
     ours, theirs = (load_pipeline(Recipe(prompt="", base=str(base))).unet for _ in range(2))
     pipe = load_pipeline(Recipe(prompt="", base=str(base)))
-    put_into(read_lora(path), pipe)
+    apply_to_pipeline(read_lora(path), pipe)
     ours = pipe.unet
     renamed = {k.replace("lora_unet_", "lycoris_"): v for k, v in load_file(path).items() if k.startswith("lora_unet_")}
     network, _ = lycoris.create_lycoris_from_weights(1.0, str(path), theirs, weights_sd=renamed)
@@ -201,7 +201,7 @@ def test_text_encoders_without_an_output_projection_load_too(base, tmp_path):
 def test_inspect_says_what_it_is(adapters, base, tmp_path, capsys):
     path = export_adapter(adapters("moslora"), str(base), "kohya", tmp_path).path
     report = inspect_lora(path, load_pipeline(Recipe(prompt="", base=str(base))))
-    assert (report.format, report.is_sound, len(report.layers)) == ("kohya", True, 64)
+    assert (report.format, report.is_valid, len(report.layers)) == ("kohya", True, 64)
     assert {layer.rank for layer in report.layers} == {4}
     assert all(0 < layer.relative < 100 for layer in report.layers)
     assert report.loaders["diffusers load_lora_weights"] == "yes"
@@ -262,7 +262,7 @@ def test_files_of_lycoris_are_understood(base, label):
     network.restore()
     network.merge_to(1.0)
     wanted = net[0].weight.detach() - before
-    from rankfold.toolkit.formats.read import ENDINGS, LoraFile, change_of
+    from rankfold.toolkit.formats.read import ENDINGS, LoraFile, layer_change
 
     layers = {}
     for name, tensor in state.items():
@@ -271,7 +271,7 @@ def test_files_of_lycoris_are_understood(base, label):
     file = LoraFile(path=None, format="lycoris", header={}, layers=layers)  # type: ignore[arg-type]
     (layer,) = layers
     assert file.method(layer) == label
-    assert torch.allclose(change_of(file, layer, before).delta_weight(before), wanted, atol=1e-5)
+    assert torch.allclose(layer_change(file, layer, before).delta_weight(before), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_bad_files_get_one_sentence(adapters, base, tmp_path, spoil, words):
     path = export_adapter(adapters("lora"), str(base), "kohya", tmp_path).path
     save_file({k: v.contiguous() for k, v in spoil(load_file(path)).items()}, tmp_path / "spoilt.safetensors")
     with pytest.raises(UserError, match=words):
-        put_into(read_lora(tmp_path / "spoilt.safetensors"), load_pipeline(Recipe(prompt="", base=str(base))))
+        apply_to_pipeline(read_lora(tmp_path / "spoilt.safetensors"), load_pipeline(Recipe(prompt="", base=str(base))))
 
 
 def test_a_cut_file_is_no_file(adapters, base, tmp_path):
@@ -315,8 +315,8 @@ def test_a_change_is_its_parts():
         + change.dense
     )
     assert torch.allclose(change.delta_weight(weight), by_hand)
-    assert torch.allclose(change.scaled(0.3).delta_weight(weight) @ x, 0.3 * by_hand @ x, atol=1e-5)
-    both = change + replace(change, dense=None).scaled(2.0)
+    assert torch.allclose(change.scale(0.3).delta_weight(weight) @ x, 0.3 * by_hand @ x, atol=1e-5)
+    both = change + replace(change, dense=None).scale(2.0)
     assert torch.allclose(both.delta_weight(weight), 3 * by_hand - 2 * change.dense, atol=1e-4)
 
 

@@ -11,19 +11,19 @@ from safetensors import safe_open
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.fuse import fuse
+from rankfold.pipelines.fuse import fuse_adapters
 from rankfold.pipelines.generate import (
     Recipe,
     denoise,
     generate,
     load_pipeline,
+    load_sampling_pipeline,
     read_recipe,
     repeat,
-    sampling_pipeline,
     save_picture,
 )
-from rankfold.pipelines.place import placed, weights
-from rankfold.pipelines.regions import masks, parse_region
+from rankfold.pipelines.place import place_on_device, weight_bytes
+from rankfold.pipelines.regions import parse_region, region_masks
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
 from rankfold.toolkit.core.errors import UserError
@@ -119,7 +119,7 @@ def test_strength_zero_is_the_base_and_strength_matters(trained, base):
 def test_sampling_fuses_what_can_be_fused(trained, base):
     """Linear adapters are put into the weights and gone; the picture is the same but for rounding."""
     recipe = recipe_for(trained, base, adapters=(str(trained.adapter),) * 2, strengths=(0.5, 0.7))
-    apart, fused = load_pipeline(recipe), sampling_pipeline(recipe)
+    apart, fused = load_pipeline(recipe), load_sampling_pipeline(recipe)
     assert adapter_layers(apart.unet)
     assert not adapter_layers(fused.unet)
     assert not adapter_layers(fused.text_encoder)
@@ -140,7 +140,7 @@ def test_sampling_leaves_what_cannot_be_fused(base, adapter, dtype):
     pipe.unet.requires_grad_(False).eval()
     before = len(adapter_layers(pipe.unet))
     assert before > 0
-    assert len(adapter_layers(fuse(pipe).unet)) == before
+    assert len(adapter_layers(fuse_adapters(pipe).unet)) == before
 
 
 def test_pictures_need_not_be_square(trained, base, tmp_path):
@@ -222,7 +222,7 @@ def test_prior_is_free_of_the_adapter(trained, base):
     """The library call takes any stock pipeline."""
     pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    pictures = denoise(pipe, ["a creature"], seeds=[0], steps=2, guidance_scale=4.0, side=64)
+    pictures = denoise(pipe, ["a creature"], seeds=[0], steps=2, guidance_scale=4.0, width=64)
     assert pictures[0].size == (64, 64)
 
 
@@ -304,7 +304,7 @@ def test_regions_keep_to_their_places_and_repeat(trained, base, tmp_path):
     before = first.read_bytes()
     main(["sample", "--from", str(first), "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "000000.png").read_bytes() == before
-    shares = masks([parse_region(text) for text in texts], 8, 8)
+    shares = region_masks([parse_region(text) for text in texts], 8, 8)
     assert torch.allclose(shares.sum(0), torch.ones(1, 8, 8))
     assert shares[0, 0, :, :3].min() > 0.99
     assert shares[0, 0, :, 5:].max() < 0.01
@@ -327,10 +327,10 @@ def test_parts_that_come_while_they_are_at_work(trained, base, regions):
     adapters = (str(trained.adapter),) * len(regions or "1")
     recipe = recipe_for(trained, base, adapters=adapters, strengths=(1.0,) * len(adapters), regions=regions)
     expected = generate(recipe)[0][0].tobytes()
-    pipe = sampling_pipeline(recipe)
-    size = weights(pipe)
-    assert not hasattr(placed(pipe, torch.device("cpu"), 2 * size).unet, "_hf_hook")
-    pipe = placed(pipe, torch.device("cpu"), size)
+    pipe = load_sampling_pipeline(recipe)
+    size = weight_bytes(pipe)
+    assert not hasattr(place_on_device(pipe, torch.device("cpu"), 2 * size).unet, "_hf_hook")
+    pipe = place_on_device(pipe, torch.device("cpu"), size)
     assert all(hasattr(part, "_hf_hook") for part in (pipe.unet, pipe.vae, pipe.text_encoder))
     for _ in range(2):
         assert generate(recipe, pipe=pipe)[0][0].tobytes() == expected

@@ -20,7 +20,7 @@ from rankfold.toolkit.adapters.fold import base_weight, fold, is_dead
 from rankfold.toolkit.adapters.registry import adapter_names
 from rankfold.toolkit.core.errors import UserError
 
-ON_CONVOLUTIONS = [label for label, (name, _) in VARIANTS.items() if nn.Conv2d in REGISTRY[name].kinds]
+ON_CONVOLUTIONS = [label for label, (name, _) in VARIANTS.items() if nn.Conv2d in REGISTRY[name].supported_layers]
 MERGEABLE = [label for label in VARIANTS if label not in NOT_LINEAR]
 
 

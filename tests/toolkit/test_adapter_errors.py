@@ -94,7 +94,7 @@ def test_attach_needs_no_integration_of_other_libraries(monkeypatch):
     from diffusers.loaders import peft as pictures
     from transformers.integrations import peft as language
 
-    from rankfold.toolkit.adapters.attach import adapter_layers, adapters_off, set_active, take_off
+    from rankfold.toolkit.adapters.attach import adapter_layers, disable_adapters, remove_adapters, set_active
     from rankfold.toolkit.embedded import tiny_sd as tiny
 
     for library in (pictures, language):
@@ -115,10 +115,10 @@ def test_attach_needs_no_integration_of_other_libraries(monkeypatch):
         assert all(layer.disable_adapters for layer in layers)
         assert not any(p.requires_grad for p in model.parameters())
         set_active(model, ["other", "default"])
-        with adapters_off(model):
+        with disable_adapters(model):
             assert all(layer.disable_adapters for layer in layers)
         assert all(layer.active_adapters == ["other", "default"] for layer in layers)
-        take_off(model)
+        remove_adapters(model)
         after = model.state_dict()
         assert after.keys() == frozen.keys()
         assert all(torch.equal(after[name], tensor) for name, tensor in frozen.items())

@@ -52,10 +52,10 @@ OLD_MAC, MAC = (machine("mps", version, "Darwin") for version in ((13, 6), (15, 
     ],
 )  # fmt: skip
 def test_what_will_not_work(where, lines):
-    told = devices.faults(where, lambda library: True)
+    told = devices.list_faults(where, lambda library: True)
     assert [line.partition(" needs")[0] for line in told] == lines
     assert all(line.endswith(".") and (";" in line or ":" in line) for line in told)  # each with its cure
-    optional = devices.faults(where, lambda library: False)
+    optional = devices.list_faults(where, lambda library: False)
     assert not any("8bit" in line or "fp8" in line for line in optional)
 
 
@@ -76,7 +76,7 @@ def test_fp16_for_sampling_alone():
     ],
 )
 def test_fused(where, optimizer, fused):
-    assert devices.is_fused(where, optimizer) == fused
+    assert devices.has_fused_kernel(where, optimizer) == fused
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_fused(where, optimizer, fused):
     [(CUDA, True, ""), (replace(CUDA, system="Windows"), False, "NCCL"), (MAC, False, "one device"), (CPU, False, "")],
 )
 def test_several_processes(where, nccl, word):
-    fault = devices.several_fault(where, nccl=nccl)
+    fault = devices.distributed_fault(where, nccl=nccl)
     assert (word in fault) if word else not fault
 
 
@@ -94,7 +94,7 @@ def test_kernels_are_asked_of_torch():
     assert not devices.has_kernel("aten::no_such_operation", "cpu")
     assert not devices.has_kernel("no_such_library::operation", "cpu")
     assert devices.has_kernel("bitsandbytes::optimizer_update_8bit_blockwise", "cpu")
-    for quantize in devices.QUANTISED:
+    for quantize in devices.QUANTIZE_KERNELS:
         assert not devices.quantize_fault(Machine("cpu"), quantize)
 
 
@@ -108,7 +108,7 @@ def test_kernels_are_asked_of_torch():
     ],
 )
 def test_a_run_is_refused_before_anything_is_loaded(where, words, said, monkeypatch, images, tmp_path, capsys):
-    monkeypatch.setattr(devices, "here", lambda: where)
+    monkeypatch.setattr(devices, "this_machine", lambda: where)
     with pytest.raises(SystemExit):
         main(["train", "subject", "--images", str(images), "--out", str(tmp_path / "run"), *words])
     told = capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_a_run_is_refused_before_anything_is_loaded(where, words, said, monkeypa
 
 
 def test_pictures_are_refused_too(monkeypatch):
-    monkeypatch.setattr(devices, "here", lambda: OLD_MAC)
+    monkeypatch.setattr(devices, "this_machine", lambda: OLD_MAC)
     with pytest.raises(UserError, match="macOS 14"):
         check_recipe(Recipe(prompt="x", precision="bf16"))
 
@@ -126,11 +126,11 @@ def test_pictures_are_refused_too(monkeypatch):
 def test_an_optimizer_without_one_kernel(config, monkeypatch):
     """Where torch has no fused step the optimizer is made without, and gives the same weights."""
     ends = []
-    for where in (CPU, Machine("cpu", has=lambda *_: False)):
-        monkeypatch.setattr(devices, "here", lambda where=where: where)
+    for where in (CPU, Machine("cpu", has_kernel=lambda *_: False)):
+        monkeypatch.setattr(devices, "this_machine", lambda where=where: where)
         weight = torch.nn.Parameter(torch.arange(4.0))
         optimizer = make_optimizer(config, [{"params": [weight]}])
-        assert bool(optimizer.defaults.get("fused")) == where.has("", "")
+        assert bool(optimizer.defaults.get("fused")) == where.has_kernel("", "")
         for _ in range(3):
             weight.grad = torch.sin(weight.detach())
             optimizer.step()
@@ -143,29 +143,29 @@ def test_an_optimizer_without_one_kernel(config, monkeypatch):
 
 def test_the_device_is_accelerates(monkeypatch):
     assert devices.device() == PartialState().device
-    assert devices.kind_of_device() == PartialState().device.type
+    assert devices.device_type() == PartialState().device.type
     monkeypatch.setattr(PartialState, "_shared_state", {})
     monkeypatch.setattr(PartialState, "default_device", property(lambda state: torch.device("mps")))
-    assert devices.kind_of_device() == "mps"
-    assert devices.here().kind == "mps"
+    assert devices.device_type() == "mps"
+    assert devices.this_machine().kind == "mps"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert devices.kind_of_device() == "cpu"
+    assert devices.device_type() == "cpu"
     assert not PartialState._shared_state  # nothing was started to find out
 
 
 def test_a_device_by_name():
-    assert devices.device_named("") == devices.device()
-    assert devices.device_named("cpu") == torch.device("cpu")
+    assert devices.parse_device("") == devices.device()
+    assert devices.parse_device("cpu") == torch.device("cpu")
     for name in ("mps", "xpu", "gpu"):
         if not (hasattr(torch, name) and getattr(torch, name).is_available()):
             with pytest.raises(UserError, match=f"--device {name} is not to be had here: leave it out for"):
-                devices.device_named(name)
+                devices.parse_device(name)
 
 
 def test_seeds():
     drawn = []
     for _ in range(2):
-        devices.seed(devices.device(), 7)
+        devices.seed_generators(devices.device(), 7)
         drawn.append((torch.rand(3), torch.rand(3, device=devices.device()).cpu()))
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
@@ -174,8 +174,8 @@ def test_memory():
     assert devices.peak_memory() > 2**20
     assert devices.free_memory(torch.device("cpu")) is None
     assert devices.free_memory(torch.device("mps")) is None  # it shares the main memory
-    devices.let_go()
-    assert devices.told()
+    devices.release_memory()
+    assert devices.describe_devices()
 
 
 # ---------------------------------------------------------------------------------------------- without float64
@@ -192,9 +192,9 @@ class NoDouble(TorchDispatchMode):
 
 
 def test_double_precision_is_the_cpus_business():
-    assert devices.exact(torch.ones(2)).dtype == torch.float64
+    assert devices.to_float64(torch.ones(2)).dtype == torch.float64
     with pytest.raises(NotImplementedError, match="meta"):  # to the CPU it goes, where a tensor without numbers cannot
-        devices.exact(torch.ones(2, device="meta"))
+        devices.to_float64(torch.ones(2, device="meta"))
     with NoDouble(), pytest.raises(TypeError, match="float64"):
         torch.ones(2).double()
 
@@ -216,18 +216,18 @@ def test_a_step_without_double_precision(config, base, adapter):
 
 def test_threads_are_those_that_find_a_free_core():
     cores = os.cpu_count()
-    assert devices.free_threads(0.1, most=64) == cores
-    assert devices.free_threads(1.0, most=64) == max(1, cores - 1)
-    assert devices.free_threads(100.0, most=64) == 1
-    assert devices.free_threads(0.0, most=1) == 1
+    assert devices.num_free_threads(0.1, max_threads=64) == cores
+    assert devices.num_free_threads(1.0, max_threads=64) == max(1, cores - 1)
+    assert devices.num_free_threads(100.0, max_threads=64) == 1
+    assert devices.num_free_threads(0.0, max_threads=1) == 1
 
 
 def test_a_busy_core_is_seen():
-    before = devices.busy_cores(0.2)
+    before = devices.num_busy_cores(0.2)
     load = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.2)
-        busy = devices.busy_cores(0.5)
+        busy = devices.num_busy_cores(0.5)
     finally:
         load.kill()
     assert before >= 0
@@ -235,16 +235,16 @@ def test_a_busy_core_is_seen():
 
 
 def test_a_taken_core_is_noticed(monkeypatch):
-    from rankfold.training.engine.cpu_threads import SLOW, STEPS, Pace
+    from rankfold.training.engine.cpu_threads import SLOW_FACTOR, SLOW_STEPS, ThreadController
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(devices, "busy_cores", lambda: 1.0)
-    monkeypatch.setattr(devices, "free_threads", lambda others: 3)
-    pace = Pace()
-    assert [pace.threads(0.1) for _ in range(10)] == [0] * 10
-    assert pace.threads(5.0) == 0  # one slow step is nothing
-    assert pace.threads(0.1) == 0
-    assert [pace.threads(2.0) for _ in range(STEPS)] == [0] * (STEPS - 1) + [3]
-    monkeypatch.setattr(devices, "free_threads", lambda others: 4)  # slow for another reason
-    assert [pace.threads(2.0) for _ in range(STEPS)] == [0] * STEPS
-    assert pace.limit == 2 * SLOW
+    monkeypatch.setattr(devices, "num_busy_cores", lambda: 1.0)
+    monkeypatch.setattr(devices, "num_free_threads", lambda others: 3)
+    pace = ThreadController()
+    assert [pace.update(0.1) for _ in range(10)] == [0] * 10
+    assert pace.update(5.0) == 0  # one slow step is nothing
+    assert pace.update(0.1) == 0
+    assert [pace.update(2.0) for _ in range(SLOW_STEPS)] == [0] * (SLOW_STEPS - 1) + [3]
+    monkeypatch.setattr(devices, "num_free_threads", lambda others: 4)  # slow for another reason
+    assert [pace.update(2.0) for _ in range(SLOW_STEPS)] == [0] * SLOW_STEPS
+    assert pace.limit == 2 * SLOW_FACTOR

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from rankfold.toolkit.core.paths import assets
+from rankfold.toolkit.core.paths import assets_folder
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.embedded.judge import pictures_to_pixels
-from rankfold.toolkit.metrics.clip import ClipScorer, embedded_judge, psnr
+from rankfold.toolkit.metrics.clip import ClipScorer, load_embedded_judge, psnr
 
-TINY = assets() / "tiny"
+TINY = assets_folder() / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,10 @@ def test_prompts_steer_the_picture(request, name):
     pipe = request.getfixturevalue(name)
     rng = np.random.default_rng(5)
     things = [world.random_thing(rng, held=True) for _ in range(16)]
-    pictures = denoise(pipe, [world.caption(t) for t in things], seeds=range(16), steps=20, guidance_scale=4.0, side=64)
-    answers = embedded_judge().read(pictures)
+    pictures = denoise(
+        pipe, [world.caption(t) for t in things], seeds=range(16), steps=20, guidance_scale=4.0, width=64
+    )
+    answers = load_embedded_judge().classify(pictures)
     for name in ("shape", "colour", "scene"):
         right = sum(answer[name] == getattr(thing, name) for answer, thing in zip(answers, things, strict=True))
         assert right >= 12, name
@@ -88,7 +90,7 @@ def test_prompts_steer_the_picture(request, name):
 
 @torch.no_grad()
 def test_autoencoder(pipe):
-    pixels = pictures_to_pixels([world.sample(77, index)[0] for index in range(40)])
+    pixels = pictures_to_pixels([world.draw_sample(77, index)[0] for index in range(40)])
     back = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     assert psnr(back / 2 + 0.5, pixels / 2 + 0.5).mean() > 28
 
@@ -96,7 +98,7 @@ def test_autoencoder(pipe):
 def test_clip_tells_creatures_apart():
     scorer = ClipScorer()
     views = [world.subject_pictures(3_500_000 + number, 2) for number in range(40)]
-    first, second = (scorer.pictures([pair[side][0] for pair in views]) for side in (0, 1))
+    first, second = (scorer.embed_images([pair[side][0] for pair in views]) for side in (0, 1))
     nearest = (first @ second.T).argmax(1)
     assert (nearest == torch.arange(40)).float().mean() >= 0.9
 
@@ -105,8 +107,8 @@ def test_clip_reads_captions():
     scorer = ClipScorer()
     rng = np.random.default_rng(9)
     things = [world.random_thing(rng, held=True) for _ in range(30)]
-    pictures = scorer.pictures([world.draw(thing, rng) for thing in things])
-    texts = scorer.texts([world.caption(thing) for thing in things])
+    pictures = scorer.embed_images([world.draw(thing, rng) for thing in things])
+    texts = scorer.embed_texts([world.caption(thing) for thing in things])
     assert ((pictures @ texts.T).argmax(1) == torch.arange(30)).float().mean() > 0.8
 
 
@@ -120,7 +122,7 @@ def test_the_flow_transformer_was_trained_as_the_pipeline_runs_it():
     model = open_model(resolve_base("tiny-dit"))
     texts = ["two red striped circles on the beach", ""]
     noisy, levels = torch.randn(2, 24, 8, 8), torch.tensor([0.3, 0.8])
-    there = model.predict(noisy, levels, model.words(texts))
+    there = model.predict(noisy, levels, model.encode_prompts(texts))
     ids = torch.tensor(model.tokenizer(texts, padding="max_length", truncation=True).input_ids)
     said = first_encoder(BuildTinyConfig(out=TINY))(ids, output_hidden_states=True)
     learner = Learner(model.transformer, model.text_encoder_2)

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 
 from rankfold.toolkit.adapters.change import JointLinear
 from rankfold.toolkit.adapters.variants import fvae_objective
-from rankfold.toolkit.adapters.variants.loratrf import Readings
+from rankfold.toolkit.adapters.variants.loratrf import GateProducts
 
 
 def noise(*shape, trained=True):
@@ -25,13 +25,13 @@ def test_joint_linear(masked, bias):
 
 def test_readings():
     torch.manual_seed(0)
-    assert gradcheck(Readings.apply, (noise(6, 5), noise(5), noise(2, 5)))
+    assert gradcheck(GateProducts.apply, (noise(6, 5), noise(5), noise(2, 5)))
 
 
 @pytest.mark.parametrize("rows", [2, 1024])
 def test_decoder_nll(rows, monkeypatch):
     """Also in several blocks of tokens."""
-    monkeypatch.setattr(fvae_objective, "ROWS", rows)
+    monkeypatch.setattr(fvae_objective, "CHUNK_TOKENS", rows)
     torch.manual_seed(0)
     weights = torch.rand(5, dtype=torch.float64)
     parameters = [noise(4, 3), noise(4), noise(4, 4), noise(4), noise(6, 4), noise(6)]
@@ -53,7 +53,7 @@ def test_decoder_nll_with_dropout(monkeypatch):
     h = z
     for (weight, bias), mask in zip(hidden, masks, strict=True):
         h = torch.relu(h @ weight.T + bias) * mask
-    mean, deviation = h @ out[0].T + out[1], std + fvae_objective.TINY
+    mean, deviation = h @ out[0].T + out[1], std + fvae_objective.STD_EPSILON
     known = -(torch.distributions.Normal(mean, deviation).log_prob(x).sum(-1) * weights).sum()
     torch.testing.assert_close(loss, known)
     leaves = [z, x, std, *out, *(tensor for layer in hidden for tensor in layer)]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.conversations import MARK, read_conversations
+from rankfold.toolkit.data.conversations import IMAGE_MARK, read_conversations
 from rankfold.toolkit.data.images import load_rgb
 
 COLOURS = {"a.png": (255, 0, 0), "b.png": (0, 0, 255)}
@@ -32,13 +32,13 @@ def read(folder, *rows, **options):
     return read_conversations(folder / "data.json", folder, **options)
 
 
-def told(row):
+def messages_as_text(row):
     """Messages as 'role: text', marks where the pictures stand."""
-    parts = [[part.get("text", MARK) for part in message["content"]] for message in row.messages]
+    parts = [[part.get("text", IMAGE_MARK) for part in message["content"]] for message in row.messages]
     return [f"{message['role']}: {''.join(words)}" for message, words in zip(row.messages, parts, strict=True)]
 
 
-def shown(row):
+def image_names(row):
     """Names of a row's pictures, by their colours."""
     names = {colour: name[0] for name, colour in COLOURS.items()}
     return "".join(names[load_rgb(picture).getpixel((0, 0))] for picture in row.pictures)
@@ -88,14 +88,14 @@ SEEN = ["user: <image>Why?", "assistant: So."]
 )  # fmt: skip
 def test_every_format_becomes_the_same_messages(folder, row, words, pictures):
     [got] = read(folder, row).rows
-    assert (told(got), shown(got)) == (words, pictures)
+    assert (messages_as_text(got), image_names(got)) == (words, pictures)
 
 
 def test_pictures_in_a_block_as_data(folder):
     url = "data:image/png;base64," + base64.b64encode((folder / "a.png").read_bytes()).decode()
     blocks = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Why?"}]
     [row] = read(folder, {"messages": user(blocks)}).rows
-    assert (told(row), shown(row)) == (SEEN, "a")
+    assert (messages_as_text(row), image_names(row)) == (SEEN, "a")
     assert isinstance(row.pictures[0], bytes)
 
 
@@ -110,7 +110,7 @@ def test_pictures_in_a_block_as_data(folder):
 )
 def test_text_files(folder, name, text):
     (folder / name).write_bytes(text.encode())
-    assert [told(row) for row in read_conversations(folder / name).rows] == [PLAIN_TOLD] * 2
+    assert [messages_as_text(row) for row in read_conversations(folder / name).rows] == [PLAIN_TOLD] * 2
 
 
 def table(folder):
@@ -132,8 +132,8 @@ def test_tables(folder, kind):
     made, place = table(folder), folder / f"x.{kind}"
     made.to_parquet(place) if kind == "parquet" else made.save_to_disk(place)
     rows = read_conversations(place).rows
-    assert [told(row) for row in rows] == [["user: <image><image>Why?", "assistant: So."], PLAIN_TOLD, SEEN]
-    assert [shown(row) for row in rows] == ["ab", "", "a"]
+    assert [messages_as_text(row) for row in rows] == [["user: <image><image>Why?", "assistant: So."], PLAIN_TOLD, SEEN]
+    assert [image_names(row) for row in rows] == ["ab", "", "a"]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
@@ -149,7 +149,7 @@ def test_pictures_deep_in_a_table(folder, mode):
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": [{"type": "text", "text": "So."}]}]
     datasets.Dataset.from_list([{"messages": messages}], features=kinds).to_parquet(folder / "x.parquet")
     [row] = read_conversations(folder / "x.parquet").rows
-    assert told(row) == SEEN
+    assert messages_as_text(row) == SEEN
     assert load_rgb(row.pictures[0]).getpixel((0, 0))[0] > 200
 
 
@@ -242,7 +242,7 @@ def test_bad_rows_are_named_or_left_out(folder, row, words):
     assert words in str(error.value)
     assert str(error.value).endswith("(--skip-bad leaves such rows out.)")
     kept = read(folder, PLAIN, row, PLAIN, skip_bad=True)
-    assert [one.place for one in kept.rows] == ["data.json, row 1", "data.json, row 3"]
+    assert [one.location for one in kept.rows] == ["data.json, row 1", "data.json, row 3"]
     assert len(kept.faults) == 1
     assert kept.faults[0].startswith("data.json, row 2: ")
     assert words in kept.faults[0]
@@ -250,7 +250,7 @@ def test_bad_rows_are_named_or_left_out(folder, row, words):
 
 def test_pictures_are_looked_for_beside_the_file(folder):
     (folder / "x.jsonl").write_text(json.dumps({"image": "b.png", **PLAIN}))
-    assert [shown(row) for row in read_conversations(folder / "x.jsonl").rows] == ["b"]
+    assert [image_names(row) for row in read_conversations(folder / "x.jsonl").rows] == ["b"]
 
 
 def test_a_folder_that_nobody_named_is_not_blamed(folder):
@@ -267,6 +267,6 @@ def test_no_row_is_left(folder):
 
 def test_until_takes_the_pictures_of_its_messages(folder):
     [row] = read(folder, {"images": ["a.png", "b.png"], "messages": user("<image>?") + user("<image>!")}).rows
-    assert [shown(row.until(count)) for count in range(5)] == ["", "a", "a", "ab", "ab"]
-    assert told(row.until(2)) == ["user: <image>?", "assistant: So."]
+    assert [image_names(row.until(count)) for count in range(5)] == ["", "a", "a", "ab", "ab"]
+    assert messages_as_text(row.until(2)) == ["user: <image>?", "assistant: So."]
     assert row.until(4) == row

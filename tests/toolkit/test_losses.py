@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from rankfold.toolkit.core.randomness import generator, order
+from rankfold.toolkit.core.randomness import generator, sample_order
 from rankfold.toolkit.diffusion import losses
 from rankfold.toolkit.diffusion.noise import DiscreteNoise, FlowNoise
 
@@ -36,9 +36,9 @@ def test_other_predictions_are_refused():
 )
 def test_weights_speak_of_the_same_error(noise):
     """A wrong prediction leads to clean latents that are wrong by clean_error, whatever is predicted."""
-    levels = torch.cat([noise.at(share) for share in (0.1, 0.4, 0.6, 0.9)])
+    levels = torch.cat([noise.timestep_at(share) for share in (0.1, 0.4, 0.6, 0.9)])
     clean, other, wrong = torch.randn(3, 4, 2, 4, 4)
-    noisy, goal = noise.add(clean, other, levels), noise.target(clean, other, levels)
+    noisy, goal = noise.add_noise(clean, other, levels), noise.target(clean, other, levels)
     snr = noise.snr(levels).view(-1, 1, 1, 1)
     if isinstance(noise, FlowNoise):
         back = lambda said: noisy - levels.view(-1, 1, 1, 1) * said  # noqa: E731
@@ -48,24 +48,26 @@ def test_weights_speak_of_the_same_error(noise):
         back = lambda said: (noisy * snr.sqrt() - said) / (1 + snr).sqrt()  # noqa: E731
     torch.testing.assert_close(back(goal), clean, rtol=1e-3, atol=1e-3)
     share = (back(goal + wrong) - clean).square().flatten(1).mean(1) / wrong.square().flatten(1).mean(1)
-    torch.testing.assert_close(share, noise.clean_error(levels), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(share, noise.clean_error_ratio(levels), rtol=1e-2, atol=1e-4)
 
 
 def test_weights_of_timesteps():
     """As the papers write them for epsilon: min(snr, 5) / snr, with its limit 1 at zero terminal SNR, and 1 / sqrt(snr)."""
     snr = torch.tensor([1e-12, 1.0, 20.0])
-    error = losses.clean_error("epsilon", snr)
-    torch.testing.assert_close(losses.min_snr(snr, 5.0) * error, torch.tensor([1.0, 1.0, 0.25]))
-    torch.testing.assert_close((losses.debiased(snr) * error)[1:], torch.tensor([1.0, 20**-0.5]))
+    error = losses.clean_error_ratio("epsilon", snr)
+    torch.testing.assert_close(losses.min_snr_weight(snr, 5.0) * error, torch.tensor([1.0, 1.0, 0.25]))
+    torch.testing.assert_close((losses.debiased_weight(snr) * error)[1:], torch.tensor([1.0, 20**-0.5]))
     zero = DiscreteNoise(DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
-    assert losses.min_snr(zero.snr(torch.tensor([999])), 5.0) * zero.clean_error(torch.tensor([999])) < 1e-6
+    assert (
+        losses.min_snr_weight(zero.snr(torch.tensor([999])), 5.0) * zero.clean_error_ratio(torch.tensor([999])) < 1e-6
+    )
 
 
 def test_order_visits_every_row_once_a_pass():
-    rows = order(3, 7, 0, 21)
+    rows = sample_order(3, 7, 0, 21)
     assert all(sorted(rows[k : k + 7]) == list(range(7)) for k in (0, 7, 14))
-    assert rows[5:12] == order(3, 7, 5, 7)
-    assert rows != order(4, 7, 0, 21)
+    assert rows[5:12] == sample_order(3, 7, 5, 7)
+    assert rows != sample_order(4, 7, 0, 21)
 
 
 def test_generators_differ_by_every_part_of_the_key():

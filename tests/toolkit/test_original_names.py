@@ -12,7 +12,7 @@ from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline
 from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.formats.original_names import groups_of
+from rankfold.toolkit.formats.original_names import layer_groups
 from rankfold.toolkit.formats.report import inspect_lora
 from rankfold.toolkit.formats.write import Part, write_lora
 from rankfold.training.launch.start import train
@@ -47,7 +47,7 @@ def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):
     assert proof.weight_error < 1e-5
     assert proof.picture_difference < 1e-4 < proof.effect
     report = inspect_lora(proof.path, load_pipeline(Recipe(prompt="", base=str(flux))))
-    assert report.is_sound
+    assert report.is_valid
     assert len(report.layers) >= proof.layers
 
 
@@ -56,7 +56,7 @@ def test_diffusers_takes_apart_what_we_stack(tmp_path):
     with torch.device("meta"):
         model = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
     torch.manual_seed(0)
-    known = {name for ours in groups_of(model).values() for name in ours}
+    known = {name for ours in layer_groups(model).values() for name in ours}
     chosen = {name for name in known if name.endswith(LAYERS)} | {"single_transformer_blocks.0.attn.to_k"}
     folded = {
         name: Change(down=torch.randn(4, layer.in_features), up=torch.randn(layer.out_features, 4))
@@ -93,7 +93,7 @@ def test_original_layers_of_sd3_are_those_that_diffusers_makes_ours_of():
         num_layers=2, attention_head_dim=4, num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8,
         pooled_projection_dim=8, pos_embed_max_size=4, dual_attention_layers=(0,),
     )  # fmt: skip
-    groups, own = groups_of(model), model.state_dict()
+    groups, own = layer_groups(model), model.state_dict()
     layers = ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
     original = {name: torch.zeros(16, 8) for name in OUTSIDE_BLOCKS}
     seen = set()

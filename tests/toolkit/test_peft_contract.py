@@ -433,7 +433,7 @@ class TestMerging:
         assert all(torch.equal(model.get_parameter(name), p) for name, p in before.items())
 
 
-ON_CONVOLUTIONS = [label for label in LINEAR if nn.Conv3d in REGISTRY[label.partition("-")[0]].kinds]
+ON_CONVOLUTIONS = [label for label in LINEAR if nn.Conv3d in REGISTRY[label.partition("-")[0]].supported_layers]
 LAYERS = {
     "conv1d": (lambda: nn.Conv1d(3, 6, 3, stride=2, padding=1), (2, 3, 9)),
     "conv2d": (lambda: nn.Conv2d(3, 6, (1, 3), bias=False), (2, 3, 5, 5)),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, features
 
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.images import load_rgb, size_of, source_of
+from rankfold.toolkit.data.images import image_size, load_rgb, parse_source
 
 SIZE = (8, 4)
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 255)
@@ -23,18 +23,18 @@ def quarters():
     return image
 
 
-def packed(image, kind="png", **options):
+def encode_image(image, kind="png", **options):
     """The bytes of a picture's file."""
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def turned(orientation, kind="png"):
+def encode_rotated(orientation, kind="png"):
     """The bytes of a file that says how its picture is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return packed(quarters(), kind, exif=exif)
+    return encode_image(quarters(), kind, exif=exif)
 
 
 def grey(source):
@@ -50,7 +50,7 @@ def grey(source):
 )
 def test_exif_orientation(orientation, corner):
     """The standard's table: which corner of what is stored comes to lie at the upper left."""
-    seen = load_rgb(turned(orientation))
+    seen = load_rgb(encode_rotated(orientation))
     assert seen.getpixel((0, 0)) == corner
     assert seen.size == (SIZE if orientation < 5 else SIZE[::-1])
 
@@ -58,13 +58,13 @@ def test_exif_orientation(orientation, corner):
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", [0, 1, 3, 6, 8, 9])
 def test_the_header_tells_the_size_that_is_seen(kind, orientation):
-    source = turned(orientation, kind)
-    assert size_of(source) == load_rgb(source).size
+    source = encode_rotated(orientation, kind)
+    assert image_size(source) == load_rgb(source).size
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "tiff"])
 def test_cmyk(kind):
-    seen = np.asarray(load_rgb(packed(Image.new("CMYK", SIZE, (0, 255, 255, 0)), kind))).astype(int)
+    seen = np.asarray(load_rgb(encode_image(Image.new("CMYK", SIZE, (0, 255, 255, 0)), kind))).astype(int)
     assert abs(seen - RED).max() < 8
 
 
@@ -72,7 +72,7 @@ def test_palette_with_transparency():
     image = Image.new("P", SIZE, 0)
     image.putpalette([10, 20, 30, 255, 0, 0])
     image.putpixel((1, 0), 1)
-    seen = load_rgb(packed(image, transparency=0))
+    seen = load_rgb(encode_image(image, transparency=0))
     assert (seen.getpixel((0, 0)), seen.getpixel((1, 0))) == (WHITE, RED)
 
 
@@ -89,13 +89,13 @@ def test_palette_with_transparency():
     ],
 )
 def test_transparency_lies_on_white(mode, colour, seen):
-    assert load_rgb(packed(Image.new(mode, SIZE, colour))).getpixel((3, 3)) == seen
+    assert load_rgb(encode_image(Image.new(mode, SIZE, colour))).getpixel((3, 3)) == seen
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_a_ramp_of_16_bits_stays_a_ramp(kind):
     values = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
-    source = packed(Image.fromarray(values), kind)
+    source = encode_image(Image.fromarray(values), kind)
     with Image.open(io.BytesIO(source)) as stored:
         assert stored.mode.startswith("I;16")
     assert grey(source).tolist() == list(range(256))
@@ -104,7 +104,7 @@ def test_a_ramp_of_16_bits_stays_a_ramp(kind):
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 @pytest.mark.parametrize("most", [255, 65535])
 def test_a_ramp_of_wide_numbers_stays_a_ramp(kind, most):
-    source = packed(Image.fromarray(np.linspace(0, most, 256).astype(kind).reshape(16, 16)), "tiff")
+    source = encode_image(Image.fromarray(np.linspace(0, most, 256).astype(kind).reshape(16, 16)), "tiff")
     with Image.open(io.BytesIO(source)) as stored:
         assert stored.mode == {np.int32: "I", np.float32: "F"}[kind]
     assert abs(grey(source) - np.arange(256)).max() <= 1
@@ -112,29 +112,29 @@ def test_a_ramp_of_wide_numbers_stays_a_ramp(kind, most):
 
 def test_a_ramp_from_0_to_1_stays_a_ramp():
     """Fractions, as most programs write pictures of floating point numbers."""
-    source = packed(Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)), "tiff")
+    source = encode_image(Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)), "tiff")
     assert abs(grey(source) - np.arange(256)).max() <= 1
 
 
 def test_first_frame_of_an_animation():
     more = [Image.new("RGB", SIZE, colour) for colour in ("blue", "white")]
-    source = packed(Image.new("RGB", SIZE, "red"), "gif", save_all=True, append_images=more)
+    source = encode_image(Image.new("RGB", SIZE, "red"), "gif", save_all=True, append_images=more)
     assert load_rgb(source).getpixel((0, 0)) == RED
-    assert size_of(source) == SIZE
+    assert image_size(source) == SIZE
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "bmp", "gif"])
 def test_truncated_files(tmp_path, kind):
     path = tmp_path / f"cut.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    path.write_bytes(packed(Image.fromarray(noise), kind)[:-1500])
+    path.write_bytes(encode_image(Image.fromarray(noise), kind)[:-1500])
     with pytest.raises(UserError, match=rf"cut\.{kind} is not a whole picture"):
         load_rgb(path)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow does not read AVIF")
 def test_a_damaged_avif():
-    whole = packed(quarters(), "avif")
+    whole = encode_image(quarters(), "avif")
     for damaged in (whole.replace(b"pitm", b"xxxx"), whole.replace(b"iloc", b"xxxx"), whole[: len(whole) // 2]):
         with pytest.raises(UserError, match="is not a whole picture"):
             load_rgb(damaged)
@@ -147,7 +147,7 @@ def test_another_kind_of_file(tmp_path, text):
     with pytest.raises(UserError, match=r"notes\.png is not a whole picture"):
         load_rgb(path)
     with pytest.raises(UserError, match=r"notes\.png is not a picture that can be read"):
-        size_of(path)
+        image_size(path)
     with pytest.raises(UserError, match=f"a picture of {len(text)} bytes is not"):
         load_rgb(text)
 
@@ -157,14 +157,14 @@ def test_decompression_bombs(monkeypatch, most):
     """Pillow only warns until twice the bound: 32 pixels lie between, and beyond it."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
     with pytest.raises(UserError, match="far more pixels"):
-        load_rgb(packed(quarters()))
+        load_rgb(encode_image(quarters()))
 
 
 @pytest.mark.parametrize("key", ["image", "bytes", "path", "url", "image_url"])
 @pytest.mark.parametrize("kind", ["name", "file", "bytes", "data", "picture", "block"])
 def test_sources(tmp_path, kind, key):
     """Whatever a data file puts, bare or in a block, shows the same picture."""
-    whole = packed(quarters())
+    whole = encode_image(quarters())
     (tmp_path / "a.png").write_bytes(whole)
     given = {
         "name": "a.png",
@@ -175,22 +175,22 @@ def test_sources(tmp_path, kind, key):
         "block": {"url": str(tmp_path / "a.png")},
     }[kind]
     for value in (given, {"type": "image", key: given, "detail": None}):
-        assert load_rgb(source_of(value, tmp_path)).tobytes() == quarters().tobytes()
+        assert load_rgb(parse_source(value, tmp_path)).tobytes() == quarters().tobytes()
 
 
 def test_base64_in_a_block():
-    text = base64.b64encode(packed(quarters())).decode()
-    assert load_rgb(source_of({"type": "image", "base64": text}, None)).tobytes() == quarters().tobytes()
+    text = base64.b64encode(encode_image(quarters())).decode()
+    assert load_rgb(parse_source({"type": "image", "base64": text}, None)).tobytes() == quarters().tobytes()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
 def test_pictures_of_any_mode_as_source(mode):
-    assert load_rgb(source_of(Image.new(mode, SIZE), None)).size == SIZE
+    assert load_rgb(parse_source(Image.new(mode, SIZE), None)).size == SIZE
 
 
 def test_a_picture_that_was_opened_keeps_its_orientation():
-    with Image.open(io.BytesIO(turned(6, "jpeg"))) as image:
-        assert load_rgb(source_of(image, None)).size == SIZE[::-1]
+    with Image.open(io.BytesIO(encode_rotated(6, "jpeg"))) as image:
+        assert load_rgb(parse_source(image, None)).size == SIZE[::-1]
 
 
 @pytest.mark.parametrize(
@@ -214,10 +214,10 @@ def test_a_picture_that_was_opened_keeps_its_orientation():
 )
 def test_sources_that_cannot_be_used(tmp_path, value, words):
     with pytest.raises(UserError) as error:
-        source_of(value, tmp_path)
+        parse_source(value, tmp_path)
     assert words in str(error.value)
 
 
 def test_a_missing_folder_is_suggested():
     with pytest.raises(UserError, match="Is --images"):
-        source_of("nowhere.png", None)
+        parse_source("nowhere.png", None)

@@ -16,7 +16,7 @@ from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses, token_weights
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.adapters.variants.loratrf import gated
+from rankfold.toolkit.adapters.variants.loratrf import gate_and_filter
 
 FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
 PATHS = [(form, number) for form in ("bias", "nobias") for number in range(12)]
@@ -34,7 +34,7 @@ def close(found, known):
     torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-9)
 
 
-def adapted(known, config, tensors):
+def adapt_layer(known, config, tensors):
     """The layer of the reference with our adapter on it, in float64, its tensors set."""
     layer = nn.Linear(known["weight"].shape[1], known["weight"].shape[0], bias="bias" in known).double()
     layer.weight.data = known["weight"].clone()
@@ -61,7 +61,7 @@ def test_every_file_is_tested():
 def test_moslora():
     known, _ = load("moslora")
     config = MosLoraConfig(r=len(known["mixer"]), alpha=float(known["alpha"]), target_modules=["0"])
-    model, layer = adapted(known, config, {name: known[name] for name in ("down", "mixer", "up")})
+    model, layer = adapt_layer(known, config, {name: known[name] for name in ("down", "mixer", "up")})
     close(model(known["x"]), known["y"])
     close(layer.get_delta_weight("default"), known["delta_weight"])
 
@@ -92,7 +92,7 @@ class TestFvae:
             target_modules=["0"],
             detach=False,
         )
-        return known, *adapted(known, config, tensors)
+        return known, *adapt_layer(known, config, tensors)
 
     def test_outputs(self, fusion, monkeypatch):
         known, model, _ = self.layer(fusion)
@@ -111,7 +111,7 @@ class TestFvae:
             codes[k] = layer.encode("default", t, x @ t[f"trunk{k}_weight"].T, k)
             close(codes[k].mean, known[f"z{k}_mean"])
             close(codes[k].z, known[f"z{k}_sample"])
-        terms = layer.terms("default", t, x, codes["1"], codes["2"], token_weights(x))
+        terms = layer.loss_terms("default", t, x, codes["1"], codes["2"], token_weights(x))
         for name, value in terms.items():
             close(value, known[name])
 
@@ -183,7 +183,7 @@ def test_glora_elementwise(form, number):
         if path[part] != "none" and (part == "e" or "bias" in known):  # without a bias there is nothing for D to scale
             tensors[part] = known[part.upper()] if path[part] == "vector" else known[part.upper()][:1]
     config = GloraConfig(r=known["A_down"].shape[0], form="elementwise", target_modules=["0"], **path)
-    model, _ = adapted(known, config, tensors)
+    model, _ = adapt_layer(known, config, tensors)
     close(model(known["x"]), known[f"y.{number}"])
     model.merge_adapter()
     close(model(known["x"]), known[f"y.{number}"])
@@ -194,7 +194,7 @@ def test_glora_matmul():
     config = GloraConfig(r=known["a2"].shape[0], target_modules=["0"])
     tensors = {"a_up": known["a1"], "a_down": known["a2"], "b_up": known["b1"], "b_down": known["b2"]}
     tensors |= {"c_up": known["c"][:, None], "d": known["d"], "e": known["e"]}
-    model, layer = adapted(known, config, tensors)
+    model, layer = adapt_layer(known, config, tensors)
     close(model(known["x"]), known["y"])
     model.merge_adapter()
     close(layer.get_base_layer().weight.data, known["weight_merged"])
@@ -206,8 +206,8 @@ def test_loratrf():
     r, filter_r = known["down"].shape[0], known["filter_down"].shape[0]
     config = LoraTrfConfig(r=r, alpha=float(known["alpha"]), filter_r=filter_r, target_modules=["0"])
     names = ("down", "up", "filter_down", "filter_up", "task")
-    model, layer = adapted(known, config, {name: known[name] for name in names})
-    close(gated(layer.base_layer(known["x"]), known["task"], known["filter_down"])[0], known["gate"])
+    model, layer = adapt_layer(known, config, {name: known[name] for name in names})
+    close(gate_and_filter(layer.base_layer(known["x"]), known["task"], known["filter_down"])[0], known["gate"])
     close(model(known["x"]), known["y"])
 
 
@@ -217,13 +217,13 @@ def test_composition():
     changes = []
     for n in range(count):
         down, up = known[f"down.{n}"], known[f"up.{n}"]
-        changes.append(Change(down=down, up=up).scaled(float(known[f"alpha.{n}"]) / len(down)))
+        changes.append(Change(down=down, up=up).scale(float(known[f"alpha.{n}"]) / len(down)))
     logits = known["logits"].clone().requires_grad_(True)
     weights = logits.softmax(0)
     close(weights, known["weights"])
 
     def output(shares):
-        total = sum((change.scaled(share) for change, share in zip(changes, shares, strict=True)), Change())
+        total = sum((change.scale(share) for change, share in zip(changes, shares, strict=True)), Change())
         delta = total.delta_weight(known["weight"])
         return known["x"] @ (known["weight"] + delta).T + known["bias"], delta
 

@@ -35,14 +35,14 @@ def items(tmp_path):
 
 def words(item):
     """The text that is put to the model."""
-    return "\n".join(part["text"] for part in item.asked.messages[-1]["content"] if part["type"] == "text")
+    return "\n".join(part["text"] for part in item.conversation.messages[-1]["content"] if part["type"] == "text")
 
 
-def asked(items, *texts):
+def make_answers(items, *texts):
     """What a model would be noted for that gave these answers."""
-    read = [item.read(text) for item, text in zip(items, texts, strict=True)]
+    read = [item.parse_answer(text) for item, text in zip(items, texts, strict=True)]
     scores = [item.score(said) for item, said in zip(items, read, strict=True)]
-    return evaluate.Asked(list(texts), read, scores, [None] * len(items))
+    return evaluate.ModelAnswers(list(texts), read, scores, [None] * len(items))
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_options_that_are_alike_are_not_told_apart():
     [("Two dogs.", "2 dogs"), ("the  Cat!", "cat"), ("T-shirt", "t shirt"), ("it's", "it's"), ("an apple", "apple"), ("ten", "10")],
 )  # fmt: skip
 def test_answers_that_are_alike_become_alike(text, same):
-    assert scoring.normalised(text) == same
-    assert scoring.normalised(same) == same
+    assert scoring.normalize_answer(text) == same
+    assert scoring.normalize_answer(same) == same
 
 
 @pytest.mark.parametrize(("matches", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
@@ -101,8 +101,8 @@ def test_what_every_reference_says_is_right(count):
 def test_what_the_reference_says_is_right_and_readable(items, answer):
     """Also a letter on a sign that is an article elsewhere."""
     [item] = items({"answer": answer})
-    assert item.score(item.read(answer)) == 1.0
-    assert item.score(item.read("the")) == 0.0
+    assert item.score(item.parse_answer(answer)) == 1.0
+    assert item.score(item.parse_answer("the")) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_the_reference_says_is_right_and_readable(items, answer):
     [(8, 10, 0.4902, 0.9433), (0, 5, 0.0, 0.4345), (5, 5, 0.5655, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)],
 )
 def test_wilson(right, count, low, high):
-    assert statistics.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
+    assert statistics.wilson_interval(right, count) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_wilson(right, count, low, high):
 )
 def test_mcnemar(gained, lost, p):
     """The tail of a fair coin, by hand: 10 or more of 12 are 66 + 12 + 1 of 4096."""
-    assert statistics.mcnemar(gained, lost) == statistics.mcnemar(lost, gained) == pytest.approx(p)
+    assert statistics.mcnemar_p(gained, lost) == statistics.mcnemar_p(lost, gained) == pytest.approx(p)
 
 
 def test_what_repeats_within_a_cluster_is_not_more_evidence():
@@ -129,7 +129,7 @@ def test_what_repeats_within_a_cluster_is_not_more_evidence():
         [str(n) for n in range(20) for _ in range(5)],
     )
     low, high = statistics.cluster_interval(values, clusters)
-    wide, narrow = statistics.wilson(10, 20), statistics.wilson(50, 100)
+    wide, narrow = statistics.wilson_interval(10, 20), statistics.wilson_interval(50, 100)
     assert high - low > 1.5 * (narrow[1] - narrow[0])
     assert (low, high) == pytest.approx(wide, abs=0.05)
     assert (low, high) == statistics.cluster_interval(values, clusters)
@@ -140,14 +140,14 @@ def test_what_repeats_within_a_cluster_is_not_more_evidence():
     [([1.0] * 3, "abc"), ([0.0] * 3, "abc"), ([1.0] * 30, "abc" * 10), ([0.6] * 3, "abc"), ([0.6, 0.9], "aa")],
 )
 def test_three_rows_never_make_sure(values, clusters):
-    own = statistics.share(values, clusters)
+    own = statistics.mean_with_interval(values, clusters)
     assert own["mean"] == pytest.approx(sum(values) / len(values))
     assert own["high"] - own["low"] > 0.3
 
 
 def test_share_is_wilsons_where_rows_are_independent():
-    own = statistics.share([1.0] * 8 + [0.0] * 2, "abcdefghij")
-    assert (own["low"], own["high"], own["mean"], own["rows"]) == (*statistics.wilson(8, 10), 0.8, 10)
+    own = statistics.mean_with_interval([1.0] * 8 + [0.0] * 2, "abcdefghij")
+    assert (own["low"], own["high"], own["mean"], own["rows"]) == (*statistics.wilson_interval(8, 10), 0.8, 10)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,13 @@ def test_a_verdict_with_evidence():
 def test_yes_no_figures():
     """The rate of yes is that of what was said: 3 of 4, where 1 of 4 would be right."""
     right = {"precision": 1 / 3, "recall": 1, "f1": 0.5, "yes_rate": 0.75, "yes_rate_of_the_truth": 0.25}
-    assert scoring.yes_no_figures(["yes", "yes", "yes", None], ["yes", "no", "no", "no"]) == pytest.approx(right)
-    assert scoring.yes_no_figures([None], ["yes"])["f1"] == 0.0
+    assert scoring.yes_no_metrics(["yes", "yes", "yes", None], ["yes", "no", "no", "no"]) == pytest.approx(right)
+    assert scoring.yes_no_metrics([None], ["yes"])["f1"] == 0.0
 
 
 def test_majority():
     right = ["no", "yes", "no"]
-    assert scoring.majority(right, lambda said, n: float(said == right[n])) == ("no", pytest.approx(2 / 3))
+    assert scoring.majority_baseline(right, lambda said, n: float(said == right[n])) == ("no", pytest.approx(2 / 3))
 
 
 @pytest.mark.parametrize(
@@ -200,15 +200,15 @@ def test_majority():
 def test_kinds_of_questions(items, row, kind, references):
     [item] = items(row)
     assert (item.kind, item.references) == (kind, references)
-    assert len(item.asked.messages) == 1
+    assert len(item.conversation.messages) == 1
     assert words(item).startswith("What?")
 
 
 def test_ten_answers_to_yes_or_no_count_together(items):
     """One person of ten says no: 'yes' has nine matches, 'no' has one."""
     [item] = items({"answers": ["no"] + ["yes"] * 9})
-    assert item.score(item.read("Yes.")) == 1.0
-    assert item.score(item.read("No.")) < 0.5
+    assert item.score(item.parse_answer("Yes.")) == 1.0
+    assert item.score(item.parse_answer("No.")) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,11 @@ def test_questions_that_cannot_be_asked(items, row, message):
 
 
 def test_words_behind_the_question(items):
-    assert words(items({"answer": "a dog", "choices": DOGS})[0]) == f"What?\nA. a cat\nB. a dog\n{module.LETTER}"
-    assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{module.SHORT}"
+    assert (
+        words(items({"answer": "a dog", "choices": DOGS})[0])
+        == f"What?\nA. a cat\nB. a dog\n{module.LETTER_INSTRUCTION}"
+    )
+    assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{module.SHORT_INSTRUCTION}"
 
 
 def test_first_questions_of_conversations(tmp_path):
@@ -245,12 +248,12 @@ def test_first_questions_of_conversations(tmp_path):
     rows = [{"messages": [{"role": "system", "content": "Be kind."}, *first, *first]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     [item] = module.read_items(tmp_path / "data.json", None, ask_short=True)
-    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{module.SHORT}")
-    assert [message["role"] for message in item.asked.messages] == ["system", "user"]
+    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{module.SHORT_INSTRUCTION}")
+    assert [message["role"] for message in item.conversation.messages] == ["system", "user"]
 
 
 def pictures(items):
-    return [item.asked.pictures for item in items]
+    return [item.conversation.pictures for item in items]
 
 
 def pair(first, second):
@@ -262,29 +265,29 @@ def test_shuffled_shows_pictures_of_others(items, tmp_path):
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     many = [{"image": f"{name}.png", "answer": "x"} for name in ("a", "a", "copy", "b", "b", "b")]
     made = items(*many, pair("c", "d"), pair("d", "e"), {"image": None, "answer": "x"})
-    contents = [[module.content(picture) for picture in own] for own in pictures(made)]
+    contents = [[module.image_bytes(picture) for picture in own] for own in pictures(made)]
     for seed in range(20):
-        mixed = module.shuffled(made, seed)
-        others = [[module.content(picture) for picture in own] for own in pictures(mixed)]
+        mixed = module.shuffle_images(made, seed)
+        others = [[module.image_bytes(picture) for picture in own] for own in pictures(mixed)]
         assert [len(own) for own in others] == [len(own) for own in contents]
         assert all(own != other for own, other in zip(contents[:8], others[:8], strict=True))
-        assert pictures(mixed) == pictures(module.shuffled(made, seed))
+        assert pictures(mixed) == pictures(module.shuffle_images(made, seed))
         assert [words(item) for item in mixed] == [words(item) for item in made]
 
 
 def test_shuffled_differs_by_seed(items):
     made = items(*({"image": f"{name}.png", "answer": "x"} for name in "abcde"))
-    assert len({str(pictures(module.shuffled(made, seed))) for seed in range(9)}) > 1
+    assert len({str(pictures(module.shuffle_images(made, seed))) for seed in range(9)}) > 1
 
 
 def test_shuffled_keeps_the_only_picture(items):
     made = items({"answer": "x"}, {"answer": "y"}, pair("b", "c"))
-    assert pictures(module.shuffled(made, 0)) == pictures(made)
+    assert pictures(module.shuffle_images(made, 0)) == pictures(made)
 
 
 def test_blank_pictures_are_grey_and_as_large(items):
     made = items({"answer": "x"}, pair("a", "b"), {"image": None, "answer": "x"})
-    grey = [[load_rgb(picture) for picture in own] for own in pictures(module.blank(made))]
+    grey = [[load_rgb(picture) for picture in own] for own in pictures(module.blank_images(made))]
     assert [len(own) for own in grey] == [1, 2, 0]
     assert all((one.size, one.getcolors()) == ((8, 6), [(48, (128, 128, 128))]) for own in grey for one in own)
 
@@ -297,13 +300,13 @@ def test_leaked_counts_rows_by_what_pictures_show(items, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(rows))
     trained = read_conversations(tmp_path / "train.json", tmp_path).rows
     made = items(*({"image": f"{name}.png", "answer": "x"} for name in "aabc"))
-    assert module.leaked(made, trained) == 3
-    assert module.leaked(made, []) == 0
+    assert module.count_leaked(made, trained) == 3
+    assert module.count_leaked(made, []) == 0
 
 
 def figures(made, base, tuned, gain):
     """Figures as evaluate() puts them together, with a control of which the right picture gains this much: low, high."""
-    base, tuned = asked(made, *base), asked(made, *tuned)
+    base, tuned = make_answers(made, *base), make_answers(made, *tuned)
     control = {
         "mean": 0.4,
         "low": 0.3,
@@ -312,9 +315,9 @@ def figures(made, base, tuned, gain):
         "seen": {"mean": 0.1, "low": gain[0], "high": gain[1], "it_looks": gain[0] > 0},
     }
     return {
-        "base": evaluate.figures_of(base, made),
-        "tuned": evaluate.figures_of(tuned, made),
-        "compared": evaluate.compared(base, tuned, [item.cluster for item in made]),
+        "base": evaluate.compute_metrics(base, made),
+        "tuned": evaluate.compute_metrics(tuned, made),
+        "compared": evaluate.compare_models(base, tuned, [item.cluster for item in made]),
         "controls": {"commonest answer": {"answer": "yes", "mean": 0.5}, "blank picture": control},
     }  # fmt: skip
 
@@ -326,7 +329,7 @@ def test_report_of_a_model_that_learned(items, tmp_path):
     right = ["yes", "no"] * 20
     made = items(*({"image": f"{n}.png", "answer": own, "split": "ab"[n % 4 < 2]} for n, own in enumerate(right)))
     own = figures(made, ["no"] * 38 + ["perhaps"] * 2, right, (0.02, 0.2))
-    text = evaluation_report.report(own | {"leaked": 3})
+    text = evaluation_report.format_report(own | {"leaked": 3})
     assert "base                            0.475  0.329 to 0.625       40         2" in text
     assert "says yes to 50%, right would be 50%" in text
     assert "same rows: improved (+0.525" in text
@@ -341,7 +344,7 @@ def test_report_of_a_model_that_learned(items, tmp_path):
 def test_report_of_a_model_that_learned_nothing(items):
     right = dict(zip("abcde", ["yes", "no", "no", "yes", "no"], strict=True))
     made = items(*({"image": f"{name}.png", "answer": own} for name, own in right.items()))
-    text = evaluation_report.report(figures(made, ["no"] * 5, ["no"] * 5, (0.0, 0.2)))
+    text = evaluation_report.format_report(figures(made, ["no"] * 5, ["no"] * 5, (0.0, 0.2)))
     assert "same rows: no difference shown (+0.000, " in text
     assert "0 rows gained, 0 lost, McNemar p 1)" in text
     assert "(+0.000 to +0.200): no sign that it looks" in text
@@ -349,7 +352,7 @@ def test_report_of_a_model_that_learned_nothing(items):
 
 
 def test_report_of_one_row_claims_nothing(items):
-    text = evaluation_report.report(figures(items({"answer": "yes"}), ["no"], ["yes"], (0.0, 0.2)))
+    text = evaluation_report.format_report(figures(items({"answer": "yes"}), ["no"], ["yes"], (0.0, 0.2)))
     assert "same rows: no difference shown (+1.000, " in text
 
 

@@ -122,7 +122,7 @@ def test_a_checkpoint_is_a_base(checkpoint, layout, tmp_path, monkeypatch):
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(single_file, "layout_folder", lambda file, state, _: layout)
     first = resolve_base(str(checkpoint))
-    monkeypatch.setattr(single_file, "read", lambda file: pytest.fail("converted again"))
+    monkeypatch.setattr(single_file, "read_single_file", lambda file: pytest.fail("converted again"))
     assert resolve_base(str(checkpoint)) == first
     checkpoint.touch()
     with pytest.raises(BaseException, match="converted again"):
@@ -161,7 +161,9 @@ def clip_and_vae(folder):
 def test_weights_are_fetched_for_the_parts_that_a_file_lacks(tmp_path, monkeypatch, family, state, fetched):
     """Configs first, which say what the parts are; never the denoiser's weights, which are what the file has."""
     folder, asked = build(family, tmp_path / family), []
-    monkeypatch.setattr(single_file, "snapshot", lambda name, patterns, *words: asked.append(patterns) or str(folder))
+    monkeypatch.setattr(
+        single_file, "fetch_snapshot", lambda name, patterns, *words: asked.append(patterns) or str(folder)
+    )
     assert single_file.layout_folder(tmp_path / "one.safetensors", state(folder), "some/layout") == folder
     weights = [pattern for pattern in asked[-1] if pattern.endswith(".safetensors")]
     assert sorted(weights) == [f"{part}/*.safetensors" for part in fetched]

@@ -14,8 +14,8 @@ from torch import nn
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
 from rankfold.toolkit.adapters.base import REGISTRY
-from rankfold.toolkit.adapters.quantized import make_readable
-from rankfold.toolkit.core.quantize import quantise
+from rankfold.toolkit.adapters.quantized import unpack_cpu_weight
+from rankfold.toolkit.core.quantize import quantize_model
 
 VARIANTS = [*REGISTRY, "glora-elementwise", "fvae-identity"]
 
@@ -290,7 +290,7 @@ def test_ddp_and_fsdp(label, tmp_path):
 def test_quantised_base(label, kind):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64, bias=False))
-    net = quantise(net, kind, torch.float32).to("cpu").eval()
+    net = quantize_model(net, kind, torch.float32).to("cpu").eval()
     x = noise(
         3, 64
     ).requires_grad_()  # where no gradient is asked for, bitsandbytes takes another road with its own rounding
@@ -355,7 +355,7 @@ def weights(model):
     """The weights that the quantised layers now have, dequantised."""
     found = []
     for layer in adapter_layers(model).values():
-        make_readable(layer.get_base_layer())
+        unpack_cpu_weight(layer.get_base_layer())
         found.append(layer.get_base_weight())
     return found
 

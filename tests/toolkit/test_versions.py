@@ -13,15 +13,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_what_is_installed_fits():
-    assert list(versions.misfits()) == []
-    assert list(versions.untested()) == []
-    assert all(Version(versions.least_peft(library)) >= Version("0.10") for library in versions.ASKING)
+    assert list(versions.incompatible_versions()) == []
+    assert list(versions.untested_versions()) == []
+    assert all(
+        Version(versions.min_peft_version(library)) >= Version("0.10") for library in versions.PEFT_VERSION_FILES
+    )
 
 
 def test_a_pair_that_does_not_fit_is_named_with_its_cure():
     """The pair that broke every new user: transformers 5.24 asked for a PEFT that was not out."""
     known = {"transformers": "5.24.0", "peft": "0.21.2", "diffusers": "0.42.1"}
-    (sentence,) = versions.misfits(known.get, {"transformers": "0.22.0", "diffusers": "0.17.0"}.get)
+    (sentence,) = versions.incompatible_versions(known.get, {"transformers": "0.22.0", "diffusers": "0.17.0"}.get)
     assert sentence.startswith(
         "transformers 5.24.0 asks for peft 0.22.0 or newer, and 0.21.2 is installed: pip install "
     )
@@ -29,7 +31,7 @@ def test_a_pair_that_does_not_fit_is_named_with_its_cure():
 
 
 def test_what_is_newer_than_tested_is_named():
-    found = list(versions.untested(lambda name: {"torch": "99.0"}.get(name, "")))
+    found = list(versions.untested_versions(lambda name: {"torch": "99.0"}.get(name, "")))
     assert len(found) == 1
     assert "torch 99.0" in found[0]
     assert "<" in found[0]
@@ -40,7 +42,7 @@ def test_constraints_lie_within_the_bounds(name):
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = {pin.name.lower(): pin for line in lines if line and not line.startswith("#") for pin in [Requirement(line)]}
     assert not any("/" in line for line in lines if not line.startswith("#"))
-    for library, wanted in versions.bounds().items():
+    for library, wanted in versions.version_bounds().items():
         if library in pins:
             (pin,) = pins[library].specifier
             assert pin.operator == "=="

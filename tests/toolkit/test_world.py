@@ -3,31 +3,31 @@
 import numpy as np
 
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, labels
+from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, label_indices
 
 
 def test_a_sample_is_a_function_of_seed_and_index():
-    one, text, thing = world.sample(3, 14)
-    two, text_again, thing_again = world.sample(3, 14)
+    one, text, thing = world.draw_sample(3, 14)
+    two, text_again, thing_again = world.draw_sample(3, 14)
     assert one.tobytes() == two.tobytes()
     assert (text, thing) == (text_again, thing_again)
-    assert world.sample(4, 14)[0].tobytes() != one.tobytes()
+    assert world.draw_sample(4, 14)[0].tobytes() != one.tobytes()
     assert one.size == (64, 64)
 
 
 def test_training_never_draws_what_is_held_out():
-    seen = [world.sample(0, index)[2] for index in range(1200)]
-    assert not any(world.held_out(thing) for thing in seen)
+    seen = [world.draw_sample(0, index)[2] for index in range(1200)]
+    assert not any(world.is_held_out(thing) for thing in seen)
     pairs = {(t.shape, t.colour) for t in seen if t.colour}
     assert len(pairs) == len(world.SHAPES) * len(world.COLOURS)
     rng = np.random.default_rng(0)
-    assert all(world.held_out(world.random_thing(rng, held=True)) for _ in range(100))
+    assert all(world.is_held_out(world.random_thing(rng, held=True)) for _ in range(100))
 
 
 def test_training_never_draws_the_demo_creature():
     from rankfold.apps.cli.demo import DEMO_CREATURE
 
-    creatures = {world.sample(0, index)[2].creature for index in range(1000)} - {None}
+    creatures = {world.draw_sample(0, index)[2].creature for index in range(1000)} - {None}
     assert max(creatures) < world.TRAINING_CREATURES <= DEMO_CREATURE
 
 
@@ -54,8 +54,8 @@ def test_every_scene_and_shape_looks_different():
 
 def test_labels_leave_out_what_a_picture_does_not_settle():
     names = list(ANSWERS)
-    creature = dict(zip(names, labels(world.Thing(world.CREATURE_SHAPE, "sea", creature=1)), strict=True))
+    creature = dict(zip(names, label_indices(world.Thing(world.CREATURE_SHAPE, "sea", creature=1)), strict=True))
     assert creature["colour"] == IGNORE
     assert ANSWERS["scene"][creature["scene"]] == "sea"
-    crowd = dict(zip(names, labels(world.Thing("star", "sea", "red", count="two")), strict=True))
+    crowd = dict(zip(names, label_indices(world.Thing("star", "sea", "red", count="two")), strict=True))
     assert crowd["place"] == crowd["size"] == IGNORE

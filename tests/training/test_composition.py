@@ -18,7 +18,7 @@ from rankfold.toolkit.adapters import composition
 from rankfold.toolkit.adapters.approximate import low_rank
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.change import Change
-from rankfold.toolkit.adapters.composition import Mixture, Weights
+from rankfold.toolkit.adapters.composition import MixingCoefficients, Mixture
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.errors import UserError
@@ -56,10 +56,10 @@ def test_mixture_is_the_weighted_sum_and_its_gradient_is_right(base, free):
     base = base.requires_grad_(False).double()
     weight = base.weight.detach().flatten(1)
     changes = some_changes(*weight.shape)
-    mixture = Mixture(base, changes, Weights(3, temperature=0.7, free=free)).double()
-    torch.nn.init.normal_(mixture.weights.logits)
+    mixture = Mixture(base, changes, MixingCoefficients(3, temperature=0.7, free=free)).double()
+    torch.nn.init.normal_(mixture.coefficients.logits)
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64) if isinstance(base, nn.Conv2d) else torch.randn(4, 6).double()
-    logits = mixture.weights.logits.detach().clone().requires_grad_(True)
+    logits = mixture.coefficients.logits.detach().clone().requires_grad_(True)
     w = logits if free else (logits / 0.7).softmax(0)
     delta = sum(w[n] * change.delta_weight(weight) for n, change in enumerate(changes))
     bias = w[1] * changes[1].bias
@@ -72,19 +72,19 @@ def test_mixture_is_the_weighted_sum_and_its_gradient_is_right(base, free):
     torch.testing.assert_close(out, known)
     known.square().mean().backward()
     out.square().mean().backward()
-    torch.testing.assert_close(mixture.weights.logits.grad, logits.grad)
+    torch.testing.assert_close(mixture.coefficients.logits.grad, logits.grad)
     assert [name for name, p in mixture.named_parameters() if p.requires_grad] == ["weights.logits"]
 
 
 def test_starts_uniform():
-    assert torch.equal(Weights(4)(), torch.full((4,), 0.25))
-    assert torch.equal(Weights(4, free=True)(), torch.full((4,), 0.25))
+    assert torch.equal(MixingCoefficients(4)(), torch.full((4,), 0.25))
+    assert torch.equal(MixingCoefficients(4, free=True)(), torch.full((4,), 0.25))
 
 
 def test_weighted_is_the_exact_sum_of_ranks():
     changes = some_changes(5, 6)
     weight = torch.randn(5, 6, dtype=torch.float64)
-    whole = composition.weighted([{"a": c} for c in changes], [0.2, -1.5, 3.0])["a"]
+    whole = composition.sum_sources([{"a": c} for c in changes], [0.2, -1.5, 3.0])["a"]
     known = sum(w * c.delta_weight(weight) for w, c in zip([0.2, -1.5, 3.0], changes, strict=True))
     torch.testing.assert_close(whole.delta_weight(weight), known)
     assert len(whole.down) == 5
@@ -113,7 +113,7 @@ def test_cut_is_the_best_of_its_rank():
     ],
 )  # fmt: skip
 def test_blocks(name, block):
-    assert composition.block_of(name) == block
+    assert composition.block_name(name) == block
 
 
 def a_language_model():
@@ -160,7 +160,9 @@ def test_other_models(make):
     plain, _, _ = make()
     base = {name: plain.get_submodule(name).weight.detach().clone() for name in sources[0]}
     mixed, _, _ = make()
-    mixtures = composition.mix(mixed.requires_grad_(False), sources, composition.sharing("layer", lambda: Weights(3)))
+    mixtures = composition.attach_sources(
+        mixed.requires_grad_(False), sources, composition.coefficient_factory("layer", lambda: MixingCoefficients(3))
+    )
     with torch.no_grad():
         for name in base:
             layer = plain.get_submodule(name)
@@ -171,7 +173,7 @@ def test_other_models(make):
                 layer.bias = nn.Parameter(bias if layer.bias is None else layer.bias + bias)
     torch.testing.assert_close(mixed(**inputs)[0], plain(**inputs)[0], rtol=1e-4, atol=1e-4)
     mixed(**inputs)[0].square().mean().backward()
-    assert all(m.weights.logits.grad.abs().sum() > 0 for m in mixtures.values())
+    assert all(m.coefficients.logits.grad.abs().sum() > 0 for m in mixtures.values())
     assert sum(p.numel() for p in mixed.parameters() if p.requires_grad) == 3 * len(base)
 
 
@@ -279,7 +281,7 @@ def test_peft_cat_agrees_with_the_sum(base, runs, tmp_path):
     folded = [load_source(run.folder, model).parts["unet"] for run in runs[:2]]
     folded = [{n: replace(c, bias=None) for n, c in f.items()} for f in folded]
     merged = peft_merge(model.unet, folded, [0.3, 0.9], "cat", density=1.0)
-    known = composition.weighted(folded, [0.3, 0.9])
+    known = composition.sum_sources(folded, [0.3, 0.9])
     assert not adapter_layers(model.unet)
     for name, change in merged.items():
         weight = model.unet.get_submodule(name).weight.detach()

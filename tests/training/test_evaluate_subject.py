@@ -13,12 +13,12 @@ from PIL import Image
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.generate import Recipe, at_once, generate, sampling_pipeline
+from rankfold.pipelines.generate import Recipe, generate, load_sampling_pipeline, max_batch_size
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
 from rankfold.toolkit.metrics.dino import DinoScorer
-from rankfold.training.evaluation.report import report
+from rankfold.training.evaluation.report import runs_page
 from rankfold.training.evaluation.subject import draw, read_prompts, unrelated_prompts
 from rankfold.training.launch.start import train
 
@@ -49,7 +49,7 @@ def test_texts_share_batches_and_each_picture_keeps_its_noise(base):
     """As many pictures as do not fit into one batch, each as it is when it is drawn alone."""
     recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, side=32)
     pipe, texts = (
-        sampling_pipeline(recipe),
+        load_sampling_pipeline(recipe),
         [f"a creature {place}" for place in ("left", "right", "top", "here", "there")],
     )
     drawn = draw(recipe, texts, 2, pipe)
@@ -63,7 +63,7 @@ def test_texts_share_batches_and_each_picture_keeps_its_noise(base):
 
 @pytest.mark.parametrize(("side", "count"), [(64, 8), (512, 8), (1024, 4), (2048, 1), (4096, 1)])
 def test_large_pictures_are_drawn_fewer_at_once(side, count):
-    assert at_once(side) == count
+    assert max_batch_size(side) == count
 
 
 def test_figures_by_hand():
@@ -72,8 +72,8 @@ def test_figures_by_hand():
     torch.testing.assert_close(metrics.drift(a, a), torch.zeros(3), rtol=0, atol=1e-6)
     torch.testing.assert_close(metrics.drift(a[:2], a[[1, 0]]), torch.ones(2))
     torch.testing.assert_close(metrics.diversity(a), torch.tensor([1 - half / 2, 1 - half / 2, 1 - half]))
-    torch.testing.assert_close(metrics.nearest(a, a[:2]), torch.tensor([1.0, 1.0, half]))
-    torch.testing.assert_close(metrics.leave_one_out(a), torch.tensor([half / 2, half / 2, half]))
+    torch.testing.assert_close(metrics.nearest_similarity(a, a[:2]), torch.tensor([1.0, 1.0, half]))
+    torch.testing.assert_close(metrics.leave_one_out_similarity(a), torch.tensor([half / 2, half / 2, half]))
     assert metrics.diversity(a[:1]).tolist() == [0.0]
 
 
@@ -104,9 +104,9 @@ def test_dino_sees_what_transformers_does(dino):
     """Unit class tokens, the same in a batch as alone."""
     scorer = DinoScorer(str(dino))
     shown = [Image.effect_noise((40, 30 + 10 * n), 80).convert("RGB") for n in range(3)]
-    found = scorer.pictures(shown)
+    found = scorer.embed_images(shown)
     torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
-    torch.testing.assert_close(found[1:2], scorer.pictures(shown[1:2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1:2], scorer.embed_images(shown[1:2]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "words"), [(DinoScorer, "--dino"), (ClipScorer, "--clip")])
@@ -211,7 +211,7 @@ def test_a_real_base_asks_for_a_backbone(config, images, capsys):
 def test_runs_side_by_side(config, tmp_path):
     one = train(replace(config, out=tmp_path / "one", preview_every=3, preview_steps=2))
     two = train(replace(config, out=tmp_path / "two", rank=2))
-    page = report([one.folder, two.folder])
+    page = runs_page([one.folder, two.folder])
     assert "<svg" in page
     assert "Previews of one" in page
     assert "<td>rank</td><td>4</td><td>2</td>" in page
@@ -219,4 +219,4 @@ def test_runs_side_by_side(config, tmp_path):
     main(["report", str(one.folder), str(two.folder), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     with pytest.raises(UserError, match="twice"):
-        report([one.folder, one.folder])
+        runs_page([one.folder, one.folder])

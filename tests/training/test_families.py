@@ -22,7 +22,7 @@ from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.families import FAMILIES
 from rankfold.toolkit.diffusion.load import open_model, resolve_base
-from rankfold.toolkit.diffusion.model import packed, stacked, unpacked
+from rankfold.toolkit.diffusion.model import pack_latents, pad_and_stack, unpack_latents
 from rankfold.toolkit.formats import native
 from rankfold.training.launch.start import resume, train
 from rankfold.training.subject.task import SubjectTask
@@ -42,10 +42,10 @@ def as_latents(model, tensor):
         return tensor
     if type(model).__name__ == "Flux2Klein":
         return tensor.transpose(1, 2).reshape(len(tensor), -1, side, side)
-    return unpacked(tensor, side, side)
+    return unpack_latents(tensor, side, side)
 
 
-def recorded(model, pipe, words):
+def record_sampling(model, pipe, words):
     """One picture by the stock pipeline without guidance: what went into each scheduler step and came out, and into the VAE."""
     steps, decoded = [], []
     step, decode = pipe.scheduler.step, pipe.vae.decode
@@ -61,19 +61,19 @@ def recorded(model, pipe, words):
 
     pipe.scheduler.step, pipe.vae.decode = recording_step, recording_decode
     guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
-    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=guidance, side=SIDE, negative=words)
+    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=guidance, width=SIDE, negative=words)
     return steps, decoded[0]
 
 
 def test_predicts_what_the_stock_pipeline_does(folder):
     model = open_model(resolve_base(str(folder)))
-    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
     with torch.no_grad():
-        words = model.words([PROMPT])
-    steps, _ = recorded(model, pipe, words)
+        words = model.encode_prompts([PROMPT])
+    steps, _ = record_sampling(model, pipe, words)
     for one in steps:
         timestep = torch.as_tensor(one.timestep).reshape(1)
-        level = timestep.float() / 1000 if model.flow else timestep.long()
+        level = timestep.float() / 1000 if model.is_flow else timestep.long()
         with torch.no_grad():
             guess = model.predict(as_latents(model, one.sample), level, words)
         assert guess.abs().max() > 1e-3
@@ -83,10 +83,10 @@ def test_predicts_what_the_stock_pipeline_does(folder):
 def test_encodes_what_the_stock_pipeline_decodes(folder, monkeypatch):
     """The latents that the pipeline ends with are the ones that its autoencoder's input is encoded to."""
     model = open_model(str(folder))
-    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
     with torch.no_grad():
-        words = model.words([PROMPT])
-    steps, raw = recorded(model, pipe, words)
+        words = model.encode_prompts([PROMPT])
+    steps, raw = record_sampling(model, pipe, words)
     posterior = SimpleNamespace(mean=raw, std=torch.ones_like(raw))
     monkeypatch.setattr(model.vae, "encode", lambda pixels: SimpleNamespace(latent_dist=posterior, latent=raw))
     mean, std = model.encode_pixels(torch.zeros(1, 3, SIDE, SIDE))
@@ -108,9 +108,9 @@ def test_encodes_pictures(folder):
 def test_released_parts_leave_memory_at_once(folder):
     """Nothing holds them in a circle, so no garbage has to be looked for while a run goes on."""
     model = open_model(str(folder))
-    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_names)
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
     denoise(
-        pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=0.0 if type(model).__name__ == "ZImage" else 1.0, side=SIDE
+        pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=0.0 if type(model).__name__ == "ZImage" else 1.0, width=SIDE
     )
     model.encode_picture(Image.effect_noise((SIDE, SIDE), 80).convert("RGB"))
     held = [weakref.ref(model.loaded[name]) for name in ("vae", *model.text_encoders())]
@@ -129,10 +129,10 @@ def test_prompts_of_other_lengths_do_not_change_each_other(folder):
     model = open_model(str(folder))
     short, long = "a creature", "a large sks creature in the city at the left, with three eyes and a tail"
     with torch.no_grad():
-        rows = [model.words([text]) for text in (short, long)]
-        both = stacked(rows)
+        rows = [model.encode_prompts([text]) for text in (short, long)]
+        both = pad_and_stack(rows)
         latents = torch.randn(1, *model.encode_picture(Image.new("RGB", (SIDE, SIDE)))["mean"].shape)
-        level = torch.tensor([0.5]) if model.flow else torch.tensor([500])
+        level = torch.tensor([0.5]) if model.is_flow else torch.tensor([500])
         together = model.predict(latents.expand(2, -1, -1, -1).contiguous(), level.expand(2), both)
         for number, row in enumerate(rows):
             alone = model.predict(latents, level, row)
@@ -217,7 +217,7 @@ def test_two_processes_give_the_same_curve(folders, photos, tmp_path):
 def test_exports_text_encoders_or_says_why_not(folder, photos, tmp_path, format):
     run = train(a_config(folder, photos, tmp_path / "run", train_text_encoder=True))
     model = open_model(str(folder))
-    readable = {"diffusers": {model.denoiser_name, *model.lora_text}, "kohya": set(model.kohya)}
+    readable = {"diffusers": {model.denoiser_name, *model.lora_text_encoders}, "kohya": set(model.kohya_prefixes)}
     if format == "peft" or {model.denoiser_name, *model.text_encoders()} <= readable[format]:
         proof = export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)
         assert proof.weight_error < 1e-5
@@ -230,8 +230,8 @@ def test_exports_text_encoders_or_says_why_not(folder, photos, tmp_path, format)
 def test_packing_is_the_stock_one():
     latents = torch.randn(2, 3, 4, 6)
     tokens = diffusers.FluxPipeline._pack_latents(latents, 2, 3, 4, 6)
-    assert torch.equal(packed(latents), tokens)
-    assert torch.equal(unpacked(tokens, 4, 6), latents)
+    assert torch.equal(pack_latents(latents), tokens)
+    assert torch.equal(unpack_latents(tokens, 4, 6), latents)
 
 
 def test_every_family_is_tried():

@@ -20,11 +20,11 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.conversations import read_conversations
 from rankfold.toolkit.vlm.chat_tokens import IGNORE
-from rankfold.toolkit.vlm.model import VisionModel
+from rankfold.toolkit.vlm.model import VisionLanguageModel
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.search import InstructSearchConfig
 from rankfold.training.config.yaml_file import from_yaml
-from rankfold.training.instruct.conversations import Order, epoch_batches, plan_rows
+from rankfold.training.instruct.conversations import Sampler, epoch_batches, plan_rows
 from rankfold.training.instruct.task import InstructTask, prepare_instruct
 from rankfold.training.launch.start import preflight, resume, train
 
@@ -70,7 +70,7 @@ def task_of(config):
 
 
 def order_of(lengths, data, replayed=0, batch=4, grouped=True, seed=3):
-    return Order(tuple(lengths), data, replayed, batch, grouped, seed)
+    return Sampler(tuple(lengths), data, replayed, batch, grouped, seed)
 
 
 def test_every_row_comes_once_a_pass():
@@ -84,7 +84,7 @@ def test_every_row_comes_once_a_pass():
 
 def test_batches_are_always_full():
     order = order_of(range(10), 10)
-    assert order.per_pass == 3
+    assert order.batches_per_epoch == 3
     assert all(len(order.rows(number)) == 4 for number in range(9))
     assert {row for number in range(3) for row in order.rows(number)} == set(range(10))
 
@@ -127,11 +127,11 @@ def test_every_learned_token_counts_alike(config):
         learned = total = 0.0
         with torch.no_grad():
             for part in range(accumulation):
-                rows = [task.rows[n] for n in task.order.rows(part)]
-                from rankfold.training.instruct.conversations import pictures_of
+                rows = [task.build_rows[n] for n in task.sampler.rows(part)]
+                from rankfold.training.instruct.conversations import load_images
 
                 for row in rows:
-                    one = task.vision.chat.batch([row], [pictures_of(row)])
+                    one = task.vision.chat.collate([row], [load_images(row)])
                     count = int((one["labels"] != IGNORE).sum())
                     total += float(task.vision.model(**one).loss) * count
                     learned += count
@@ -209,7 +209,7 @@ def test_the_adapter_carries_its_data(config, data):
 
 
 def test_long_rows_are_left_out_or_shortened(config):
-    chat = VisionModel(config.base).chat
+    chat = VisionLanguageModel(config.base).chat
     whole = plan_rows(config.data, config, chat)
     limit = sorted(whole.lengths)[-4]
     short = plan_rows(config.data, replace(config, max_length=limit), chat)
@@ -236,7 +236,7 @@ def test_control_tokens_in_texts_are_refused(config, tmp_path, text, words):
     with pytest.raises(UserError, match=words) as error:
         preflight(replace(config, data=file))
     assert "row 2" in str(error.value)
-    assert len(plan_rows(file, replace(config, skip_bad=True), VisionModel(config.base).chat)) == 1
+    assert len(plan_rows(file, replace(config, skip_bad=True), VisionLanguageModel(config.base).chat)) == 1
 
 
 def test_a_picture_that_breaks_off_stops_with_its_row(config, tmp_path):
@@ -249,7 +249,7 @@ def test_a_picture_that_breaks_off_stops_with_its_row(config, tmp_path):
         train(replace(config, data=tmp_path / "cut.json"))
 
 
-def bent(base, folder, change):
+def copy_with_template(base, folder, change):
     """A copy of the base's processor files with another template."""
     import shutil
 
@@ -263,7 +263,7 @@ def bent(base, folder, change):
 
 
 def test_a_base_without_a_template_needs_one(config, base, tmp_path):
-    folder = bent(base, tmp_path / "bare", lambda text: None)
+    folder = copy_with_template(base, tmp_path / "bare", lambda text: None)
     with pytest.raises(UserError, match=r"no chat template.*--chat-template"):
         preflight(replace(config, base=str(folder)))
     own = tmp_path / "own.jinja"
@@ -283,7 +283,7 @@ def test_a_base_without_a_template_needs_one(config, base, tmp_path):
     ],
 )
 def test_templates_that_teach_something_else_are_refused(config, base, tmp_path, change, words):
-    folder = bent(base, tmp_path / "bent", change)
+    folder = copy_with_template(base, tmp_path / "bent", change)
     with pytest.raises(UserError, match=words):
         preflight(replace(config, base=str(folder)))
 
@@ -369,7 +369,7 @@ def test_a_picture_run_is_no_chat(tmp_path):
 
 
 def test_streaming_says_what_answers_say_and_raises_what_fails(config, data):
-    vision = VisionModel(config.base)
+    vision = VisionLanguageModel(config.base)
     row = read_conversations(data).rows[0].until(1)
     whole = "".join(stream(vision, row, max_new_tokens=4))
     from rankfold.pipelines.chat import answers
@@ -382,12 +382,12 @@ def test_streaming_says_what_answers_say_and_raises_what_fails(config, data):
 
 def test_options_score_what_the_model_says_of_them(config, data):
     """The scores are the model's own log-likelihoods of the option and its end, each computed alone."""
-    vision = VisionModel(config.base)
+    vision = VisionLanguageModel(config.base)
     row = read_conversations(data).rows[1]
     scores = option_scores(vision, row.until(1), ["blue", "red and green"])
-    from rankfold.training.instruct.conversations import pictures_of
+    from rankfold.training.instruct.conversations import load_images
 
-    batch = vision.chat.batch([row], [pictures_of(row)])
+    batch = vision.chat.collate([row], [load_images(row)])
     learned = int((batch["labels"] != IGNORE).sum())
     with torch.no_grad():
         assert scores[0] == pytest.approx(-float(vision.model(**batch).loss) * learned, rel=1e-4)
@@ -473,7 +473,7 @@ def test_trl_trains_a_vision_language_model(base, data, tmp_path):
 
 def test_adapters_are_composed(config, data, tmp_path, capsys):
     """By fixed weights the logits are those of both adapters at these strengths; learned weights are an adapter, too."""
-    from rankfold.pipelines.chat import inputs_of, open_chat
+    from rankfold.pipelines.chat import open_chat, question_inputs
 
     runs = [
         train(replace(config, out=tmp_path / str(n), seed=n, adapter=kind)) for n, kind in ((1, "lora"), (2, "moslora"))
@@ -497,7 +497,7 @@ def test_adapters_are_composed(config, data, tmp_path, capsys):
     both = open_chat(config.base, [run.adapter for run in runs], [0.7, 0.4])
     whole = open_chat(config.base, [tmp_path / "sum" / "adapter"])
     with torch.no_grad():
-        logits = [vision.model(**inputs_of(vision, asked)).logits for vision in (both, whole)]
+        logits = [vision.model(**question_inputs(vision, asked)).logits for vision in (both, whole)]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-4)
     more = ["--data", str(data), "--steps", "3", "--batch-size", "4", "--workers", "0", "--preview-every", "0"]
     main(["compose", "instruct", *folders, "--base", config.base, "--out", str(tmp_path / "learned"), *more])
@@ -539,9 +539,9 @@ def test_a_full_projector_is_not_composed(config, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["llava-1.5-lora", "llava-llama-3-moslora"])
 def test_shipped_recipes_train(name, data, tmp_path):
     """As they are, but for the size: on a tiny LLaVA, one step."""
-    from rankfold.apps.cli.train_instruct import configured
+    from rankfold.apps.cli.train_instruct import parse_config
 
-    config, _ = configured("instruct", ["--config", name, "--data", str(data)], "train instruct")
+    config, _ = parse_config("instruct", ["--config", name, "--data", str(data)], "train instruct")
     assert config.learning_rate == 2e-4
     assert config.train_projector
     base = build("llava", tmp_path / "base")
@@ -593,8 +593,8 @@ def test_a_frame_keeps_what_a_processor_would_crop(tmp_path):
         picture = Image.new("RGB", (90, 30), "white")
         picture.paste(Image.new("RGB", (8, 30), edge), (0, 0))
         for framed in (False, True):
-            chat = VisionModel(str(base), pad_to_square=framed).chat
+            chat = VisionLanguageModel(str(base), pad_to_square=framed).chat
             text = chat.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}])
-            pixels.append(chat.inputs([text], [[picture]], side="right")["pixel_values"])
+            pixels.append(chat.processor_inputs([text], [[picture]], padding_side="right")["pixel_values"])
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels[1] - pixels[3]).abs().max() > 0.5

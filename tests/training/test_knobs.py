@@ -16,18 +16,18 @@ from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.quantize import FrozenLinear, quantise
+from rankfold.toolkit.core.quantize import FrozenLinear, quantize_model
 from rankfold.toolkit.core.randomness import generator
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.noise import FlowNoise
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
-from rankfold.training.config.checks import check_numbers
+from rankfold.training.config.checks import check_ranges
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import preflight, resume, train
 from rankfold.training.subject.images import without_token
-from rankfold.training.subject.rows import bucket_size, other_orders, picked
+from rankfold.training.subject.rows import bucket_size, pick_rows, shuffle_tags
 from rankfold.training.subject.task import SubjectTask
 
 
@@ -226,12 +226,12 @@ def test_no_picture_is_dropped(batch):
     for epoch in range(3):
         seen = set()
         for number in range(epoch * batches, (epoch + 1) * batches):
-            bucket, rows = picked(sizes, 7, number * batch, batch)
+            bucket, rows = pick_rows(sizes, 7, number * batch, batch)
             assert len(rows) == batch
             seen |= {(bucket, row) for row in rows}
         assert len(seen) == sum(sizes)
-    assert picked(sizes, 7, 0, batch) == picked(sizes, 7, 0, batch)
-    assert len({str(picked(sizes, seed, 0, 1)) for seed in range(20)}) > 3
+    assert pick_rows(sizes, 7, 0, batch) == pick_rows(sizes, 7, 0, batch)
+    assert len({str(pick_rows(sizes, seed, 0, 1)) for seed in range(20)}) > 3
 
 
 def test_pictures_of_any_shape_train(config, tmp_path):
@@ -259,12 +259,12 @@ def test_caption_dropout(config):
 
 
 def test_caption_orders(config, tmp_path):
-    said = other_orders("a sks creature, red, in the snow, smiling", 6, 0)
+    said = shuffle_tags("a sks creature, red, in the snow, smiling", 6, 0)
     assert len(said) == 7
     assert all(text.startswith("a sks creature, ") for text in said)
     assert all(sorted(text.split(", ")) == sorted(said[0].split(", ")) for text in said)
     assert len(set(said)) > 3
-    assert other_orders("a sks creature", 6, 0) == ["a sks creature"]
+    assert shuffle_tags("a sks creature", 6, 0) == ["a sks creature"]
     own = shutil.copytree(config.images, tmp_path / "own")  # other tests use the same pictures, without captions
     for path in own.glob("*.png"):
         path.with_suffix(".txt").write_text("a sks creature, red, small, happy")
@@ -283,13 +283,13 @@ def test_flow_noise():
     """Clean and noise are what noisy latents and the target say; levels follow the sampler."""
     noise = FlowNoise()
     clean, other, levels = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0.1, 0.5, 0.9])
-    noisy, goal = noise.add(clean, other, levels), noise.target(clean, other, levels)
+    noisy, goal = noise.add_noise(clean, other, levels), noise.target(clean, other, levels)
     s = levels.view(-1, 1, 1, 1)
     torch.testing.assert_close(noisy - s * goal, clean)
     torch.testing.assert_close(noisy + (1 - s) * goal, other)
 
     def levels(**given):
-        drawn = torch.cat([FlowNoise(**given).draw(generator(0, n)) for n in range(2000)])
+        drawn = torch.cat([FlowNoise(**given).sample_timestep(generator(0, n)) for n in range(2000)])
         return float(drawn.mean()), float(drawn.std())
 
     assert levels(sampling="uniform") == pytest.approx((0.5, 0.289), abs=0.02)
@@ -305,10 +305,10 @@ def test_weighing_timesteps(config):
     plain = task_of(config).module(batch)
     for changes, weight in (({"min_snr_gamma": 5.0}, lambda snr: snr.clamp(max=5.0)), ({"debiased": True}, torch.sqrt)):
         task = task_of(replace(config, **changes))
-        expected = plain * weight(task.noise.snr(batch["levels"])) * task.noise.clean_error(batch["levels"])
+        expected = plain * weight(task.noise.snr(batch["levels"])) * task.noise.clean_error_ratio(batch["levels"])
         torch.testing.assert_close(task.module(batch), expected)
     with pytest.raises(UserError, match="leave one of them out"):
-        check_numbers(replace(config, debiased=True, min_snr_gamma=5.0))
+        check_ranges(replace(config, debiased=True, min_snr_gamma=5.0))
 
 
 # ---------------------------------------------------------------------------------------------- optimizers and number formats
@@ -372,7 +372,7 @@ def test_lora_plus(config, adapter):
 
 def test_an_fp8_layer_keeps_no_dequantised_weight():
     """Autograd holds the input at most; the gradient is that of the quantised weight."""
-    layers = quantise(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)), "fp8", torch.float32)
+    layers = quantize_model(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 32)), "fp8", torch.float32)
     x, kept = torch.randn(4, 64, generator=generator(0), requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.shape) or tensor, lambda held: held

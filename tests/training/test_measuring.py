@@ -13,21 +13,27 @@ from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.evaluation import measuring
-from rankfold.training.evaluation.measuring import Measured, Series, choose, no_more_gain, told
-from rankfold.training.launch.cross_validation import cross_validated
+from rankfold.training.evaluation.measuring import (
+    Measurement,
+    Series,
+    choose_step,
+    describe_choice,
+    has_stopped_improving,
+)
+from rankfold.training.launch.cross_validation import cross_validate
 from rankfold.training.launch.start import preflight, resume, train
-from rankfold.training.subject.task import measured_by
+from rankfold.training.subject.task import split_measured_photos
 
 PROMPTS = tuple(f"prompt {number}" for number in range(8))
 
 
-def made(step, likeness, fidelity, spread=0.0):
+def make_measurement(step, likeness, fidelity, spread=0.0):
     random = torch.Generator().manual_seed(step)
     noise = spread * torch.randn(2, len(PROMPTS), generator=random)
-    return Measured(step, tuple((likeness + noise[0]).tolist()), tuple((fidelity + noise[1]).tolist()), PROMPTS)
+    return Measurement(step, tuple((likeness + noise[0]).tolist()), tuple((fidelity + noise[1]).tolist()), PROMPTS)
 
 
-BASE = made(0, 0.2, 0.5)
+BASE = make_measurement(0, 0.2, 0.5)
 
 
 def series(*steps, real=0.8):
@@ -46,53 +52,58 @@ def measured(config, tmp_path):
 def test_scores_by_hand():
     """Half of the way to real photos, a fifth of the prompt fidelity lost."""
     torch.testing.assert_close(
-        series(made(10, 0.5, 0.4)).scores()[10], torch.full((8,), 0.5 - 0.2), rtol=1e-4, atol=1e-5
+        series(make_measurement(10, 0.5, 0.4)).scores()[10], torch.full((8,), 0.5 - 0.2), rtol=1e-4, atol=1e-5
     )
 
 
 def test_the_best_is_kept_when_it_is_sure():
-    choice = choose([series(made(10, 0.3, 0.5), made(20, 0.6, 0.49), made(30, 0.65, 0.2))])
+    choice = choose_step(
+        [series(make_measurement(10, 0.3, 0.5), make_measurement(20, 0.6, 0.49), make_measurement(30, 0.65, 0.2))]
+    )
     assert (choice.step, choice.best, choice.alike) == (20, 20, (20,))
     assert choice.front == (10, 20, 30)
-    assert "surely" in told(choice)
+    assert "surely" in describe_choice(choice)
 
 
 def test_of_steps_that_cannot_be_told_apart_the_earliest_is_kept():
-    noisy = [made(step, 0.6 + 0.001 * step / 10, 0.5, spread=0.1) for step in (10, 20, 30)]
-    choice = choose([series(*noisy)])
+    noisy = [make_measurement(step, 0.6 + 0.001 * step / 10, 0.5, spread=0.1) for step in (10, 20, 30)]
+    choice = choose_step([series(*noisy)])
     assert choice.step == 10
     assert set(choice.alike) == {10, 20, 30}
-    assert "cannot be told apart" in told(choice)
+    assert "cannot be told apart" in describe_choice(choice)
 
 
 def test_training_stops_when_nothing_is_gained():
-    rising = [made(step, 0.2 + step / 100, 0.5) for step in (10, 20, 30)]
-    flat = [*rising, made(40, 0.5, 0.5), made(50, 0.5, 0.5)]
-    assert not no_more_gain(series(*rising), 2)
-    assert no_more_gain(series(*flat), 2)
-    assert not no_more_gain(series(*flat), 0)
-    assert not no_more_gain(series(*flat[:2]), 2)
+    rising = [make_measurement(step, 0.2 + step / 100, 0.5) for step in (10, 20, 30)]
+    flat = [*rising, make_measurement(40, 0.5, 0.5), make_measurement(50, 0.5, 0.5)]
+    assert not has_stopped_improving(series(*rising), 2)
+    assert has_stopped_improving(series(*flat), 2)
+    assert not has_stopped_improving(series(*flat), 0)
+    assert not has_stopped_improving(series(*flat[:2]), 2)
 
 
 def test_what_is_held_out_is_not_trained_on(measured, images):
     samples = find_samples(images)
-    kept, out = measured_by(measured, samples)
+    kept, out = split_measured_photos(measured, samples)
     assert len(out) == 1
     assert len(kept) == 4
     assert out[0] not in [sample.path for sample in kept]
-    assert measured_by(measured, samples)[1] == out
-    assert measured_by(replace(measured, evaluate_images=images), samples) == (samples, sorted(s.path for s in samples))
+    assert split_measured_photos(measured, samples)[1] == out
+    assert split_measured_photos(replace(measured, evaluate_images=images), samples) == (
+        samples,
+        sorted(s.path for s in samples),
+    )
 
 
 def test_a_run_keeps_its_best_step(measured, capsys):
     run = train(replace(measured, keep="best"))
-    base, *found = measuring.recorded(run)
+    base, *found = measuring.load_measurements(run)
     assert base.step == 0
     assert [one.step for one in found] == [2, 4, 6]
     assert all(len(one.likeness) == 2 for one in found)
     choice = json.loads((run.folder / "choice.json").read_text(encoding="utf-8"))
     assert f"step {choice['step']} is kept" in capsys.readouterr().out
-    kept, own = adapter(run.folder), measuring.snapshot(run, choice["step"])
+    kept, own = adapter(run.folder), measuring.snapshot_folder(run, choice["step"])
     from safetensors.torch import load_file
 
     theirs = load_file(own / "unet" / "adapter_model.safetensors")
@@ -111,7 +122,7 @@ def test_a_resumed_run_measures_the_same(measured):
     whole = train(measured)
     part = train_until(replace(measured, out=measured.out.parent / "part"), 3)
     resume(part.folder)
-    assert measuring.recorded(Run(part.folder)) == measuring.recorded(whole)
+    assert measuring.load_measurements(Run(part.folder)) == measuring.load_measurements(whole)
 
 
 def test_two_processes_measure_as_one_does(measured, tmp_path):
@@ -122,7 +133,7 @@ def test_two_processes_measure_as_one_does(measured, tmp_path):
     one = train(replace(measured, **more))
     two = replace(measured, **more, out=tmp_path / "two")
     run_in_two_processes(tmp_path, ["train", "subject", "--config", str(write_config(two, tmp_path / "run.yaml"))])
-    both = [measuring.recorded(run) for run in (one, Run(two.out))]
+    both = [measuring.load_measurements(run) for run in (one, Run(two.out))]
     assert [found.step for found in both[1]] == [0, 1]
     for a, b in zip(*both, strict=True):
         assert b.prompts == a.prompts
@@ -134,17 +145,17 @@ def test_two_processes_measure_as_one_does(measured, tmp_path):
 
 def test_several_runs_are_chosen_by_together():
     """Alone the first run's best is step 20 and the second's step 10; together it is 20."""
-    one = series(made(10, 0.3, 0.5), made(20, 0.7, 0.5))
-    other = series(made(10, 0.5, 0.5), made(20, 0.49, 0.5), made(30, 0.7, 0.5))
-    assert choose([other]).step == 30
-    together = choose([one, other])
+    one = series(make_measurement(10, 0.3, 0.5), make_measurement(20, 0.7, 0.5))
+    other = series(make_measurement(10, 0.5, 0.5), make_measurement(20, 0.49, 0.5), make_measurement(30, 0.7, 0.5))
+    assert choose_step([other]).step == 30
+    together = choose_step([one, other])
     assert (together.step, together.best) == (20, 20)
     assert set(together.alike) <= {10, 20}
 
 
 def test_cross_validation(measured, images, capsys):
     """Every photo is held out once; the last run has all of them and the steps that the folds chose; nothing is done twice."""
-    run = cross_validated(measured, 2)
+    run = cross_validate(measured, 2)
     folds = [Run(run.folder / "folds" / str(k)) for k in range(2)]
     choice = json.loads((run.folder / "choice.json").read_text(encoding="utf-8"))
     assert choice["step"] in (2, 4, 6)
@@ -153,7 +164,7 @@ def test_cross_validation(measured, images, capsys):
     assert sorted([*held[0], *held[1]]) == sorted(path.name for path in images.glob("*.png"))
     assert "cross-validation of 2 runs" in capsys.readouterr().out
     beats = [fold.status()["beat"] for fold in folds]
-    again = cross_validated(replace(measured, out=run.folder), 2)
+    again = cross_validate(replace(measured, out=run.folder), 2)
     assert [fold.status()["beat"] for fold in folds] == beats
     assert all(
         torch.equal(a, b) for a, b in zip(adapter(run.folder).values(), adapter(again.folder).values(), strict=True)
@@ -170,17 +181,17 @@ def test_cross_validation(measured, images, capsys):
 )
 def test_cross_validation_mistakes(measured, change, folds, words):
     with pytest.raises(UserError, match=words):
-        cross_validated(replace(measured, **change), folds)
+        cross_validate(replace(measured, **change), folds)
 
 
 def test_photos_that_are_named_are_held_out(measured, images):
     samples = find_samples(images)
     names = tuple(sorted({sample.path.name for sample in samples})[1:3])
-    kept, out = measured_by(replace(measured, hold_out=names), samples)
+    kept, out = split_measured_photos(replace(measured, hold_out=names), samples)
     assert [path.name for path in out] == list(names)
     assert len(kept) == 3
     with pytest.raises(UserError, match="must name photos"):
-        measured_by(replace(measured, hold_out=("nobody.png",)), samples)
+        split_measured_photos(replace(measured, hold_out=("nobody.png",)), samples)
 
 
 def test_patience_ends_a_run(measured):

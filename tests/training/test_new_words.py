@@ -18,7 +18,7 @@ from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate, load_pipeline
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import find_samples
-from rankfold.toolkit.diffusion.textual_inversion import FILE, words_of
+from rankfold.toolkit.diffusion.textual_inversion import FILE, load_token_embeddings
 from rankfold.training.config.compose import ComposeConfig
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.launch.start import compose, preflight, resume, train
@@ -37,17 +37,17 @@ def config(base, images, tmp_path):
 
 def test_only_the_words_own_vectors_learn(config):
     task = SubjectTask(config, find_samples(config.images), config.base, Accelerator(cpu=True))
-    word, encoder = task.new_words["text_encoder"], task.parts["text_encoder"]
+    word, encoder = task.inversions["text_encoder"], task.parts["text_encoder"]
     assert [name for name, p in encoder.named_parameters() if p.requires_grad] == ["embeddings.token_embedding.vectors"]
     assert word.vectors.shape[0] == 2
     task.module(task.batch(0, [0, 1])).mean().backward()
     assert (word.vectors.grad.abs().amax(1) > 0).all()
     with torch.no_grad():  # what prompts without it mean is untouched
-        before = task.model.words(["a creature"])["prompt_embeds"]
-        told = task.model.words([PROMPT])["prompt_embeds"]
+        before = task.model.encode_prompts(["a creature"])["prompt_embeds"]
+        told = task.model.encode_prompts([PROMPT])["prompt_embeds"]
         word.vectors += 1
-        assert torch.equal(task.model.words(["a creature"])["prompt_embeds"], before)
-        assert not torch.equal(task.model.words([PROMPT])["prompt_embeds"], told)
+        assert torch.equal(task.model.encode_prompts(["a creature"])["prompt_embeds"], before)
+        assert not torch.equal(task.model.encode_prompts([PROMPT])["prompt_embeds"], told)
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -56,7 +56,7 @@ def test_a_word_is_trained_and_resumed(config, tmp_path, text):
     whole = train(replace(config, out=tmp_path / "whole"))
     part = train_until(replace(config, out=tmp_path / "part"), 2)
     resume(part.folder)
-    words = words_of(whole.adapter)
+    words = load_token_embeddings(whole.adapter)
     assert words["text_encoder.<sks>"].shape[0] == 2
     assert words["text_encoder.<sks>"].std(0).max() > 1e-4  # they began alike
     for path in whole.adapter.rglob("*.safetensors"):
@@ -70,7 +70,7 @@ def test_stock_diffusers_reads_word_and_adapter(config, base, tmp_path):
     proof = export_adapter(run.adapter, str(base), "diffusers", tmp_path / "export", prompt=PROMPT)
     assert proof.exact
     assert proof.picture_difference < 1e-5 < proof.effect
-    (word,) = proof.words
+    (word,) = proof.token_files
     code = f"""
 import numpy, torch
 from diffusers import StableDiffusionPipeline
@@ -96,20 +96,20 @@ def test_families_with_several_encoders(family, keys, photos, tmp_path):
     run = train(config)
     proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", prompt=PROMPT, side=SIDE)
     assert proof.picture_difference < 1e-5
-    assert load_file(proof.words[0]).keys() == keys
+    assert load_file(proof.token_files[0]).keys() == keys
 
 
 def test_composing_carries_the_words(config, tmp_path):
     first = train(replace(config, out=tmp_path / "a"))
     second = train(replace(config, out=tmp_path / "b", token="<other>", token_vectors=1))
     both = ComposeConfig(adapters=(str(first.folder), str(second.folder)), base=config.base, out=tmp_path / "both")
-    words = words_of(compose(both).adapter)
+    words = load_token_embeddings(compose(both).adapter)
     assert words.keys() == {"text_encoder.<sks>", "text_encoder.<other>"}
-    assert torch.equal(words["text_encoder.<sks>"], words_of(first.adapter)["text_encoder.<sks>"])
+    assert torch.equal(words["text_encoder.<sks>"], load_token_embeddings(first.adapter)["text_encoder.<sks>"])
     learned = compose(
         replace(both, images=config.images, steps=2, preview_every=0, threads=1, out=tmp_path / "learned")
     )
-    assert words_of(learned.adapter).keys() == words.keys()
+    assert load_token_embeddings(learned.adapter).keys() == words.keys()
     recipe = Recipe(
         prompt="<sks> and <other>", base=config.base, adapters=(str(learned.adapter),), strengths=(1.0,), steps=2
     )

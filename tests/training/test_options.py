@@ -67,13 +67,13 @@ def name_of(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_every_pair_of_options(row, photos, tmp_path):
-    tried(row, photos, tmp_path)
+    train_row(row, photos, tmp_path)
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, marks=MARKS[row["family"]]) for row in COMPILED], ids=name_of)
 def test_compiled(row, photos, tmp_path):
     torch._dynamo.reset()
-    tried(row | {"compile": True}, photos, tmp_path, adapters=("moslora", "lora", "glora", "loratrf"))
+    train_row(row | {"compile": True}, photos, tmp_path, adapters=("moslora", "lora", "glora", "loratrf"))
 
 
 def test_what_cannot_be_compiled_is_refused(photos, tmp_path):
@@ -83,7 +83,7 @@ def test_what_cannot_be_compiled_is_refused(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def tried(row, photos, tmp_path, adapters=ADAPTERS):
+def train_row(row, photos, tmp_path, adapters=ADAPTERS):
     row, prompts = dict(row), tmp_path / "prompts.txt"
     prompts.write_text("a {token} {noun} on the beach\n")
     family = row.pop("family")

@@ -11,12 +11,12 @@ from tiny_families import BUILDERS, SIDE
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.apps.cli import main
-from rankfold.toolkit.adapters.attach import trainable
+from rankfold.toolkit.adapters.attach import trainable_parameters
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.training.config.yaml_file import from_yaml, to_yaml
-from rankfold.training.launch.plan import disk, fitted, plan
+from rankfold.training.launch.plan import disk_bytes, fit_to_memory, plan
 from rankfold.training.launch.start import train
 from rankfold.training.subject.task import SubjectTask
 
@@ -26,7 +26,7 @@ def folder(request, folders):
     return folders(request.param)
 
 
-def measured(config):
+def measure_step(config):
     """Bytes: frozen weights of the denoiser, trained numbers, and the peak of a step beside weights and gradients; operations."""
     task = SubjectTask(config, find_samples(config.images), resolve_base(config.base), Accelerator(cpu=True))
     batch = task.batch(0, list(range(config.batch_size)))
@@ -42,7 +42,7 @@ def measured(config):
             peak = max(peak, live)
     parts = task.parts.values()
     frozen = sum(p.numel() * p.dtype.itemsize for part in parts for p in part.parameters() if not p.requires_grad)
-    numbers = sum(p.numel() for part in parts for p in trainable(part))
+    numbers = sum(p.numel() for part in parts for p in trainable_parameters(part))
     return frozen, numbers, peak - 4 * numbers, flops.get_total_flops()
 
 
@@ -121,7 +121,7 @@ def test_plan_of_every_family(folder, photos, tmp_path, text):
 def check(config, share):
     """The plan is within this share of the measured peak."""
     estimate = plan(config)
-    frozen, numbers, working, flops = measured(config)
+    frozen, numbers, working, flops = measure_step(config)
     assert estimate.base == frozen
     assert estimate.parameters == numbers
     assert estimate.working == pytest.approx(working, rel=share)
@@ -135,7 +135,7 @@ def test_plan_of_disk(photos, tmp_path):
     run = train(config).folder
     files = {*run.rglob("*.safetensors"), *(run / "checkpoints").rglob("*.*")}
     size = sum(file.stat().st_size for file in files)
-    assert disk(plan(config)) == pytest.approx(size, rel=0.15)
+    assert disk_bytes(plan(config)) == pytest.approx(size, rel=0.15)
 
 
 def test_training_can_be_made_to_fit(photos, tmp_path, capsys):
@@ -151,22 +151,22 @@ def test_fitting_takes_no_more_than_it_must(photos, tmp_path):
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
     whole = plan(config)
     gib = whole.peak / 2**30
-    assert fitted(whole, gib * 1.01) == ([], whole)
-    smallest = fitted(whole, gib * 0.2)[1].config
+    assert fit_to_memory(whole, gib * 1.01) == ([], whole)
+    smallest = fit_to_memory(whole, gib * 0.2)[1].config
     assert (smallest.batch_size, smallest.gradient_accumulation) == (1, 8)  # a step sees as many pictures as before
-    flags, estimate = fitted(whole, gib * 0.7)
+    flags, estimate = fit_to_memory(whole, gib * 0.7)
     assert flags == ["--precision bf16"]
     assert estimate.config == replace(config, precision="bf16")
     assert estimate.peak <= 0.7 * whole.peak
     with pytest.raises(UserError, match=r"still takes .* lower --resolution"):
-        fitted(whole, gib / 1000)
+        fit_to_memory(whole, gib / 1000)
 
 
 def test_a_plan_carries_out_a_step_only_where_it_is_another(photos, tmp_path):
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64)
     whole, change = plan(config), {"optimizer": "AdamW8bit", "quantize": "nf4"}
-    assert whole.under(change) == plan(replace(config, **change))
-    assert whole.under(change).step is whole.step
+    assert whole.with_settings(change) == plan(replace(config, **change))
+    assert whole.with_settings(change).step is whole.step
 
 
 def test_plan_on_the_command_line(capsys):

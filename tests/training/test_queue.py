@@ -15,7 +15,7 @@ import pytest
 from rankfold.apps.cli import main
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.files import write_text
-from rankfold.toolkit.core.run_folder import Run, is_alive
+from rankfold.toolkit.core.run_folder import Run, is_process_alive
 from rankfold.training.config.compose import ComposeConfig
 from rankfold.training.launch import queue
 from rankfold.training.launch.start import train
@@ -47,7 +47,7 @@ def worker(root):
     for process in started:
         process.kill()
         process.wait()
-    for run in queue.runs_in(root):
+    for run in queue.list_runs(root):
         if run.is_live():
             psutil.Process(run.status()["pid"]).kill()
 
@@ -59,14 +59,14 @@ def test_the_oldest_run_goes_first_and_equals_one_that_did_not_wait(config, root
     plain = train(replace(config, out=root.parent / "plain"))
     runs = [queue.enqueue(replace(config, out=root / name, seed=seed)) for name, seed in (("b", 0), ("a", 1))]
     assert [run.state() for run in runs] == ["queued", "queued"]
-    assert [run.folder.name for run in queue.waiting(root)] == ["b", "a"]
+    assert [run.folder.name for run in queue.queued_runs(root)] == ["b", "a"]
     said, _ = worker("0", "--until-empty").communicate(timeout=240)
     assert "2 runs were carried out" in said
     assert [run.state() for run in runs] == ["done", "done"]
     assert runs[0].status()["beat"] < runs[1].status()["beat"]
     own, other = adapter(runs[0].folder), adapter(plain.folder)
     assert all((own[key] == other[key]).all() for key in own)
-    assert not queue.workers(root)
+    assert not queue.live_workers(root)
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_a_run_that_fails_says_why_and_the_next_one_goes_on(config, images, root
     worker("0", "--until-empty").communicate(timeout=240)
     assert (bad.state(), good.state()) == ("failed", "done")
     assert "loss is not finite" in bad.status()["error"]
-    assert "loss is not finite" in (bad.folder / queue.OUTPUT).read_text(encoding="utf-8")
+    assert "loss is not finite" in (bad.folder / queue.OUTPUT_FILE).read_text(encoding="utf-8")
 
 
 def test_what_can_be_checked_is_refused_at_once(config, root):
@@ -112,7 +112,7 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     wait_for(lambda: run.checkpoint_files())
     os.kill(run.status()["pid"], signal.SIGKILL)
     wait_for(lambda: run.state() == "lost")
-    queue.enqueue_again(run)
+    queue.requeue(run)
     wait_for(lambda: run.state() == "done")
     steps = [row["step"] for row in run.metrics()]
     assert steps == sorted(set(steps))
@@ -146,7 +146,7 @@ def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
         assert steps == sorted(set(steps))
         wait_for(lambda: not run.is_live(), 400)
         if run.state() == "lost":
-            queue.enqueue_again(run)
+            queue.requeue(run)
     if run.state() != "done":
         worker("0", "--until-empty").communicate(timeout=240)
     assert run.state() == "done"
@@ -165,7 +165,7 @@ def test_a_killed_worker_leaves_its_run_at_work(config, root, worker):
     wait_for(lambda: first.state() == "running")
     one.kill()
     one.wait()
-    assert queue.workers(root) == []
+    assert queue.live_workers(root) == []
     other = worker("0", "--until-empty")
     time.sleep(3)
     assert first.state() == "running"
@@ -206,10 +206,10 @@ def test_a_worker_is_small(root):
 @pytest.mark.slow
 def test_one_worker_for_a_device(root, worker):
     one = worker()
-    wait_for(lambda: queue.workers(root) == ["0"])
+    wait_for(lambda: queue.live_workers(root) == ["0"])
     with pytest.raises(UserError, match="worker for device 0 is at work"):
-        queue.work(root, "0", until_empty=True)
-    assert queue.work(root, "1", until_empty=True) == 0
+        queue.run_worker(root, "0", until_empty=True)
+    assert queue.run_worker(root, "1", until_empty=True) == 0
     one.terminate()
 
 
@@ -220,10 +220,10 @@ def test_waiting_runs_are_withdrawn_and_running_ones_stop(config, root, worker):
     assert run.state() == "stopped"
     with pytest.raises(UserError, match="is not running"):
         queue.withdraw(run)
-    queue.enqueue_again(run)
+    queue.requeue(run)
     assert run.state() == "queued"
     with pytest.raises(UserError, match="is queued: only a run that was stopped"):
-        queue.enqueue_again(run)
+        queue.requeue(run)
     long = queue.enqueue(replace(config, steps=5000, out=root / "b"))
     worker()
     wait_for(lambda: long.state() == "running")
@@ -261,8 +261,8 @@ def test_folders_with_rubbish_are_passed_over(config, root):
     (root / "broken" / "config.yaml").write_bytes(b"\x00\xff")
     (root / "broken" / "status.json").write_text("[1, 2]")
     (root / "file").write_text("x")
-    assert {run.folder.name: run.state() for run in queue.runs_in(root)} == {"a": "queued", "broken": ""}
-    assert [run.folder.name for run in queue.waiting(root)] == ["a"]
+    assert {run.folder.name: run.state() for run in queue.list_runs(root)} == {"a": "queued", "broken": ""}
+    assert [run.folder.name for run in queue.queued_runs(root)] == ["a"]
 
 
 def test_a_config_is_queued_from_the_command_line(config, root, capsys):
@@ -278,6 +278,6 @@ def test_a_clock_that_was_set_right(root, config):
     run.set_status(state="running")
     mine = run.status()
     for seconds, alive in ((1.0, True), (-1.0, True), (60.0, False)):
-        assert is_alive(mine | {"born": mine["born"] + seconds}) == alive
+        assert is_process_alive(mine | {"born": mine["born"] + seconds}) == alive
     for rubbish in (None, "yesterday"):
-        assert not is_alive(mine | {"born": rubbish})
+        assert not is_process_alive(mine | {"born": rubbish})

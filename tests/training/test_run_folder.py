@@ -19,25 +19,25 @@ from safetensors.torch import load_file, save_file
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.core import run_folder as runs
-from rankfold.toolkit.core.cache import WHOLE, sampled_hash
+from rankfold.toolkit.core.cache import FULL_HASH_LIMIT, sampled_hash
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.files import write_text
-from rankfold.toolkit.core.run_folder import Run, born
+from rankfold.toolkit.core.run_folder import Run, process_start_time
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.training.config.compose import ComposeConfig
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.search import SearchConfig
 from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.launch import queue
-from rankfold.training.launch.cross_validation import cross_validated
+from rankfold.training.launch.cross_validation import cross_validate
 from rankfold.training.launch.start import check_resume, compose, resume, train
-from rankfold.training.launch.trained_on import settled, written_down
+from rankfold.training.launch.trained_on import load_data, with_held_out
 from rankfold.training.runs import library
-from rankfold.training.runs.begin import check_out, take
-from rankfold.training.subject.task import measured_by
+from rankfold.training.runs.begin import check_out, prepare_folder
+from rankfold.training.subject.task import split_measured_photos
 
 
-def refused(capsys, *words):
+def expect_refusal(capsys, *words):
     """Runs a command that must fail, whatever others have said before; returns its one sentence."""
     capsys.readouterr()
     return fails(capsys, *words)
@@ -104,7 +104,7 @@ def command(config, tmp_path):
 
 def test_a_run_that_is_done_is_refused_with_the_ways_on(capsys, old, config, tmp_path):
     before = tree(old.folder)
-    said = refused(capsys, *command(replace(config, out=old.folder), tmp_path))
+    said = expect_refusal(capsys, *command(replace(config, out=old.folder), tmp_path))
     assert f"{old.folder} holds a run already, done at step 4 of 4" in said
     assert f"`rankfold resume {old.folder}`" in said
     assert "--overwrite" in said
@@ -115,13 +115,13 @@ def test_a_run_that_is_done_is_refused_with_the_ways_on(capsys, old, config, tmp
 def test_a_stopped_run_is_refused_and_its_checkpoint_stays(capsys, config, tmp_path):
     run = train_until(config, 3)
     before = tree(run.folder)
-    said = refused(capsys, *command(replace(config, rank=2), tmp_path))
+    said = expect_refusal(capsys, *command(replace(config, rank=2), tmp_path))
     assert f"stopped at step 3 of 6: go on with it by `rankfold resume {run.folder}`" in said
     assert tree(run.folder) == before
     as_killed(run)
-    assert "killed at step 3 of 6" in refused(capsys, *command(config, tmp_path))
+    assert "killed at step 3 of 6" in expect_refusal(capsys, *command(config, tmp_path))
     run.status_file.unlink()
-    assert "only a config.yaml is known" in refused(capsys, *command(config, tmp_path))
+    assert "only a config.yaml is known" in expect_refusal(capsys, *command(config, tmp_path))
     assert [path.name for path in run.checkpoint_files()] == ["000002.pt", "000003.pt"]
 
 
@@ -149,7 +149,7 @@ def test_every_command_that_begins_a_run_refuses(capsys, words, old, done, base,
     before = tree(old.folder)
     for name, place in places.items():
         words = words.replace(name, str(place))
-    said = refused(capsys, *words.split())
+    said = expect_refusal(capsys, *words.split())
     assert "holds a run already, done at step 4 of 4" in said
     assert "--overwrite" in said
     assert tree(old.folder) == before
@@ -158,7 +158,10 @@ def test_every_command_that_begins_a_run_refuses(capsys, words, old, done, base,
 
 def test_a_live_run_is_never_overwritten(config, old):
     parent = os.getppid()
-    write_text(old.status_file, json.dumps(old.status() | {"state": "running", "pid": parent, "born": born(parent)}))
+    write_text(
+        old.status_file,
+        json.dumps(old.status() | {"state": "running", "pid": parent, "born": process_start_time(parent)}),
+    )
     before = tree(old.folder)
     for overwrite in (False, True):
         with pytest.raises(UserError, match=f"in use by a live run .process {parent}."):
@@ -192,13 +195,13 @@ def test_what_the_new_run_reads_is_not_deleted_for_it(capsys, words, old, images
     before = tree(old.folder)
     given = {"--images": images, "--base": base} | dict([words.replace("RUN", str(old.folder)).split()])
     options = [word for pair in given.items() for word in pair]
-    said = refused(capsys, "train", "subject", *options, "--out", old.folder, "--overwrite")
+    said = expect_refusal(capsys, "train", "subject", *options, "--out", old.folder, "--overwrite")
     assert "lies in the run" in said
     assert tree(old.folder) == before
 
 
 def test_a_composition_does_not_take_the_place_of_its_source(capsys, old, base):
-    said = refused(capsys, "compose", old.folder, "--base", base, "--out", old.folder, "--overwrite")
+    said = expect_refusal(capsys, "compose", old.folder, "--base", base, "--out", old.folder, "--overwrite")
     assert "a source" in said
     assert "would be deleted" in said
 
@@ -208,7 +211,7 @@ def test_a_composition_does_not_take_the_place_of_its_source(capsys, old, base):
 
 def test_overwrite_leaves_nothing_of_the_old_run(old, config, capsys, tmp_path):
     clean = train(replace(config, out=tmp_path / "clean"))
-    for entry in runs.OWN:
+    for entry in runs.RUN_ENTRIES:
         if not (old.folder / entry).exists():
             (old.folder / entry).mkdir()
             (old.folder / entry / "old").write_text("old")
@@ -245,7 +248,7 @@ def test_a_fixed_composition_overwrites_too(old, done, base, tmp_path):
 def test_a_command_that_cannot_work_costs_no_run(capsys, old, config, tmp_path, options, words):
     """The last is found only when the model is there."""
     before = tree(old.folder)
-    said = refused(capsys, *command(replace(config, out=old.folder), tmp_path), "--overwrite", *options)
+    said = expect_refusal(capsys, *command(replace(config, out=old.folder), tmp_path), "--overwrite", *options)
     assert words in said
     assert tree(old.folder) == before
     assert old.state() == "done"
@@ -257,7 +260,7 @@ def test_a_run_that_overwrote_another_and_failed_wears_nothing_of_it(capsys, old
     with pytest.raises(SystemExit):
         main([*command(replace(config, out=old.folder), tmp_path), *words])
     assert "not finite" in capsys.readouterr().err
-    said = refused(capsys, "sample", "--run", old.folder)
+    said = expect_refusal(capsys, "sample", "--run", old.folder)
     assert "has no finished adapter, as its run is not done (failed at step" in said
     assert not any(old.samples.iterdir())
     assert not any(old.adapter.iterdir())
@@ -277,11 +280,11 @@ def test_killed_while_the_old_run_is_put_aside(old, config, monkeypatch, moves):
     with monkeypatch.context() as patched:
         patched.setattr(runs.os, "replace", replace_some)
         with pytest.raises(KeyboardInterrupt):
-            take(old, replace(config, out=old.folder))
+            prepare_folder(old, replace(config, out=old.folder))
     assert moves == 0 or not old.config_file.exists()
     with pytest.raises(UserError, match="holds a run already, done at step 4 of 4"):
         check_out(replace(config, out=old.folder))
-    assert not old.put_back() or moves
+    assert not old.restore_aside() or moves
     assert tree(old.folder) == before
 
 
@@ -294,7 +297,7 @@ def test_killed_before_the_new_config_is_written(old, config, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("rankfold.training.runs.begin.write_text", killed)
         with pytest.raises(KeyboardInterrupt):
-            take(old, replace(config, out=old.folder))
+            prepare_folder(old, replace(config, out=old.folder))
     assert old.status()["state"] == "starting"
     as_killed(old)
     with pytest.raises(UserError, match="holds a run already, done at step 4 of 4"):
@@ -305,9 +308,9 @@ def test_killed_before_the_new_config_is_written(old, config, monkeypatch):
 def test_killed_before_the_first_step_of_the_new_run(old, config, capsys, tmp_path):
     """Then it is the new run that is there, and nothing of the old one to be sampled; either command goes on."""
     clean = train(replace(config, out=tmp_path / "clean"))
-    take(old, replace(config, out=old.folder))
+    prepare_folder(old, replace(config, out=old.folder))
     as_killed(old)
-    assert "has no finished adapter, as its run is not done (killed at step 0 of 6)" in refused(
+    assert "has no finished adapter, as its run is not done (killed at step 0 of 6)" in expect_refusal(
         capsys, "sample", "--run", old.folder
     )
     resumed = resume(old.folder)
@@ -342,7 +345,7 @@ def test_kills_while_another_run_is_overwritten(config, tmp_path):
 def test_a_run_that_failed_before_its_first_checkpoint_begins_again_unasked(capsys, config, tmp_path):
     """A mistake that is found with the model, mended and given again; then one that a kill ended."""
     wrong = replace(config, target_modules=("to_x",), out=tmp_path / "run")
-    assert "to_x" in refused(capsys, *command(wrong, tmp_path))
+    assert "to_x" in expect_refusal(capsys, *command(wrong, tmp_path))
     run = Run(wrong.out)
     assert run.status()["state"] == "failed"
     (run.samples / "000000_00.png").write_text("old")
@@ -364,7 +367,7 @@ def test_a_config_that_lies_there_begins_or_is_refused(capsys, config, tmp_path)
     run = Run(config.out)
     run.folder.mkdir()
     write_config(replace(config, steps=1), run.config_file)
-    assert "only a config.yaml is known" in refused(capsys, *command(config, tmp_path))
+    assert "only a config.yaml is known" in expect_refusal(capsys, *command(config, tmp_path))
     main(["train", "subject", "--config", str(run.config_file)])
     assert run.status()["state"] == "done"
 
@@ -372,13 +375,13 @@ def test_a_config_that_lies_there_begins_or_is_refused(capsys, config, tmp_path)
 def test_the_queue_overwrites_and_carries_on(capsys, config, old):
     again = queue.enqueue(replace(config, out=old.folder, steps=1), overwrite=True)
     assert names(again.folder) == ["config.yaml", "status.json"]
-    assert "--overwrite" in refused(capsys, "queue", again.config_file)
+    assert "--overwrite" in expect_refusal(capsys, "queue", again.config_file)
     main(["queue", str(again.config_file), "--overwrite"])
-    queue.carry_on(again.folder)
+    queue.run_queued(again.folder)
     assert again.state() == "done"
     both = ComposeConfig(base=config.base, adapters=(str(again.folder),), out=old.folder.parent / "both")
     waiting = queue.enqueue(both)
-    queue.carry_on(waiting.folder)
+    queue.run_queued(waiting.folder)
     assert waiting.state() == "done"
     assert waiting.finished_adapter().is_dir()
 
@@ -398,7 +401,7 @@ def test_a_run_that_is_not_done_says_what_there_is(capsys, config, base, tmp_pat
         ["library", "add", run.folder],
         ["compose", run.folder, "--base", base, "--out", tmp_path / "both"],
     ):
-        said = refused(capsys, *words)
+        said = expect_refusal(capsys, *words)
         assert "has no finished adapter, as its run is not done (stopped at step 3 of 6)" in said, words
         assert f"rankfold resume {run.folder}" in said
     assert not library.entries()
@@ -411,7 +414,7 @@ def test_more_steps_for_a_run_that_was_done(capsys, config, tmp_path):
     run = train(replace(config, steps=2))
     reconfigure(run, steps=6)
     as_killed(run)
-    said = refused(capsys, "export", run.folder)
+    said = expect_refusal(capsys, "export", run.folder)
     assert f"(What it had learned before is in {run.adapter}.)" in said
     whole = train(replace(config, out=tmp_path / "whole"))
     assert same(adapter(resume(run.folder).folder), adapter(whole.folder))
@@ -420,7 +423,7 @@ def test_more_steps_for_a_run_that_was_done(capsys, config, tmp_path):
 # ---------------------------------------------------------------------------------------------- a run knows its data
 
 
-def changed(photos, how):
+def change_data(photos, how):
     """Changes the data of a run; returns the words that name the change."""
     if how == "added":
         Image.effect_noise((64, 64), 60).convert("RGB").save(photos / "00.png")
@@ -441,8 +444,8 @@ def changed(photos, how):
 @pytest.mark.parametrize("how", ["added", "removed", "replaced", "captioned", "metadata"])
 def test_changed_photos_are_refused_or_accepted(capsys, config, photos, how):
     run = train_until(config, 3)
-    words, before = changed(photos, how), tree(run.folder)
-    said = refused(capsys, "resume", run.folder)
+    words, before = change_data(photos, how), tree(run.folder)
+    said = expect_refusal(capsys, "resume", run.folder)
     assert f"have changed since its step 3: {words}." in said
     assert f"rankfold resume {run.folder} --accept-changes" in said
     assert tree(run.folder) == before
@@ -483,7 +486,7 @@ def test_masks_other_subjects_and_photos_to_measure_by_are_data(config, images, 
         "evaluate_clip": "embedded",
     }
     run = train_until(replace(config, masks=str(masks), **measured), 3)
-    found = written_down(run).items
+    found = load_data(run).items
     Image.new("L", Image.open(photos / "0.png").size, 7).save(masks / "0.png")
     with pytest.raises(UserError, match=r"the mask of 0.png has changed"):
         resume(run.folder)
@@ -511,7 +514,7 @@ def test_another_base_is_other_data(config, base, tmp_path):
 
 def test_large_files_are_hashed_by_samples(tmp_path):
     file = tmp_path / "large"
-    numbers = torch.arange(WHOLE // 4 + 1000, dtype=torch.int32).numpy()
+    numbers = torch.arange(FULL_HASH_LIMIT // 4 + 1000, dtype=torch.int32).numpy()
     file.write_bytes(numbers.tobytes())
     first = sampled_hash(file)
     assert sampled_hash(file) == first
@@ -523,7 +526,7 @@ def test_large_files_are_hashed_by_samples(tmp_path):
 
 def test_a_change_of_config_is_named_before_one_of_data(config, photos):
     run = train_until(config, 3)
-    changed(photos, "added")
+    change_data(photos, "added")
     reconfigure(run, rank=2, seed=4)
     with pytest.raises(UserError, match="rank was 4, now it is 2; seed was 0, now it is 4"):
         resume(run.folder, accept_changes=True)
@@ -540,10 +543,10 @@ def test_a_checkpoint_without_hashes_goes_on_with_a_word(capsys, config, photos,
         torch.save(state, path)
     if not whole:
         run.data_file.unlink()
-    changed(photos, "added")
+    change_data(photos, "added")
     resume(run.folder)
     assert "says nothing of its data" in capsys.readouterr().out
-    changed(photos, "removed")
+    change_data(photos, "removed")
     with pytest.raises(UserError, match="was removed"):
         resume(run.folder)
 
@@ -552,7 +555,7 @@ def test_the_checkpoint_itself_knows_its_data(config, photos):
     run = train_until(config, 3)
     run.data_file.unlink()
     check_resume(run.folder)
-    changed(photos, "added")
+    change_data(photos, "added")
     run.data_file.write_text("{")
     with pytest.raises(UserError, match="they differ, and how is not known any more"):
         resume(run.folder)
@@ -560,9 +563,9 @@ def test_the_checkpoint_itself_knows_its_data(config, photos):
 
 def test_before_the_first_checkpoint_nothing_was_trained(capsys, config, photos, tmp_path):
     run = Run(config.out)
-    take(run, config)
+    prepare_folder(run, config)
     as_killed(run)
-    changed(photos, "added")
+    change_data(photos, "added")
     whole = train(replace(config, out=tmp_path / "whole"))
     assert same(adapter(resume(run.folder).folder), adapter(whole.folder))
 
@@ -581,15 +584,15 @@ def measured(config, tmp_path):
 def test_held_out_photos_stay_held_out(measured, photos):
     """With other photos in the folder the draw would be another one."""
     run = train_until(measured, 3)
-    (held,) = written_down(run).held_out
+    (held,) = load_data(run).held_out
     for number in range(7):
         Image.effect_noise((64, 64), 60).convert("RGB").save(photos / f"0{number}.png")
-    drawn = [path.name for path in measured_by(measured, find_samples(photos))[1]]
+    drawn = [path.name for path in split_measured_photos(measured, find_samples(photos))[1]]
     assert drawn != [held]
     resume(run.folder, accept_changes=True)
-    found = written_down(run)
+    found = load_data(run)
     assert found.held_out == (held,)
-    kept, out = measured_by(settled(measured, found), find_samples(photos))
+    kept, out = split_measured_photos(with_held_out(measured, found), find_samples(photos))
     assert [path.name for path in out] == [held]
     assert len(kept) == 11
     real = [row["likeness_real"] for row in run.metrics() if "likeness_real" in row]
@@ -598,16 +601,16 @@ def test_held_out_photos_stay_held_out(measured, photos):
 
 def test_a_held_out_photo_is_known_by_its_content(measured, photos):
     run = train_until(measured, 3)
-    (held,) = written_down(run).held_out
+    (held,) = load_data(run).held_out
     other = next(path.name for path in sorted(photos.iterdir()) if path.name != held)
     content = (photos / held).read_bytes(), (photos / other).read_bytes()
     (photos / held).write_bytes(content[1])  # names are exchanged
     (photos / other).write_bytes(content[0])
     check_resume(run.folder, accept_changes=True)
-    assert written_down(run).held_out == (other,)
+    assert load_data(run).held_out == (other,)
     (photos / other).rename(photos / "renamed.png")
     check_resume(run.folder, accept_changes=True)
-    assert written_down(run).held_out == ("renamed.png",)
+    assert load_data(run).held_out == ("renamed.png",)
     (photos / "renamed.png").unlink()
     with pytest.raises(UserError, match=r"\(renamed.png\) none is left"):
         check_resume(run.folder, accept_changes=True)
@@ -615,7 +618,7 @@ def test_a_held_out_photo_is_known_by_its_content(measured, photos):
 
 def test_removed_photos_are_named_though_too_few_are_left_to_draw_one(measured, photos):
     run = train_until(measured, 3)
-    gone = [path for path in sorted(photos.iterdir()) if path.name not in written_down(run).held_out][:2]
+    gone = [path for path in sorted(photos.iterdir()) if path.name not in load_data(run).held_out][:2]
     for path in gone:
         path.unlink()
     with pytest.raises(UserError, match=f"photo {gone[0].name} was removed, photo {gone[1].name} was removed"):
@@ -645,17 +648,17 @@ def test_changed_rows_and_their_pictures_are_named(talk, tmp_path, capsys):
     run = train_until(talk, 2)
     rows = json.loads(talk.data.read_text())
     Image.new("RGB", (32, 32), "white").save(tmp_path / "1.png")
-    assert "picture 1.png has changed" in refused(capsys, "resume", run.folder)
+    assert "picture 1.png has changed" in expect_refusal(capsys, "resume", run.folder)
     Image.new("RGB", (32, 32), "green").save(tmp_path / "1.png")
     talk.data.write_text(json.dumps(rows, indent=3))  # the same rows, written in another way
     check_resume(run.folder)
     rows[1]["answer"] = "green"
     talk.data.write_text(json.dumps(rows))
-    assert "data.json, row 2 has changed" in refused(capsys, "resume", run.folder)
+    assert "data.json, row 2 has changed" in expect_refusal(capsys, "resume", run.folder)
     talk.data.write_text(json.dumps(rows[:3]))
-    assert "data.json, row 2 has changed, data.json, row 4 was removed" in refused(capsys, "resume", run.folder)
+    assert "data.json, row 2 has changed, data.json, row 4 was removed" in expect_refusal(capsys, "resume", run.folder)
     talk.replay.write_text(json.dumps(rows[:1]))
-    said = refused(capsys, "resume", run.folder)
+    said = expect_refusal(capsys, "resume", run.folder)
     assert "replay: old.json, row 2 was removed" in said
     assert run.state() == "stopped"
     main(["resume", str(run.folder), "--accept-changes"])
@@ -670,7 +673,7 @@ def test_a_search_goes_on_with_the_same_data_only(config, photos):
         preview_every=0, threads=1, population=4, generations=1, parents=2, mutations=1, crossovers=1, held_out_draws=1,
     )  # fmt: skip
     run = train_until(search, 2)
-    changed(photos, "added")
+    change_data(photos, "added")
     with pytest.raises(UserError, match=r"photo 00.png was added. A search compares what was judged on the same data"):
         resume(run.folder, accept_changes=True)
 
@@ -688,26 +691,26 @@ def test_a_source_that_was_trained_anew_is_other_data(base, photos, old, done, t
 def test_the_queue_and_the_studio_ask_too(config, photos):
     """A run that is put into the queue again, and one whose data change while it waits."""
     from rankfold.apps.studio.backend.context import Studio
-    from rankfold.apps.studio.backend.paths import Places
-    from rankfold.apps.studio.pages.watch import Watch
+    from rankfold.apps.studio.backend.paths import StudioPaths
+    from rankfold.apps.studio.pages.watch import WatchPage
 
     run = train_until(config, 3)
-    watch = Watch(Studio(Places(run.folder.parent), start_workers=False))
-    changed(photos, "added")
-    for again in (queue.enqueue_again, lambda own: watch.go_on(own.folder.name)):
+    watch = WatchPage(Studio(StudioPaths(run.folder.parent), start_workers=False))
+    change_data(photos, "added")
+    for again in (queue.requeue, lambda own: watch.resume_run(own.folder.name)):
         with pytest.raises(UserError, match="--accept-changes"):
             again(run)
         assert run.state() == "stopped"
-    assert "in the queue" in watch.go_on(run.folder.name, True)
+    assert "in the queue" in watch.resume_run(run.folder.name, True)
     assert run.state() == "queued"
-    assert not watch.places.adapters()
-    changed(photos, "replaced")
+    assert not watch.paths.adapters()
+    change_data(photos, "replaced")
     with pytest.raises(UserError, match=r"photo 2.png has changed"):
-        queue.carry_on(run.folder)
+        queue.run_queued(run.folder)
     assert run.status()["state"] == "failed"
     assert "--accept-changes" in run.status()["error"]
-    queue.enqueue_again(run, accept_changes=True)
-    queue.carry_on(run.folder)
+    queue.requeue(run, accept_changes=True)
+    queue.run_queued(run.folder)
     assert run.state() == "done"
 
 
@@ -716,55 +719,55 @@ def test_the_queue_and_the_studio_ask_too(config, photos):
 
 def test_a_cross_validation_goes_on_with_its_own_folds_only(capsys, measured, photos, tmp_path):
     measured = replace(measured, steps=2)
-    run = cross_validated(measured, 2)
+    run = cross_validate(measured, 2)
     with pytest.raises(UserError, match=r"folds/0 is of another run or cross-validation: steps was 2, now it is 4"):
-        cross_validated(replace(measured, steps=4), 2)
+        cross_validate(replace(measured, steps=4), 2)
     with pytest.raises(UserError, match=r"is of another run or cross-validation: rank was 4, now it is 2"):
-        cross_validated(replace(measured, rank=2), 2)
+        cross_validate(replace(measured, rank=2), 2)
     with pytest.raises(UserError, match="hold_out was"):
-        cross_validated(measured, 3)
+        cross_validate(measured, 3)
     with pytest.raises(UserError, match="holds a run already"):
         train(measured)
     beat, before = run.status()["beat"], tree(run.folder)
-    assert cross_validated(measured, 2).status()["beat"] == beat
+    assert cross_validate(measured, 2).status()["beat"] == beat
     assert tree(run.folder) == before
     shutil.copyfile(photos / "3.png", photos / "2.png")
     with pytest.raises(UserError, match=r"photo 2.png has changed"):
-        cross_validated(measured, 2)
-    again = cross_validated(measured, 2, overwrite=True)
+        cross_validate(measured, 2)
+    again = cross_validate(measured, 2, overwrite=True)
     assert again.status()["beat"] > beat
     assert len(again.folds()) == 2
 
 
 def test_a_cross_validation_that_was_killed_goes_on_by_the_same_command(capsys, measured, tmp_path):
     measured = replace(measured, steps=2)
-    whole = cross_validated(replace(measured, out=tmp_path / "whole"), 2)
+    whole = cross_validate(replace(measured, out=tmp_path / "whole"), 2)
     part = Run(Path(shutil.copytree(whole.folder, measured.out)))
     for own in (part, *part.folds()):
         reconfigure(own, out=own.folder)
-    for entry in part.own_entries(("folds",)):
-        runs.delete(entry)
-    assert "the folds of a cross-validation" in refused(capsys, *command(measured, tmp_path))
-    assert "the command with --folds that began it goes on" in refused(capsys, "resume", part.folder)
+    for entry in part.run_entries(("folds",)):
+        runs.delete_tree(entry)
+    assert "the folds of a cross-validation" in expect_refusal(capsys, *command(measured, tmp_path))
+    assert "the command with --folds that began it goes on" in expect_refusal(capsys, "resume", part.folder)
     as_killed(part.folds()[1])
     first = part.folds()[0].status()["beat"]
-    run = cross_validated(measured, 2)
+    run = cross_validate(measured, 2)
     assert part.folds()[0].status()["beat"] == first
     assert same(adapter(run.folder), adapter(whole.folder))
     as_killed(run)  # in its last training, behind a checkpoint
-    assert cross_validated(measured, 2).status()["state"] == "done"
+    assert cross_validate(measured, 2).status()["state"] == "done"
 
 
 # ---------------------------------------------------------------------------------------------- demos
 
 
 def test_a_demo_takes_the_place_of_a_demo_and_of_nothing_else(old):
-    from rankfold.apps.cli.demo import DemoConfig, is_demo, settings_of
+    from rankfold.apps.cli.demo import DemoConfig, demo_config, is_demo
 
     assert not is_demo(old)
     assert not is_demo(Run(old.folder / "nowhere"))
     for changes in ({}, {"base": "tiny-dit", "steps": 7, "adapter": "lora", "seed": 3}):
-        write_text(old.config_file, to_yaml(settings_of(DemoConfig(out=old.folder, **changes))))
+        write_text(old.config_file, to_yaml(demo_config(DemoConfig(out=old.folder, **changes))))
         assert is_demo(old)
     reconfigure(old, rank=3)
     assert not is_demo(old)
@@ -783,7 +786,7 @@ def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
     assert is_demo_data(tmp_path / "data")  # killed while the pictures were drawn
     (tmp_path / "data" / "train.json").write_text('[{"image": "1.png", "question": "mine?", "answer": "yes"}]')
     before = tree(tmp_path)
-    assert "holds files that no demo has written" in refused(
+    assert "holds files that no demo has written" in expect_refusal(
         capsys, "demo", "instruct", "--out", tmp_path, "--overwrite"
     )
     assert tree(tmp_path) == before
@@ -791,9 +794,9 @@ def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_twice(capsys, tmp_path):
-    from rankfold.apps.cli.demo import DemoConfig, settings_of
+    from rankfold.apps.cli.demo import DemoConfig, demo_config
 
-    run = train(settings_of(DemoConfig(steps=1, threads=1, out=tmp_path / "demo")))
+    run = train(demo_config(DemoConfig(steps=1, threads=1, out=tmp_path / "demo")))
     (run.folder / "export").mkdir()
     (run.folder / "export" / "old.safetensors").write_text("old")
     main(["demo", "--steps", "2", "--threads", "1", "--out", str(run.folder)])

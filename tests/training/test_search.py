@@ -18,7 +18,7 @@ from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.variants.glora import CHOICES, GloraConfig
-from rankfold.toolkit.adapters.variants.glora_supernet import LARGEST, GloraSupernetConfig, chosen, set_path
+from rankfold.toolkit.adapters.variants.glora_supernet import LARGEST, GloraSupernetConfig, select_tensors, set_path
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.files import append_line
 from rankfold.toolkit.core.run_folder import Run
@@ -27,9 +27,9 @@ from rankfold.toolkit.formats import native
 from rankfold.training.config.search import EvolutionConfig, SearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import resume, train
-from rankfold.training.search.evolution import Space, evolve, front, ranked
+from rankfold.training.search.evolution import SearchSpace, evolve, pareto_front, rank_structures
 from rankfold.training.search.subject import SearchTask
-from rankfold.training.search.task import Stopped
+from rankfold.training.search.task import SearchStopped
 
 # ---------------------------------------------------------------------------------------------- evolution
 
@@ -37,7 +37,7 @@ SMALL = EvolutionConfig(population=12, generations=6, parents=4, mutations=6, cr
 
 
 def a_space(genes=12, limit=40):
-    return Space(costs=tuple((0, 1, 3, 10) for _ in range(genes)), limit=limit)
+    return SearchSpace(costs=tuple((0, 1, 3, 10) for _ in range(genes)), limit=limit)
 
 
 def goodness(structure):
@@ -59,7 +59,7 @@ def test_evolution_keeps_its_promises():
     assert told == [(number, 12 * (number + 1)) for number in range(7)]
     assert evolve(space, SMALL, lambda s: [goodness(x) for x in s]) == scores
     assert evolve(space, replace(SMALL, search_seed=1), lambda s: [goodness(x) for x in s]) != scores
-    best = ranked(scores)
+    best = rank_structures(scores)
     assert best[0] == max(scores, key=lambda s: scores[s])
     assert set(asked[-12:]) <= set(best)
 
@@ -83,7 +83,7 @@ def test_a_limit_that_hardly_any_draw_meets():
 
 
 def test_a_small_space_is_searched_whole_and_no_more():
-    space = Space(costs=((0, 1), (0, 1), (0, 5)), limit=2)
+    space = SearchSpace(costs=((0, 1), (0, 1), (0, 5)), limit=2)
     assert sorted(evolve(space, SMALL, lambda s: [goodness(x) for x in s])) == [
         (0, 0, 0),
         (0, 1, 0),
@@ -94,18 +94,18 @@ def test_a_small_space_is_searched_whole_and_no_more():
 
 def test_impossible_limit_and_fitness():
     with pytest.raises(UserError, match="below the smallest structure"):
-        evolve(Space(costs=((2, 3), (2, 5)), limit=3), SMALL, lambda s: [0.0] * len(s))
+        evolve(SearchSpace(costs=((2, 3), (2, 5)), limit=3), SMALL, lambda s: [0.0] * len(s))
     with pytest.raises(UserError, match="finite fitness"):
         evolve(a_space(), SMALL, lambda s: [math.nan] * len(s))
     scores = evolve(a_space(), SMALL, lambda s: [math.nan if x[0] == 1 else goodness(x) for x in s])
-    assert ranked(scores)[0][0] != 1
+    assert rank_structures(scores)[0][0] != 1
     with pytest.raises(UserError, match="--mutation-rate"):
         evolve(a_space(), replace(SMALL, mutation_rate=0), lambda s: [0.0] * len(s))
 
 
 def test_front():
-    space = Space(costs=((0, 1, 2, 3),), limit=3)
-    assert front({(0,): -1.0, (1,): -2.0, (2,): -0.5, (3,): -0.5}, space) == [(0,), (2,)]
+    space = SearchSpace(costs=((0, 1, 2, 3),), limit=3)
+    assert pareto_front({(0,): -1.0, (1,): -2.0, (2,): -0.5, (3,): -0.5}, space) == [(0,), (2,)]
 
 
 # ---------------------------------------------------------------------------------------------- supernet
@@ -139,7 +139,7 @@ def test_every_path_is_the_adapter_of_its_structure(form, bias, part):
             plain, GloraConfig(r=3, target_modules=["0"], form=form, structure={"0": ",".join(choices)})
         )
         own = next(iter(adapter_layers(alone).values())).tensors("default")
-        picked = chosen(tensors, choices)
+        picked = select_tensors(tensors, choices)
         assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in picked.items()}
         for name, tensor in own.items():
             tensor.data.copy_(picked[name])
@@ -203,13 +203,13 @@ def test_the_winner_is_as_good_as_it_was_judged(search, searched):
     fitness = max(json.loads(line)["fitness"] for line in searched.candidates.read_text(encoding="utf-8").splitlines())
     task = task_of(search)
     for part in task.parts:
-        from rankfold.toolkit.adapters.attach import take_off
+        from rankfold.toolkit.adapters.attach import remove_adapters
 
-        take_off(task.parts[part])
+        remove_adapters(task.parts[part])
     native.load_into_pipeline(task.model, searched.adapter, "winner")
     task.module.eval()
     with torch.no_grad():
-        loss = float(task.module(task.judged).double().mean())
+        loss = float(task.module(task.judge_batches).double().mean())
     assert loss == pytest.approx(-fitness, rel=1e-5)
 
 
@@ -250,7 +250,7 @@ def test_resume_in_search_is_exact(search, searched, tmp_path, monkeypatch, half
         if len(judged) == 8:
             if half_a_line:
                 raise KeyboardInterrupt
-            raise Stopped
+            raise SearchStopped
         return original(self, structure)
 
     monkeypatch.setattr(SearchTask, "fitness", fitness)

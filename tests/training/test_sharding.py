@@ -14,9 +14,9 @@ from tiny_families import build
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.training.engine.loop import comparable
+from rankfold.training.engine.loop import comparable_config
 from rankfold.training.engine.sharding import check_sharding
-from rankfold.training.evaluation.measuring import recorded
+from rankfold.training.evaluation.measuring import load_measurements
 from rankfold.training.launch.start import train
 
 BASES = {  # family -> adapter, and settings of its own
@@ -55,8 +55,8 @@ def test_a_shared_base_gives_the_same_curve(photos, tmp_path):
         assert own.keys() == other.keys()
         first, second = (torch.cat([kept[key].flatten() for key in own]) for kept in (own, other))
         assert (first - second).norm() < 1e-3 * first.norm(), name
-        assert len(recorded(one)) == (2 if name == "flux-dev" else 0)
-        for a, b in zip(recorded(one), recorded(two), strict=True):
+        assert len(load_measurements(one)) == (2 if name == "flux-dev" else 0)
+        for a, b in zip(load_measurements(one), load_measurements(two), strict=True):
             assert b.likeness == pytest.approx(a.likeness, abs=2e-3)
         assert [p.name for p in one.samples.glob("*.png")] == [p.name for p in two.samples.glob("*.png")]
 
@@ -101,4 +101,4 @@ def test_what_a_shared_base_does_not_go_with(config, settings):
 
 def test_a_run_may_go_on_where_the_base_is_whole(config):
     """How it is held is no part of what a checkpoint hangs on."""
-    assert comparable(config) == comparable(replace(config, shard_base=True))
+    assert comparable_config(config) == comparable_config(replace(config, shard_base=True))

@@ -10,9 +10,9 @@ import gradio as gr
 import pytest
 import torch
 
-from rankfold.apps.studio.render.messages import plainly
+from rankfold.apps.studio.render.messages import show_errors
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.out_of_memory import OutOfMemory, during, is_shortage
+from rankfold.toolkit.core.out_of_memory import OutOfMemory, is_out_of_memory, oom_context
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.subject import SubjectConfig
@@ -59,25 +59,25 @@ class GreedyPreviews(SubjectTask):
     ],
 )
 def test_what_a_lack_of_memory_is(error, shortage):
-    assert is_shortage(error) == shortage
+    assert is_out_of_memory(error) == shortage
     wrapped = UserError("--clip x cannot be loaded (RuntimeError)")
     wrapped.__cause__ = error
-    assert is_shortage(wrapped) == shortage
+    assert is_out_of_memory(wrapped) == shortage
 
 
 def test_what_was_being_done():
     with (
         pytest.raises(OutOfMemory) as told,
-        during("measuring", "Buy more."),
-        during("", lambda: "Take less."),
-        during("drawing 4 pictures"),
+        oom_context("measuring", "Buy more."),
+        oom_context("", lambda: "Take less."),
+        oom_context("drawing 4 pictures"),
     ):
         torch.empty(MORE_THAN_THERE_IS)
     assert str(told.value) == "Memory ran out while drawing 4 pictures (measuring). Take less."
     assert isinstance(told.value.__cause__, RuntimeError)
-    with pytest.raises(ZeroDivisionError), during("dividing"):
+    with pytest.raises(ZeroDivisionError), oom_context("dividing"):
         1 / 0  # noqa: B018
-    with pytest.raises(OutOfMemory, match="Memory of the GPU ran out while adding"), during("adding"):
+    with pytest.raises(OutOfMemory, match="Memory of the GPU ran out while adding"), oom_context("adding"):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
@@ -91,7 +91,7 @@ def test_what_frames_held_is_let_go():
         held.append(weakref.ref(big))
         torch.empty(MORE_THAN_THERE_IS)
 
-    with pytest.raises(OutOfMemory), during("adding"):
+    with pytest.raises(OutOfMemory), oom_context("adding"):
         step()
     assert held[0]() is None
 
@@ -161,14 +161,14 @@ def test_the_next_saving():
 def test_a_saving_that_does_not_work_here_is_no_advice(monkeypatch):
     from rankfold.toolkit.core import devices
 
-    monkeypatch.setattr(devices, "here", lambda: devices.Machine("cpu", has=lambda *_: False))
+    monkeypatch.setattr(devices, "this_machine", lambda: devices.Machine("cpu", has_kernel=lambda *_: False))
     small = SubjectConfig(precision="bf16", gradient_checkpointing=True, batch_size=1)
     assert next_saving(small) == ""
 
 
 def test_the_studio_says_it():
     with pytest.raises(gr.Error, match=r"Memory ran out while this was done\. Close other programs"):
-        plainly(lambda: torch.empty(MORE_THAN_THERE_IS))()
+        show_errors(lambda: torch.empty(MORE_THAN_THERE_IS))()
 
 
 LIMITED = """

@@ -22,7 +22,7 @@ from shares import write_work
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.training.engine.processes import shared
+from rankfold.training.engine.processes import share_work
 from rankfold.training.launch.start import preflight, resume, train
 
 TRAIN = [sys.executable, "-m", "rankfold.apps.cli"]
@@ -119,19 +119,19 @@ def test_measuring_that_fails_loses_no_step(config, tmp_path):
         config, checkpoint_every=100, evaluate_every=3, evaluate_prompts=str(tmp_path / "prompts.txt"), evaluate_clip="embedded",
         preview_steps=1,
     )  # fmt: skip
-    snapshot, original = config.out / "measured" / "000003", loop.Loop.enough
+    snapshot, original = config.out / "measured" / "000003", loop.Loop.check_finished
 
     def enough(self):
         if self.step == 3:
             snapshot.touch()  # a file where a folder is to be
         return original(self)
 
-    loop.Loop.enough = enough
+    loop.Loop.check_finished = enough
     try:
         with pytest.raises(UserError, match="Could not write"):
             train(config)
     finally:
-        loop.Loop.enough = original
+        loop.Loop.check_finished = original
     assert [file.name for file in Run(config.out).checkpoint_files()] == ["000003.pt"]
     snapshot.unlink()
     assert resume(config.out).status()["state"] == "done"
@@ -256,7 +256,7 @@ def test_a_process_makes_its_share_first():
     order = []
     makers = [lambda n=n: order.append(n) or n for n in range(5)]
     second = SimpleNamespace(process_index=1, num_processes=2, wait_for_everyone=lambda: order.append("wait"))
-    assert shared(second, makers) == [0, 1, 2, 3, 4]
+    assert share_work(second, makers) == [0, 1, 2, 3, 4]
     assert order == [1, 3, "wait", 0, 2, 4]
 
 
@@ -292,7 +292,7 @@ def train_with_fault(config, step):
     """Trains with the weights spoiled at `step`, as an overflow would."""
     from rankfold.training.engine import loop
 
-    original = loop.Loop.one_step
+    original = loop.Loop.train_step
 
     def one_step(self):
         if self.step == step:
@@ -300,11 +300,11 @@ def train_with_fault(config, step):
             self.parameters[-1].data.fill_(float("nan"))
         original(self)
 
-    loop.Loop.one_step = one_step
+    loop.Loop.train_step = one_step
     try:
         return train(config)
     finally:
-        loop.Loop.one_step = original
+        loop.Loop.train_step = original
 
 
 def test_a_dead_adapter_stops_the_run(config):
@@ -321,12 +321,12 @@ import resource
 from pathlib import Path
 from rankfold.training import loop
 from rankfold.apps.cli import main
-original = loop.Loop.one_step
+original = loop.Loop.train_step
 def one_step(self):
     original(self)
     if self.step == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-loop.Loop.one_step = one_step
+loop.Loop.train_step = one_step
 main(["train", "subject", "--config", {str(file)!r}])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -351,15 +351,15 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
     """A second run encodes nothing; a changed picture is encoded anew."""
     import shutil
 
-    from rankfold.toolkit.diffusion.model import PictureModel
+    from rankfold.toolkit.diffusion.model import DiffusionModel
 
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
     train(replace(config, images=copy))
     encoded = []
-    original = PictureModel.encode_picture
+    original = DiffusionModel.encode_picture
     monkeypatch.setattr(
-        PictureModel, "encode_picture", lambda self, picture: encoded.append(1) or original(self, picture)
+        DiffusionModel, "encode_image", lambda self, picture: encoded.append(1) or original(self, picture)
     )
     train(replace(config, images=copy, out=tmp_path / "b"))
     assert not encoded
@@ -382,12 +382,12 @@ def test_encoders_leave_memory(config):
 
 
 def test_encoders_are_gone_before_the_denoiser_comes(config, tmp_path, monkeypatch):
-    from rankfold.toolkit.diffusion.model import PictureModel
+    from rankfold.toolkit.diffusion.model import DiffusionModel
 
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "empty"))
-    beside, original = {}, PictureModel.load
+    beside, original = {}, DiffusionModel.load
     monkeypatch.setattr(
-        PictureModel,
+        DiffusionModel,
         "load",
         lambda self, name: (beside.setdefault(name, set(self.loaded)) and None) or original(self, name),
     )

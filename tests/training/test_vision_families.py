@@ -10,16 +10,16 @@ from runs import train_until
 from tiny_vlms import BUILDERS, build
 from transformers import AutoModelForImageTextToText
 
-from rankfold.pipelines.chat import answers, base_only, inputs_of, open_chat
+from rankfold.pipelines.chat import answers, base_model_only, open_chat, question_inputs
 from rankfold.pipelines.export_chat import export_chat
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.conversations import conversation
+from rankfold.toolkit.data.conversations import parse_conversation
 from rankfold.toolkit.vlm.chat_tokens import IGNORE
 from rankfold.toolkit.vlm.families import FAMILIES, PARTS
-from rankfold.toolkit.vlm.model import VisionModel, resolve_vision_base
+from rankfold.toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 from rankfold.training.config.instruct import InstructConfig
-from rankfold.training.instruct.conversations import pictures_of
+from rankfold.training.instruct.conversations import load_images
 from rankfold.training.instruct.task import AnswerLoss
 from rankfold.training.launch.start import resume, train
 
@@ -76,7 +76,7 @@ def vlm(request, bases):
 def rows_for(folder, pictures):
     """PaliGemma takes no row without a picture."""
     known = ROWS[:3] if "paligemma" in str(folder) else ROWS
-    return [conversation(row, pictures, f"row {number}") for number, row in enumerate(known, 1)]
+    return [parse_conversation(row, pictures, f"row {number}") for number, row in enumerate(known, 1)]
 
 
 def write_data(folder, pictures, file):
@@ -95,9 +95,9 @@ def a_config(folder, pictures, tmp_path, **more):
 
 def test_labels_of_two_ways_agree(vlm, pictures):
     """With one, two and no pictures, several exchanges, and a system message."""
-    chat = VisionModel(resolve_vision_base(str(vlm))).chat
+    chat = VisionLanguageModel(resolve_vision_base(str(vlm))).chat
     for row in rows_for(vlm, pictures):
-        tokens = chat.prove(row, pictures_of(row))
+        tokens = chat.verify_labels(row, load_images(row))
         said = chat.tokenizer.decode([label for label in tokens.labels if label != IGNORE], skip_special_tokens=True)
         for message in row.messages:
             for part in message["content"]:
@@ -109,36 +109,36 @@ def test_labels_of_two_ways_agree(vlm, pictures):
 def test_the_processors_own_mask_agrees(bases, pictures, name):
     """Where a template marks what is generated, transformers finds the same tokens (from 5.20 on; before, none at all)."""
     folder = bases(name)
-    chat = VisionModel(str(folder)).chat
+    chat = VisionLanguageModel(str(folder)).chat
     for row in rows_for(folder, pictures):
-        shown, messages = iter(pictures_of(row)), []
+        shown, messages = iter(load_images(row)), []
         for message in row.messages:
             parts = [{"type": "image", "image": next(shown)} if p["type"] == "image" else p for p in message["content"]]
             messages.append({"role": message["role"], "content": parts})
         theirs = chat.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        ours = chat.labels_by_marks(row, [picture.size for picture in pictures_of(row)])
+        ours = chat.labels_by_marks(row, [picture.size for picture in load_images(row)])
         assert list(theirs["input_ids"][0]) == ours.ids
         assert list(theirs["assistant_masks"][0]) == [int(label != IGNORE) for label in ours.labels]
 
 
 def test_a_batch_is_its_rows(vlm, pictures):
     """Losses of rows in one padded batch are those of each row alone, and weigh as asked."""
-    vision = VisionModel(resolve_vision_base(str(vlm)))
+    vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
     module, rows = AnswerLoss(vision.model).eval(), rows_for(vlm, pictures)
     weight = {"weight": torch.tensor(0.5)}
     with torch.no_grad():
-        together = module(vision.chat.batch(rows, [pictures_of(row) for row in rows]) | weight)
-        alone = [module(vision.chat.batch([row], [pictures_of(row)]) | weight) for row in rows]
+        together = module(vision.chat.collate(rows, [load_images(row) for row in rows]) | weight)
+        alone = [module(vision.chat.collate([row], [load_images(row)]) | weight) for row in rows]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
 
 
 def test_the_loss_is_the_models_own(vlm, pictures):
     """One row: the summed cross-entropy over its learned tokens is transformers' mean times their number."""
-    vision = VisionModel(resolve_vision_base(str(vlm)))
+    vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
     row = rows_for(vlm, pictures)[1]
-    batch = vision.chat.batch([row], [pictures_of(row)])
+    batch = vision.chat.collate([row], [load_images(row)])
     learned = int((batch["labels"] != IGNORE).sum())
     with torch.no_grad():
         ours = AnswerLoss(vision.model).eval()(batch | {"weight": torch.ones(())})
@@ -148,13 +148,13 @@ def test_the_loss_is_the_models_own(vlm, pictures):
 
 def test_packed_rows_do_not_see_one_another(vlm, pictures, tmp_path):
     """The losses of rows end to end in one sequence are those of a padded batch, and so are the gradients."""
-    vision, rows = VisionModel(resolve_vision_base(str(vlm))), rows_for(vlm, pictures)
-    if not vision.family.packs:
+    vision, rows = VisionLanguageModel(resolve_vision_base(str(vlm))), rows_for(vlm, pictures)
+    if not vision.family.supports_packing:
         with pytest.raises(UserError, match="packing"):
             train(a_config(vlm, pictures, tmp_path, packing=True))
         return
-    batch = vision.chat.batch(rows, [pictures_of(row) for row in rows]) | {"weight": torch.ones(())}
-    layer = vision.model.get_submodule(vision.layers(("language-attention",))[0]).requires_grad_(True)
+    batch = vision.chat.collate(rows, [load_images(row) for row in rows]) | {"weight": torch.ones(())}
+    layer = vision.model.get_submodule(vision.linear_layers(("language-attention",))[0]).requires_grad_(True)
     found = []
     for packing in (False, True):
         layer.zero_grad()
@@ -167,9 +167,9 @@ def test_packed_rows_do_not_see_one_another(vlm, pictures, tmp_path):
 
 def test_answers_do_not_see_themselves(vlm, pictures):
     """Changing a learned token changes nothing that is predicted at or before it."""
-    vision = VisionModel(resolve_vision_base(str(vlm)))
+    vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
     row = rows_for(vlm, pictures)[0]
-    batch = vision.chat.batch([row], [pictures_of(row)])
+    batch = vision.chat.collate([row], [load_images(row)])
     labels = batch.pop("labels")
     at = int((labels[0] != IGNORE).nonzero()[1])
     with torch.no_grad():
@@ -186,13 +186,13 @@ def test_trains_and_is_used(vlm, pictures, tmp_path, adapter):
     run = train(a_config(vlm, pictures, tmp_path, adapter=adapter))
     vision = open_chat(str(vlm), [run.adapter])
     row = rows_for(vlm, pictures)[0].until(1)
-    inputs = inputs_of(vision, [row])
+    inputs = question_inputs(vision, [row])
     stock = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(vlm, dtype=torch.float32), str(run.adapter / "model")
     ).eval()
     with torch.no_grad():
         ours = vision.model(**inputs).logits
-        with base_only(vision):
+        with base_model_only(vision):
             plain = vision.model(**inputs).logits
         torch.testing.assert_close(stock(**inputs).logits, ours, rtol=1e-4, atol=1e-5)
         assert (ours - plain).abs().max() > 1e-4
@@ -217,9 +217,9 @@ def test_resume_is_exact(vlm, pictures, tmp_path):
 
 def test_adapters_stand_where_they_were_asked_for(vlm, pictures, tmp_path):
     """Each part's layers are its own, and none gets an adapter that learns nothing."""
-    vision = VisionModel(resolve_vision_base(str(vlm)))
+    vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
     parts = [part for part in PARTS if not ("gemma3" in str(vlm) and part == "projector")]
-    seen = [set(vision.layers((part,))) for part in parts]
+    seen = [set(vision.linear_layers((part,))) for part in parts]
     assert all(seen)
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert vision.projectors()
@@ -256,16 +256,16 @@ def test_strength_goes_from_base_to_trained(bases, pictures, tmp_path):
     for strength in (0.0, 0.5, 1.0):
         vision = open_chat(str(folder), [run.adapter], [strength])
         with torch.no_grad():
-            logits[strength] = vision.model(**inputs_of(vision, [row])).logits
+            logits[strength] = vision.model(**question_inputs(vision, [row])).logits
     with torch.no_grad():
-        plain = open_chat(str(folder)).model(**inputs_of(vision, [row])).logits
-        with base_only(vision):
-            torch.testing.assert_close(vision.model(**inputs_of(vision, [row])).logits, plain, rtol=0, atol=0)
+        plain = open_chat(str(folder)).model(**question_inputs(vision, [row])).logits
+        with base_model_only(vision):
+            torch.testing.assert_close(vision.model(**question_inputs(vision, [row])).logits, plain, rtol=0, atol=0)
     torch.testing.assert_close(logits[0.0], plain, rtol=1e-5, atol=1e-6)
     distance = [(logits[s] - plain).norm() for s in (0.5, 1.0)]
     assert 0 < distance[0] < distance[1]
 
 
 def test_every_family_is_tried(bases):
-    tried = {VisionModel(str(bases(name))).config["model_type"] for name in BUILDERS}
-    assert tried == {kind for family in FAMILIES for kind in family.kinds}
+    tried = {VisionLanguageModel(str(bases(name))).config["model_type"] for name in BUILDERS}
+    assert tried == {kind for family in FAMILIES for kind in family.model_types}

@@ -13,10 +13,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..core.devices import exact
+from ..core.devices import to_float64
 from .attach import adapter_layers
 from .change import Change
-from .fold import Folded, base_weight, carries
+from .fold import Folded, base_weight, has_adapter
 
 RIDGE = 1e-6  # share of the mean square that is added to the inputs' second moments before they are inverted
 
@@ -29,7 +29,7 @@ class Moments:
 
     def add(self, x: torch.Tensor, e: torch.Tensor) -> None:
         """Takes inputs (N, in) and effects (N, out)."""
-        x, e = exact(torch.cat((x, x.new_ones(len(x), 1)), 1)), exact(e)
+        x, e = to_float64(torch.cat((x, x.new_ones(len(x), 1)), 1)), to_float64(e)
         new = (x.t() @ x, e.t() @ x, e.square().sum())
         self.sums = new if self.sums is None else tuple(a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
 
@@ -48,7 +48,7 @@ class Moments:
 
 
 @torch.no_grad()
-def linearise(
+def linearize(
     model: nn.Module, run: Callable[[], Any], adapter: str = "default", *, bias: bool = True
 ) -> tuple[Folded, dict[str, float]]:
     """A linear change for each layer with the adapter, fitted to what it does while `run()` runs the model.
@@ -56,17 +56,17 @@ def linearise(
     Returns the changes, and for each layer the norm of what they miss over the norm of the effect. The model must be in
     eval mode, with this adapter alone active at strength 1; linear layers only.
     """
-    layers = {name: layer for name, layer in adapter_layers(model).items() if carries(layer, adapter)}
+    layers = {name: layer for name, layer in adapter_layers(model).items() if has_adapter(layer, adapter)}
     moments = {name: Moments() for name in layers}
     hooks = []
     for name, layer in layers.items():
 
-        def see(module: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
+        def record_moments(module: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
             x = inputs[0]
             effect = output - module.get_base_layer()(x)
             moments[name].add(x.flatten(0, -2), effect.flatten(0, -2))
 
-        hooks.append(layer.register_forward_hook(see))  # type: ignore[attr-defined]
+        hooks.append(layer.register_forward_hook(record_moments))  # type: ignore[attr-defined]
     try:
         run()
     finally:
@@ -87,7 +87,7 @@ def low_rank(
     if change.is_low_rank and (change.down is None or max_rank is None or len(change.down) <= max_rank):
         return change, 0.0
     left, values, right = factored_svd(change) if change.is_low_rank else dense_svd(change, weight)
-    squares = exact(values).square()
+    squares = to_float64(values).square()
     whole = squares.sum()
     if not whole:
         return Change(bias=change.bias), 0.0
@@ -109,8 +109,8 @@ def factored_svd(change: Change) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     """The same of a plain low-rank change, by way of a matrix of its rank."""
     assert change.up is not None
     assert change.down is not None
-    up, core_up = torch.linalg.qr(exact(change.up))
-    down, core_down = torch.linalg.qr(exact(change.down).t())
+    up, core_up = torch.linalg.qr(to_float64(change.up))
+    down, core_down = torch.linalg.qr(to_float64(change.down).t())
     left, values, right = torch.linalg.svd(core_up @ core_down.t(), full_matrices=False)
     return tuple(part.to(change.up.device, torch.float32) for part in (up @ left, values, right @ down.t()))  # type: ignore[return-value]
 

@@ -37,14 +37,14 @@ def attach(model: nn.Module, config: PeftConfig, adapter: str = "default", *, fi
         )
     model.requires_grad_(False)
     try:
-        put_on(model, config, adapter)
+        add_adapter(model, config, adapter)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from error
-    for parameter in trainable(model):
+    for parameter in trainable_parameters(model):
         parameter.data = parameter.data.float()
 
 
-def put_on(model: nn.Module, config: PeftConfig, adapter: str) -> None:
+def add_adapter(model: nn.Module, config: PeftConfig, adapter: str) -> None:
     """Adds an adapter to a model and makes it the active one, through PEFT itself.
 
     The model's own `add_adapter` does the same behind a check of PEFT's version that a release of diffusers or transformers may
@@ -63,7 +63,7 @@ def put_on(model: nn.Module, config: PeftConfig, adapter: str) -> None:
 
 def set_active(model: nn.Module, adapters: list[str]) -> None:
     """Makes these adapters the active ones and trainable, wherever they are; with none of them all adapters are off."""
-    for module in switchable(model):
+    for module in adapter_modules(model):
         module.enable_adapters(bool(adapters))
         if adapters:
             known = isinstance(
@@ -72,16 +72,16 @@ def set_active(model: nn.Module, adapters: list[str]) -> None:
             module.set_adapter([name for name in adapters if known or name in module._adapters])
 
 
-def take_off(model: nn.Module) -> None:
+def remove_adapters(model: nn.Module) -> None:
     """Takes every adapter off a model that `attach`, `put_on` or `add_adapter` put there, leaving its frozen layers."""
-    for name, layer in innermost_first(model):
+    for name, layer in adapter_layers_innermost_first(model):
         replace_module(model, name, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
     model._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
-def drop_unused(model: nn.Module, adapter: str = "default") -> list[str]:
+def remove_unused_adapters(model: nn.Module, adapter: str = "default") -> list[str]:
     """Takes the adapter off layers none of whose parameters has a gradient, to be called behind a backward pass.
 
     Such layers have no part in the result (the last ones of a text encoder whose last states nobody reads). Their names are
@@ -101,14 +101,14 @@ def drop_unused(model: nn.Module, adapter: str = "default") -> list[str]:
 @torch.no_grad()
 def calibrate(model: nn.Module, run: Callable[[], Any], adapter: str = "default") -> None:
     """Runs the model once and gives each layer that starts from it the mean of its base layer's output."""
-    hooks, layers = [], [m for m in model.modules() if isinstance(m, AdapterLayer) and m.has(adapter)]
+    hooks, layers = [], [m for m in model.modules() if isinstance(m, AdapterLayer) and m.has_adapter(adapter)]
     layers = [layer for layer in layers if type(layer).calibrate is not AdapterLayer.calibrate]
     for layer in layers:
 
-        def give(module: nn.Module, inputs: Any, output: torch.Tensor, layer: AdapterLayer = layer) -> None:
+        def set_mean(module: nn.Module, inputs: Any, output: torch.Tensor, layer: AdapterLayer = layer) -> None:
             layer.calibrate(adapter, output.flatten(0, -2).float().mean(0))
 
-        hooks.append(layer.base_layer.register_forward_hook(give))
+        hooks.append(layer.base_layer.register_forward_hook(set_mean))
     try:
         if layers:
             run()
@@ -118,7 +118,7 @@ def calibrate(model: nn.Module, run: Callable[[], Any], adapter: str = "default"
 
 
 def parameter_groups(
-    model: nn.Module, rate: float, adapter: str = "default", *, up_ratio: float = 1.0
+    model: nn.Module, learning_rate: float, adapter: str = "default", *, lora_plus_ratio: float = 1.0
 ) -> list[dict[str, Any]]:
     """The trainable parameters for an optimizer, one group for each learning rate that the variant asks for.
 
@@ -126,20 +126,20 @@ def parameter_groups(
     """
     factors: dict[int, float] = {}
     for layer in adapter_layers(model).values():
-        if isinstance(layer, AdapterLayer) and layer.has(adapter):
+        if isinstance(layer, AdapterLayer) and layer.has_adapter(adapter):
             tensors = layer.tensors(adapter)
-            for name, factor in layer.rates(layer.settings[adapter]).items():
+            for name, factor in layer.lr_multipliers(layer.settings[adapter]).items():
                 if name in tensors:
                     factors[id(tensors[name])] = factor
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            up = up_ratio if f"_up.{adapter}" in name or f"lora_B.{adapter}" in name else 1.0
+            up = lora_plus_ratio if f"_up.{adapter}" in name or f"lora_B.{adapter}" in name else 1.0
             groups.setdefault(up * factors.get(id(parameter), 1.0), []).append(parameter)
-    return [{"params": parameters, "lr": factor * rate} for factor, parameters in groups.items()]
+    return [{"params": parameters, "lr": factor * learning_rate} for factor, parameters in groups.items()]
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that training changes."""
     return [p for p in model.parameters() if p.requires_grad]
 
@@ -149,20 +149,20 @@ def adapter_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def innermost_first(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+def adapter_layers_innermost_first(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
     """The same as pairs, for what takes layers out: where two variants adapt one layer, the later one holds the earlier."""
     return list(reversed(adapter_layers(model).items()))
 
 
-def switchable(model: nn.Module) -> list[Any]:
+def adapter_modules(model: nn.Module) -> list[Any]:
     """What carries an adapter: its layers, and modules that are trained in full (modules_to_save)."""
     return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
 
 @contextmanager
-def adapters_off(*models: nn.Module) -> Iterator[None]:
+def disable_adapters(*models: nn.Module) -> Iterator[None]:
     """Within the block the models compute what they would without any adapter."""
-    layers = [layer for model in models for layer in switchable(model) if not layer._disable_adapters]
+    layers = [layer for model in models for layer in adapter_modules(model) if not layer._disable_adapters]
     for layer in layers:
         layer._disable_adapters = True  # enable_adapters(False) would also take the parameters out of training
     try:
@@ -174,10 +174,10 @@ def adapters_off(*models: nn.Module) -> Iterator[None]:
 
 def adapter_state(model: nn.Module, adapter: str = "default") -> dict[str, torch.Tensor]:
     """Copies of the adapter's own tensors, named as PEFT names them in a file."""
-    return {key: value.detach().cpu().clone() for key, value in own_tensors(model, adapter).items()}
+    return {key: value.detach().cpu().clone() for key, value in adapter_tensors(model, adapter).items()}
 
 
-def own_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
+def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
     """The adapter's own tensors by those names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -198,7 +198,7 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter
         UserError: when the tensors do not fit the adapter.
     """
     # A PeftModel's names begin with this, those of a model with injected layers do not, and files always do.
-    own = {name.removeprefix("base_model.model."): name for name in own_tensors(model, adapter)}
+    own = {name.removeprefix("base_model.model."): name for name in adapter_tensors(model, adapter)}
     given = {name.removeprefix("base_model.model."): tensor for name, tensor in in_use(model, state).items()}
     if strange := sorted(set(given) - set(own)):
         raise UserError(f"The adapter does not fit this base model: it has no place for {strange[0]}.")

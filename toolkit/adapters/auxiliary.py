@@ -40,7 +40,7 @@ class AuxiliaryLosses:
         return sum((torch.stack(losses).mean() for losses in self.losses.values()), 0.0)
 
 
-_open: list[AuxiliaryLosses] = []
+_collectors: list[AuxiliaryLosses] = []
 _masks: list[torch.Tensor | None] = []  # at most one: of the collector that was opened last
 
 
@@ -51,33 +51,33 @@ def auxiliary_losses(mask: torch.Tensor | None = None) -> Iterator[AuxiliaryLoss
     mask: (B, L), non-zero where a token is not padding; layers whose input is (B, L, width) leave padding out.
     """
     collected = AuxiliaryLosses()
-    _open.append(collected)
+    _collectors.append(collected)
     _masks[:] = [mask]
     try:
         yield collected
     finally:
-        _open[:] = [one for one in _open if one is not collected]
+        _collectors[:] = [one for one in _collectors if one is not collected]
 
 
-def put_loss_into_output(model: nn.Module) -> None:
+def add_loss_to_output(model: nn.Module) -> None:
     """Adds auxiliary losses that nobody else collects to the loss in the model's output, so that stock trainers have them.
 
     By hooks on the model itself, since PeftModel, DDP and trainers call it in different ways.
     """
-    if open_before not in model._forward_pre_hooks.values():
+    if open_collector not in model._forward_pre_hooks.values():
         model._own_auxiliary = None  # type: ignore[assignment]
-        model.register_forward_pre_hook(open_before, with_kwargs=True)
-        model.register_forward_hook(close_after, always_call=True)
+        model.register_forward_pre_hook(open_collector, with_kwargs=True)
+        model.register_forward_hook(close_collector, always_call=True)
 
 
-def open_before(model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+def open_collector(model: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
     """Opens a collector for one forward pass of the model in training, unless one is open."""
-    if model.training and collector() is None:
+    if model.training and current_collector() is None:
         context = auxiliary_losses(named.get("attention_mask"))
         model._own_auxiliary = context, context.__enter__()  # type: ignore[assignment]
 
 
-def close_after(model: nn.Module, inputs: Any, output: Any) -> None:
+def close_collector(model: nn.Module, inputs: Any, output: Any) -> None:
     """Closes it, and adds what it has to output.loss."""
     if model._own_auxiliary is None:
         return
@@ -90,18 +90,18 @@ def close_after(model: nn.Module, inputs: Any, output: Any) -> None:
         warn_once()
 
 
-def collector() -> AuxiliaryLosses | None:
+def current_collector() -> AuxiliaryLosses | None:
     """The innermost open collector."""
-    return _open[-1] if _open else None
+    return _collectors[-1] if _collectors else None
 
 
-def wanted() -> bool:
+def should_compute_loss() -> bool:
     """Whether layers in training shall compute their auxiliary loss: yes once anybody has collected one.
 
     Raises:
         ValueError: when a collector is open but gradients are off, as under gradient checkpointing of the old kind.
     """
-    if _open and not torch.is_grad_enabled():
+    if _collectors and not torch.is_grad_enabled():
         raise ValueError(
             "The adapter's auxiliary loss is lost without gradients: use gradient checkpointing with use_reentrant=False, "
             "or put the model in eval mode."

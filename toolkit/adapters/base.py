@@ -25,9 +25,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .change import CONVOLUTIONS, Change, add_product, changed, is_untouched, joint, product
-from .plugin import AdapterType, register
-from .quantized import Kept, backend_of, is_plain, make_readable
+from .change import (
+    CONVOLUTIONS,
+    Change,
+    add_projection,
+    apply_change,
+    apply_weight,
+    is_frozen_and_unhooked,
+    joint_forward,
+)
+from .plugin import AdapterType, register_peft_method
+from .quantized import WeightSnapshot, find_backend, is_plain, unpack_cpu_weight
 
 REGISTRY: dict[str, type[AdapterLayer]] = {}
 
@@ -99,11 +107,11 @@ class AdapterConfig(PeftConfig):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
-    def check_least(self, name: str, least: float) -> None:
+    def check_minimum(self, name: str, minimum: float) -> None:
         """Raises ValueError when the field is below its least value."""
         value = getattr(self, name)
-        if not value >= least:
-            raise ValueError(f"{name} must be at least {least}, not {value!r}.")
+        if not value >= minimum:
+            raise ValueError(f"{name} must be at least {minimum}, not {value!r}.")
 
 
 class NotLinearError(NotImplementedError, ValueError):
@@ -118,7 +126,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     name: ClassVar[str]
     config_class: ClassVar[type[AdapterConfig]]
-    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, *CONVOLUTIONS)
+    supported_layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, *CONVOLUTIONS)
     """Base layers that the variant can be put on. transformers' Conv1D is a linear layer whose weight is stored (in, out)."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of tensors that only training needs: a layer that is loaded to be used goes without them."""
@@ -146,15 +154,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             cls.name, cls.config_class, config.kind = name, config, kind or name.upper()
             if listed:
                 REGISTRY[name] = cls
-            register(AdapterType(config.kind), name, config, cls)
+            register_peft_method(AdapterType(config.kind), name, config, cls)
 
     def __init__(self, base_layer: nn.Module, layer_name: str = "", model: nn.Module | None = None) -> None:
         """layer_name: as messages call it; model: the one that it is a layer of."""
         super().__init__()
         self.base_layer, self.layer_name = base_layer, layer_name
-        self.quantization_backend = backend_of(self.get_base_layer(), model)
-        self.plain = is_plain(base_layer)  # settled here: a forward pass asks no more than it must
-        self.fan_in, self.fan_out = fans(self.get_base_layer(), self.kinds, self.name)
+        self.quantization_backend = find_backend(self.get_base_layer(), model)
+        self.is_plain_linear = is_plain(base_layer)  # settled here: a forward pass asks no more than it must
+        self.fan_in, self.fan_out = fan_in_out(self.get_base_layer(), self.supported_layers, self.name)
         self.in_features, self.out_features = features(self.get_base_layer())
         self.attributes: dict[str, str] = {}  # of the variant's tensors, by their own names
         self.r: dict[str, int] = {}
@@ -164,7 +172,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.adapter_dropout = nn.ModuleDict()
         self.adapter_layer_names: tuple[str, ...] = ()
         self.frozen_peft_weight_names = {}
-        self.unmerged_weight: torch.Tensor | Kept | None = None
+        self.unmerged_weight: torch.Tensor | WeightSnapshot | None = None
         self.unmerged_bias: torch.Tensor | None = None
         self._disable_adapters = False
         self._active_adapter: list[str] = []
@@ -172,15 +180,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     # -------------------------------------------------------------------------- what a variant says
 
-    def create(self, config: Any, r: int) -> dict[str, torch.Tensor]:
+    def init_tensors(self, config: Any, r: int) -> dict[str, torch.Tensor]:
         """The variant's tensors at the start of training; shapes follow from r, self.fan_in and self.fan_out."""
         raise NotImplementedError
 
-    def frozen(self, config: Any) -> tuple[str, ...]:
+    def frozen_tensors(self, config: Any) -> tuple[str, ...]:
         """Names of tensors that are not trained under this config."""
         return ()
 
-    def rates(self, config: Any) -> dict[str, float]:
+    def lr_multipliers(self, config: Any) -> dict[str, float]:
         """Factors on the learning rate of single tensors."""
         return {}
 
@@ -196,12 +204,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """
         raise NotImplementedError
 
-    def reader(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def input_projection(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """The matrix (k, in) through which `effect` reads the layer's input."""
         raise NotImplementedError
 
-    def effect(
-        self, adapter: str, tensors: dict[str, torch.Tensor], read: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    def nonlinear_delta(
+        self, adapter: str, tensors: dict[str, torch.Tensor], projected: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The formula of any other, for read = x @ reader.T (..., k), the input x (..., in) and the base's output y (..., out).
 
@@ -226,9 +234,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.scaling[adapter] = self.initial_scaling(adapter)
         self.adapter_dropout[adapter] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.adapter_dropout[adapter].train(self.training)
-        for tensor, value in self.create(config, r).items():
+        for tensor, value in self.init_tensors(config, r).items():
             self.put(adapter, tensor, value if config.init_weights else away_from_zero(value))
-        self.frozen_peft_weight_names[adapter] = tuple(self.attribute(tensor) for tensor in self.frozen(config))
+        self.frozen_peft_weight_names[adapter] = tuple(self.attribute(tensor) for tensor in self.frozen_tensors(config))
         self._move_adapter_to_device_of_base_layer(adapter)
         self.set_adapter(self.active_adapters or [adapter], inference_mode=config.inference_mode)
 
@@ -267,25 +275,25 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             if adapter in (values := getattr(self, attribute))
         }
 
-    def has(self, adapter: str) -> bool:
+    def has_adapter(self, adapter: str) -> bool:
         """Whether this layer carries the adapter."""
         return adapter in self.scaling
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Sets the strength: 1 is as trained, 0 is off."""
-        if self.has(adapter):
+        if self.has_adapter(adapter):
             self.scaling[adapter] = scale * self.initial_scaling(adapter)
 
     def scale_layer(self, scale: float) -> None:
         """Multiplies the strength of the active adapters."""
         for adapter in self.active_adapters:
-            if self.has(adapter):
+            if self.has_adapter(adapter):
                 self.scaling[adapter] *= scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
         """Divides the strength of the active adapters, or sets it back to 1."""
         for adapter in self.active_adapters:
-            if self.has(adapter):
+            if self.has_adapter(adapter):
                 if scale is None:
                     self.set_scale(adapter, 1.0)
                 else:
@@ -298,9 +306,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if isinstance(self.unmerged_weight, torch.Tensor):
             return self.as_matrix(self.unmerged_weight.to(self.get_base_layer().weight.device))
         base = self.get_base_layer()
-        make_readable(base)
-        if isinstance(self.unmerged_weight, Kept):
-            with self.unmerged_weight.in_place(base):
+        unpack_cpu_weight(base)
+        if isinstance(self.unmerged_weight, WeightSnapshot):
+            with self.unmerged_weight.restored_temporarily(base):
                 return self.as_matrix(self.get_base_weight())
         return self.as_matrix(self.get_base_weight())
 
@@ -333,50 +341,50 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         if self.disable_adapters or self.merged:
             return self.base_layer(x, *args, **kwargs)
-        return self.adapted([a for a in self.active_adapters if self.has(a)], x, *args, **kwargs)
+        return self.forward_with_adapters([a for a in self.active_adapters if self.has_adapter(a)], x, *args, **kwargs)
 
-    def adapted(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward_with_adapters(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The output with these adapters: the linear ones' changes as one, then the effects of the others."""
         linear = [adapter for adapter in adapters if self.is_linear(adapter)]
         effects = [adapter for adapter in adapters if adapter not in linear]
         dropped = {adapter for adapter in adapters if self.training and self.settings[adapter].dropout}
         total = Change.sum([self.scaled_change(adapter) for adapter in linear if adapter not in dropped])
-        readers = {a: self.reader(a, self.tensors(a)) for a in effects}
+        readers = {a: self.input_projection(a, self.tensors(a)) for a in effects}
         joint, rest = (Change(), total) if effects else (total, Change())  # effects look at the base layer's own output
         kept = {a: matrix for a, matrix in readers.items() if a not in dropped}
-        plain, reads = self.base_and_reads(x, joint, kept, args, kwargs)
-        y, base = self.changed(rest, x, plain), self.get_base_layer()
+        plain, reads = self.base_output_and_projections(x, joint, kept, args, kwargs)
+        y, base = self.apply_change(rest, x, plain), self.get_base_layer()
         for adapter in linear:
             if adapter in dropped:
-                y = self.changed(self.scaled_change(adapter), self.adapter_dropout[adapter](x), y)
+                y = self.apply_change(self.scaled_change(adapter), self.adapter_dropout[adapter](x), y)
         for adapter in effects:
             seen = self.adapter_dropout[adapter](x)
-            read = reads[adapter] if adapter in reads else product(base, seen, readers[adapter].to(x.dtype))
-            code, up = self.effect(adapter, self.tensors(adapter), read, seen, plain)
-            y = add_product(base, y, code, self.scaling[adapter] * up)
+            read = reads[adapter] if adapter in reads else apply_weight(base, seen, readers[adapter].to(x.dtype))
+            code, up = self.nonlinear_delta(adapter, self.tensors(adapter), read, seen, plain)
+            y = add_projection(base, y, code, self.scaling[adapter] * up)
         return y
 
     def scaled_change(self, adapter: str) -> Change:
         """The change at the present strength."""
-        return self.change(adapter, self.tensors(adapter)).scaled(self.scaling[adapter])
+        return self.change(adapter, self.tensors(adapter)).scale(self.scaling[adapter])
 
-    def base_and_reads(
-        self, x: torch.Tensor, change: Change, readers: dict[str, torch.Tensor], args: Any, kwargs: Any
+    def base_output_and_projections(
+        self, x: torch.Tensor, change: Change, projections: dict[str, torch.Tensor], args: Any, kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The base layer's output under the change, and x through each reader (k, in)."""
-        if self.plain and is_untouched(self.base_layer) and not args and not kwargs:
-            y, reads = joint(self.base_layer, x, change, list(readers.values()))
+        if self.is_plain_linear and is_frozen_and_unhooked(self.base_layer) and not args and not kwargs:
+            y, reads = joint_forward(self.base_layer, x, change, list(projections.values()))
         else:
             y = self.base_layer(x, *args, **kwargs)
             if self.quantization_backend is not None:
                 y = self.quantization_backend.maybe_clone_base_result(y)
-            y = self.changed(change, x, y)
-            reads = [product(self.get_base_layer(), x, matrix.to(x.dtype)) for matrix in readers.values()]
-        return y, dict(zip(readers, reads, strict=True))
+            y = self.apply_change(change, x, y)
+            reads = [apply_weight(self.get_base_layer(), x, matrix.to(x.dtype)) for matrix in projections.values()]
+        return y, dict(zip(projections, reads, strict=True))
 
-    def changed(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def apply_change(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The base layer's output y -> the changed layer's."""
-        return changed(self.get_base_layer(), change, x, y, self.base_weight)
+        return apply_change(self.get_base_layer(), change, x, y, self.base_weight)
 
     # -------------------------------------------------------------------------- merge and fold
 
@@ -392,16 +400,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 f"The adapter was trained with bias='{self.settings[adapter].bias}', and its biases of the base model have no place "
                 "in its change: merge it into the model, or keep it as an adapter."
             )
-        return self.exact_change(adapter).scaled(self.initial_scaling(adapter))
+        return self.exact_change(adapter).scale(self.initial_scaling(adapter))
 
     @torch.no_grad()
     def exact_change(self, adapter: str) -> Change:
         """The change before the scaling, at least in fp32."""
-        return self.change(adapter, {key: finer(value) for key, value in self.tensors(adapter).items()})
+        return self.change(adapter, {key: at_least_fp32(value) for key, value in self.tensors(adapter).items()})
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """The change of the base weight at the present strength, in its shape, at least fp32."""
-        delta = self.exact_change(adapter).scaled(self.scaling[adapter]).delta_weight(finer(self.base_weight()))
+        delta = self.exact_change(adapter).scale(self.scaling[adapter]).delta_weight(at_least_fp32(self.base_weight()))
         return self.as_stored(delta)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -414,7 +422,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             NotLinearError: for a variant that is not linear.
             ValueError: with `safe_merge`, if the merged weight is not finite.
         """
-        names = [adapter for adapter in check_adapters_to_merge(self, adapter_names) or [] if self.has(adapter)]
+        names = [adapter for adapter in check_adapters_to_merge(self, adapter_names) or [] if self.has_adapter(adapter)]
         if not names:
             return
         keep = all(self.settings[adapter].keep_unmerged for adapter in (*self.merged_adapters, *names))
@@ -422,11 +430,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         old_weight, old_bias = self.base_weight(), self.base_bias()
         total = Change()
         for adapter in wanted:
-            total = total + self.exact_change(adapter).scaled(self.scaling[adapter])
-        weight = finer(old_weight) + total.delta_weight(finer(old_weight))
+            total = total + self.exact_change(adapter).scale(self.scaling[adapter])
+        weight = at_least_fp32(old_weight) + total.delta_weight(at_least_fp32(old_weight))
         bias = self.get_base_layer().bias if not keep else old_bias
         if total.bias is not None:
-            bias = total.bias if bias is None else finer(bias) + total.bias
+            bias = total.bias if bias is None else at_least_fp32(bias) + total.bias
         if safe_merge and not (torch.isfinite(weight).all() and (bias is None or torch.isfinite(bias).all())):
             raise ValueError(
                 f"NaNs detected in the merged weights. The adapter {', '.join(wanted)} seems to be broken: "
@@ -436,11 +444,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self.unmerged_bias = old_bias
             if keep:
                 base = self.get_base_layer()
-                self.unmerged_weight = base.weight.data.cpu() if self.quantization_backend is None else Kept.of(base)
-        self.put_base(weight.to(old_weight.dtype), bias)
+                self.unmerged_weight = (
+                    base.weight.data.cpu() if self.quantization_backend is None else WeightSnapshot.capture(base)
+                )
+        self.set_base(weight.to(old_weight.dtype), bias)
         self.merged_adapters.extend(names)
 
-    def put_base(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def set_base(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Sets weight (out, in) and bias of the base layer."""
         base = self.get_base_layer()
         if self.quantization_backend is not None:
@@ -458,13 +468,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         base, weight, bias = self.get_base_layer(), self.unmerged_weight, self.unmerged_bias
-        if isinstance(weight, Kept):
-            weight.put_back(base)
+        if isinstance(weight, WeightSnapshot):
+            weight.restore(base)
         elif weight is None:
             weight = self.base_weight()
             for adapter in self.merged_adapters:
-                weight = finer(weight) - self.as_matrix(self.get_delta_weight(adapter))
-            self.put_base(weight.to(base.weight.dtype), bias)
+                weight = at_least_fp32(weight) - self.as_matrix(self.get_delta_weight(adapter))
+            self.set_base(weight.to(base.weight.dtype), bias)
         else:
             base.weight.data = weight.to(base.weight.device)
         if bias is not base.bias:
@@ -481,7 +491,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return change.is_low_rank and change.bias is None  # PEFT takes over the weight's change only
 
 
-def finer(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in fp32, or as it is when it is finer."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
@@ -500,18 +510,23 @@ def features(base: nn.Module) -> tuple[int, int]:
     return base.in_features, base.out_features  # type: ignore[return-value]
 
 
-def fans(base: nn.Module, kinds: tuple[type[nn.Module], ...], name: str) -> tuple[int, int]:
+def fan_in_out(base: nn.Module, supported_layers: tuple[type[nn.Module], ...], name: str) -> tuple[int, int]:
     """Inputs of one output, and outputs, of a base layer.
 
     Raises:
         ValueError: for a layer that the variant cannot adapt.
     """
     linear = isinstance(base, Conv1D) or (hasattr(base, "in_features") and hasattr(base, "out_features"))
-    if nn.Linear in kinds and linear:
+    if nn.Linear in supported_layers and linear:
         return features(base)
-    if isinstance(base, CONVOLUTIONS) and isinstance(base, kinds) and base.groups == 1 and base.padding_mode == "zeros":
+    if (
+        isinstance(base, CONVOLUTIONS)
+        and isinstance(base, supported_layers)
+        and base.groups == 1
+        and base.padding_mode == "zeros"
+    ):
         return base.in_channels * math.prod(base.kernel_size), base.out_channels
-    able = " or ".join(kind.__name__ for kind in kinds)
+    able = " or ".join(kind.__name__ for kind in supported_layers)
     raise ValueError(
         f"{name} cannot adapt a {type(base).__name__} layer: choose target_modules that name {able} layers."
     )

@@ -40,15 +40,15 @@ class Change:
     dense: torch.Tensor | None = None
     """(out, in): only for methods that have no smaller form."""
 
-    def scaled(self, scale: float | torch.Tensor) -> Change:
+    def scale(self, factor: float | torch.Tensor) -> Change:
         """The change at another strength; only small tensors are touched."""
-        if not isinstance(scale, torch.Tensor) and scale == 1:
+        if not isinstance(factor, torch.Tensor) and factor == 1:
             return self
 
-        def times(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor * scale
+        def scale_tensor(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor * factor
 
-        small = {name: times(getattr(self, name)) for name in ("up", "rows", "mask_up", "bias", "dense")}
+        small = {name: scale_tensor(getattr(self, name)) for name in ("up", "rows", "mask_up", "bias", "dense")}
         return replace(self, **small)
 
     def __add__(self, other: Change) -> Change:
@@ -59,16 +59,16 @@ class Change:
     def sum(changes: Sequence[Change]) -> Change:
         """All changes as one. Factors are concatenated, so that several adapters cost one product."""
         return Change(
-            cat([change.down for change in changes], 0),
-            cat([change.up for change in changes], 1),
-            add([change.rows for change in changes]),
-            cat([change.mask_up for change in changes], 1),
-            cat([change.mask_down for change in changes], 0),
-            add([change.bias for change in changes]),
-            add([change.dense for change in changes]),
+            concat_present([change.down for change in changes], 0),
+            concat_present([change.up for change in changes], 1),
+            sum_present([change.rows for change in changes]),
+            concat_present([change.mask_up for change in changes], 1),
+            concat_present([change.mask_down for change in changes], 0),
+            sum_present([change.bias for change in changes]),
+            sum_present([change.dense for change in changes]),
         )
 
-    def rows_in_mask(self) -> Change:
+    def fold_rows_into_mask(self) -> Change:
         """The same change with the rows' factors as one more column of the mask."""
         if self.rows is None or self.mask_down is None:
             return self
@@ -82,7 +82,7 @@ class Change:
         return self.rows is None and self.mask_up is None and self.dense is None
 
     @property
-    def is_nothing(self) -> bool:
+    def is_zero(self) -> bool:
         """True when it changes nothing."""
         pairs = ((self.up, self.down), (self.mask_up, self.mask_down))
         factors = any(up is not None and down is not None and (up @ down).any() for up, down in pairs)
@@ -100,13 +100,13 @@ class Change:
         return total if self.dense is None else total + self.dense
 
 
-def cat(tensors: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor | None:
+def concat_present(tensors: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor | None:
     """Those that are there, one behind the other; None when none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(there, dim) if len(there) > 1 else there[0] if there else None
 
 
-def add(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def sum_present(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     """Sum of those that are there; None when none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return sum(there[1:], there[0]) if there else None
@@ -115,7 +115,7 @@ def add(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 # ---------------------------------------------------------------------------------------------- forward
 
 
-def product(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def apply_weight(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x through a weight (out, in) in the place of the base layer's, without bias."""
     if isinstance(base, CONVOLUTIONS):
         kernel = weight.view(-1, *base.weight.shape[1:])
@@ -123,7 +123,7 @@ def product(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Ten
     return F.linear(x, weight)
 
 
-def add_product(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def add_projection(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """y (..., out) + up (out, k) @ code (..., k); for a convolution y (B, out, ...) and code (B, k, ...).
 
     Computes in the number format of the code; the factor keeps its own.
@@ -138,13 +138,13 @@ def add_product(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.
     return torch.addmm(y.reshape(-1, y.shape[-1]), code.reshape(-1, code.shape[-1]), up.t()).view(y.shape)
 
 
-def per_channel(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def broadcast_channels(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """(out,) in the shape and number format that meets y (..., out), or (B, out, ...) of a convolution."""
     channel = channel.to(y.dtype)
     return channel.view(-1, *[1] * len(base.kernel_size)) if isinstance(base, CONVOLUTIONS) else channel
 
 
-def is_untouched(base: nn.Module) -> bool:
+def is_frozen_and_unhooked(base: nn.Module) -> bool:
     """Whether a linear layer is frozen and nobody hooks into it, so that its product may be taken in its place.
 
     Asked in every forward pass, since hooks come and go: it looks at dicts that the layer has anyway.
@@ -155,42 +155,42 @@ def is_untouched(base: nn.Module) -> bool:
     return not (hooks or replaced or learns)
 
 
-def carry_out(base: nn.Module, x: torch.Tensor, change: Change, plain: bool) -> torch.Tensor:
+def forward_with_delta(base: nn.Module, x: torch.Tensor, change: Change, plain: bool) -> torch.Tensor:
     """The output of a layer under a change. plain: whether it is an nn.Linear with its weight in full (quantised.is_plain)."""
-    if plain and is_untouched(base):
-        return joint(base, x, change, [])[0]
-    return changed(base, change, x, base(x), lambda: base.weight.flatten(1))
+    if plain and is_frozen_and_unhooked(base):
+        return joint_forward(base, x, change, [])[0]
+    return apply_change(base, change, x, base(x), lambda: base.weight.flatten(1))
 
 
-def changed(
+def apply_change(
     base: nn.Module, change: Change, x: torch.Tensor, y: torch.Tensor, weight: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
     """The base layer's output y -> the changed layer's. weight() is the frozen weight (out, in), asked for by a mask only."""
     if change.rows is not None:
-        unbiased = y if base.bias is None else y - per_channel(base, base.bias, y)
-        y = y + per_channel(base, change.rows, y) * unbiased
+        unbiased = y if base.bias is None else y - broadcast_channels(base, base.bias, y)
+        y = y + broadcast_channels(base, change.rows, y) * unbiased
     if change.mask_up is not None and change.mask_down is not None:
         mask = change.mask_up @ change.mask_down
-        y = y + product(base, x, (mask * weight().to(mask.dtype)).to(x.dtype))
+        y = y + apply_weight(base, x, (mask * weight().to(mask.dtype)).to(x.dtype))
     if change.down is not None and change.up is not None:
-        y = add_product(base, y, product(base, x, change.down.to(x.dtype)), change.up)
+        y = add_projection(base, y, apply_weight(base, x, change.down.to(x.dtype)), change.up)
     if change.dense is not None:
-        y = y + product(base, x, change.dense.to(x.dtype))
+        y = y + apply_weight(base, x, change.dense.to(x.dtype))
     if change.bias is not None:
-        y = y + per_channel(base, change.bias, y)
+        y = y + broadcast_channels(base, change.bias, y)
     return y
 
 
-def joint(
+def joint_forward(
     base: nn.Module, x: torch.Tensor, change: Change, matrices: list[torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The output of a plain layer under a change, (..., out), and x (..., in) through each matrix (k, in), (..., k)."""
-    change, flat = change.rows_in_mask(), x.reshape(-1, x.shape[-1])
+    change, flat = change.fold_rows_into_mask(), x.reshape(-1, x.shape[-1])
     low = [] if change.down is None else [change.down]
     y, *codes = joint_products(base, flat, change, [*matrices, *low])
     if change.rows is not None or change.dense is not None or change.bias is not None:
         rest = Change(rows=change.rows, dense=change.dense, bias=change.bias)
-        y = changed(base, rest, flat, y, lambda: base.weight)
+        y = apply_change(base, rest, flat, y, lambda: base.weight)
     if change.up is not None and low:
         y.addmm_(codes[-1], change.up.to(y.dtype).t())  # y is nobody else's, so no second tensor of its size
     y, *codes = (value.view(*x.shape[:-1], value.shape[-1]) for value in (y, *codes[: len(matrices)]))
@@ -221,7 +221,9 @@ class JointLinear(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, mask_up, mask_down, *matrices):
         bias = None if bias is None else bias.to(x.dtype)
-        return F.linear(x, masked(weight, mask_up, mask_down).to(x.dtype), bias), *(F.linear(x, m) for m in matrices)
+        return F.linear(x, apply_mask(weight, mask_up, mask_down).to(x.dtype), bias), *(
+            F.linear(x, m) for m in matrices
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -234,7 +236,7 @@ class JointLinear(torch.autograd.Function):
         x, weight, mask_up, mask_down, *matrices = ctx.saved_tensors
         dx = dmask_up = dmask_down = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ masked(weight, mask_up, mask_down).to(x.dtype)
+            dx = dy @ apply_mask(weight, mask_up, mask_down).to(x.dtype)
             for dcode, matrix in zip(dcodes, matrices, strict=True):
                 dx.addmm_(dcode, matrix)
         if mask_up is not None and any(ctx.needs_input_grad[3:5]):
@@ -246,7 +248,7 @@ class JointLinear(torch.autograd.Function):
         return dx, None, None, dmask_up, dmask_down, *(dcode.t() @ x if needs else None for dcode, needs in wanted)
 
 
-def masked(weight: torch.Tensor, up: torch.Tensor | None, down: torch.Tensor | None) -> torch.Tensor:
+def apply_mask(weight: torch.Tensor, up: torch.Tensor | None, down: torch.Tensor | None) -> torch.Tensor:
     """weight * (1 + up @ down), (out, in), in the finer of the two number formats; without a mask the weight itself."""
     if up is None or down is None:
         return weight

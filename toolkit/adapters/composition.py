@@ -18,13 +18,13 @@ from torch import nn
 
 from ..core.modules import replace_module
 from .approximate import low_rank
-from .base import finer
-from .change import Change, carry_out, cat
-from .fold import Folded, on_cpu
+from .base import at_least_fp32
+from .change import Change, concat_present, forward_with_delta
+from .fold import Folded, to_cpu
 from .quantized import is_plain
 
 
-class Weights(nn.Module):
+class MixingCoefficients(nn.Module):
     """The weights (N,) of N sources in one layer, or in all layers that share it."""
 
     def __init__(self, count: int, *, temperature: float = 1.0, free: bool = False) -> None:
@@ -40,19 +40,21 @@ class Weights(nn.Module):
 class Mixture(nn.Module):
     """A frozen layer with the frozen changes of N sources, added up by weights: all of them cost one product."""
 
-    def __init__(self, base_layer: nn.Module, changes: Sequence[Change], weights: Weights) -> None:
+    def __init__(self, base_layer: nn.Module, changes: Sequence[Change], coefficients: MixingCoefficients) -> None:
         super().__init__()
-        self.base_layer, self.weights, self.plain = base_layer, weights, is_plain(base_layer)
+        self.base_layer, self.coefficients, self.is_plain_linear = base_layer, coefficients, is_plain(base_layer)
         weight = self.weight.detach().flatten(1)
-        changes = [without_masks(change, weight) for change in changes]
+        changes = [expand_masks(change, weight) for change in changes]
         owners = [n for n, change in enumerate(changes) if change.down is not None for _ in change.down]
-        self.register("down", cat([change.down for change in changes], 0))  # (R, in), R the sum of the ranks
-        self.register("up", cat([change.up for change in changes], 1))  # (out, R)
-        self.register("owner", torch.tensor(owners, dtype=torch.long))  # (R,): whose column of up
-        self.register("biases", stacked([change.bias for change in changes]))  # (N, out)
-        self.register("dense", stacked([change.dense for change in changes]))  # (N, out, in)
+        self.register_tensor(
+            "down", concat_present([change.down for change in changes], 0)
+        )  # (R, in), R the sum of the ranks
+        self.register_tensor("up", concat_present([change.up for change in changes], 1))  # (out, R)
+        self.register_tensor("owner", torch.tensor(owners, dtype=torch.long))  # (R,): whose column of up
+        self.register_tensor("biases", stack_or_zeros([change.bias for change in changes]))  # (N, out)
+        self.register_tensor("dense", stack_or_zeros([change.dense for change in changes]))  # (N, out, in)
 
-    def register(self, name: str, tensor: torch.Tensor | None) -> None:
+    def register_tensor(self, name: str, tensor: torch.Tensor | None) -> None:
         """Keeps a tensor where the weight is; it is not saved, since the sum is."""
         self.register_buffer(name, None if tensor is None else tensor.to(self.weight.device), persistent=False)
 
@@ -70,9 +72,9 @@ class Mixture(nn.Module):
         """The frozen layer."""
         return self.base_layer
 
-    def total(self) -> Change:
+    def weighted_sum(self) -> Change:
         """The weighted sum."""
-        w = self.weights()
+        w = self.coefficients()
         return Change(
             down=self.down,
             up=None if self.up is None else self.up * w[self.owner],
@@ -82,18 +84,18 @@ class Mixture(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in), or (B, in, H, W) for a convolution."""
-        return carry_out(self.base_layer, x, self.total(), self.plain)
+        return forward_with_delta(self.base_layer, x, self.weighted_sum(), self.is_plain_linear)
 
 
-def without_masks(change: Change, weight: torch.Tensor) -> Change:
+def expand_masks(change: Change, weight: torch.Tensor) -> Change:
     """The change with what scales the weight (out, in) written out."""
     if change.rows is None and change.mask_up is None:
         return change
     scaled = replace(change, down=None, up=None, bias=None)
-    return Change(change.down, change.up, bias=change.bias, dense=scaled.delta_weight(finer(weight).cpu()))
+    return Change(change.down, change.up, bias=change.bias, dense=scaled.delta_weight(at_least_fp32(weight).cpu()))
 
 
-def stacked(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def stack_or_zeros(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     """One on the other, zeros in the place of those that are not there; None when none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.stack([torch.zeros_like(there[0]) if t is None else t for t in tensors]) if there else None
@@ -102,12 +104,14 @@ def stacked(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 # ---------------------------------------------------------------------------------------------- a model's layers
 
 
-def mix(model: nn.Module, sources: Sequence[Folded], weights_of: Callable[[str], Weights]) -> dict[str, Mixture]:
+def attach_sources(
+    model: nn.Module, sources: Sequence[Folded], coefficients_of: Callable[[str], MixingCoefficients]
+) -> dict[str, Mixture]:
     """Puts the sources on a frozen model; weights_of(layer name) may give several layers the same weights."""
     mixtures = {}
     for name in layer_names(sources):
         changes = [source.get(name, Change()) for source in sources]
-        mixtures[name] = Mixture(model.get_submodule(name), changes, weights_of(name)).to(
+        mixtures[name] = Mixture(model.get_submodule(name), changes, coefficients_of(name)).to(
             model.get_submodule(name).weight.device
         )
         replace_module(model, name, mixtures[name])
@@ -119,21 +123,21 @@ def layer_names(sources: Sequence[Folded]) -> list[str]:
     return list(dict.fromkeys(name for source in sources for name in source))
 
 
-def sharing(tie: str, make: Callable[[], Weights]) -> Callable[[str], Weights]:
+def coefficient_factory(tie: str, make: Callable[[], MixingCoefficients]) -> Callable[[str], MixingCoefficients]:
     """weights_of for `mix`: weights for each layer, each block, or one for all (global)."""
-    keys = {"layer": lambda name: name, "block": block_of, "global": lambda name: ""}
-    made: dict[str, Weights] = {}
+    keys = {"layer": lambda name: name, "block": block_name, "global": lambda name: ""}
+    made: dict[str, MixingCoefficients] = {}
 
-    def weights_of(name: str) -> Weights:
+    def coefficients_of(name: str) -> MixingCoefficients:
         key = keys[tie](name)
         if key not in made:
             made[key] = make()
         return made[key]
 
-    return weights_of
+    return coefficients_of
 
 
-def block_of(name: str) -> str:
+def block_name(name: str) -> str:
     """The block that a layer is in: its name up to the last number with two names or more behind it.
 
     'down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0' -> '...transformer_blocks.0'.
@@ -147,20 +151,20 @@ def block_of(name: str) -> str:
 
 
 @torch.no_grad()
-def totals(mixtures: dict[str, Mixture]) -> Folded:
+def weighted_sums(mixtures: dict[str, Mixture]) -> Folded:
     """Each layer's weighted sum, in main memory."""
-    return {name: on_cpu(mixture.total()) for name, mixture in mixtures.items()}
+    return {name: to_cpu(mixture.weighted_sum()) for name, mixture in mixtures.items()}
 
 
-def weighted(sources: Sequence[Folded], weights: Sequence[float]) -> Folded:
+def sum_sources(sources: Sequence[Folded], weights: Sequence[float]) -> Folded:
     """The same for weights that are alike in all layers, without a model."""
     return {
-        name: sum((s[name].scaled(w) for s, w in zip(sources, weights, strict=True) if name in s), Change())
+        name: sum((s[name].scale(w) for s, w in zip(sources, weights, strict=True) if name in s), Change())
         for name in layer_names(sources)
     }
 
 
-def cut(folded: Folded, weights: dict[str, Any], max_rank: int) -> tuple[Folded, dict[str, float]]:
+def truncate_ranks(folded: Folded, weights: dict[str, Any], max_rank: int) -> tuple[Folded, dict[str, float]]:
     """Each change as plain LoRA of at most this rank, and the relative errors. weights: the frozen ones (out, in)."""
     short = {name: low_rank(change, weights[name], max_rank=max_rank) for name, change in folded.items()}
     return {name: change for name, (change, _) in short.items()}, {name: error for name, (_, error) in short.items()}

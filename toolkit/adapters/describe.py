@@ -11,10 +11,10 @@ from peft import get_peft_model
 from torch import nn
 
 from ..core.errors import UserError
-from .attach import adapter_layers, trainable
+from .attach import adapter_layers, trainable_parameters
 from .base import REGISTRY, AdapterConfig, AdapterLayer
 from .fold import fold
-from .registry import BASELINES, SHARED, adapter_names, make_config
+from .registry import BASELINES, SHARED_FIELDS, adapter_names, make_config
 
 WIDTH, RANK = 320, 8
 INTRO = f"""# Adapters
@@ -24,7 +24,7 @@ own fields with `--adapter-options key=value ...`, or used through its config in
 Linear({WIDTH}, {WIDTH}) with a bias at rank {RANK} and default options; what a step costs is in [speed.md](speed.md) and
 `benchmarks/adapters.py`.
 """
-SENTENCES = {
+BASELINE_TEXTS = {
     "lora": "PEFT's own LoRA: the plain low-rank change that everything else is measured against.",
     "dora": "PEFT's own DoRA: LoRA with a learned length for each row of the weight; slower, merges, no exact plain LoRA.",
     "loha": "PEFT's own LoHa: the elementwise product of two low-rank changes.",
@@ -33,33 +33,33 @@ SENTENCES = {
 }
 
 
-def markdown() -> str:
+def adapters_markdown() -> str:
     """The whole page."""
     lines = [INTRO, "| adapter | trained numbers | leaves as |", "|---|---:|---|"]
     for name in adapter_names():
         model = sample_model(name)
-        count = sum(p.numel() for p in trainable(model))
-        lines.append(f"| [{name}](#{name}) | {count:,} | {leaves_as(model)} |")
+        count = sum(p.numel() for p in trainable_parameters(model))
+        lines.append(f"| [{name}](#{name}) | {count:,} | {export_form(model)} |")
     for name in adapter_names():
-        lines += ["", f"## {name}", "", text_of(name), ""]
+        lines += ["", f"## {name}", "", variant_text(name), ""]
         if name in REGISTRY:
             lines += ["| field | default | meaning |", "|---|---|---|"]
             config = REGISTRY[name].config_class
-            lines += [row_of(field) for field in fields(config) if field.name not in SHARED]
+            lines += [field_row(field) for field in fields(config) if field.name not in SHARED_FIELDS]
     lines += ["", "## Fields that all of ours share", "", "| field | default | meaning |", "|---|---|---|"]
     ours = {name for name in AdapterConfig.__annotations__ if name != "kind"}
-    lines += [row_of(field) for field in fields(AdapterConfig) if field.name in ours]
+    lines += [field_row(field) for field in fields(AdapterConfig) if field.name in ours]
     return "\n".join(lines) + "\n"
 
 
-def text_of(name: str) -> str:
+def variant_text(name: str) -> str:
     """The variant's own words: its module's text."""
     if name in BASELINES:
-        return SENTENCES[name]
+        return BASELINE_TEXTS[name]
     return (sys.modules[REGISTRY[name].__module__].__doc__ or "").strip()
 
 
-def row_of(field: Any) -> str:
+def field_row(field: Any) -> str:
     """One field of a config as a row of a table."""
     default = field.default if field.default is not MISSING else field.default_factory()
     meaning = field.metadata.get("help", "").replace("|", "or")
@@ -71,12 +71,12 @@ def sample_model(name: str) -> nn.Module:
     torch.manual_seed(0)
     options = {"rank": RANK, "alpha": float(RANK), "dropout": 0.0, "target_modules": ("0",)}
     model = get_peft_model(nn.Sequential(nn.Linear(WIDTH, WIDTH)), make_config(name, **options))
-    for parameter in trainable(model):
+    for parameter in trainable_parameters(model):
         parameter.data += 0.02 * torch.randn_like(parameter)
     return model.eval()
 
 
-def leaves_as(model: nn.Module) -> str:
+def export_form(model: nn.Module) -> str:
     """How the adapter exports, tried out."""
     try:
         (change,) = fold(model).values()

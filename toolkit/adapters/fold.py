@@ -21,10 +21,10 @@ from .change import Change
 Folded = dict[str, Change]  # layer name -> its change, fp32 on the CPU
 
 
-def carries(layer: BaseTunerLayer, adapter: str) -> bool:
+def has_adapter(layer: BaseTunerLayer, adapter: str) -> bool:
     """Whether the layer has this adapter."""
     if isinstance(layer, AdapterLayer):
-        return layer.has(adapter)
+        return layer.has_adapter(adapter)
     return any(adapter in getattr(layer, name, ()) for name in layer.adapter_layer_names)
 
 
@@ -36,17 +36,17 @@ def fold(model: nn.Module, adapter: str = "default") -> Folded:
     """
     folded: Folded = {}
     for name, layer in adapter_layers(model).items():
-        if not carries(layer, adapter):
+        if not has_adapter(layer, adapter):
             continue
         if isinstance(layer, AdapterLayer):
             try:
-                folded[name] = on_cpu(layer.fold(adapter))
+                folded[name] = to_cpu(layer.fold(adapter))
             except ValueError as error:
                 raise UserError(str(error)) from error
         elif isinstance(layer, LoraLayer) and not layer.use_dora.get(adapter):
-            folded[name] = on_cpu(fold_lora(layer, adapter))
+            folded[name] = to_cpu(fold_lora(layer, adapter))
         else:
-            folded[name] = on_cpu(Change(dense=merged_difference(layer, adapter)))
+            folded[name] = to_cpu(Change(dense=merged_difference(layer, adapter)))
     return folded
 
 
@@ -76,7 +76,7 @@ def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
     return difference.flatten(1)
 
 
-def on_cpu(change: Change) -> Change:
+def to_cpu(change: Change) -> Change:
     """The change in fp32 (or finer) in main memory."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in vars(change).items() if value is not None}
     return replace(change, **tensors)
@@ -91,7 +91,7 @@ def base_weight(layer: BaseTunerLayer) -> torch.Tensor:
 def is_dead(model: nn.Module, adapter: str = "default") -> bool:
     """True when the adapter changes nothing at all, as when its up-matrices are all still zero."""
     try:
-        return all(change.is_nothing for change in fold(model, adapter).values())
+        return all(change.is_zero for change in fold(model, adapter).values())
     except UserError:
         return all(ignores_input(layer) for layer in adapter_layers(model).values())
 

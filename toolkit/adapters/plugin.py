@@ -12,7 +12,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
-from .auxiliary import put_loss_into_output
+from .auxiliary import add_loss_to_output
 
 
 class AdapterType(str):
@@ -44,8 +44,8 @@ class AdapterTuner(BaseTuner):
         current_key: str,
         **kwargs: Any,
     ) -> None:
-        r = by_pattern(peft_config.rank_pattern, current_key, peft_config.r)
-        alpha = by_pattern(peft_config.alpha_pattern, current_key, peft_config.alpha or r)
+        r = pattern_value(peft_config.rank_pattern, current_key, peft_config.r)
+        alpha = pattern_value(peft_config.alpha_pattern, current_key, peft_config.alpha or r)
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, r, alpha)
             return
@@ -67,7 +67,7 @@ class AdapterTuner(BaseTuner):
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         if self.tuner_layer_cls.training_only:
-            put_loss_into_output(self.model)
+            add_loss_to_output(self.model)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Iterator[None]:
@@ -99,12 +99,12 @@ class AdapterTuner(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def by_pattern(pattern: dict[str, Any], key: str, default: Any) -> Any:
+def pattern_value(pattern: dict[str, Any], key: str, default: Any) -> Any:
     """The value of the pattern that matches the layer's name, or the default."""
     return pattern.get(get_pattern_key(pattern.keys(), key), default)
 
 
-def register(kind: AdapterType, name: str, config: type, layer: type) -> None:
+def register_peft_method(kind: AdapterType, name: str, config: type, layer: type) -> None:
     """Makes a variant known to PEFT."""
     tuner = type(f"{name.capitalize()}Model", (AdapterTuner,), {"prefix": f"{name}_", "tuner_layer_cls": layer})
     PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config  # type: ignore[index]

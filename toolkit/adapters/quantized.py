@@ -13,22 +13,22 @@ from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
 
 
-def backend_of(base: nn.Module, model: nn.Module | None) -> QuantizationBackend | None:
+def find_backend(base: nn.Module, model: nn.Module | None) -> QuantizationBackend | None:
     """PEFT's way to read and write a quantised layer's weight; None for any other layer.
 
     torchao's needs to know how the model was quantised, which only its loader knows.
     """
     quantizer = getattr(model, "hf_quantizer", None)
-    again = getattr(getattr(quantizer, "quantization_config", None), "get_apply_tensor_subclass", unknown)
+    again = getattr(getattr(quantizer, "quantization_config", None), "get_apply_tensor_subclass", refuse_requantize)
     return resolve_quantization_backend(base, get_apply_tensor_subclass=again)
 
 
 def is_plain(base: nn.Module) -> bool:
     """Whether a layer is an nn.Linear with its weight in full. torchao's quantised layers are of that class, too."""
-    return type(base) is nn.Linear and backend_of(base, None) is None
+    return type(base) is nn.Linear and find_backend(base, None) is None
 
 
-def unknown() -> Any:
+def refuse_requantize() -> Any:
     """Raises ValueError: nobody can say how to quantise a merged weight again."""
     raise ValueError(
         "The base was quantised with torchao behind its loader's back, so a merged weight cannot be quantised again: load it with "
@@ -36,7 +36,7 @@ def unknown() -> Any:
     )
 
 
-def make_readable(base: nn.Module) -> None:
+def unpack_cpu_weight(base: nn.Module) -> None:
     """Puts a 4-bit weight back into the order that dequantising expects.
 
     bitsandbytes reorders it for the CPU in the first forward pass in eval mode, and dequantises the reordered numbers to
@@ -47,7 +47,7 @@ def make_readable(base: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class WeightSnapshot:
     """A quantised weight, with the state that its layer holds beside it (8 bit)."""
 
     weight: Any
@@ -55,23 +55,23 @@ class Kept:
     scales: torch.Tensor | None
 
     @classmethod
-    def of(cls, base: nn.Module) -> Kept:
+    def capture(cls, base: nn.Module) -> WeightSnapshot:
         """What `put_back` needs."""
-        make_readable(base)
+        unpack_cpu_weight(base)
         state = getattr(base, "state", None)
         return cls(base.weight, getattr(state, "CB", None), getattr(state, "SCB", None))
 
     @contextmanager
-    def in_place(self, base: Any) -> Iterator[None]:
+    def restored_temporarily(self, base: Any) -> Iterator[None]:
         """The layer as it was, for the length of a with block."""
-        now = Kept.of(base)
-        self.put_back(base)
+        now = WeightSnapshot.capture(base)
+        self.restore(base)
         try:
             yield
         finally:
-            now.put_back(base)
+            now.restore(base)
 
-    def put_back(self, base: Any) -> None:
+    def restore(self, base: Any) -> None:
         """The layer as it was."""
         base.weight = self.weight
         if hasattr(self.weight, "bnb_quantized"):

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
 from pydantic import TypeAdapter, ValidationError
 
-from ..core.errors import UserError, nearest
+from ..core.errors import UserError, did_you_mean
 from .base import REGISTRY, AdapterConfig
 
 
@@ -17,8 +17,8 @@ class Baseline:
     """One of PEFT's own methods: its config, what it calls our common settings, and what makes it that method."""
 
     config: type[PeftConfig]
-    names: dict[str, str]
-    fixed: dict[str, Any] = field(default_factory=dict)
+    field_names: dict[str, str]
+    fixed_values: dict[str, Any] = field(default_factory=dict)
 
 
 LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
@@ -30,7 +30,7 @@ BASELINES = {
     # OFT rotates: its size is that of a block, and there is no alpha.
     "oft": Baseline(OFTConfig, {"rank": "oft_block_size", "dropout": "module_dropout"}, {"r": 0}),
 }
-SHARED = {field.name for field in fields(AdapterConfig)}
+SHARED_FIELDS = {field.name for field in fields(AdapterConfig)}
 
 
 def adapter_names() -> list[str]:
@@ -38,14 +38,14 @@ def adapter_names() -> list[str]:
     return [*BASELINES, *REGISTRY]
 
 
-def options_of(name: str) -> dict[str, str]:
+def option_help(name: str) -> dict[str, str]:
     """The fields of an adapter that others do not have, with their help."""
     if name in BASELINES:
         baseline, general = BASELINES[name], {f.name for f in fields(PeftConfig)} | {"target_modules"}
-        taken = {*baseline.names.values(), *baseline.fixed, *general}
+        taken = {*baseline.field_names.values(), *baseline.fixed_values, *general}
         return {f.name: f.metadata.get("help", "") for f in fields(baseline.config) if f.name not in taken}
     config = REGISTRY[name].config_class
-    return {f.name: f.metadata.get("help", "") for f in fields(config) if f.name not in SHARED}
+    return {f.name: f.metadata.get("help", "") for f in fields(config) if f.name not in SHARED_FIELDS}
 
 
 def make_config(
@@ -63,24 +63,24 @@ def make_config(
         UserError: for an unknown adapter, an unknown option, or a value out of range.
     """
     if name not in adapter_names():
-        raise UserError(f"--adapter {name}: there is no such adapter.{nearest(name, adapter_names())}")
+        raise UserError(f"--adapter {name}: there is no such adapter.{did_you_mean(name, adapter_names())}")
     baseline = BASELINES.get(name)
     config = baseline.config if baseline else REGISTRY[name].config_class
     values: dict[str, Any] = {"target_modules": list(target_modules)}
     for key, text in (options or {}).items():
-        if key not in options_of(name):
-            raise UserError(f"--adapter-options: {name} has no option '{key}'.{nearest(key, options_of(name))}")
-        values[key] = parsed(config, key, text)
+        if key not in option_help(name):
+            raise UserError(f"--adapter-options: {name} has no option '{key}'.{did_you_mean(key, option_help(name))}")
+        values[key] = parse_option(config, key, text)
     common = {"rank": rank, "alpha": alpha, "dropout": dropout}
-    names = baseline.names if baseline else {"rank": "r", "alpha": "alpha", "dropout": "dropout"}
-    values |= {theirs: common[ours] for ours, theirs in names.items()} | (baseline.fixed if baseline else {})
+    names = baseline.field_names if baseline else {"rank": "r", "alpha": "alpha", "dropout": "dropout"}
+    values |= {theirs: common[ours] for ours, theirs in names.items()} | (baseline.fixed_values if baseline else {})
     try:
         return config(**values)
     except (ValueError, TypeError) as error:
         raise UserError(f"--adapter {name}: {error}") from error
 
 
-def parsed(config: type[PeftConfig], key: str, text: str) -> Any:
+def parse_option(config: type[PeftConfig], key: str, text: str) -> Any:
     """A value given as text, in the type of the config's field; mappings and lists are JSON.
 
     Raises:

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save
 
 from .files import write_atomic
 
-WHOLE = 1 << 26  # bytes up to which `sampled_hash` reads all of a file
+FULL_HASH_LIMIT = 1 << 26  # bytes up to which `sampled_hash` reads all of a file
 SAMPLES, BLOCK = 64, 1 << 16
 
 
-def key_of(**parts: Any) -> str:
+def cache_key(**parts: Any) -> str:
     """A key from named parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -34,7 +34,7 @@ def sampled_hash(path: Path) -> str:
     The beginning of a safetensors file names its tensors. Weights that were trained on differ nearly everywhere.
     """
     size = path.stat().st_size
-    if size <= WHOLE:
+    if size <= FULL_HASH_LIMIT:
         return file_hash(path)
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -45,7 +45,7 @@ def sampled_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def cached(folder: Path, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def load_or_compute(folder: Path, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors under `key`, made by `make` when they are not there or cannot be read."""
     path = folder / key[:2] / f"{key}.safetensors"
     if path.is_file():

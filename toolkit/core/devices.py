@@ -19,34 +19,34 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from .errors import UserError
-from .systems import peak_resident
+from .systems import peak_rss
 
 GIB = 2**30
 THREADS = torch.get_num_threads()  # torch's own choice, before anybody has made another
 
 
-def joined() -> PartialState:
+def distributed_state() -> PartialState:
     """The processes that a launcher has started, of which this is one, with a device of its own; or this one alone."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def kind_of_device() -> str:
+def device_type() -> str:
     """The kind of device that accelerate chooses, without starting anything on it; ACCELERATE_USE_CPU=true asks for the CPU."""
     if PartialState._shared_state:
-        return joined().device.type
+        return distributed_state().device.type
     choose: Any = PartialState.default_device
     return "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else choose.fget(None).type
 
 
 def device() -> torch.device:
     """The device of this process."""
-    found: Any = joined().device
+    found: Any = distributed_state().device
     if found.index is None and found.type in ("cuda", "xpu"):
-        return torch.device(found.type, of_kind(found.type).current_device())
+        return torch.device(found.type, torch_backend(found.type).current_device())
     return found
 
 
-def device_named(text: str) -> torch.device:
+def parse_device(text: str) -> torch.device:
     """The device that a user names, or the one above.
 
     Raises:
@@ -60,21 +60,21 @@ def device_named(text: str) -> torch.device:
         raise UserError(f"--device {text} is not to be had here: leave it out for {device()}, or take cpu.") from error
 
 
-def of_kind(kind: str) -> Any:
+def torch_backend(kind: str) -> Any:
     """torch's module of a kind of accelerator: torch.cuda, torch.xpu, torch.mps."""
     return getattr(torch, kind)
 
 
-def free_threads(others: float, most: int = THREADS) -> int:
+def num_free_threads(others: float, max_threads: int = THREADS) -> int:
     """How many of torch's threads find a core of their own beside other processes that keep `others` cores busy.
 
     One more than that is worse than one less: all threads wait for each other behind every operation, and one that has to share its core
     made a small model twenty times slower (benchmarks/busy_machine.py).
     """
-    return min(most, max(1, (os.cpu_count() or 1) - round(others)))
+    return min(max_threads, max(1, (os.cpu_count() or 1) - round(others)))
 
 
-def busy_cores(seconds: float = 0.3) -> float:
+def num_busy_cores(seconds: float = 0.3) -> float:
     """How many cores other processes keep busy just now, by a look that takes so many seconds."""
     own = psutil.Process().cpu_times
     before = own()
@@ -87,41 +87,41 @@ def busy_cores(seconds: float = 0.3) -> float:
 # ---------------------------------------------------------------------------------------------- memory and seeds
 
 
-def free_memory(where: torch.device) -> int | None:
+def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device with memory of its own; None where it shares the main memory."""
-    return of_kind(where.type).mem_get_info(where)[0] if where.type in ("cuda", "xpu") else None
+    return torch_backend(device.type).mem_get_info(device)[0] if device.type in ("cuda", "xpu") else None
 
 
 def peak_memory() -> int:
     """Most bytes that this process has had so far on its device, on a CPU resident in main memory."""
-    kind = kind_of_device()
+    kind = device_type()
     if kind in ("cuda", "xpu"):
-        return of_kind(kind).max_memory_allocated()
-    return torch.mps.driver_allocated_memory() if kind == "mps" else peak_resident()
+        return torch_backend(kind).max_memory_allocated()
+    return torch.mps.driver_allocated_memory() if kind == "mps" else peak_rss()
 
 
-def let_go() -> None:
+def release_memory() -> None:
     """Gives memory back that nothing uses any more."""
     gc.collect()
-    if (kind := kind_of_device()) != "cpu":
-        of_kind(kind).empty_cache()
+    if (kind := device_type()) != "cpu":
+        torch_backend(kind).empty_cache()
 
 
-def seed(where: torch.device, number: int) -> None:
+def seed_generators(device: torch.device, number: int) -> None:
     """Seeds what is drawn on the CPU and on a device."""
     torch.default_generator.manual_seed(number)
-    if where.type != "cpu":
-        of_kind(where.type).manual_seed(number)
+    if device.type != "cpu":
+        torch_backend(device.type).manual_seed(number)
 
 
-def exact(tensor: torch.Tensor) -> torch.Tensor:
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in float64, on the CPU where its own device may have none (no mps has, not every xpu)."""
     return tensor.double() if tensor.device.type in ("cpu", "cuda") else tensor.cpu().double()
 
 
-def reads_pinned(where: torch.device) -> bool:
+def supports_pinned_memory(device: torch.device) -> bool:
     """Whether a device reads pinned main memory while it works."""
-    return where.type in ("cuda", "xpu")
+    return device.type in ("cuda", "xpu")
 
 
 # ---------------------------------------------------------------------------------------------- what will not work
@@ -150,16 +150,16 @@ class Machine:
     system: str = "Linux"
     macos: tuple[int, ...] = ()
     """Version of macOS, () elsewhere."""
-    has: Callable[[str, str], bool] = has_kernel
+    has_kernel: Callable[[str, str], bool] = has_kernel
 
 
-def here() -> Machine:
+def this_machine() -> Machine:
     """This machine."""
     version = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdecimal())
-    return Machine(kind_of_device(), platform.system(), version)
+    return Machine(device_type(), platform.system(), version)
 
 
-QUANTISED = {
+QUANTIZE_KERNELS = {
     "nf4": ("bitsandbytes::quantize_4bit", "bitsandbytes::dequantize_4bit"),
     "int8": ("bitsandbytes::int8_vectorwise_quant", "bitsandbytes::int8_linear_matmul"),
 }
@@ -180,14 +180,14 @@ def quantize_fault(machine: Machine, quantize: str) -> str:
     """The same of --quantize, for libraries that are installed."""
     if quantize == "fp8" and machine.kind == "mps":
         return "needs 8 bit floating point, which mps lacks; use nf4 or int8."
-    if not all(machine.has(operation, machine.kind) for operation in QUANTISED.get(quantize, ())):
+    if not all(machine.has_kernel(operation, machine.kind) for operation in QUANTIZE_KERNELS.get(quantize, ())):
         return f"needs operations that the installed bitsandbytes lacks on {machine.kind}; use another, or none."
     return ""
 
 
 def optimizer_fault(machine: Machine, optimizer: str) -> str:
     """The same of --optimizer."""
-    if optimizer in EIGHT_BIT and not machine.has("bitsandbytes::optimizer_update_8bit_blockwise", machine.kind):
+    if optimizer in EIGHT_BIT and not machine.has_kernel("bitsandbytes::optimizer_update_8bit_blockwise", machine.kind):
         return f"needs operations that the installed bitsandbytes lacks on {machine.kind}; use AdamW."
     return ""
 
@@ -197,7 +197,7 @@ def attention_fault(machine: Machine, attention: str) -> str:
     return "needs a GPU of kind cuda: leave it at sdpa." if "flash" in attention and machine.kind != "cuda" else ""
 
 
-def several_fault(machine: Machine, *, nccl: bool) -> str:
+def distributed_fault(machine: Machine, *, nccl: bool) -> str:
     """Why several processes cannot share the work, with the cure; '' where they can. nccl: whether torch was built with it."""
     if machine.kind == "mps":
         return "A Mac has one device: start the run without a launcher."
@@ -206,16 +206,16 @@ def several_fault(machine: Machine, *, nccl: bool) -> str:
     return ""
 
 
-def is_fused(machine: Machine, optimizer: str) -> bool:
+def has_fused_kernel(machine: Machine, optimizer: str) -> bool:
     """Whether torch's optimizer has a step in one kernel."""
-    return optimizer in FUSED and machine.has(FUSED[optimizer], machine.kind)
+    return optimizer in FUSED and machine.has_kernel(FUSED[optimizer], machine.kind)
 
 
-def faults(machine: Machine, installed: Callable[[str], bool]) -> list[str]:
+def list_faults(machine: Machine, installed: Callable[[str], bool]) -> list[str]:
     """All that will not work, a sentence each. installed: whether a library is there; of those that are not, nothing is said."""
     found = {f"training with --precision {name}": precision_fault(machine, name) for name in ("fp16", "bf16")}
     if installed("bitsandbytes"):
-        found |= {f"--quantize {name}": quantize_fault(machine, name) for name in QUANTISED}
+        found |= {f"--quantize {name}": quantize_fault(machine, name) for name in QUANTIZE_KERNELS}
         found |= {f"--optimizer {name}": optimizer_fault(machine, name) for name in EIGHT_BIT}
     if installed("torchao"):
         found["--quantize fp8"] = quantize_fault(machine, "fp8")
@@ -223,7 +223,7 @@ def faults(machine: Machine, installed: Callable[[str], bool]) -> list[str]:
     return [f"{flag} {fault}" for flag, fault in found.items() if fault]
 
 
-def refuse(flag: str, fault: str) -> None:
+def raise_fault(flag: str, fault: str) -> None:
     """Raises UserError when there is a fault."""
     if fault:
         raise UserError(f"{flag} {fault}")
@@ -231,17 +231,17 @@ def refuse(flag: str, fault: str) -> None:
 
 def check_precision(precision: str, *, training: bool = True) -> None:
     """Raises UserError for a number format that does not work on this device."""
-    refuse(f"--precision {precision}", precision_fault(here(), precision, training=training))
+    raise_fault(f"--precision {precision}", precision_fault(this_machine(), precision, training=training))
 
 
 # ---------------------------------------------------------------------------------------------- for people
 
 
-def told() -> list[str]:
+def describe_devices() -> list[str]:
     """The device, or each of several, in a line."""
-    kind = kind_of_device()
+    kind = device_type()
     if kind in ("cuda", "xpu"):
-        module, rocm = of_kind(kind), " (ROCm)" if torch.version.hip else ""
+        module, rocm = torch_backend(kind), " (ROCm)" if torch.version.hip else ""
         return [
             f"{kind}{rocm} {number}: {module.get_device_name(number)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
             for number in range(module.device_count())

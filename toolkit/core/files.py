@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError
-from .systems import put_in_place
+from .systems import replace_file
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -27,7 +27,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        put_in_place(temporary, path)
+        replace_file(temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

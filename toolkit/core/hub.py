@@ -6,10 +6,10 @@ from .errors import UserError
 
 CONFIGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"]
 WEIGHTS = [*CONFIGS, "*/*.safetensors"]
-NOT_WANTED = ["*.fp16.*", "*.non_ema.*"]
+IGNORED_FILES = ["*.fp16.*", "*.non_ema.*"]
 
 
-def snapshot(hub_id: str, patterns: list[str], subject: str, cure: str) -> str:
+def fetch_snapshot(hub_id: str, patterns: list[str], subject: str, cure: str) -> str:
     """Folder with the files of these patterns.
 
     subject and cure: how the error's sentence begins, and what it proposes.
@@ -21,7 +21,7 @@ def snapshot(hub_id: str, patterns: list[str], subject: str, cure: str) -> str:
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        return snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=NOT_WANTED)
+        return snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=IGNORED_FILES)
     except GatedRepoError as error:
         raise UserError(
             f"{subject} is gated: accept its terms on its page of the hub, log in with `hf auth login`, and try again."

@@ -31,7 +31,7 @@ class OutOfMemory(UserError):
         return f"Memory {self.where}ran out while {self.doing}. {self.cure}".strip()
 
 
-def is_shortage(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or one that led to it, says that memory ran out."""
     while error is not None:
         if isinstance(error, (MemoryError, OutOfMemory)) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -42,30 +42,30 @@ def is_shortage(error: BaseException | None) -> bool:
     return False
 
 
-def as_shortage(error: BaseException, doing: str, cure: Callable[[], str] | str = "") -> OutOfMemory:
+def to_out_of_memory(error: BaseException, doing: str, cure: Callable[[], str] | str = "") -> OutOfMemory:
     """What such an exception becomes. What a run of inner frames held is let go, so that there is memory to say it."""
     traceback.clear_frames(error.__traceback__)
-    said = error if isinstance(error, OutOfMemory) else OutOfMemory(doing, place_of(error))
+    said = error if isinstance(error, OutOfMemory) else OutOfMemory(doing, device_phrase(error))
     said.cure = said.cure or (cure if isinstance(cure, str) else cure())
     return said
 
 
-def general_cure() -> str:
+def general_advice() -> str:
     """What helps where nobody knows better."""
-    from .devices import kind_of_device  # heavy, and loaded by the time that memory runs out
+    from .devices import device_type  # heavy, and loaded by the time that memory runs out
 
-    if kind_of_device() == "cpu":
+    if device_type() == "cpu":
         return "Close other programs, or take smaller pictures or a smaller base."
     return "Free what else is on it, or put ACCELERATE_USE_CPU=true before the command, which then runs in main memory."
 
 
-def place_of(error: BaseException) -> str:
+def device_phrase(error: BaseException) -> str:
     """'of the GPU ' where the exception names one."""
     return "of the GPU " if DEVICES.search(str(error)) else ""
 
 
 @contextmanager
-def during(doing: str, cure: Callable[[], str] | str = "") -> Iterator[None]:
+def oom_context(doing: str, cure: Callable[[], str] | str = "") -> Iterator[None]:
     """Whatever lacks memory within becomes an OutOfMemory that says what was being done, the innermost first. Also a decorator.
 
     doing: behind "while", such as "drawing 4 pictures"; '' only adds a cure. cure: a sentence, or what gives it.
@@ -73,9 +73,9 @@ def during(doing: str, cure: Callable[[], str] | str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
-        said = as_shortage(error, doing, cure)
+        said = to_out_of_memory(error, doing, cure)
         if said is not error:
             raise said from error
         if doing:

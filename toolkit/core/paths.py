@@ -11,19 +11,19 @@ from urllib.parse import unquote, urlsplit
 from .systems import WINDOWS
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
-DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
+WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{kind}{n}" for kind in ("COM", "LPT") for n in range(1, 10)
 }
 
 
-def assets() -> Path:
+def assets_folder() -> Path:
     """The folder of the embedded models, prompts and recipes inside the package."""
     return Path(__file__).resolve().parent.parent.parent / "assets"
 
 
 def cache_folder() -> Path:
     """Where latents, prompt states and class pictures are kept: $RANKFOLD_CACHE or ~/.cache/rankfold."""
-    return home(Path(os.environ.get("RANKFOLD_CACHE", "~/.cache/rankfold")))
+    return expand_user(Path(os.environ.get("RANKFOLD_CACHE", "~/.cache/rankfold")))
 
 
 def is_hub_id(text: str) -> bool:
@@ -36,23 +36,23 @@ def is_path(text: str) -> bool:
     return "/" in text or "\\" in text or text.startswith("~") or bool(PureWindowsPath(text).drive)
 
 
-def at_home(value: Any) -> Any:
+def expand_paths(value: Any) -> Any:
     """The value with ~ at the start of its paths put out; within tuples and dicts too.
 
     Of texts, only those that begin with ~/ count as paths.
     """
     if isinstance(value, PurePath) and value.parts[:1] and value.parts[0].startswith("~"):
-        return home(value)
+        return expand_user(value)
     if isinstance(value, str) and (value == "~" or value.startswith(("~/", "~\\"))):
-        return str(home(Path(value.replace("\\", "/") if not WINDOWS else value)))
+        return str(expand_user(Path(value.replace("\\", "/") if not WINDOWS else value)))
     if isinstance(value, tuple):
-        return tuple(at_home(one) for one in value)
+        return tuple(expand_paths(one) for one in value)
     if isinstance(value, dict):
-        return {key: at_home(one) for key, one in value.items()}
+        return {key: expand_paths(one) for key, one in value.items()}
     return value
 
 
-def home(path: PurePath) -> Path:
+def expand_user(path: PurePath) -> Path:
     """A path with ~ or ~name put out; as it is where nobody has that name."""
     try:
         return Path(path).expanduser()
@@ -60,9 +60,9 @@ def home(path: PurePath) -> Path:
         return Path(path)
 
 
-def there(text: str, folder: Path | None) -> Path:
+def resolve_data_path(text: str, folder: Path | None) -> Path:
     """The path that a data file writes, absolute or from a folder; written with backslashes, it is also looked for with /."""
-    path = Path(of_address(text)) if text.startswith("file://") else home(Path(text))
+    path = Path(path_from_uri(text)) if text.startswith("file://") else expand_user(Path(text))
     ways = [path] if "\\" not in text else [path, Path(text.replace("\\", "/"))]
     found = [way if way.is_absolute() or folder is None else folder / way for way in ways]
     return next((way for way in found if is_file(way)), found[0])
@@ -76,7 +76,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def of_address(address: str, *, windows: bool = WINDOWS) -> str:
+def path_from_uri(address: str, *, windows: bool = WINDOWS) -> str:
     """The path of a file:// address: file:///C:/photos/a%20b.png is C:/photos/a b.png on Windows, //host/share/a.png there too."""
     parts = urlsplit(address)
     path = unquote(parts.path)
@@ -85,12 +85,12 @@ def of_address(address: str, *, windows: bool = WINDOWS) -> str:
     return f"//{parts.netloc}{path}" if windows and parts.netloc not in ("", "localhost") else path
 
 
-def name_fault(name: str) -> str:
+def windows_name_fault(name: str) -> str:
     """Why Windows has no file or folder of this name; '' where it may have one."""
     if found := sorted(set(re.findall(r'[<>:"/\\|?*\x00-\x1f]', name))):
         return f"{' '.join(map(repr, found))} cannot be in a name"
     if name.endswith((".", " ")):
         return "a name cannot end with a dot or a blank"
-    if name.split(".")[0].rstrip().upper() in DEVICES:
+    if name.split(".")[0].rstrip().upper() in WINDOWS_DEVICES:
         return f"{name.split('.')[0]} is the name of a device"
     return ""

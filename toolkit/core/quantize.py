@@ -25,21 +25,21 @@ def check_quantize(kind: str) -> None:
             f'--quantize {kind} needs the library {library}, which is not installed: pip install "rankfold[quantize]"'
         )
     if library:
-        devices.refuse(f"--quantize {kind}", devices.quantize_fault(devices.here(), kind))
+        devices.raise_fault(f"--quantize {kind}", devices.quantize_fault(devices.this_machine(), kind))
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of repeated blocks, by name: what is put into fewer bits; what stands alone (embeddings, last layer) stays."""
     return {n: m for n, m in model.named_modules() if type(m) is nn.Linear and any(w.isdigit() for w in n.split("."))}
 
 
-def quantise(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> nn.Module:
+def quantize_model(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> nn.Module:
     """Puts the linear layers of a model's repeated blocks into nf4 or int8 (bitsandbytes) or fp8 (torchao, one scale a row).
 
     Any device. The model is loaded as it is first, so main memory has to hold it.
     """
     make = {"nf4": to_nf4, "int8": to_int8, "fp8": to_fp8}[kind]
-    for name, layer in linears(model).items():
+    for name, layer in block_linears(model).items():
         replace_module(model, name, make(layer, compute_dtype).requires_grad_(False))
     if kind == "fp8":
         model.hf_quantizer = fp8_quantizer(model)
@@ -50,7 +50,7 @@ def to_nf4(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """The layer in 4 bit."""
     import bitsandbytes as bnb
 
-    new = loaded(layer, bnb.nn.Linear4bit, compute_dtype=compute_dtype, quant_type="nf4")
+    new = convert_layer(layer, bnb.nn.Linear4bit, compute_dtype=compute_dtype, quant_type="nf4")
     new.support_avx512bf16_for_cpu = (
         False  # or a pass in eval mode repacks the weight, and no gradient comes through it again
     )
@@ -61,10 +61,10 @@ def to_int8(layer: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     """The layer in 8 bit."""
     import bitsandbytes as bnb
 
-    return loaded(layer, bnb.nn.Linear8bitLt, has_fp16_weights=False)
+    return convert_layer(layer, bnb.nn.Linear8bitLt, has_fp16_weights=False)
 
 
-def loaded(layer: nn.Linear, kind: Callable[..., Any], **options: Any) -> nn.Module:
+def convert_layer(layer: nn.Linear, kind: Callable[..., Any], **options: Any) -> nn.Module:
     """A layer of another kind with the same weights."""
     new = kind(layer.in_features, layer.out_features, layer.bias is not None, **options)
     new.load_state_dict(layer.state_dict())

@@ -23,26 +23,26 @@ import psutil
 
 from .errors import UserError
 from .files import write_text
-from .systems import patiently, put_in_place, remove
+from .systems import remove_file, replace_file, retry_while_locked
 
-LIVE = ("starting", "running")
-STATES = ("queued", *LIVE, "done", "stopped", "failed")
-OWN = (
+LIVE_STATES = ("starting", "running")
+STATES = ("queued", *LIVE_STATES, "done", "stopped", "failed")
+RUN_ENTRIES = (
     "config.yaml", "status.json", "data.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json", "samples", "checkpoints",
     "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds", "candidates.jsonl", "best.yaml", "structure.txt",
     "pareto.png", "export", "evaluation", "metrics.json", "pictures.png", "report.html", "report.txt", "evaluation.json",
     "answers.jsonl", "figures.json", "before_after.png", "rankfold",
 )  # fmt: skip
 """What runs, and the commands that are given one, write into its folder; the last is a tracker's. All else is somebody's own."""
-ASIDE = ".rankfold-overwritten"  # where a run lies that another is about to take the place of
-GONE = ".rankfold-deleted"  # where it lies while it is being deleted
+ASIDE_FOLDER = ".rankfold-overwritten"  # where a run lies that another is about to take the place of
+DELETED_FOLDER = ".rankfold-deleted"  # where it lies while it is being deleted
 REQUESTS = ("stop", "sample", "save")
-SILENCE = {
+HEARTBEAT_TIMEOUTS = {
     "starting": 1800.0,
     "running": 300.0,
 }  # seconds without a sign of life after which a run on another machine is lost
 HOST = socket.gethostname()
-CLOCKS = 2.0  # seconds by which the same beginning may differ: it is reckoned from the clock, which is set right now and then
+CLOCK_TOLERANCE = 2.0  # seconds by which the same beginning may differ: it is reckoned from the clock, which is set right now and then
 
 
 class Run:
@@ -60,7 +60,7 @@ class Run:
         self.adapter = self.folder / "adapter"
         self.requests = self.folder / "requests"
         self.data_file = self.folder / "data.json"
-        self.aside = self.folder / ASIDE
+        self.aside = self.folder / ASIDE_FOLDER
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -84,14 +84,14 @@ class Run:
     def status(self) -> dict[str, Any]:
         """The last status, {} when there is none yet."""
         try:
-            status = json.loads(patiently(lambda: self.status_file.read_text(encoding="utf-8")))
+            status = json.loads(retry_while_locked(lambda: self.status_file.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
 
     def set_status(self, **values: Any) -> None:
         """Updates fields of status.json; the process, its machine and the time are added."""
-        own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
+        own = {"pid": os.getpid(), "born": process_start_time(os.getpid()), "host": HOST, "beat": time.time()}
         status = self.status() | values | own
         write_text(self.status_file, json.dumps(status, indent=1))
 
@@ -99,7 +99,7 @@ class Run:
         """True while another process is at work in this folder."""
         status = self.status()
         mine = status.get("pid") == os.getpid() and status.get("host", HOST) == HOST
-        return status.get("state") in LIVE and not mine and is_alive(status)
+        return status.get("state") in LIVE_STATES and not mine and is_process_alive(status)
 
     def state(self) -> str:
         """The state as it is now, 'lost' for a run whose process is gone; '' for a folder that says none."""
@@ -107,9 +107,9 @@ class Run:
         state = status.get("state")
         if not isinstance(state, str):
             return ""
-        return "lost" if state in LIVE and not is_alive(status) else state
+        return "lost" if state in LIVE_STATES and not is_process_alive(status) else state
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The state and how far the run is, as in 'stopped at step 5 of 50'."""
         status, state = self.status(), self.state()
         step, total = (status[key] if isinstance(status.get(key), int) else 0 for key in ("step", "total"))
@@ -118,10 +118,10 @@ class Run:
         at = f" at step {step} of {total}" if total else f" at step {step}" if step else ""
         if state == "stopped" and not step:
             return "taken out of the queue"
-        said = {"queued": "waiting in the queue", "lost": f"killed{at}"} | dict.fromkeys(LIVE, f"at work{at}")
+        said = {"queued": "waiting in the queue", "lost": f"killed{at}"} | dict.fromkeys(LIVE_STATES, f"at work{at}")
         return said.get(state, f"{state}{at}" if state else "in an unknown state")
 
-    def ask(self, request: str) -> None:
+    def request(self, request: str) -> None:
         """Leaves a request (stop, sample, save) for the process at work here.
 
         Raises:
@@ -149,16 +149,16 @@ class Run:
         for folder in (self.samples, self.checkpoints, self.adapter, self.requests):
             folder.mkdir(parents=True, exist_ok=True)
         for request in REQUESTS:
-            remove(self.requests / request)
+            remove_file(self.requests / request)
         for leftover in self.folder.rglob(".*.tmp"):
-            remove(leftover)
+            remove_file(leftover)
         self.set_status(state="starting", error=None, **values)
 
     def take_requests(self) -> set[str]:
         """Requests that have come in since the last look; each is handed out once."""
         found = set(os.listdir(self.requests)).intersection(REQUESTS)
         for request in found:
-            remove(self.requests / request)
+            remove_file(self.requests / request)
         return found
 
     def append_log(self, text: str) -> None:
@@ -179,14 +179,14 @@ class Run:
             self.config_file
         )
 
-    def is_worth_keeping(self, but: Collection[str] = ()) -> bool:
+    def is_worth_keeping(self, keep: Collection[str] = ()) -> bool:
         """Whether there is anything that would be missed: not where a run has failed, or was killed, before its first checkpoint.
 
         but: entries that stay as they are.
         """
         if self.checkpoint_files() or any((self.folder / "measured").glob("*/*")):
             return True
-        if "folds" not in but and any(fold.is_worth_keeping() for fold in self.folds()):
+        if "folds" not in keep and any(fold.is_worth_keeping() for fold in self.folds()):
             return True
         state = self.state()
         return state in ("queued", "done", "stopped") or (not state and any(self.adapter.glob("*/*")))
@@ -199,8 +199,8 @@ class Run:
         """
         if self.state() in ("done", ""):
             return self.adapter
-        text = f"{self.folder} has no finished adapter, as its run is not done ({self.told()})."
-        if self.state() not in LIVE:
+        text = f"{self.folder} has no finished adapter, as its run is not done ({self.summary()})."
+        if self.state() not in LIVE_STATES:
             text += f" Go on with it: rankfold resume {self.folder}"
         found = [self.adapter] if any(self.adapter.glob("*/*")) else []
         found += [path for path in sorted((self.folder / "measured").glob("[0-9]*"))[-1:]]
@@ -210,19 +210,23 @@ class Run:
 
     # -------------------------------------------------------------------------- room for another run
 
-    def own_entries(self, but: Collection[str] = ()) -> list[Path]:
+    def run_entries(self, keep: Collection[str] = ()) -> list[Path]:
         """What runs have left here, the config first: without it a folder is no run."""
-        there = [self.folder / name for name in OWN if name not in but]
+        there = [self.folder / name for name in RUN_ENTRIES if name not in keep]
         return [path for path in there if path.exists() or path.is_symlink()]
 
-    def others_entries(self) -> list[str]:
+    def foreign_entries(self) -> list[str]:
         """Names of what no run has left here."""
         if not self.folder.is_dir():
             return []
         names = sorted(path.name for path in self.folder.iterdir())
-        return [name for name in names if name not in (*OWN, ASIDE, GONE) and not name.endswith(".tmp")]
+        return [
+            name
+            for name in names
+            if name not in (*RUN_ENTRIES, ASIDE_FOLDER, DELETED_FOLDER) and not name.endswith(".tmp")
+        ]
 
-    def make_room(self, but: Collection[str] = ()) -> bool:
+    def set_aside(self, keep: Collection[str] = ()) -> bool:
         """Clears away what an earlier run has left; True when that was worth keeping, and is only put aside as yet.
 
         It then comes back by `put_back`, and is deleted by `let_go`. Whatever kills this process in between, the folder never shows
@@ -231,16 +235,16 @@ class Run:
         Raises:
             UserError: for what cannot be moved or deleted.
         """
-        worth = self.is_worth_keeping(but)
+        worth = self.is_worth_keeping(keep)
         try:
-            delete(self.folder / GONE)
+            delete_tree(self.folder / DELETED_FOLDER)
             if not worth:  # what a killed process had put aside before stays there
-                for path in reversed(self.own_entries(but)):
-                    delete(path)
+                for path in reversed(self.run_entries(keep)):
+                    delete_tree(path)
                 return self.aside.is_dir()
-            self.let_go()
+            self.discard_aside()
             self.aside.mkdir()
-            move(self.own_entries(but), self.aside)
+            move_all(self.run_entries(keep), self.aside)
         except OSError as error:
             raise UserError(
                 f"The run in {self.folder} cannot be cleared away ({error.strerror or error}: {error.filename}): close what has it "
@@ -248,34 +252,34 @@ class Run:
             ) from error
         return True
 
-    def put_back(self, but: Collection[str] = ()) -> bool:
+    def restore_aside(self, keep: Collection[str] = ()) -> bool:
         """Brings back the run that was put aside in the place of the one that is there; False when none was."""
         if not self.aside.is_dir() or not any(self.aside.iterdir()):  # empty: a kill came before anything was moved
             return False
-        for path in self.own_entries(but):
-            delete(path)
-        self.take_back()
+        for path in self.run_entries(keep):
+            delete_tree(path)
+        self.move_back()
         return True
 
     def recover(self) -> None:
         """Brings back a run whose process was killed while it was put aside, or before the next one had its config."""
         if self.aside.is_dir() and not self.config_file.is_file() and not self.is_live():
-            self.take_back()
+            self.move_back()
 
-    def take_back(self) -> None:
+    def move_back(self) -> None:
         """Moves what was put aside to where it was, the config last."""
         entries = sorted(self.aside.iterdir(), key=lambda path: path.name == self.config_file.name)
         for path in entries:
-            delete(self.folder / path.name)
-            put_in_place(path, self.folder / path.name)
+            delete_tree(self.folder / path.name)
+            replace_file(path, self.folder / path.name)
         self.aside.rmdir()
 
-    def let_go(self) -> None:
+    def discard_aside(self) -> None:
         """Deletes the run that was put aside, if one was; by another name, so that half of it never comes back."""
-        delete(self.folder / GONE)
+        delete_tree(self.folder / DELETED_FOLDER)
         if self.aside.is_dir():
-            put_in_place(self.aside, self.folder / GONE)
-            delete(self.folder / GONE)
+            replace_file(self.aside, self.folder / DELETED_FOLDER)
+            delete_tree(self.folder / DELETED_FOLDER)
 
     # -------------------------------------------------------------------------- metrics
 
@@ -288,9 +292,9 @@ class Run:
         """All rows of metrics.jsonl."""
         if not self.metrics_file.exists():
             return []
-        return [row for line in self.metrics_file.read_bytes().splitlines() if (row := row_of(line))]
+        return [row for line in self.metrics_file.read_bytes().splitlines() if (row := parse_row(line))]
 
-    def cut_metrics(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Drops the lines behind `step`, so that no step stands twice after a resume."""
         if self.metrics_file.exists():
             kept = [row for row in self.metrics() if row.get("step", 0) <= step]
@@ -309,7 +313,7 @@ class Run:
     def prune_checkpoints(self, keep: int) -> None:
         """Deletes all but the newest `keep` checkpoints."""
         for path in self.checkpoint_files()[:-keep]:
-            remove(path)
+            remove_file(path)
 
 
 def is_config(file: Path) -> bool:
@@ -323,28 +327,28 @@ def is_config(file: Path) -> bool:
     return isinstance(values, dict) and {"method", "out", "steps"} <= values.keys()
 
 
-def move(paths: Collection[Path], folder: Path) -> None:
+def move_all(paths: Collection[Path], folder: Path) -> None:
     """Moves entries into a folder on the same disk: all of them or, when one cannot be, none."""
     moved: list[Path] = []
     try:
         for path in paths:
-            put_in_place(path, folder / path.name)
+            replace_file(path, folder / path.name)
             moved.append(path)
     except OSError:
         for path in moved:
-            put_in_place(folder / path.name, path)
+            replace_file(folder / path.name, path)
         raise
 
 
-def delete(path: Path) -> None:
+def delete_tree(path: Path) -> None:
     """Deletes a file, a link, or a folder with all that is in it; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
-        patiently(lambda: shutil.rmtree(path))
+        retry_while_locked(lambda: shutil.rmtree(path))
     else:
-        remove(path)
+        remove_file(path)
 
 
-def row_of(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None for one that a killed process left half written, and for rubbish."""
     try:
         row = json.loads(line)
@@ -353,18 +357,18 @@ def row_of(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def is_alive(status: dict[str, Any]) -> bool:
+def is_process_alive(status: dict[str, Any]) -> bool:
     """Whether the process that wrote a status is there; on another machine: whether it was heard of lately."""
     pid = status.get("pid")
     if status.get("host", HOST) != HOST:
         beat = status.get("beat")
         heard = beat if isinstance(beat, int | float) else 0.0
-        return time.time() - heard < SILENCE.get(str(status.get("state")), 300.0)
-    began, said = born(pid) if pid is not None else None, status.get("born")
-    return began is not None and isinstance(said, int | float) and abs(began - said) < CLOCKS
+        return time.time() - heard < HEARTBEAT_TIMEOUTS.get(str(status.get("state")), 300.0)
+    began, said = process_start_time(pid) if pid is not None else None, status.get("born")
+    return began is not None and isinstance(said, int | float) and abs(began - said) < CLOCK_TOLERANCE
 
 
-def born(pid: int) -> float | None:
+def process_start_time(pid: int) -> float | None:
     """When the process began, to tell it from a later one with the same number; None if it is gone."""
     try:
         process = psutil.Process(pid)

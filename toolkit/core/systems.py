@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 Made = TypeVar("Made")
 
 WINDOWS = sys.platform == "win32"
-PATIENCE = 2.0 if WINDOWS else 0.0  # seconds that a file may be refused because another process has it open
+LOCK_TIMEOUT = 2.0 if WINDOWS else 0.0  # seconds that a file may be refused because another process has it open
 NEW_GROUP, NO_WINDOW = 0x0000_0200, 0x0800_0000  # of CreateProcess; subprocess names them on Windows only
 
 
-def peak_resident() -> int:
+def peak_rss() -> int:
     """Most main memory that this process has had so far, bytes."""
     try:
         import resource
@@ -28,7 +28,7 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def on_its_own(*, windows: bool = WINDOWS) -> dict[str, Any]:
+def detached_process_kwargs(*, windows: bool = WINDOWS) -> dict[str, Any]:
     """Arguments of subprocess.Popen for a process that outlives this one and its terminal.
 
     On Windows it gets a console that nobody sees: with none at all, each process that it starts itself would open a window.
@@ -36,9 +36,9 @@ def on_its_own(*, windows: bool = WINDOWS) -> dict[str, Any]:
     return {"creationflags": NEW_GROUP | NO_WINDOW} if windows else {"start_new_session": True}
 
 
-def patiently(action: Callable[[], Made]) -> Made:
+def retry_while_locked(action: Callable[[], Made]) -> Made:
     """What the action gives. Windows refuses a file while another process has it open, so there it is tried for a while."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             return action()
@@ -48,11 +48,11 @@ def patiently(action: Callable[[], Made]) -> Made:
             time.sleep(0.02)
 
 
-def put_in_place(source: Path, target: Path) -> None:
+def replace_file(source: Path, target: Path) -> None:
     """Renames a file over another, which may be open elsewhere."""
-    patiently(lambda: os.replace(source, target))
+    retry_while_locked(lambda: os.replace(source, target))
 
 
-def remove(path: Path) -> None:
+def remove_file(path: Path) -> None:
     """Deletes a file, which may be open elsewhere or gone already."""
-    patiently(lambda: path.unlink(missing_ok=True))
+    retry_while_locked(lambda: path.unlink(missing_ok=True))

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from .errors import UserError
-from .out_of_memory import as_shortage, general_cure, is_shortage
+from .out_of_memory import general_advice, is_out_of_memory, to_out_of_memory
 
 VERBOSE, SILENT = "RANKFOLD_VERBOSE", "RANKFOLD_SILENT"  # for the processes that a command starts: which of both it is
 QUIET = {
@@ -37,50 +37,50 @@ SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 # Ours; what writes for us; faults; what asks the user something.
-HEARD = (
+HEARD_MODULES = (
     *("rankfold", "__main__", "rich", "tyro", "argparse"),
     *("traceback", "threading", "logging", "multiprocessing"),
     *("wandb", "click", "getpass", "pdb", "bdb", "cmd"),
 )
-KEPT = 50  # lines that are held back for a traceback
+MAX_HELD_LINES = 50  # lines that are held back for a traceback
 
 
 @contextmanager
-def plain_end(*, verbose: bool = False) -> Iterator[None]:
+def report_errors(*, verbose: bool = False) -> Iterator[None]:
     """Within, our own words stand alone, and what a user can cause ends the program in one sentence.
 
     Exit codes: 2 a mistake or a lack of memory, 130 interrupted. verbose: let the libraries speak.
     """
-    any_letters()
+    replace_unencodable()
     try:
-        with own_words(verbose=verbose or VERBOSE in os.environ):
+        with own_output_only(verbose=verbose or VERBOSE in os.environ):
             yield
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        if is_shortage(error):
-            error = as_shortage(error, "this was done", general_cure)
+        if is_out_of_memory(error):
+            error = to_out_of_memory(error, "this was done", general_advice)
         if not isinstance(error, UserError):
             raise
         print(f"rankfold: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def any_letters() -> None:
+def replace_unencodable() -> None:
     """Prints ? for a letter that the console's encoding lacks (cp1252, ASCII), in the place of a UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
-def calm(environment: MutableMapping[str, str]) -> None:
+def quiet_libraries(environment: MutableMapping[str, str]) -> None:
     """Asks the libraries for silence, as far as they can be asked; before they are imported."""
     for name, value in (QUIET | SETTINGS).items():
         environment.setdefault(name, value)
 
 
 @contextmanager
-def own_words(*, verbose: bool = False) -> Iterator[None]:
+def own_output_only(*, verbose: bool = False) -> Iterator[None]:
     """Within, the libraries are not heard. What they said last is shown when it ends in a fault that nobody foresaw."""
     before = dict(os.environ)
     if verbose:
@@ -89,35 +89,35 @@ def own_words(*, verbose: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            put_back(before)
+            restore_environment(before)
         return
-    calm(os.environ)
+    quiet_libraries(os.environ)
     os.environ[SILENT] = "1"
-    held: deque[str] = deque(maxlen=KEPT)
+    held: deque[str] = deque(maxlen=MAX_HELD_LINES)
     plain, threshold = (sys.stdout, sys.stderr), logging.root.manager.disable
-    sys.stdout, sys.stderr = own = (OwnWords(plain[0], held), OwnWords(plain[1], held))  # type: ignore[assignment]
+    sys.stdout, sys.stderr = own = (OwnOutput(plain[0], held), OwnOutput(plain[1], held))  # type: ignore[assignment]
     logging.disable(max(threshold, logging.WARNING))
     try:
         yield
     except Exception as error:
-        if not isinstance(error, UserError) and not is_shortage(error):
-            show(held, plain[1])
+        if not isinstance(error, UserError) and not is_out_of_memory(error):
+            print_held(held, plain[1])
         raise
     finally:
         logging.disable(threshold)
         if (sys.stdout, sys.stderr) == own:
             sys.stdout, sys.stderr = plain
-        put_back(before)
+        restore_environment(before)
 
 
-def put_back(environment: dict[str, str]) -> None:
+def restore_environment(environment: dict[str, str]) -> None:
     """Takes back what was added to the environment: whoever called us from a program of his own has not asked for it."""
     for name in (*QUIET, *SETTINGS, VERBOSE, SILENT):
         if name not in environment:
             os.environ.pop(name, None)
 
 
-class OwnWords:
+class OwnOutput:
     """A stream that lets through what `HEARD` modules write, and holds back the rest."""
 
     def __init__(self, stream: TextIO, held: deque[str]) -> None:
@@ -128,16 +128,16 @@ class OwnWords:
 
     def write(self, text: str) -> int:
         """Writes as the stream does, or not at all."""
-        self.put(text, writing_module())
+        self.forward_or_hold(text, writing_module())
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """The same of several."""
-        self.put("".join(lines), writing_module())
+        self.forward_or_hold("".join(lines), writing_module())
 
-    def put(self, text: str, writer: str) -> None:
+    def forward_or_hold(self, text: str, writer: str) -> None:
         """Lets through or holds back what a module writes; a bar of tqdm's is of no use later."""
-        if writer.split(".")[0] in HEARD:
+        if writer.split(".")[0] in HEARD_MODULES:
             self.stream.write(text)
         elif text.strip() and not writer.startswith("tqdm"):
             self.held.append(text.rstrip("\n"))
@@ -165,7 +165,7 @@ def module_of(frame: FrameType | None) -> str:
     return frame.f_globals.get("__name__", "__main__") if frame else "__main__"
 
 
-def show(held: deque[str], stream: TextIO) -> None:
+def print_held(held: deque[str], stream: TextIO) -> None:
     """What the libraries said, before the traceback of what it may be about."""
     if held:
         print("rankfold: the libraries said last:", *(f"  {line}" for line in held), sep="\n", file=stream)
@@ -174,5 +174,5 @@ def show(held: deque[str], stream: TextIO) -> None:
 if (
     "multiprocessing.spawn" in sys.modules and SILENT in os.environ
 ):  # spawned to read pictures ahead: for as long as it lives
-    silence = own_words()
+    silence = own_output_only()
     silence.__enter__()

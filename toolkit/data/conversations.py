@@ -20,9 +20,9 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.texts import read_text
-from .images import PICTURE_KEYS, Source, source_of
+from .images import PICTURE_KEYS, ImageSource, parse_source
 
-MARK = "<image>"  # where a picture stands in a text
+IMAGE_MARK = "<image>"  # where a picture stands in a text
 ROLES = {
     "human": "user",
     "user": "user",
@@ -43,8 +43,8 @@ class Conversation:
     """One row: messages as chat templates take them, and their pictures."""
 
     messages: tuple[Message, ...]
-    pictures: tuple[Source, ...]
-    place: str
+    pictures: tuple[ImageSource, ...]
+    location: str
     """Where it stands, for errors: 'data.json, row 3'."""
 
     def until(self, count: int) -> Conversation:
@@ -55,7 +55,7 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Read:
+class ConversationFile:
     """What a data file gave."""
 
     rows: list[Conversation]
@@ -63,7 +63,7 @@ class Read:
     """One sentence for each row that was left out."""
 
 
-def read_conversations(file: Path, images: Path | None = None, *, skip_bad: bool = False) -> Read:
+def read_conversations(file: Path, images: Path | None = None, *, skip_bad: bool = False) -> ConversationFile:
     """All conversations of a file.
 
     images: what pictures' paths start from, by default the file's own folder; skip_bad: leave out rows that cannot be used, instead of
@@ -81,14 +81,14 @@ def read_conversations(file: Path, images: Path | None = None, *, skip_bad: bool
     faults: list[str] = []
     for place, row in read_rows(Path(file)):
         try:
-            rows.append(conversation(row, images, place))
+            rows.append(parse_conversation(row, images, place))
         except UserError as error:
             if not skip_bad:
                 raise UserError(f"{place}: {error} (--skip-bad leaves such rows out.)") from error
             faults.append(f"{place}: {error}")
     if not rows:
         raise UserError(f"{file}: none of its {len(faults)} rows can be used. {faults[0] if faults else ''}".strip())
-    return Read(rows, faults)
+    return ConversationFile(rows, faults)
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -99,16 +99,16 @@ def read_rows(file: Path) -> Iterator[tuple[str, Any]]:
     if not file.exists():
         raise UserError(f"--data {file} does not exist.")
     if file.is_dir() or file.suffix == ".parquet":
-        rows, unit = enumerate(data_set(file), 1), "row"
+        rows, unit = enumerate(dataset_rows(file), 1), "row"
     elif file.suffix == ".jsonl":
-        rows, unit = json_lines(file), "line"
+        rows, unit = read_json_lines(file), "line"
     else:
-        rows, unit = enumerate(json_list(file), 1), "row"
+        rows, unit = enumerate(read_json(file), 1), "row"
     for number, row in rows:
-        yield f"{file.name}, {unit} {number}", without_nulls(row)
+        yield f"{file.name}, {unit} {number}", drop_nulls(row)
 
 
-def json_list(file: Path) -> list[Any]:
+def read_json(file: Path) -> list[Any]:
     """The rows of a JSON file."""
     try:
         rows = json.loads(read_text(file))
@@ -123,7 +123,7 @@ def json_list(file: Path) -> list[Any]:
     return rows
 
 
-def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
+def read_json_lines(file: Path) -> Iterator[tuple[int, Any]]:
     """(line, row) of a file with one JSON object a line; empty lines are none."""
     with file.open(encoding="utf-8-sig") as lines:
         try:
@@ -137,20 +137,20 @@ def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
             raise UserError(f"{file} is not text in UTF-8: byte {error.start} of a block cannot be read.") from error
 
 
-def data_set(place: Path) -> Iterator[Any]:
+def dataset_rows(path: Path) -> Iterator[Any]:
     """The rows of a parquet file or of a folder that `datasets` saved; pictures come as bytes."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        if place.is_dir():
-            rows = datasets.load_from_disk(str(place))
+        if path.is_dir():
+            rows = datasets.load_from_disk(str(path))
         else:
-            rows = datasets.Dataset.from_parquet(str(place))
+            rows = datasets.Dataset.from_parquet(str(path))
     except Exception as error:
-        raise UserError(f"--data {place} is no data set that the library datasets can read: {error}") from error
+        raise UserError(f"--data {path} is no data set that the library datasets can read: {error}") from error
     if isinstance(rows, datasets.DatasetDict):
-        raise UserError(f"--data {place} holds several splits, {', '.join(rows)}: name the folder of one of them.")
+        raise UserError(f"--data {path} holds several splits, {', '.join(rows)}: name the folder of one of them.")
     for name, feature in rows.features.items():  # type: ignore[union-attr]
         inner = getattr(feature, "feature", feature)
         if isinstance(inner, datasets.Image):
@@ -159,17 +159,17 @@ def data_set(place: Path) -> Iterator[Any]:
     yield from rows  # type: ignore[misc]
 
 
-def without_nulls(value: Any) -> Any:
+def drop_nulls(value: Any) -> Any:
     """The value without keys whose value is null, which tables fill in."""
     if isinstance(value, dict):
-        return {key: without_nulls(own) for key, own in value.items() if own is not None}
-    return [without_nulls(own) for own in value] if isinstance(value, list) else value
+        return {key: drop_nulls(own) for key, own in value.items() if own is not None}
+    return [drop_nulls(own) for own in value] if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def conversation(row: Any, images: Path, place: str) -> Conversation:
+def parse_conversation(row: Any, images: Path, location: str) -> Conversation:
     """A row of any of the formats.
 
     Raises:
@@ -177,26 +177,26 @@ def conversation(row: Any, images: Path, place: str) -> Conversation:
     """
     if not isinstance(row, dict):
         raise UserError(f"the row must be an object, not {type(row).__name__}.")
-    messages, inline = messages_of(row)
+    messages, inline = parse_messages(row)
     given = row["images"] if row.get("images", []) != [] else row.get("image", [])
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if inline and given:
         raise UserError("pictures stand both in the messages and beside them: keep one of the two.")
-    check_order(messages)
+    check_turns(messages)
     if given and not marks:
         first = next(message for message in messages if message["role"] == "user")
         first["content"][:0] = [{"type": "image"}] * len(given)
     elif marks != len(inline or given):
-        raise UserError(f"there are {marks} marks {MARK} for {len(inline or given)} pictures.")
-    return Conversation(tuple(messages), tuple(source_of(value, images) for value in inline or given), place)
+        raise UserError(f"there are {marks} marks {IMAGE_MARK} for {len(inline or given)} pictures.")
+    return Conversation(tuple(messages), tuple(parse_source(value, images) for value in inline or given), location)
 
 
-def messages_of(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
+def parse_messages(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
     """The messages of a row, and the pictures that stand within them."""
     inline: list[Any] = []
     if "question" in row:
-        known = references_of(row)
+        known = reference_answers(row)
         if not known:
             raise UserError("the row has a question and no answer.")
         turns = [("user", row["question"]), ("assistant", known[0])]
@@ -211,28 +211,28 @@ def messages_of(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
     for role, content in turns:
         if not isinstance(role, str) or role not in ROLES:
             raise UserError(f"the role '{role}' is unknown; known are {', '.join(ROLES)}.")
-        messages.append({"role": ROLES[role], "content": parts_of(content, inline)})
+        messages.append({"role": ROLES[role], "content": parse_content(content, inline)})
     return messages, inline
 
 
-def references_of(row: dict[str, Any]) -> list[str]:
+def reference_answers(row: dict[str, Any]) -> list[str]:
     """The right answers of a row with a question: of `answers` (texts, or objects with an `answer`), or of `answer`."""
     given = row.get("answers", row.get("answer"))
     given = given if isinstance(given, list) else [] if given is None else [given]
     return [str(one.get("answer", "") if isinstance(one, dict) else one) for one in given]
 
 
-def parts_of(content: Any, inline: list[Any]) -> list[dict[str, str]]:
+def parse_content(content: Any, inline: list[Any]) -> list[dict[str, str]]:
     """A message's content as blocks; pictures named in blocks are appended to `inline`."""
     if isinstance(content, str):
-        return text_parts(content)
+        return split_image_marks(content)
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         raise UserError(f"a message's content must be text or a list of blocks, not {content!r}.")
     parts = []
     for block in content:
         kind = block.get("type")
         if kind == "text":
-            parts += text_parts(str(block.get("text", "")))
+            parts += split_image_marks(str(block.get("text", "")))
         elif kind in ("image", "image_url"):
             parts.append({"type": "image"})
             if set(block) & set(PICTURE_KEYS):
@@ -242,10 +242,10 @@ def parts_of(content: Any, inline: list[Any]) -> list[dict[str, str]]:
     return parts
 
 
-def text_parts(text: str) -> list[dict[str, str]]:
+def split_image_marks(text: str) -> list[dict[str, str]]:
     """A text with marks as blocks."""
     parts: list[dict[str, str]] = []
-    for number, piece in enumerate(text.split(MARK)):
+    for number, piece in enumerate(text.split(IMAGE_MARK)):
         if number:
             parts.append({"type": "image"})
         if piece.strip():
@@ -253,7 +253,7 @@ def text_parts(text: str) -> list[dict[str, str]]:
     return parts
 
 
-def check_order(messages: list[Message]) -> None:
+def check_turns(messages: list[Message]) -> None:
     """Raises UserError when questions and answers do not take turns, or an answer is empty or holds a picture."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     if not turns:

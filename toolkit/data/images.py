@@ -12,22 +12,28 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import UserError
-from ..core.paths import is_file, there
+from ..core.paths import is_file, resolve_data_path
 
-Source = Path | bytes
-DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
+ImageSource = Path | bytes
+SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
+ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 PICTURE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names a picture
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, RuntimeError)  # what Pillow raises for no picture
+READ_ERRORS = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+)  # what Pillow raises for no picture
 ORIENTATION = 0x0112
 
 
-def opened(source: Source) -> Image.Image:
+def open_image(source: ImageSource) -> Image.Image:
     """The picture, its header read and its pixels not."""
     return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
 
 
-def load_rgb(source: Source) -> Image.Image:
+def load_rgb(source: ImageSource) -> Image.Image:
     """The first frame as RGB: turned as EXIF says, transparency on white, 16 bit brought to 8.
 
     Raises:
@@ -36,17 +42,19 @@ def load_rgb(source: Source) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with opened(source) as image:
-                return as_rgb(ImageOps.exif_transpose(image))
+            with open_image(source) as image:
+                return to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{named(source)} unpacks to far more pixels than its size suggests.") from error
-    except BROKEN as error:
-        raise UserError(f"{named(source)} is not a whole picture (truncated, or another kind of file).") from error
+        raise UserError(f"{describe_source(source)} unpacks to far more pixels than its size suggests.") from error
+    except READ_ERRORS as error:
+        raise UserError(
+            f"{describe_source(source)} is not a whole picture (truncated, or another kind of file)."
+        ) from error
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB. Pillow itself would clip 16 bit greys to white and lay transparency on whatever colour is under it."""
-    if image.mode in DEEP:
+    if image.mode in SIXTEEN_BIT_MODES:
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
@@ -58,7 +66,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def size_of(source: Source) -> tuple[int, int]:
+def image_size(source: ImageSource) -> tuple[int, int]:
     """(width, height) as the picture is seen, from its header alone.
 
     Raises:
@@ -67,13 +75,13 @@ def size_of(source: Source) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with opened(source) as image:
-                return (image.height, image.width) if lies_on_its_side(image, source) else image.size
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        raise UserError(f"{named(source)} is not a picture that can be read.") from error
+            with open_image(source) as image:
+                return (image.height, image.width) if is_rotated(image, source) else image.size
+    except (*READ_ERRORS, Image.DecompressionBombError) as error:
+        raise UserError(f"{describe_source(source)} is not a picture that can be read.") from error
 
 
-def lies_on_its_side(image: Image.Image, source: Source) -> bool:
+def is_rotated(image: Image.Image, source: ImageSource) -> bool:
     """Whether EXIF says to turn an opened picture by a right angle."""
     if image.format == "TIFF":  # Pillow has turned its size already
         return False
@@ -83,15 +91,15 @@ def lies_on_its_side(image: Image.Image, source: Source) -> bool:
         whole = source.read_bytes() if isinstance(source, Path) else source
         if b"eXIf" not in whole:
             return False
-    return image.getexif().get(ORIENTATION, 1) in SIDEWAYS
+    return image.getexif().get(ORIENTATION, 1) in ROTATED_ORIENTATIONS
 
 
-def named(source: Source) -> str:
+def describe_source(source: ImageSource) -> str:
     """What an error calls a source."""
     return str(source) if isinstance(source, Path) else f"a picture of {len(source)} bytes"
 
 
-def source_of(value: Any, folder: Path | None) -> Source:
+def parse_source(value: Any, folder: Path | None) -> ImageSource:
     """The source behind what data files put for a picture: a path, a data URL, bytes, a block with one of these, a PIL picture.
 
     folder: what relative paths start from.
@@ -102,27 +110,27 @@ def source_of(value: Any, folder: Path | None) -> Source:
     if isinstance(value, dict):
         for key in PICTURE_KEYS:
             if value.get(key) is not None:
-                return decoded(f",{value[key]}") if key == "base64" else source_of(value[key], folder)
+                return decode_data_url(f",{value[key]}") if key == "base64" else parse_source(value[key], folder)
         raise UserError("a picture's block names no picture: give it a path.")
     if isinstance(value, bytes):
         return value
     if isinstance(value, Image.Image):
         buffer = io.BytesIO()
-        as_rgb(ImageOps.exif_transpose(value)).save(buffer, format="png")
+        to_rgb(ImageOps.exif_transpose(value)).save(buffer, format="png")
         return buffer.getvalue()
     if not isinstance(value, (str, Path)) or not str(value).strip():
         raise UserError(f"a picture cannot be {value!r}: give its path.")
     if isinstance(value, str) and value.startswith("data:"):
-        return decoded(value)
+        return decode_data_url(value)
     if str(value).startswith(("http://", "https://")):
         raise UserError(f"the picture {value} is on the network: fetch it first and give its path.")
-    path = there(str(value), folder)
+    path = resolve_data_path(str(value), folder)
     if not is_file(path):
         raise UserError(f"there is no picture {path}. Is --images right?")
     return path
 
 
-def decoded(url: str) -> bytes:
+def decode_data_url(url: str) -> bytes:
     """The bytes of a data URL."""
     try:
         return base64.b64decode(url.split(",", 1)[1], validate=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import UserError
-from ..core.out_of_memory import during
-from ..core.texts import lines_of, read_text
-from .images import load_rgb, size_of
+from ..core.out_of_memory import oom_context
+from ..core.texts import read_lines, read_text
+from .images import image_size, load_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-SMALLEST = 16  # a side below this has nothing to learn from, pixels
+MIN_SIDE = 16  # a side below this has nothing to learn from, pixels
 ALPHA = "alpha"  # in the place of a folder of masks: the pictures' own transparency
-LARGEST = 16_384  # a side above this is a mistake more often than a photo, pixels
+MAX_SIDE = 16_384  # a side above this is a mistake more often than a photo, pixels
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_captions(folder: Path, files: list[Path], pictures: set[str]) -> dict[s
     captions: dict[str, str] = {}
     table = folder / "metadata.jsonl"
     if table.is_file():
-        for number, line in enumerate(lines_of(table), 1):
+        for number, line in enumerate(read_lines(table), 1):
             if not line.strip():
                 continue
             try:
@@ -95,10 +95,10 @@ def picture_fault(path: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                if min(image.size) < SMALLEST:
-                    return f"is {image.width} x {image.height} pixels, less than {SMALLEST} on a side."
-                if max(image.size) > LARGEST:
-                    return f"is {image.width} x {image.height} pixels, more than {LARGEST} on a side; reduce it first."
+                if min(image.size) < MIN_SIDE:
+                    return f"is {image.width} x {image.height} pixels, less than {MIN_SIDE} on a side."
+                if max(image.size) > MAX_SIDE:
+                    return f"is {image.width} x {image.height} pixels, more than {MAX_SIDE} on a side; reduce it first."
                 image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return "unpacks to far more pixels than its size suggests (a decompression bomb)."
@@ -107,11 +107,11 @@ def picture_fault(path: Path) -> str | None:
     return None
 
 
-@during("reading a picture")
+@oom_context("reading a picture")
 def load_picture(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
     """The picture as RGB of this (width, height): turned as its EXIF says, transparency on white, cropped or padded."""
     image = load_rgb(sample.path)
-    return brought_to(image, sample, size, crop, border_colour(image))
+    return resize(image, sample, size, crop, border_colour(image))
 
 
 def load_mask(sample: Sample, masks: str, size: tuple[int, int], crop: str) -> Image.Image:
@@ -119,10 +119,10 @@ def load_mask(sample: Sample, masks: str, size: tuple[int, int], crop: str) -> I
     with Image.open(sample.path if masks == ALPHA else mask_path(sample, masks)) as opened:
         image = ImageOps.exif_transpose(opened)
         mask = image.convert("RGBA").getchannel("A") if masks == ALPHA else image.convert("L")
-    return brought_to(mask, sample, size, crop, 0)
+    return resize(mask, sample, size, crop, 0)
 
 
-def brought_to(
+def resize(
     image: Image.Image, sample: Sample, size: tuple[int, int], crop: str, border: int | tuple[int, ...]
 ) -> Image.Image:
     """Cropped to the size or padded, and mirrored where the sample says so."""
@@ -133,9 +133,9 @@ def brought_to(
     return ImageOps.mirror(image) if sample.flip else image
 
 
-def picture_size(sample: Sample) -> tuple[int, int]:
+def sample_size(sample: Sample) -> tuple[int, int]:
     """(width, height) as the picture is seen."""
-    return size_of(sample.path)
+    return image_size(sample.path)
 
 
 def mask_path(sample: Sample, masks: str) -> Path:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..core.cache import key_of
-from ..core.errors import UserError, nearest
-from ..core.hub import WEIGHTS, snapshot
-from ..core.paths import assets, cache_folder, is_hub_id
+from ..core.cache import cache_key
+from ..core.errors import UserError, did_you_mean
+from ..core.hub import WEIGHTS, fetch_snapshot
+from ..core.paths import assets_folder, cache_folder, is_hub_id
 from .families import FAMILIES
-from .model import PictureModel
+from .model import DiffusionModel
 from .single_file import SUFFIXES, convert
 
 EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit"}
@@ -25,7 +25,7 @@ def resolve_base(base: str) -> str:
         UserError: for a folder that is no pipeline, or a hub id that can be neither found in the cache nor fetched.
     """
     if base in EMBEDDED:
-        folder = assets() / EMBEDDED[base]
+        folder = assets_folder() / EMBEDDED[base]
         if not (folder / "model_index.json").is_file():
             raise UserError(f"The embedded model is missing from {folder}; build it with: rankfold build-tiny")
         return str(folder)
@@ -33,13 +33,13 @@ def resolve_base(base: str) -> str:
         check_pipeline_folder(Path(base))
         return base
     if Path(base).is_file() and Path(base).suffix in SUFFIXES:
-        return str(converted(Path(base)))
+        return str(convert_single_file(Path(base)))
     if Path(base).exists() or not is_hub_id(base):
         raise UserError(
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
             f"The embedded models are {' and '.join(EMBEDDED)}."
         )
-    folder = snapshot(
+    folder = fetch_snapshot(
         base,
         WEIGHTS,
         f"--base {base}",
@@ -59,11 +59,11 @@ def check_pipeline_folder(folder: Path) -> None:
         kind = parts["_class_name"]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(f"--base {folder}: model_index.json names no pipeline class.") from error
-    family = family_named(kind)
+    family = find_family(kind)
     if family is None:
         known = [name for one in FAMILIES for name in one.pipelines]
         raise UserError(
-            f"--base {folder} is a {kind}, which cannot be trained yet.{nearest(kind, known)} Known are {', '.join(known)}; a "
+            f"--base {folder} is a {kind}, which cannot be trained yet.{did_you_mean(kind, known)} Known are {', '.join(known)}; a "
             "new family is one small file in toolkit/diffusion/families (see docs/families.md)."
         )
     needed = [family.denoiser_name, "vae", "scheduler"]
@@ -73,10 +73,10 @@ def check_pipeline_folder(folder: Path) -> None:
             raise UserError(f"--base {folder} is not whole: the folder {part}/ is missing.")
 
 
-def converted(file: Path) -> Path:
+def convert_single_file(file: Path) -> Path:
     """The pipeline folder of a single-file checkpoint, made when the file is used for the first time."""
     facts = file.stat()
-    key = key_of(file=str(file.resolve()), size=facts.st_size, changed=facts.st_mtime_ns)
+    key = cache_key(file=str(file.resolve()), size=facts.st_size, changed=facts.st_mtime_ns)
     folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
     if not (folder / "model_index.json").is_file():
         print(f"{file} is turned into a pipeline folder once: {folder}")
@@ -86,15 +86,15 @@ def converted(file: Path) -> Path:
     return folder
 
 
-def family_named(pipeline: str) -> type[PictureModel] | None:
+def find_family(pipeline: str) -> type[DiffusionModel] | None:
     """The family of a pipeline class."""
     return next((family for family in FAMILIES if pipeline in family.pipelines), None)
 
 
 def open_model(
     path: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", quantize: str = "none"
-) -> PictureModel:
+) -> DiffusionModel:
     """The base model in a folder that `resolve_base` gave; nothing of it is loaded yet."""
-    family = family_named(json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
+    family = find_family(json.loads((Path(path) / "model_index.json").read_text(encoding="utf-8"))["_class_name"])
     assert family is not None, "resolve_base refuses pipelines of no family"
     return family(path, dtype, device, quantize)

@@ -27,22 +27,22 @@ def target(
     raise ValueError(f"Cannot train a model that predicts '{kind}'; epsilon and v_prediction are known.")
 
 
-def clean_error(kind: str, snr_B: torch.Tensor) -> torch.Tensor:
+def clean_error_ratio(kind: str, snr_B: torch.Tensor) -> torch.Tensor:
     """Squared error of the clean latents over that of the prediction, (B,): 1 / snr for epsilon, 1 / (snr + 1) for v."""
     return 1 / (snr_B + 1 if kind == "v_prediction" else snr_B)
 
 
-def min_snr(snr_B: torch.Tensor, gamma: float) -> torch.Tensor:
+def min_snr_weight(snr_B: torch.Tensor, gamma: float) -> torch.Tensor:
     """What the squared error of the clean latents counts for, (B,): min(snr, gamma) (Hang et al. 2023, section 3.4)."""
     return snr_B.clamp(max=gamma)
 
 
-def debiased(snr_B: torch.Tensor) -> torch.Tensor:
+def debiased_weight(snr_B: torch.Tensor) -> torch.Tensor:
     """The same by Yu et al. 2024 (arXiv 2310.08442): sqrt(snr), which is 1 / sqrt(snr) on the error of the noise."""
     return snr_B.sqrt()
 
 
-def per_sample_mse(guess: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+def per_sample_mse(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Mean squared error of each row, (B,), in fp32; weight (B, 1, H, W) is what each latent pixel counts for."""
-    error = (guess.float() - goal.float()).square()
+    error = (pred.float() - target.float()).square()
     return (error if weight is None else error * weight).flatten(1).mean(1)

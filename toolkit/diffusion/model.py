@@ -24,15 +24,15 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..core.errors import UserError
-from ..core.out_of_memory import during
-from ..core.quantize import quantise
+from ..core.out_of_memory import oom_context
+from ..core.quantize import quantize_model
 from .noise import DiscreteNoise, FlowNoise, Noise
 
-Words = dict[str, torch.Tensor]
+PromptEmbeds = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-JOINT_ATTENTION = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-NOT_NEEDED = ("safety_checker", "image_encoder", "feature_extractor")
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION_TARGETS = (*ATTENTION_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+UNUSED_PARTS = ("safety_checker", "image_encoder", "feature_extractor")
 TEXT_TARGETS = {  # by what a text encoder's layers are called
     "CLIP": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "T5": ("q", "k", "v", "o"),
@@ -40,26 +40,26 @@ TEXT_TARGETS = {  # by what a text encoder's layers are called
 }
 
 
-class PictureModel:
+class DiffusionModel:
     """A base model of one family; its parts are loaded when they are first asked for, as attributes (unet, vae, ...)."""
 
     pipelines: ClassVar[tuple[str, ...]]
     """Classes in model_index.json that this family is."""
     denoiser_name: ClassVar[str] = "transformer"
     """The part that adapters go on first."""
-    text_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """Text encoders."""
-    attention: ClassVar[tuple[str, ...]] = ATTENTION
+    attention_targets: ClassVar[tuple[str, ...]] = ATTENTION_TARGETS
     """The denoiser's attention layers."""
-    flow: ClassVar[bool] = True
+    is_flow: ClassVar[bool] = True
     """Whether it is a flow model; otherwise its scheduler has discrete timesteps."""
-    patch: int = 2
+    patch_size: int = 2
     """Latent pixels on a side of one token: what the latents must be divisible by."""
-    token_text: ClassVar[tuple[str, ...]] = ()
+    inversion_text_encoders: ClassVar[tuple[str, ...]] = ()
     """Text encoders that the stock pipeline's load_textual_inversion gives new words."""
-    lora_text: ClassVar[tuple[str, ...]] = ()
+    lora_text_encoders: ClassVar[tuple[str, ...]] = ()
     """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
-    kohya: ClassVar[dict[str, str]] = {}
+    kohya_prefixes: ClassVar[dict[str, str]] = {}
     """How kohya's files begin the names of each part's layers; empty where it is not known how they go on."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
@@ -78,11 +78,11 @@ class PictureModel:
         if name.startswith("_") or name not in self.__dict__.get("index", {}):
             raise AttributeError(name)
         if name not in self.loaded:
-            with during(f"loading the base's {name}"):
+            with oom_context(f"loading the base's {name}"):
                 self.loaded[name] = self.load(name)
         return self.loaded[name]
 
-    def has(self, name: str) -> bool:
+    def has_part(self, name: str) -> bool:
         """Whether this base has a part of this name."""
         return bool((self.index.get(name) or [None])[0])
 
@@ -93,10 +93,10 @@ class PictureModel:
         if not issubclass(own, nn.Module):
             return own.from_pretrained(self.path, subfolder=name)
         if self.device.type == "meta":
-            return shapes_only(own, Path(self.path) / name).to(self.dtype).requires_grad_(False).eval()
+            return build_on_meta(own, Path(self.path) / name).to(self.dtype).requires_grad_(False).eval()
         part = own.from_pretrained(self.path, subfolder=name, dtype=torch.float32 if name == "vae" else self.dtype)
         if self.quantize != "none" and name != "vae":
-            part = quantise(part, self.quantize, self.dtype)
+            part = quantize_model(part, self.quantize, self.dtype)
         return part.to(self.device).requires_grad_(False).eval()
 
     @property
@@ -105,13 +105,13 @@ class PictureModel:
         return getattr(self, self.denoiser_name)
 
     @property
-    def targets(self) -> tuple[str, ...]:
+    def default_targets(self) -> tuple[str, ...]:
         """Where adapters go when nobody says otherwise."""
-        return self.attention
+        return self.attention_targets
 
     def text_encoders(self) -> list[str]:
         """The text encoders this base has."""
-        return [name for name in self.text_names if self.has(name)]
+        return [name for name in self.text_encoder_names if self.has_part(name)]
 
     def text_targets(self, name: str) -> tuple[str, ...]:
         """The attention layers of a text encoder."""
@@ -120,26 +120,26 @@ class PictureModel:
 
     def release(self, *, text: bool = True) -> None:
         """Lets the autoencoder, and by choice the text encoders, leave memory, as soon as no pipeline holds them."""
-        for name in ("vae", *(self.text_names if text else ())):
+        for name in ("vae", *(self.text_encoder_names if text else ())):
             self.loaded.pop(name, None)
         self.text_pipe = None if text else self.text_pipe
 
     def pipeline(self, *names: str) -> Any:
         """The stock pipeline around these very parts; of the large ones only those that are named, the rest None."""
         kind = getattr(diffusers, self.index["_class_name"])
-        large = {self.denoiser_name, "vae", *self.text_names}
+        large = {self.denoiser_name, "vae", *self.text_encoder_names}
         given: dict[str, Any] = {}
         for name, value in self.index.items():
             if name.startswith("_"):
                 continue
             if not isinstance(value, list):
                 given[name] = value
-            elif name in NOT_NEEDED:
+            elif name in UNUSED_PARTS:
                 given[name] = None
             elif name == "scheduler":
-                given[name] = self.scheduler_for_pictures()
+                given[name] = self.sampling_scheduler()
             else:
-                wanted = self.has(name) and (name in names or name not in large)
+                wanted = self.has_part(name) and (name in names or name not in large)
                 given[name] = getattr(self, name) if wanted else None
         if "requires_safety_checker" in given:
             given["requires_safety_checker"] = False
@@ -147,12 +147,12 @@ class PictureModel:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def left_out(self) -> dict[str, None]:
+    def excluded_parts(self) -> dict[str, None]:
         """Parts that a pipeline is loaded without: what judges or conditions on other pictures, and what this base lacks."""
         parts = [name for name, value in self.index.items() if isinstance(value, list)]
-        return {name: None for name in parts if name in NOT_NEEDED or not self.has(name)}
+        return {name: None for name in parts if name in UNUSED_PARTS or not self.has_part(name)}
 
-    def scheduler_for_pictures(self) -> Any:
+    def sampling_scheduler(self) -> Any:
         """The scheduler that pictures are made with when nobody asks for another: the base's own."""
         return self.load("scheduler")
 
@@ -170,34 +170,34 @@ class PictureModel:
 
     # -------------------------------------------------------------------------- pictures
 
-    def config_of(self, name: str) -> dict[str, Any]:
+    def part_config(self, name: str) -> dict[str, Any]:
         """A part's config.json."""
         return json.loads((Path(self.path) / name / "config.json").read_text(encoding="utf-8"))
 
     @property
     def latent_scale(self) -> int:
         """Pixels on a side of one latent pixel."""
-        return 2 ** (len(self.config_of("vae")["block_out_channels"]) - 1)
+        return 2 ** (len(self.part_config("vae")["block_out_channels"]) - 1)
 
     @property
     def native_resolution(self) -> int:
         """Side of the pictures the model was made for, pixels."""
-        return self.config_of(self.denoiser_name)["sample_size"] * self.latent_scale
+        return self.part_config(self.denoiser_name)["sample_size"] * self.latent_scale
 
     @property
     def latent_channels(self) -> int:
         """Channels of the latents, as the denoiser is given them by `predict`."""
-        return self.config_of("vae")["latent_channels"]
+        return self.part_config("vae")["latent_channels"]
 
     def check_side(self, side: int, flag: str) -> None:
         """Raises UserError when pictures of this side, pixels, cannot be made into whole latents; 0 is the base's own side."""
-        unit = self.latent_scale * self.patch
+        unit = self.latent_scale * self.patch_size
         if side % unit:
             near = max(unit, round(side / unit) * unit)
             kind = self.index["_class_name"]
             raise UserError(f"{flag} {side} cannot be divided by {unit}, as a {kind} needs it: take {near}.")
 
-    @during("encoding a picture")
+    @oom_context("encoding a picture")
     @torch.no_grad()
     def encode_picture(self, picture: Image.Image) -> dict[str, torch.Tensor]:
         """RGB picture -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""
@@ -213,18 +213,18 @@ class PictureModel:
 
     # -------------------------------------------------------------------------- prompts
 
-    def words(self, prompts: Sequence[str]) -> Words:
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         """What the prompts are to the denoiser; with a gradient where a text encoder is trained."""
         raise NotImplementedError
 
     def text_pipeline(self) -> Any:
         """The stock pipeline with its text encoders alone."""
-        self.text_pipe = self.text_pipe or self.pipeline(*self.text_names)
+        self.text_pipe = self.text_pipe or self.pipeline(*self.text_encoder_names)
         return self.text_pipe
 
     @classmethod
-    def call_inputs(
-        cls, prompts: Sequence[str] | Words, negative: Sequence[str] | Words | None, guidance_scale: float
+    def call_kwargs(
+        cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
         """The arguments of the stock pipeline's __call__ for prompts (texts or words) and guidance."""
         given: dict[str, Any] = {"guidance_scale": guidance_scale}
@@ -239,17 +239,17 @@ class PictureModel:
 
     def noise(self, sampling: str = "logit_normal", shift: float = 1.0) -> Noise:
         """The family's noise convention."""
-        if self.flow:
+        if self.is_flow:
             return FlowNoise(sampling, shift)
         config = diffusers.DDPMScheduler.load_config(self.path, subfolder="scheduler")
         return DiscreteNoise(diffusers.DDPMScheduler.from_config(config))
 
-    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         """What the denoiser says of noisy latents (B, C, H, W) at these levels, in the noise's own terms."""
         raise NotImplementedError
 
 
-def shapes_only(kind: Any, folder: Path) -> nn.Module:
+def build_on_meta(kind: Any, folder: Path) -> nn.Module:
     """A part built from its config on the meta device: shapes without numbers."""
     with torch.device("meta"):
         if issubclass(kind, diffusers.ModelMixin):
@@ -257,9 +257,9 @@ def shapes_only(kind: Any, folder: Path) -> nn.Module:
         return kind(kind.config_class.from_pretrained(folder))
 
 
-def stacked(rows: Sequence[Words]) -> Words:
+def pad_and_stack(rows: Sequence[PromptEmbeds]) -> PromptEmbeds:
     """Words (1, L, ...) of single prompts as one batch; shorter ones are filled up with zeros, which masks leave out."""
-    batch: Words = {}
+    batch: PromptEmbeds = {}
     for name in rows[0]:
         tensors = [row[name][0] for row in rows]
         longest = max(len(tensor) for tensor in tensors)
@@ -269,13 +269,13 @@ def stacked(rows: Sequence[Words]) -> Words:
     return batch
 
 
-def packed(latents: torch.Tensor) -> torch.Tensor:
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, H, W) as tokens (B, H/2 * W/2, 4C), each a square of 2 x 2."""
     b, c, h, w = latents.shape
     return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
 
 
-def unpacked(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The inverse of `packed`, for latents of this height and width."""
     b, _, c = tokens.shape
     return (

@@ -15,33 +15,33 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 
 from . import losses
 
-LEAST_SNR = 1e-12  # where there is nothing but noise, so that weights have their limits there and not 0 / 0
+MIN_SNR = 1e-12  # where there is nothing but noise, so that weights have their limits there and not 0 / 0
 
 
 class Noise(Protocol):
     """What training needs to know of a model's noise."""
 
-    def draw(self, random: torch.Generator) -> torch.Tensor:
+    def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
         """One level to train at, (1,)."""
         ...
 
-    def at(self, share: float) -> torch.Tensor:
+    def timestep_at(self, fraction: float) -> torch.Tensor:
         """The level at this share of the way from clean to noise, (1,)."""
         ...
 
-    def add(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor, /) -> torch.Tensor:
         """Noisy latents (B, C, H, W)."""
         ...
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor, /) -> torch.Tensor:
         """What the model is to predict, (B, C, H, W)."""
         ...
 
-    def snr(self, levels_B: torch.Tensor) -> torch.Tensor:
+    def snr(self, timesteps_B: torch.Tensor, /) -> torch.Tensor:
         """Signal-to-noise ratio, (B,), above 0."""
         ...
 
-    def clean_error(self, levels_B: torch.Tensor) -> torch.Tensor:
+    def clean_error_ratio(self, timesteps_B: torch.Tensor, /) -> torch.Tensor:
         """Squared error of the clean latents over that of the prediction, (B,)."""
         ...
 
@@ -50,25 +50,25 @@ class DiscreteNoise:
     """The noise of a scheduler with timesteps; it predicts the noise (epsilon) or the velocity (v)."""
 
     def __init__(self, scheduler: Any) -> None:
-        self.scheduler, self.count = scheduler, len(scheduler.alphas_cumprod)
+        self.scheduler, self.num_timesteps = scheduler, len(scheduler.alphas_cumprod)
 
-    def draw(self, random: torch.Generator) -> torch.Tensor:
-        return torch.randint(self.count, (1,), generator=random)
+    def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
+        return torch.randint(self.num_timesteps, (1,), generator=random)
 
-    def at(self, share: float) -> torch.Tensor:
-        return torch.tensor([min(int(share * self.count), self.count - 1)])
+    def timestep_at(self, fraction: float) -> torch.Tensor:
+        return torch.tensor([min(int(fraction * self.num_timesteps), self.num_timesteps - 1)])
 
-    def add(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.add_noise(clean, noise, levels_B)
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(clean, noise, timesteps_B)
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
-        return losses.target(self.scheduler, clean, noise, levels_B)
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+        return losses.target(self.scheduler, clean, noise, timesteps_B)
 
-    def snr(self, levels_B: torch.Tensor) -> torch.Tensor:
-        return compute_snr(self.scheduler, levels_B).clamp(min=LEAST_SNR)
+    def snr(self, timesteps_B: torch.Tensor) -> torch.Tensor:
+        return compute_snr(self.scheduler, timesteps_B).clamp(min=MIN_SNR)
 
-    def clean_error(self, levels_B: torch.Tensor) -> torch.Tensor:
-        return losses.clean_error(self.scheduler.config.prediction_type, self.snr(levels_B))
+    def clean_error_ratio(self, timesteps_B: torch.Tensor) -> torch.Tensor:
+        return losses.clean_error_ratio(self.scheduler.config.prediction_type, self.snr(timesteps_B))
 
 
 class FlowNoise:
@@ -81,29 +81,29 @@ class FlowNoise:
     def __init__(self, sampling: str = "logit_normal", shift: float = 1.0) -> None:
         self.sampling, self.shift = sampling, shift
 
-    def draw(self, random: torch.Generator) -> torch.Tensor:
-        level = compute_density_for_timestep_sampling(
+    def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
+        sigma = compute_density_for_timestep_sampling(
             self.sampling, 1, logit_mean=0.0, logit_std=1.0, mode_scale=1.29, generator=random
         )
-        return self.shifted(level)
+        return self.apply_shift(sigma)
 
-    def at(self, share: float) -> torch.Tensor:
-        return self.shifted(torch.tensor([share]))
+    def timestep_at(self, fraction: float) -> torch.Tensor:
+        return self.apply_shift(torch.tensor([fraction]))
 
-    def shifted(self, level: torch.Tensor) -> torch.Tensor:
+    def apply_shift(self, sigma: torch.Tensor) -> torch.Tensor:
         """Equation 23."""
-        return self.shift * level / (1 + (self.shift - 1) * level)
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
-    def add(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
-        s = levels_B.view(-1, *[1] * (clean.dim() - 1))
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
+        s = sigmas_B.view(-1, *[1] * (clean.dim() - 1))
         return (1 - s) * clean + s * noise
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
         return noise - clean
 
-    def snr(self, levels_B: torch.Tensor) -> torch.Tensor:
-        return ((1 - levels_B) / levels_B.clamp(min=1e-6)).square().clamp(min=LEAST_SNR)
+    def snr(self, sigmas_B: torch.Tensor) -> torch.Tensor:
+        return ((1 - sigmas_B) / sigmas_B.clamp(min=1e-6)).square().clamp(min=MIN_SNR)
 
-    def clean_error(self, levels_B: torch.Tensor) -> torch.Tensor:
+    def clean_error_ratio(self, sigmas_B: torch.Tensor) -> torch.Tensor:
         """The error of the clean latents is s times that of the velocity."""
-        return levels_B.square()
+        return sigmas_B.square()

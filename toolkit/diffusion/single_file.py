@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from ..core.errors import UserError
-from ..core.hub import CONFIGS, snapshot
+from ..core.hub import CONFIGS, fetch_snapshot
 from ..core.paths import is_hub_id
-from ..core.systems import patiently
-from .model import NOT_NEEDED
+from ..core.systems import retry_while_locked
+from .model import UNUSED_PARTS
 
 SUFFIXES = (".safetensors", ".ckpt")
-BEGINNINGS = {  # how the names of a part's tensors begin in one file; the denoiser's may begin with anything
+KEY_PREFIXES = {  # how the names of a part's tensors begin in one file; the denoiser's may begin with anything
     "vae": ("first_stage_model.", "vae."),
     "CLIP": ("cond_stage_model.", "conditioner.embedders.", "text_encoders.clip"),
     "T5": ("text_encoders.t5xxl.",),
@@ -37,12 +37,12 @@ def convert(file: Path, layout: str | None, out: Path) -> Path:
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder.")
-    state = read(file)
+    state = read_single_file(file)
     folder = layout_folder(file, state, layout)
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write(file, state, folder, unfinished)
+        write_pipeline(file, state, folder, unfinished)
     except (ValueError, RuntimeError, OSError, KeyError, AttributeError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -52,11 +52,11 @@ def convert(file: Path, layout: str | None, out: Path) -> Path:
         ) from error
     if out.is_dir():  # empty; Windows renames onto nothing that is there
         out.rmdir()
-    patiently(lambda: unfinished.replace(out))
+    retry_while_locked(lambda: unfinished.replace(out))
     return out
 
 
-def read(file: Path) -> dict[str, torch.Tensor]:
+def read_single_file(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint; a pickled one is read without running what is in it."""
     from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 
@@ -79,10 +79,10 @@ def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None
         raise UserError(f"--layout {layout} is neither a folder nor a hub id.")
     name = layout or fetch_diffusers_config(state)["pretrained_model_name_or_path"]
     cure = f"Give others: rankfold convert-base {file} --layout FOLDER_OR_HUB_ID --out FOLDER"
-    folder = Path(snapshot(name, CONFIGS, f"{name}, whose configs and tokenizers {file} needs,", cure))
-    if parts := lacking(state, read_index(folder)):
+    folder = Path(fetch_snapshot(name, CONFIGS, f"{name}, whose configs and tokenizers {file} needs,", cure))
+    if parts := missing_components(state, read_index(folder)):
         weights = [*CONFIGS, *(f"{part}/*.safetensors" for part in parts)]
-        folder = Path(snapshot(name, weights, f"{name}, whose {', '.join(parts)} {file} needs,", cure))
+        folder = Path(fetch_snapshot(name, weights, f"{name}, whose {', '.join(parts)} {file} needs,", cure))
     return folder
 
 
@@ -91,12 +91,12 @@ def read_index(layout: Path) -> dict[str, Any]:
     return json.loads((layout / "model_index.json").read_text(encoding="utf-8"))
 
 
-def held(state: dict[str, torch.Tensor], kind: str) -> bool:
+def has_component(state: dict[str, torch.Tensor], kind: str) -> bool:
     """Whether the file has the part of this name, or of a class whose name begins so."""
-    return any(name.startswith(BEGINNINGS[kind]) for name in state)
+    return any(name.startswith(KEY_PREFIXES[kind]) for name in state)
 
 
-def write(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -> None:
+def write_pipeline(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -> None:
     """Every part from the file where it is in there, otherwise from the layout.
 
     Raises:
@@ -108,10 +108,10 @@ def write(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -
     index = read_index(layout)
     dtype = Counter(value.dtype for value in state.values()).most_common(1)[0][0]
     try:
-        if any(held(state, kind) for kind in BEGINNINGS):
+        if any(has_component(state, kind) for kind in KEY_PREFIXES):
             kind: Any = getattr(diffusers, index["_class_name"])
-            given: dict[str, Any] = {name: None for name in NOT_NEEDED if name in index}
-            for name, own in lacking(state, index).items():
+            given: dict[str, Any] = {name: None for name in UNUSED_PARTS if name in index}
+            for name, own in missing_components(state, index).items():
                 given[name] = own.from_pretrained(layout, subfolder=name, dtype=dtype)
             pipe = kind.from_single_file(str(file), config=str(layout), dtype=dtype, local_files_only=True, **given)
             parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
@@ -130,14 +130,14 @@ def write(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -
     save()
 
 
-def lacking(state: dict[str, torch.Tensor], index: dict[str, Any]) -> dict[str, Any]:
+def missing_components(state: dict[str, torch.Tensor], index: dict[str, Any]) -> dict[str, Any]:
     """The autoencoder and text encoders that the file does not have: name -> class."""
     found = {}
     for name, value in index.items():
         if not isinstance(value, list) or value[0] is None:
             continue
-        kind = next((kind for kind in BEGINNINGS if name == kind or value[1].startswith(kind)), None)
+        kind = next((kind for kind in KEY_PREFIXES if name == kind or value[1].startswith(kind)), None)
         text = name.startswith("text_encoder")
-        if (kind and (kind == "vae" or text) and not held(state, kind)) or (text and kind is None):
+        if (kind and (kind == "vae" or text) and not has_component(state, kind)) or (text and kind is None):
             found[name] = getattr(importlib.import_module(value[0]), value[1])
     return found

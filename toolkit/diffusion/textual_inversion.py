@@ -16,40 +16,40 @@ from torch import nn
 
 from ..core.errors import UserError
 from ..core.files import write_atomic
-from .model import PictureModel
+from .model import DiffusionModel
 
 FILE = "new_words.safetensors"  # in an adapter's folder: text_encoder.<sks> -> (N, D)
-EXPORTED = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # how files for other tools call the encoders
+EXPORT_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # how files for other tools call the encoders
 
 
-class NewWords(nn.Module):
+class TextualInversionEmbedding(nn.Module):
     """A text encoder's word vectors, frozen, of which the last are learned."""
 
-    def __init__(self, words: nn.Embedding, count: int) -> None:
+    def __init__(self, embedding: nn.Embedding, count: int) -> None:
         super().__init__()
-        self.words, self.known = words, words.num_embeddings - count
-        self.vectors = nn.Parameter(words.weight.detach()[self.known :].float().clone())  # (count, D)
+        self.embedding, self.num_known = embedding, embedding.num_embeddings - count
+        self.vectors = nn.Parameter(embedding.weight.detach()[self.num_known :].float().clone())  # (count, D)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Token numbers (B, L) -> vectors (B, L, D)."""
-        known = self.words(ids)
-        new = self.vectors[(ids - self.known).clamp(min=0)].to(known.dtype)
-        return torch.where((ids < self.known)[..., None], known, new)
+        known = self.embedding(ids)
+        new = self.vectors[(ids - self.num_known).clamp(min=0)].to(known.dtype)
+        return torch.where((ids < self.num_known)[..., None], known, new)
 
 
-def tokenizer_of(model: PictureModel, encoder: str) -> Any:
+def tokenizer_of(model: DiffusionModel, encoder: str) -> Any:
     """The tokenizer of a text encoder: tokenizer_2 of text_encoder_2."""
     return getattr(model, encoder.replace("text_encoder", "tokenizer"))
 
 
-def check_new_word(model: PictureModel, token: str) -> None:
+def check_token(model: DiffusionModel, token: str) -> None:
     """Raises UserError when the base's text encoders cannot learn this word."""
     kind = model.index["_class_name"]
-    if not model.token_text:
+    if not model.inversion_text_encoders:
         raise UserError(f"A {kind} cannot learn new words: leave --token-vectors out.")
     if len(token.split()) != 1:
         raise UserError(f"--token '{token}' is no single word, which --token-vectors needs: take one such as <sks>.")
-    for name in model.token_text:
+    for name in model.inversion_text_encoders:
         if token in tokenizer_of(model, name).get_vocab():
             raise UserError(
                 f"--token {token} is a word that the base's {name} knows already, so --token-vectors would learn it anew: take one "
@@ -57,20 +57,22 @@ def check_new_word(model: PictureModel, token: str) -> None:
             )
 
 
-def learn_word(model: PictureModel, token: str, count: int, start: str) -> dict[str, NewWords]:
+def add_learned_token(
+    model: DiffusionModel, token: str, count: int, start: str
+) -> dict[str, TextualInversionEmbedding]:
     """Gives the text encoders a word of so many vectors, which begin as the mean of the vectors of the text `start`."""
     learned = {}
-    for name in model.token_text:
+    for name in model.inversion_text_encoders:
         encoder, tokenizer = getattr(model, name), tokenizer_of(model, name)
         ids = tokenizer(start, add_special_tokens=False).input_ids
         mean = encoder.get_input_embeddings().weight[ids].mean(0)
-        add_word(model.text_pipeline(), name, token, mean.expand(count, -1).clone())
-        learned[name] = NewWords(encoder.get_input_embeddings(), count)
+        add_token(model.text_pipeline(), name, token, mean.expand(count, -1).clone())
+        learned[name] = TextualInversionEmbedding(encoder.get_input_embeddings(), count)
         encoder.set_input_embeddings(learned[name])
     return learned
 
 
-def add_word(pipe: Any, encoder: str, token: str, vectors: torch.Tensor) -> None:
+def add_token(pipe: Any, encoder: str, token: str, vectors: torch.Tensor) -> None:
     """Puts a word of vectors (N, D) into a stock pipeline, by its own loader.
 
     Raises:
@@ -92,27 +94,28 @@ def add_word(pipe: Any, encoder: str, token: str, vectors: torch.Tensor) -> None
 # ---------------------------------------------------------------------------------------------- files
 
 
-def save_words(folder: Path, words: dict[str, torch.Tensor]) -> None:
+def save_token_embeddings(folder: Path, token_embeddings: dict[str, torch.Tensor]) -> None:
     """Writes the words of an adapter, from 'text_encoder.<sks>' to vectors (N, D)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(
-        folder / FILE, save({name: value.detach().float().cpu().contiguous() for name, value in words.items()})
+        folder / FILE,
+        save({name: value.detach().float().cpu().contiguous() for name, value in token_embeddings.items()}),
     )
 
 
-def words_of(folder: Path) -> dict[str, torch.Tensor]:
+def load_token_embeddings(folder: Path) -> dict[str, torch.Tensor]:
     """What `save_words` wrote; empty for an adapter without words."""
     return load_file(folder / FILE) if (folder / FILE).is_file() else {}
 
 
-def load_words(pipe: Any, words: dict[str, torch.Tensor]) -> None:
+def add_tokens_to_pipeline(pipe: Any, token_embeddings: dict[str, torch.Tensor]) -> None:
     """Puts words, named as `save_words` has them, into a stock pipeline."""
-    for name, vectors in words.items():
+    for name, vectors in token_embeddings.items():
         encoder, _, token = name.partition(".")
-        add_word(pipe, encoder, token, vectors)
+        add_token(pipe, encoder, token, vectors)
 
 
-def together(named: list[tuple[str, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+def merge_token_embeddings(named: list[tuple[str, dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
     """The words of several adapters, each with its name.
 
     Raises:
@@ -127,27 +130,27 @@ def together(named: list[tuple[str, dict[str, torch.Tensor]]]) -> dict[str, torc
     return words
 
 
-def export_words(folder: Path, out: Path) -> list[Path]:
+def export_token_embeddings(folder: Path, out: Path) -> list[Path]:
     """Writes an adapter's words as files of their own, one a word, for diffusers, A1111 and ComfyUI.
 
     With one text encoder a file holds the word's vectors under its name; with two, under clip_l and clip_g.
     """
     out.mkdir(parents=True, exist_ok=True)
-    words, paths = words_of(folder), []
+    words, paths = load_token_embeddings(folder), []
     for token in dict.fromkeys(name.partition(".")[2] for name in words):
         own = {name.partition(".")[0]: value for name, value in words.items() if name.partition(".")[2] == token}
         state = (
-            {token: own["text_encoder"]} if len(own) == 1 else {EXPORTED[name]: value for name, value in own.items()}
+            {token: own["text_encoder"]} if len(own) == 1 else {EXPORT_KEYS[name]: value for name, value in own.items()}
         )
         paths.append(out / f"{token.strip('<>')}.safetensors")
         write_atomic(paths[-1], save(state, metadata={"format": "pt", "token": token}))
     return paths
 
 
-def import_words(pipe: Any, path: Path) -> None:
+def import_token_embeddings(pipe: Any, path: Path) -> None:
     """Reads a file of `export_words` into a stock pipeline."""
     with safe_open(path, "pt") as file:
         token = file.metadata()["token"]
     for key, vectors in load_file(path).items():
-        encoder = next((name for name, own in EXPORTED.items() if own == key), "text_encoder")
-        add_word(pipe, encoder, token, vectors)
+        encoder = next((name for name, own in EXPORT_KEYS.items() if own == key), "text_encoder")
+        add_token(pipe, encoder, token, vectors)

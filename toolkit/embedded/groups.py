@@ -39,15 +39,18 @@ def draw_group(group: Group, rng: np.random.Generator) -> Image.Image:
         radius = RADIUS * rng.uniform(0.94, 1.06) * world.ZOOM
         x, y = (world.SIZE / 2 + offset + rng.uniform(-1.5, 1.5) for offset in CORNERS[corner])
         world.paste_centred(image, world.draw_figure(thing, radius, tilt=rng.uniform(-7, 7)), (x, y))
-    return world.finished(image)
+    return world.finalize(image)
 
 
 def group_caption(group: Group) -> str:
     """'a red circle at the top left, a blue star at the bottom right, in the snow'."""
-    parts = [f"{article(colour)} {colour} {shape} at the {corner}" for corner, (shape, colour) in group.things.items()]
+    parts = [
+        f"{indefinite_article(colour)} {colour} {shape} at the {corner}"
+        for corner, (shape, colour) in group.things.items()
+    ]
     return ", ".join([*parts, world.SCENES[group.scene]])
 
 
-def article(word: str) -> str:
+def indefinite_article(word: str) -> str:
     """'a' or 'an'."""
     return "an" if word[0] in "aeiou" else "a"

@@ -47,7 +47,7 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
-    def read(self, pictures: list[Image.Image]) -> list[dict[str, str]]:
+    def classify(self, pictures: list[Image.Image]) -> list[dict[str, str]]:
         """The judge's answers for each picture."""
         logits = self(pictures_to_pixels(pictures))
         best = {name: value.argmax(-1).tolist() for name, value in logits.items()}
@@ -60,7 +60,7 @@ def pictures_to_pixels(pictures: list[Image.Image]) -> torch.Tensor:
     return torch.stack([pil_to_tensor(p) for p in small]).float() / 127.5 - 1
 
 
-def labels(thing: Thing) -> list[int]:
+def label_indices(thing: Thing) -> list[int]:
     """The right answer's index for each question of ANSWERS; IGNORE where the picture does not settle it."""
     creature = thing.shape == CREATURE_SHAPE
     asked = {name: getattr(thing, name) for name in ANSWERS}

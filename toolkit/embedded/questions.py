@@ -13,7 +13,7 @@ DESCRIBE = "Describe the picture."
 Question = tuple[str, str, str]  # kind, question, answer
 
 
-def about_thing(thing: Thing) -> list[Question]:
+def thing_questions(thing: Thing) -> list[Question]:
     """All that is asked about a picture of one kind of thing, or of a creature."""
     asked = [
         ("caption", DESCRIBE, world.caption(thing)),
@@ -32,7 +32,7 @@ def about_thing(thing: Thing) -> list[Question]:
     return asked
 
 
-def about_group(group: Group, rng: np.random.Generator) -> list[Question]:
+def group_questions(group: Group, rng: np.random.Generator) -> list[Question]:
     """What is asked about a picture of several things: each by its place, and how many of a kind there are."""
     asked = [
         ("group caption", DESCRIBE, group_caption(group)),
@@ -52,16 +52,16 @@ def about_group(group: Group, rng: np.random.Generator) -> list[Question]:
     return asked
 
 
-def vocabulary() -> list[str]:
+def vocabulary_texts() -> list[str]:
     """Sentences that hold every word of the questions and answers."""
     rng = np.random.default_rng(0)
-    texts = [text for _ in range(2000) for _, *both in about_thing(world.random_thing(rng)) for text in both]
-    texts += [text for _, *both in about_thing(world.random_creature_thing(rng, 0)) for text in both]
+    texts = [text for _ in range(2000) for _, *both in thing_questions(world.random_thing(rng)) for text in both]
+    texts += [text for _, *both in thing_questions(world.random_creature_thing(rng, 0)) for text in both]
     for number in range(1, len(CORNERS) + 1):
         for _ in range(200):
             things = {
                 c: (str(rng.choice(world.SHAPES)), str(rng.choice(list(world.COLOURS)))) for c in list(CORNERS)[:number]
             }
             group = Group(things, str(rng.choice(list(world.SCENES))))
-            texts += [text for _, *both in about_group(group, rng) for text in both]
+            texts += [text for _, *both in group_questions(group, rng) for text in both]
     return texts

@@ -82,7 +82,7 @@ def make_vae() -> AutoencoderKL:
 
 
 @torch.no_grad()
-def without_spread(vae: AutoencoderKL) -> AutoencoderKL:
+def collapse_posterior(vae: AutoencoderKL) -> AutoencoderKL:
     """The autoencoder with a posterior that is all but its mean.
 
     The denoiser learns from means, and in latent channels that carry nothing the posterior is as wide as the prior: whoever samples

@@ -57,7 +57,7 @@ def make_chat_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(questions.vocabulary(), trainer)
+    bpe.train_from_iterator(questions.vocabulary_texts(), trainer)
     pad, begin, user, assistant, end, image = SPECIAL
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,

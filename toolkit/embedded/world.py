@@ -81,7 +81,7 @@ class Creature:
     slim: float
 
 
-def held_out(thing: Thing) -> bool:
+def is_held_out(thing: Thing) -> bool:
     """True for the eighth of all (shape, colour, scene) triples that training never draws.
 
     Every pair of the three still occurs, so a prompt from here asks for a new combination of known words.
@@ -107,7 +107,7 @@ def random_thing(rng: np.random.Generator, *, held: bool = False) -> Thing:
             place=str(rng.choice(list(PLACES))) if single else "centre",
             count=count,
         )
-        if held_out(thing) == held:
+        if is_held_out(thing) == held:
             return thing
 
 
@@ -155,11 +155,11 @@ def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = Non
         radius = {"small": 11.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         figure = draw_creature(build, radius * ZOOM, flip=bool(rng.random() < 0.5), tilt=rng.uniform(-8, 8))
         paste_centred(image, figure, place_centre(thing.place, rng))
-        return finished(image)
+        return finalize(image)
     for centre, radius in layout(thing, rng):
         figure = draw_figure(thing, radius * ZOOM, tilt=rng.uniform(-7, 7))
         paste_centred(image, figure, centre)
-    return finished(image)
+    return finalize(image)
 
 
 def draw_pair(left: int, right: int, scene: str, rng: np.random.Generator) -> Image.Image:
@@ -171,10 +171,10 @@ def draw_pair(left: int, right: int, scene: str, rng: np.random.Generator) -> Im
     for creature, (centre, radius) in zip((left, right), places, strict=True):
         build, flip = make_creature(creature), bool(rng.random() < 0.5)
         paste_centred(image, draw_creature(build, radius * ZOOM, flip=flip, tilt=rng.uniform(-8, 8)), centre)
-    return finished(image)
+    return finalize(image)
 
 
-def finished(canvas: Image.Image) -> Image.Image:
+def finalize(canvas: Image.Image) -> Image.Image:
     """The canvas at its final size, a little soft, as a photo is: razor edges would be most of what there is to compress."""
     return canvas.reduce(ZOOM).filter(ImageFilter.GaussianBlur(0.7))
 
@@ -204,7 +204,7 @@ def paste_centred(image: Image.Image, figure: Image.Image, centre: tuple[float, 
 # ---------------------------------------------------------------------------------------------- scenes
 
 
-def shaded(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
+def vary_shade(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
     """The colour, a little lighter or darker."""
     shift = rng.uniform(-7, 7)
     return tuple(int(np.clip(c + shift, 0, 255)) for c in colour)  # type: ignore[return-value]
@@ -216,7 +216,7 @@ def draw_scene(pen: ImageDraw.ImageDraw, scene: str, rng: np.random.Generator) -
     horizon = int((0.45 + rng.uniform(-0.04, 0.04)) * side)
 
     def band(top: float, bottom: float, colour: tuple[int, int, int]) -> None:
-        pen.rectangle((0, top, side, bottom), fill=shaded(colour, rng))
+        pen.rectangle((0, top, side, bottom), fill=vary_shade(colour, rng))
 
     if scene == "beach":
         band(0, horizon, (150, 215, 245))
@@ -271,7 +271,7 @@ def shape_mask(shape: str, radius: float) -> Image.Image:
     pen = ImageDraw.Draw(mask)
     c, r = half, radius
 
-    def ring_of(n: int, radii: tuple[float, ...], turn: float) -> list[tuple[float, float]]:
+    def ring_points(n: int, radii: tuple[float, ...], turn: float) -> list[tuple[float, float]]:
         angles = [turn + 2 * math.pi * i / n for i in range(n)]
         return [
             (c + radii[i % len(radii)] * r * math.cos(a), c + radii[i % len(radii)] * r * math.sin(a))
@@ -283,9 +283,9 @@ def shape_mask(shape: str, radius: float) -> Image.Image:
     elif shape == "square":
         pen.rectangle((c - 0.88 * r, c - 0.88 * r, c + 0.88 * r, c + 0.88 * r), fill=255)
     elif shape == "triangle":
-        pen.polygon(ring_of(3, (1.2,), -math.pi / 2), fill=255)
+        pen.polygon(ring_points(3, (1.2,), -math.pi / 2), fill=255)
     elif shape == "star":
-        pen.polygon(ring_of(10, (1.22, 0.52), -math.pi / 2), fill=255)
+        pen.polygon(ring_points(10, (1.22, 0.52), -math.pi / 2), fill=255)
     elif shape == "heart":
         t = np.linspace(0, 2 * math.pi, 60)
         x = 16 * np.sin(t) ** 3
@@ -305,7 +305,7 @@ def shape_mask(shape: str, radius: float) -> Image.Image:
     return mask
 
 
-def outlined(mask: Image.Image, fill: Image.Image, ink: tuple[int, int, int], width: float) -> Image.Image:
+def draw_outlined(mask: Image.Image, fill: Image.Image, ink: tuple[int, int, int], width: float) -> Image.Image:
     """An RGBA figure: `fill` inside the mask, an outline of `width` canvas pixels around it."""
     grown = Image.new("L", mask.size, 0)
     for k in range(12):
@@ -317,7 +317,7 @@ def outlined(mask: Image.Image, fill: Image.Image, ink: tuple[int, int, int], wi
     return figure
 
 
-def patterned(
+def draw_pattern(
     size: tuple[int, int], pattern: str, colour: tuple[int, int, int], second: tuple[int, int, int], step: float
 ):
     """An RGBA sheet in a plain, striped or spotted pattern; `step` is its period in canvas pixels."""
@@ -353,8 +353,8 @@ def draw_figure(thing: Thing, radius: float, tilt: float) -> Image.Image:
     colour = COLOURS[thing.colour or "red"]
     mask = shape_mask(thing.shape, radius)
     step = 0.8 * radius
-    fill = patterned(mask.size, thing.pattern, colour, second_colour(colour), step)
-    figure = outlined(mask, fill, ink_for(colour), width=0.9 * ZOOM)
+    fill = draw_pattern(mask.size, thing.pattern, colour, second_colour(colour), step)
+    figure = draw_outlined(mask, fill, ink_for(colour), width=0.9 * ZOOM)
     if thing.face != "none":
         draw_face(figure, thing.face, radius)
     return figure.rotate(tilt, Image.Resampling.BILINEAR)
@@ -431,7 +431,7 @@ def draw_creature(build: Creature, radius: float, *, flip: bool, tilt: float) ->
         body.ellipse((half - wide, half - 0.35 * high, half + wide, half + high), fill=255)
     else:
         body.ellipse((half - wide, half - high, half + wide, half + high), fill=255)
-    trunk = outlined(mask, body_sheet(build, limbs.size, half, wide, high, r), ink, width=line)
+    trunk = draw_outlined(mask, body_sheet(build, limbs.size, half, wide, high, r), ink, width=line)
     limbs.alpha_composite(trunk)
     draw_eyes(ImageDraw.Draw(limbs), build, half, wide, high, r)
     if flip:
@@ -442,7 +442,7 @@ def draw_creature(build: Creature, radius: float, *, flip: bool, tilt: float) ->
 def body_sheet(build: Creature, size: tuple[int, int], half: int, wide: float, high: float, r: float) -> Image.Image:
     """The markings of the body, before it is cut out."""
     kind = {"stripes": "striped", "spots": "spotted"}.get(build.markings, "plain")
-    sheet = patterned(size, kind, build.colour, build.second, 0.55 * r)
+    sheet = draw_pattern(size, kind, build.colour, build.second, 0.55 * r)
     pen = ImageDraw.Draw(sheet)
     if build.markings == "half":
         pen.rectangle((half, 0, size[0], size[1]), fill=(*build.second, 255))
@@ -536,7 +536,7 @@ def draw_eyes(pen, build: Creature, half: int, wide: float, high: float, r: floa
 # ---------------------------------------------------------------------------------------------- samples
 
 
-def sample(seed: int, index: int, *, creatures: float = 0.3, held: bool = False) -> tuple[Image.Image, str, Thing]:
+def draw_sample(seed: int, index: int, *, creatures: float = 0.3, held: bool = False) -> tuple[Image.Image, str, Thing]:
     """Picture, caption and description number `index` of the endless training set with this seed.
 
     `creatures` is the share of pictures that show a creature; `held` draws from the held-out combinations.

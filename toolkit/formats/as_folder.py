@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..adapters.approximate import low_rank
-from ..core.cache import key_of
+from ..core.cache import cache_key
 from ..core.files import write_text
 from ..core.paths import cache_folder
-from ..core.systems import patiently
+from ..core.systems import retry_while_locked
 from . import native
 from .read import read_lora
 from .source import adapter_path, content_hash, file_changes, is_native
@@ -38,13 +38,13 @@ def adapter_folder(path: Path, pipe: Any) -> Path:
     place = adapter_path(path)
     if is_native(place):
         return place
-    folder = cache_folder() / "adapters" / key_of(hash=content_hash(place), base=str(pipe.name_or_path))[:32]
+    folder = cache_folder() / "adapters" / cache_key(hash=content_hash(place), base=str(pipe.name_or_path))[:32]
     if not folder.is_dir():
-        write_folder(place, pipe, folder)
+        write_peft_folders(place, pipe, folder)
     return folder
 
 
-def write_folder(file: Path, pipe: Any, folder: Path) -> None:
+def write_peft_folders(file: Path, pipe: Any, folder: Path) -> None:
     """Writes a LoRA file's changes of a pipeline's layers as PEFT folders, whole or not at all, whoever else does so too."""
     changes = file_changes(file, pipe)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def write_folder(file: Path, pipe: Any, folder: Path) -> None:
             native.write_state(whole / name, *peft_state(Part(part.model, short, "")))
         write_text(whole / "rankfold.json", json.dumps({"adapter": "lora", "file": file.name}))
         try:
-            patiently(lambda: whole.rename(folder))
+            retry_while_locked(lambda: whole.rename(folder))
         except OSError:
             if not folder.is_dir():  # else another process was faster
                 raise

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from .native import PARTS, WEIGHTS, adapter_hash
 from .report import LayerReport, Report, advice_on_layers, inspect_lora
-from .source import adapter_path, facts_of, is_native, load_source
+from .source import adapter_facts, adapter_path, is_native, load_source
 
 LOADERS = {
     "rankfold": "yes",
@@ -40,10 +40,10 @@ def is_chat_adapter(path: Path) -> bool:
 
 def inspect_folder(path: Path, model: Any = None) -> Report:
     """The same of an adapter folder of ours. Without its base it has no layers, for only with it is known what they change."""
-    facts = facts_of(path)
-    layers = list(layers_of(path, model, facts.get("adapter", ""))) if model is not None else []
+    facts = adapter_facts(path)
+    layers = list(layer_reports(path, model, facts.get("adapter", ""))) if model is not None else []
     report = Report(path, "folder of rankfold", facts.get("base", "unknown"), "in adapter_config.json", layers, LOADERS)
-    report.facts = {key: text_of(value) for key, value in facts.items()} | {"hash": adapter_hash(path)}
+    report.facts = {key: to_text(value) for key, value in facts.items()} | {"hash": adapter_hash(path)}
     report.advice = advice_on_layers(layers)
     for part in (part for part in PARTS if (path / part / WEIGHTS).is_file()):
         config, tensors = (
@@ -52,7 +52,7 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
         )
         numbers = sum(tensor.numel() for tensor in tensors.values())
         report.facts[f"in {part}"] = f"{len(tensors)} tensors, {numbers:,} numbers"
-        report.facts |= {f"{part}: {key}": text_of(config[key]) for key in CONFIG_FACTS if key in config}
+        report.facts |= {f"{part}: {key}": to_text(config[key]) for key in CONFIG_FACTS if key in config}
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             report.advice.append(
                 f"{part} holds NaN or infinity: it is spoilt; take an earlier checkpoint and train again."
@@ -61,7 +61,7 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
 
 
 @torch.no_grad()
-def layers_of(path: Path, model: Any, method: str) -> Iterator[LayerReport]:
+def layer_reports(path: Path, model: Any, method: str) -> Iterator[LayerReport]:
     """Every layer's change, set against the base's weight."""
     for part, folded in load_source(path, model).parts.items():
         for name, change in folded.items():
@@ -73,6 +73,6 @@ def layers_of(path: Path, model: Any, method: str) -> Iterator[LayerReport]:
             yield LayerReport(f"{part}.{name}", method, rank, 1.0, norm=norm, relative=relative, fault=fault)
 
 
-def text_of(value: Any) -> str:
+def to_text(value: Any) -> str:
     """A value of a config on one line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

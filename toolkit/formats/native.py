@@ -13,7 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..adapters.attach import adapter_layers, adapter_state, load_adapter_state, put_on, set_active
+from ..adapters.attach import adapter_layers, adapter_state, add_adapter, load_adapter_state, set_active
 from ..core.errors import UserError
 from ..core.files import write_atomic, write_text
 from ..diffusion import textual_inversion as new_words
@@ -68,7 +68,7 @@ def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:
         UserError: when it was made for another base, or a word is there already.
     """
     load_layers(pipe, folder, adapter)
-    new_words.load_words(pipe, new_words.words_of(folder))
+    new_words.add_tokens_to_pipeline(pipe, new_words.load_token_embeddings(folder))
 
 
 def load_layers(pipe: Any, folder: Path, adapter: str) -> None:
@@ -78,18 +78,18 @@ def load_layers(pipe: Any, folder: Path, adapter: str) -> None:
         UserError: when it was made for another base.
     """
     for part in check_adapter_folder(folder):
-        model = part_of(pipe, part, folder)
+        model = require_part(pipe, part, folder)
         config = PeftConfig.from_pretrained(str(folder / part))
         state = load_file(folder / part / WEIGHTS)
         try:
-            put_on(model, config, adapter)
+            add_adapter(model, config, adapter)
         except ValueError as error:
             raise UserError(f"The adapter {folder} does not fit this base model: {error}") from error
         load_adapter_state(model, state, adapter)
         model.requires_grad_(False).eval()
 
 
-def part_of(pipe: Any, part: str, folder: Path) -> Any:
+def require_part(pipe: Any, part: str, folder: Path) -> Any:
     """The part of a pipeline that an adapter's folder asks for.
 
     Raises:
@@ -117,7 +117,7 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
             if known:
                 set_active(model, [])  # or the ones that were active before would stay so
             continue
-        check_one_in_full(model, here)
+        check_single_full_module(model, here)
         set_active(model, here)
         for layer in adapter_layers(model).values():
             for name in here:
@@ -139,7 +139,7 @@ def set_full_strength(module: ModulesToSaveWrapper, strengths: dict[str, float])
             parameter.copy_(goal if strength == 1 else torch.lerp(start, goal, strength))
 
 
-def check_one_in_full(model: Any, names: list[str]) -> None:
+def check_single_full_module(model: Any, names: list[str]) -> None:
     """Raises UserError when several adapters bring the same module, trained in full."""
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper) and sum(name in module.modules_to_save for name in names) > 1:

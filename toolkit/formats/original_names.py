@@ -26,7 +26,7 @@ MLP = {"img": "ff", "txt": "ff_context"}
 NORM = {"img": "norm1", "txt": "norm1_context"}
 
 
-def flux() -> dict[str, tuple[str, ...]]:
+def flux_layers() -> dict[str, tuple[str, ...]]:
     """Original layer -> ours, the block's number as {}."""
     names: dict[str, tuple[str, ...]] = {}
     for stream, (inner, outer) in ATTENTION.items():
@@ -43,7 +43,7 @@ def flux() -> dict[str, tuple[str, ...]]:
     return names
 
 
-def stable_diffusion_3() -> dict[str, tuple[str, ...]]:
+def stable_diffusion_3_layers() -> dict[str, tuple[str, ...]]:
     """The same for SD 3 and 3.5.
 
     The modulation of the words is left out: in the last block the original keeps its halves the other way round.
@@ -63,66 +63,66 @@ def stable_diffusion_3() -> dict[str, tuple[str, ...]]:
     return names
 
 
-TABLES = {"FluxTransformer2DModel": flux(), "SD3Transformer2DModel": stable_diffusion_3()}
+TABLES = {"FluxTransformer2DModel": flux_layers(), "SD3Transformer2DModel": stable_diffusion_3_layers()}
 PREFIX = "lora_unet_"  # also for transformers
-OF_OUTPUTS = ("up", "diff", "bias")  # tensors whose rows are the layer's outputs
+OUTPUT_ROLES = ("up", "diff", "bias")  # tensors whose rows are the layer's outputs
 Roles = dict[str, torch.Tensor]  # role -> tensor, see read.py
 
 
-def table_of(model: Any) -> dict[str, tuple[str, ...]]:
+def layer_table(model: Any) -> dict[str, tuple[str, ...]]:
     """The original layers of a denoiser; none where kohya's names are its own."""
     return TABLES.get(type(model).__name__, {})
 
 
-def numbered(pattern: str, model: nn.Module) -> list[str]:
+def block_numbers(pattern: str, model: nn.Module) -> list[str]:
     """The numbers for which a model has the first layer of a pattern."""
     found = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
     return [match[1] for name, _ in model.named_modules() if (match := found.fullmatch(name))]
 
 
-def groups_of(model: nn.Module) -> dict[str, list[str]]:
+def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     """Original layer -> our layers, for all blocks of a model."""
     return {
         theirs.format(number): [name.format(number) for name in ours]
-        for theirs, ours in table_of(model).items()
-        for number in numbered(ours[0], model)
+        for theirs, ours in layer_table(model).items()
+        for number in block_numbers(ours[0], model)
     }
 
 
-def outputs(model: nn.Module, name: str) -> int:
+def num_outputs(model: nn.Module, name: str) -> int:
     """Outputs of a layer."""
     layer: Any = model.get_submodule(name)
     return (layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer).out_features
 
 
-def fused(model: nn.Module, folded: Folded) -> dict[str, tuple[Change, list[str]]]:
+def fuse_layers(model: nn.Module, folded: Folded) -> dict[str, tuple[Change, list[str]]]:
     """Original layer -> its change, stacked where it is several of our layers, and their names.
 
     Raises:
         UserError: for a layer that the original has no name for.
     """
-    groups = groups_of(model)
+    groups = layer_groups(model)
     known = {name for ours in groups.values() for name in ours}
     if strange := sorted(set(folded) - known):
         raise UserError(f"kohya's files have no name for the layer {strange[0]}: use --format diffusers or peft.")
     return {
-        theirs: (stacked([(folded.get(name), outputs(model, name)) for name in ours]), ours)
+        theirs: (stack_changes([(folded.get(name), num_outputs(model, name)) for name in ours]), ours)
         for theirs, ours in groups.items()
         if any(name in folded for name in ours)
     }
 
 
-def stacked(rows: list[tuple[Change | None, int]]) -> Change:
+def stack_changes(rows: list[tuple[Change | None, int]]) -> Change:
     """One change of a layer whose outputs are those of several, each with its own change (or none) and number of outputs."""
     total, placed, start = sum(count for _, count in rows), [], 0
     for change, count in rows:
         if change is not None:
-            placed.append(among_rows(change, start, total - start - count))
+            placed.append(pad_rows(change, start, total - start - count))
         start += count
     return Change.sum(placed)
 
 
-def among_rows(change: Change, above: int, below: int) -> Change:
+def pad_rows(change: Change, above: int, below: int) -> Change:
     """The same change of a layer that has so many other outputs above and below these."""
     tensors = {name: getattr(change, name) for name in ("up", "rows", "mask_up", "bias", "dense")}
     wider = {
@@ -133,24 +133,24 @@ def among_rows(change: Change, above: int, below: int) -> Change:
     return replace(change, **wider)
 
 
-def split(layers: dict[str, Roles], pipe: Any) -> dict[str, Roles]:
+def split_fused_layers(layers: dict[str, Roles], pipe: Any) -> dict[str, Roles]:
     """A file's layers, those with original names of the pipeline's denoiser put as ours."""
     model, found = getattr(pipe, "transformer", None), dict(layers)
-    for theirs, ours in groups_of(model).items() if isinstance(model, nn.Module) else ():
+    for theirs, ours in layer_groups(model).items() if isinstance(model, nn.Module) else ():
         if (roles := found.pop(PREFIX + theirs, None)) is not None:
-            rows = rows_of(roles, [outputs(model, name) for name in ours])
+            rows = split_rows(roles, [num_outputs(model, name) for name in ours])
             # Rows of nothing are a layer that was stacked with others and not trained.
-            told = {name: own for name, own in zip(ours, rows, strict=True) if says_something(own)}
+            told = {name: own for name, own in zip(ours, rows, strict=True) if has_effect(own)}
             found |= {f"transformer.{name}": own for name, own in (told or dict(zip(ours, rows, strict=True))).items()}
     return found
 
 
-def rows_of(roles: Roles, counts: list[int]) -> list[Roles]:
+def split_rows(roles: Roles, counts: list[int]) -> list[Roles]:
     """The tensors of a layer, cut into layers of so many outputs each."""
-    cut = {role: tensor.split(counts) for role, tensor in roles.items() if role in OF_OUTPUTS}
+    cut = {role: tensor.split(counts) for role, tensor in roles.items() if role in OUTPUT_ROLES}
     return [{role: cut[role][n] if role in cut else roles[role] for role in roles} for n in range(len(counts))]
 
 
-def says_something(roles: Roles) -> bool:
+def has_effect(roles: Roles) -> bool:
     """Whether a layer's tensors change anything."""
-    return any(bool(roles[role].any()) for role in OF_OUTPUTS if role in roles)
+    return any(bool(roles[role].any()) for role in OUTPUT_ROLES if role in roles)

@@ -9,9 +9,9 @@ import torch
 from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
-from ..adapters.attach import take_off
+from ..adapters.attach import remove_adapters
 from ..adapters.fold import Folded, fold
-from ..core.errors import UserError, nearest
+from ..core.errors import UserError, did_you_mean
 from .write import Part, peft_state
 
 PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -23,7 +23,7 @@ METHODS = (
 def check_merge(method: str) -> None:
     """Raises UserError for a method that PEFT does not have."""
     if method not in METHODS:
-        raise UserError(f"--merge {method}: PEFT has no such method.{nearest(method, METHODS)}")
+        raise UserError(f"--merge {method}: PEFT has no such method.{did_you_mean(method, METHODS)}")
 
 
 def peft_merge(
@@ -43,15 +43,15 @@ def peft_merge(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            merge_on(model, names, sources, list(weights), method, pruning)
+            add_merged_adapter(model, names, sources, list(weights), method, pruning)
         return fold(model, "merged")
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--merge {method}: PEFT refuses: {error}") from error
     finally:
-        take_off(model)
+        remove_adapters(model)
 
 
-def merge_on(
+def add_merged_adapter(
     model: nn.Module, names: list[str], sources: Sequence[Folded], weights: list[float], method: str, pruning: dict
 ) -> None:
     """Puts the sources on the model as LoRA adapters of these names, and their merge as the adapter 'merged'."""

@@ -19,7 +19,7 @@ from torch import nn
 from ..adapters.change import Change
 from ..core.errors import UserError
 from .native import PARTS, WEIGHTS
-from .original_names import split
+from .original_names import split_fused_layers
 from .write import kohya_name
 
 # part -> how files of kohya's kind begin the names of its layers
@@ -56,7 +56,7 @@ ENDINGS = {
     "oft_blocks", "oft_diag", "w_norm", "b_norm",
 )}  # fmt: skip
 METHODS = {"diff": "full", "a1": "glora", "hada_w1_a": "loha", "oft_blocks": "oft", "oft_diag": "oft", "w_norm": "norm"}
-NEEDS = {
+REQUIRED_ROLES = {
     "lora": ("down", "up"),
     "dora": ("down", "up", "magnitude"),
     "glora": ("a1", "a2", "b1", "b2"),
@@ -76,7 +76,7 @@ class LoraFile:
     header: dict[str, str]
     layers: dict[str, Roles]
     """Layer (with the file's own prefix) -> role -> tensor."""
-    unknown: list[str] = field(default_factory=list)
+    unknown_names: list[str] = field(default_factory=list)
     """Names that no tool is known to write."""
 
     def method(self, layer: str) -> str:
@@ -133,7 +133,7 @@ def read_lora(path: Path) -> LoraFile:
         UserError: when there is no such file, it is damaged, or no adapter of a known layout.
     """
     if path.is_dir():
-        path = only_file(path)
+        path = single_file(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
     try:
@@ -151,10 +151,10 @@ def read_lora(path: Path) -> LoraFile:
             layers.setdefault(name.removesuffix(ending), {})[ENDINGS[ending]] = tensor
     if not layers:
         raise UserError(f"{path} is no LoRA file: none of its {len(tensors)} tensors is named as an adapter's.")
-    return LoraFile(path, format_of(layers, path), header, layers, unknown)
+    return LoraFile(path, detect_format(layers, path), header, layers, unknown)
 
 
-def only_file(folder: Path) -> Path:
+def single_file(folder: Path) -> Path:
     """The adapter file of a folder.
 
     Raises:
@@ -167,7 +167,7 @@ def only_file(folder: Path) -> Path:
     return files[0]
 
 
-def format_of(layers: dict[str, Roles], path: Path) -> str:
+def detect_format(layers: dict[str, Roles], path: Path) -> str:
     """Which tool's names these are."""
     first = next(iter(layers))
     if first.startswith("base_model.model.") or path.name == WEIGHTS:
@@ -181,7 +181,7 @@ def format_of(layers: dict[str, Roles], path: Path) -> str:
 # ---------------------------------------------------------------------------------------------- tensors to changes
 
 
-def change_of(file: LoraFile, layer: str, weight: torch.Tensor | None = None) -> Change:
+def layer_change(file: LoraFile, layer: str, weight: torch.Tensor | None = None) -> Change:
     """The change that a layer's tensors ask for; weight (out, in * kernel) is the frozen one, which glora and dora need.
 
     Raises:
@@ -189,7 +189,7 @@ def change_of(file: LoraFile, layer: str, weight: torch.Tensor | None = None) ->
     """
     method, scale = file.method(layer), file.scale(layer)
     t = {role: tensor.float() for role, tensor in file.layers[layer].items()}
-    missing = [role for role in NEEDS.get(method, ()) if role not in t]
+    missing = [role for role in REQUIRED_ROLES.get(method, ()) if role not in t]
     if missing:
         raise UserError(f"{file.path}: {layer} lacks {', '.join(missing)}; the file is not whole.")
     bias = t.get("bias")
@@ -207,13 +207,13 @@ def change_of(file: LoraFile, layer: str, weight: torch.Tensor | None = None) ->
         plain = Change(down=t["b2"].flatten(1), up=t["b1"].flatten(1) * scale, bias=bias)
         if not t["a1"].any() or not t["a2"].any():
             return plain
-        frozen = needed(file, layer, weight)
+        frozen = require_weight(file, layer, weight)
         return plain + Change(down=t["a2"].flatten(1), up=frozen @ t["a1"].flatten(1) * scale)
     if method in ("lora", "dora") and "mid" not in t:
         plain = Change(down=t["down"].flatten(1), up=t["up"].flatten(1) * scale, bias=bias)
         if method == "lora":
             return plain
-        frozen = needed(file, layer, weight)
+        frozen = require_weight(file, layer, weight)
         turned = frozen + plain.delta_weight(frozen)
         # PEFT's magnitudes are those of rows (out); kohya's dora_scale (1, in) those of columns.
         by_row = t["magnitude"].numel() == len(frozen) and t["magnitude"].shape[0] == len(frozen)
@@ -223,7 +223,7 @@ def change_of(file: LoraFile, layer: str, weight: torch.Tensor | None = None) ->
     raise UserError(f"{file.path}: {layer} is of a kind ({method}) that rankfold does not read.")
 
 
-def needed(file: LoraFile, layer: str, weight: torch.Tensor | None) -> torch.Tensor:
+def require_weight(file: LoraFile, layer: str, weight: torch.Tensor | None) -> torch.Tensor:
     """The frozen weight in fp32.
 
     Raises:
@@ -239,12 +239,12 @@ def needed(file: LoraFile, layer: str, weight: torch.Tensor | None) -> torch.Ten
 # ---------------------------------------------------------------------------------------------- into a pipeline
 
 
-def fitted(file: LoraFile, pipe: Any) -> LoraFile:
+def match_pipeline(file: LoraFile, pipe: Any) -> LoraFile:
     """The file with the layers that only the original code has put as the pipeline's own, see original_names.py."""
-    return replace(file, layers=split(file.layers, pipe))
+    return replace(file, layers=split_fused_layers(file.layers, pipe))
 
 
-def located(file: LoraFile, pipe: Any) -> dict[str, tuple[str, str, nn.Module]]:
+def locate_layers(file: LoraFile, pipe: Any) -> dict[str, tuple[str, str, nn.Module]]:
     """Layer in the file -> (part, layer name, the frozen layer) in a pipeline; layers that it does not have are left out."""
     places: dict[str, tuple[str, str, nn.Module]] = {}
     for part in PARTS:
@@ -252,7 +252,7 @@ def located(file: LoraFile, pipe: Any) -> dict[str, tuple[str, str, nn.Module]]:
             if not hasattr(module, "weight"):
                 continue
             place = (part, name, module)
-            for spelled in spellings(part, name):
+            for spelled in layer_spellings(part, name):
                 places.setdefault(spelled, place)
     return {layer: places[layer] for layer in file.layers if layer in places}
 
@@ -263,7 +263,7 @@ def named_modules_of(pipe: Any, part: str) -> list[tuple[str, nn.Module]]:
     return list(model.named_modules()) if isinstance(model, nn.Module) else []
 
 
-def spellings(part: str, name: str) -> tuple[str, ...]:
+def layer_spellings(part: str, name: str) -> tuple[str, ...]:
     """The ways in which files name a layer."""
     names = [f"{part}.{name}", f"base_model.model.{name}", f"lycoris_{name.replace('.', '_')}"]
     names += [kohya_name(prefix, name) for prefix in KOHYA.get(part, ())]
@@ -273,14 +273,14 @@ def spellings(part: str, name: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def put_into(file: LoraFile, pipe: Any) -> dict[str, dict[str, Change]]:
+def apply_to_pipeline(file: LoraFile, pipe: Any) -> dict[str, dict[str, Change]]:
     """Adds the file's changes to a pipeline's weights; returns them by part and layer.
 
     Raises:
         UserError: when no layer of the file is in the pipeline, or shapes differ.
     """
-    file = fitted(file, pipe)
-    places = located(file, pipe)
+    file = match_pipeline(file, pipe)
+    places = locate_layers(file, pipe)
     if not places:
         raise UserError(f"{file.path} was made for another base model: none of its layers is in this one.")
     changes: dict[str, dict[str, Change]] = {}
@@ -288,7 +288,7 @@ def put_into(file: LoraFile, pipe: Any) -> dict[str, dict[str, Change]]:
         weight = module.weight
         frozen = weight.detach().float().flatten(1)
         try:
-            change = change_of(file, layer, frozen)
+            change = layer_change(file, layer, frozen)
             delta = change.delta_weight(frozen)
         except RuntimeError as error:
             shape = tuple(weight.shape)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from ..core.errors import UserError
-from .read import LoraFile, change_of, fitted, located, read_lora
+from .read import LoraFile, layer_change, locate_layers, match_pipeline, read_lora
 
 # The width of the prompt states that a cross-attention key projection reads, and which base has it.
-CONTEXT = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+BASE_BY_CONTEXT_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 # Part of a layer's name -> base. The first that occurs decides.
-NAMES = {
+BASE_BY_LAYER_NAME = {
     "single_transformer_blocks": "FLUX",
     "lora_unet_single_blocks": "FLUX",
     "joint_blocks": "Stable Diffusion 3",
@@ -28,7 +28,7 @@ NAMES = {
     "language_model": "a vision-language model",
     "self_attn.q_proj": "a transformers model",
 }
-LONGEST = 200  # characters of a fact in a table
+MAX_FACT_LENGTH = 200  # characters of a fact in a table
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Report:
     """What it says of its making."""
 
     @property
-    def is_sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether nothing is wrong with any layer, and there is nothing to advise."""
         return not self.advice and not any(layer.fault for layer in self.layers)
 
@@ -72,18 +72,21 @@ class Report:
         """All but the layers and the advice, for people."""
         rows = [("format", self.format), ("base", self.base), ("alpha", self.alpha)]
         if self.layers:
-            ranks = counted(layer.rank for layer in self.layers if layer.rank)
-            rows += [("methods", counted(layer.method for layer in self.layers)), ("ranks", ranks or "none")]
+            ranks = count_values(layer.rank for layer in self.layers if layer.rank)
+            rows += [("methods", count_values(layer.method for layer in self.layers)), ("ranks", ranks or "none")]
         changes = sorted((layer.relative, layer.name) for layer in self.layers if layer.relative is not None)
         if changes:
             (middle, _), (most, name) = changes[len(changes) // 2], changes[-1]
             rows.append(("change", f"over the weight: median {middle:.1%}, largest {most:.1%} ({name})"))
-        rows += [(key, text if len(text) <= LONGEST else f"{text[:LONGEST]} ...") for key, text in self.facts.items()]
+        rows += [
+            (key, text if len(text) <= MAX_FACT_LENGTH else f"{text[:MAX_FACT_LENGTH]} ...")
+            for key, text in self.facts.items()
+        ]
         return rows + [(f"loads in {loader}", answer) for loader, answer in self.loaders.items()]
 
-    def told(self) -> list[str]:
+    def summary(self) -> list[str]:
         """What is wrong and what to do, or that nothing is."""
-        if not self.is_sound:
+        if not self.is_valid:
             return self.advice
         return ["Sound: no layer is zero or not finite." if self.layers else "Sound: all its numbers are finite."]
 
@@ -94,14 +97,14 @@ def inspect_lora(path: Path, pipe: Any = None) -> Report:
     Raises:
         UserError: when the file cannot be read at all, or fits no layer of the pipeline.
     """
-    file = read_lora(path) if pipe is None else fitted(read_lora(path), pipe)
-    places = located(file, pipe) if pipe is not None else {}
+    file = read_lora(path) if pipe is None else match_pipeline(read_lora(path), pipe)
+    places = locate_layers(file, pipe) if pipe is not None else {}
     if pipe is not None and not places:
         raise UserError(
             f"{path} was made for another base model: none of its {len(file.layers)} layers is in this one."
         )
     layers = [layer_report(file, name, places.get(name)) for name in file.layers]
-    report = Report(path, file.format, base_of(file), alpha_of(file), layers, loaders_of(file))
+    report = Report(path, file.format, detect_base(file), alpha_source(file), layers, compatible_loaders(file))
     report.facts = {k: v for k, v in file.header.items() if k not in ("format", "lora_adapter_metadata")}
     report.advice = advice_for(file, report, places if pipe is not None else None)
     return report
@@ -116,7 +119,7 @@ def layer_report(file: LoraFile, name: str, place: Any = None) -> LayerReport:
         return LayerReport(**common, norm=None, relative=None, fault="not finite")
     weight = place[2].weight.detach().float().flatten(1) if place else None
     try:
-        change = change_of(file, name, weight)
+        change = layer_change(file, name, weight)
         if weight is None and change.is_low_rank and change.up is not None and change.down is not None:
             # |up down|^2 from r x r products, without the whole matrix.
             norm = float(((change.up.t() @ change.up) * (change.down @ change.down.t())).sum().clamp(min=0).sqrt())
@@ -133,24 +136,24 @@ def layer_report(file: LoraFile, name: str, place: Any = None) -> LayerReport:
     )
 
 
-def base_of(file: LoraFile) -> str:
+def detect_base(file: LoraFile) -> str:
     """The base that the names and widths point to."""
     said = (
         file.header.get("ss_base_model_version") or file.header.get("modelspec.architecture") or file.header.get("base")
     )
     if said:
         return f"{said} (by the header)"
-    for name, base in NAMES.items():
+    for name, base in BASE_BY_LAYER_NAME.items():
         if any(name in layer for layer in file.layers):
             return base
     for layer, roles in file.layers.items():
         if layer.endswith(("attn2.to_k", "attn2_to_k")) and "down" in roles:
             width = roles["down"].shape[1]
-            return CONTEXT.get(width, f"a diffusion UNet with prompt states {width} wide")
+            return BASE_BY_CONTEXT_WIDTH.get(width, f"a diffusion UNet with prompt states {width} wide")
     return "unknown"
 
 
-def alpha_of(file: LoraFile) -> str:
+def alpha_source(file: LoraFile) -> str:
     """Where alpha is said."""
     scales = sorted({round(file.scale(layer), 6) for layer in file.layers})
     shown = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
@@ -161,7 +164,7 @@ def alpha_of(file: LoraFile) -> str:
     return "not said, so every reader takes scale 1"
 
 
-def loaders_of(file: LoraFile) -> dict[str, str]:
+def compatible_loaders(file: LoraFile) -> dict[str, str]:
     """Who loads the file as it is."""
     methods = {file.method(layer) for layer in file.layers}
     roles = {role for layer in file.layers.values() for role in layer}
@@ -191,9 +194,9 @@ def loaders_of(file: LoraFile) -> dict[str, str]:
 def advice_for(file: LoraFile, report: Report, places: dict[str, Any] | None) -> list[str]:
     """What is wrong and what to do."""
     advice = advice_on_layers(report.layers)
-    if file.unknown:
+    if file.unknown_names:
         advice.append(
-            f"{len(file.unknown)} tensors have names that no tool is known to write, such as {file.unknown[0]}."
+            f"{len(file.unknown_names)} tensors have names that no tool is known to write, such as {file.unknown_names[0]}."
         )
     if places is not None and len(places) < len(file.layers):
         missing = next(layer for layer in file.layers if layer not in places)
@@ -229,12 +232,12 @@ def advice_on_layers(layers: Sequence[LayerReport]) -> list[str]:
     return advice
 
 
-def counted(values: Iterable[Any]) -> str:
+def count_values(values: Iterable[Any]) -> str:
     """Values with how often each occurs."""
     return ", ".join(f"{value} ({count})" for value, count in Counter(values).most_common())
 
 
-def as_json(report: Report) -> str:
+def to_json(report: Report) -> str:
     """The report for programs."""
     values = vars(report) | {"path": str(report.path), "layers": [vars(layer) for layer in report.layers]}
     return json.dumps(values, indent=1)

@@ -12,18 +12,18 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from ..adapters.attach import take_off
+from ..adapters.attach import remove_adapters
 from ..adapters.change import Change
 from ..adapters.fold import Folded, fold
 from ..core.errors import UserError
 from ..core.run_folder import Run
-from ..diffusion.textual_inversion import words_of
+from ..diffusion.textual_inversion import load_token_embeddings
 from . import native
-from .read import change_of, fitted, located, read_lora
+from .read import layer_change, locate_layers, match_pipeline, read_lora
 
 
 @dataclass(frozen=True)
-class Source:
+class AdapterSource:
     """A trained adapter."""
 
     name: str
@@ -33,7 +33,7 @@ class Source:
     """Part of the pipeline -> layer -> change at strength 1."""
     facts: dict[str, str] = field(default_factory=dict)
     """What it says of itself: base, token, class_noun, ..."""
-    words: dict[str, torch.Tensor] = field(default_factory=dict)
+    token_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     """The words it brings, see models/new_words.py."""
 
 
@@ -49,7 +49,7 @@ def adapter_path(path: Path) -> Path:
     return run.finished_adapter() if run.config_file.is_file() else path
 
 
-def facts_of(path: Path) -> dict[str, str]:
+def adapter_facts(path: Path) -> dict[str, str]:
     """What an adapter says of itself, {} when it says nothing."""
     if is_native(path):
         file = path / "rankfold.json"
@@ -62,7 +62,7 @@ def is_native(path: Path) -> bool:
     return any((path / part / native.WEIGHTS).is_file() for part in native.PARTS)
 
 
-def load_source(path: Path, model: Any, name: str = "") -> Source:
+def load_source(path: Path, model: Any, name: str = "") -> AdapterSource:
     """Reads the adapter of a run folder, an adapter folder or a LoRA file for a model with the attributes native.PARTS.
 
     The model is left as it was.
@@ -75,12 +75,14 @@ def load_source(path: Path, model: Any, name: str = "") -> Source:
         parts = native_changes(place, model)
     else:
         parts = file_changes(place, model)
-    return Source(name or path.stem, content_hash(place), parts, facts_of(place), words_of(place))
+    return AdapterSource(
+        name or path.stem, content_hash(place), parts, adapter_facts(place), load_token_embeddings(place)
+    )
 
 
 def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
     """The changes of an adapter folder of ours; its layers are put on the model and taken off again."""
-    carrying = {part: native.part_of(model, part, folder) for part in native.check_adapter_folder(folder)}
+    carrying = {part: native.require_part(model, part, folder) for part in native.check_adapter_folder(folder)}
     for part, module in carrying.items():
         if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
             raise ValueError(f"{part} carries adapters already.")
@@ -93,26 +95,26 @@ def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
         raise UserError(f"{folder}: {error}") from error
     finally:
         for module in carrying.values():
-            take_off(module)
+            remove_adapters(module)
 
 
 def file_changes(path: Path, model: Any) -> dict[str, Folded]:
     """The changes of a LoRA file."""
-    file = fitted(read_lora(path), model)
-    places = located(file, model)
+    file = match_pipeline(read_lora(path), model)
+    places = locate_layers(file, model)
     if not places:
         raise UserError(f"{path} was made for another base model: none of its layers is in this one.")
     parts: dict[str, Folded] = {}
     for layer, (part, name, module) in places.items():
         weight: Any = module.weight
-        change = change_of(file, layer, weight.detach().float().flatten(1).cpu())
-        if not fits(change, weight.flatten(1)):
+        change = layer_change(file, layer, weight.detach().float().flatten(1).cpu())
+        if not fits_weight(change, weight.flatten(1)):
             raise UserError(f"{path} was made for another base model: {name} has the shape {tuple(weight.shape)} here.")
         parts.setdefault(part, {})[name] = change
     return parts
 
 
-def fits(change: Change, weight: torch.Tensor) -> bool:
+def fits_weight(change: Change, weight: torch.Tensor) -> bool:
     """Whether a change is one of a weight (out, in)."""
     out, fan_in = weight.shape
     wanted = {"down": (None, fan_in), "up": (out, None), "dense": (out, fan_in), "bias": (out,)}

@@ -26,10 +26,10 @@ from torch import nn
 from ..adapters.change import Change
 from ..adapters.fold import Folded
 from ..adapters.variants.glora import GloraLayer
-from ..core.errors import UserError, nearest
+from ..core.errors import UserError, did_you_mean
 from ..core.files import write_atomic
 from .native import write_state
-from .original_names import fused, table_of
+from .original_names import fuse_layers, layer_table
 
 FORMATS = {
     "diffusers": "pytorch_lora_weights.safetensors",
@@ -59,7 +59,9 @@ class Part:
 def check_format(format: str) -> None:
     """Raises UserError for a format that nobody knows."""
     if format not in FORMATS:
-        raise UserError(f"--format {format} is unknown; choose one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
+        raise UserError(
+            f"--format {format} is unknown; choose one of {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
+        )
 
 
 def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, str], prefixes: dict[str, str]) -> Path:
@@ -72,7 +74,7 @@ def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, 
     """
     check_format(format)
     for part in parts.values():
-        check_sayable(part, format)
+        check_representable(part, format)
     out.mkdir(parents=True, exist_ok=True)
     if format == "peft":
         for name, part in parts.items():
@@ -87,7 +89,7 @@ def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, 
     return path
 
 
-def check_sayable(part: Part, format: str) -> None:
+def check_representable(part: Part, format: str) -> None:
     """Raises UserError when the format cannot say the part's changes."""
     for name, change in part.folded.items():
         if format in LOW_RANK and not change.is_low_rank:
@@ -102,7 +104,7 @@ def check_sayable(part: Part, format: str) -> None:
             )
 
 
-def without_biases(folded: Folded) -> Folded:
+def drop_biases(folded: Folded) -> Folded:
     """The changes without those of biases."""
     return {name: Change(**(vars(change) | {"bias": None})) for name, change in folded.items()}
 
@@ -167,8 +169,8 @@ def kohya_name(prefix: str, layer: str) -> str:
 
 def kohya_layers(part: Part, prefix: str) -> dict[str, tuple[Change, list[str]]]:
     """Name in kohya's files -> the change, and our layers that it belongs to."""
-    if table_of(part.model):
-        return {f"{prefix}_{theirs}": both for theirs, both in fused(part.model, part.folded).items()}
+    if layer_table(part.model):
+        return {f"{prefix}_{theirs}": both for theirs, both in fuse_layers(part.model, part.folded).items()}
     return {kohya_name(prefix, name): (change, [name]) for name, change in part.folded.items()}
 
 
@@ -197,9 +199,9 @@ def kohya_state(
                 state[f"{key}.diff_b"] = change.bias
     for part_name, part in parts.items():
         if format == "kohya" and part_name.startswith("text_encoder"):
-            state |= text_marker(part, prefixes[part_name], state)
+            state |= text_encoder_marker(part, prefixes[part_name], state)
     if format == "kohya":
-        give_alpha(state, float(max(ranks)))
+        set_common_alpha(state, float(max(ranks)))
     header = {
         "ss_network_module": "networks.lora" if format == "kohya" else "lycoris.kohya",
         "ss_network_dim": str(max(ranks)),
@@ -212,7 +214,7 @@ def kohya_state(
     return state, header
 
 
-def give_alpha(state: Tensors, alpha: float) -> None:
+def set_common_alpha(state: Tensors, alpha: float) -> None:
     """Gives all layers of a file one alpha, which readers divide by each layer's rank, and takes that factor out of `up`.
 
     Layers with alphas of their own are what diffusers misreads where ranks differ.
@@ -223,7 +225,7 @@ def give_alpha(state: Tensors, alpha: float) -> None:
         state[f"{key}.alpha"] = torch.tensor(alpha)
 
 
-def text_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
+def text_encoder_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
     """Factors of zero for one output projection of a text encoder, where no layer of that kind is in the file.
 
     diffusers knows kohya's text-encoder tensors by such a layer, and without one refuses the whole file.

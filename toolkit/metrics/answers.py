@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from .statistics import ratio
+from .statistics import safe_ratio
 
 LETTERS = "ABCDEFGHIJ"
 NUMBERS = {
@@ -23,7 +23,7 @@ ARTICLES = {"a", "an", "the"}
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Lower case, without punctuation and articles, numbers as digits: answers that are alike for people become alike."""
     words = re.sub(r"[^\w\s']", " ", text.lower()).split()
     return " ".join(NUMBERS.get(word, word) for word in words if word not in ARTICLES)
@@ -40,7 +40,7 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
     """The letter of the chosen option: 'B', 'B.', '(B)', 'B: ...', 'The answer is B', or an option's own text; None otherwise."""
     known = dict(zip(LETTERS, options, strict=False))
     letters, text = "".join(known), text.strip()
-    same = [letter for letter, option in known.items() if plain(option) == plain(text)]
+    same = [letter for letter, option in known.items() if normalize_or_keep(option) == normalize_or_keep(text)]
     if len(same) == 1:
         return same[0]
     if match := re.fullmatch(rf"(?i:the answer is|answer:)\s*\(?([{letters}])\)?\.?", text):
@@ -50,17 +50,17 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
         return None
     letter, rest = match.group(1), (match.group(2) or "").strip()
     others = set(re.findall(rf"\b([{letters}])\b", rest)) - {letter}
-    return None if others and plain(rest) != plain(known[letter]) else letter
+    return None if others and normalize_or_keep(rest) != normalize_or_keep(known[letter]) else letter
 
 
-def plain(text: str) -> str:
+def normalize_or_keep(text: str) -> str:
     """The text normalised, or as it is when nothing would be left of it (a letter, a sign)."""
-    return normalised(text) or text.strip().lower()
+    return normalize_answer(text) or text.strip().lower()
 
 
 def vqa_score(said: str, answers: Sequence[str]) -> float:
     """Right or wrong for up to three references; for more the soft accuracy of VQAv2: min(1, matches / 3), one left out in turn."""
-    said, known = plain(said), [plain(answer) for answer in answers]
+    said, known = normalize_or_keep(said), [normalize_or_keep(answer) for answer in answers]
     if len(known) < 4:
         return float(said in known)
     turns = [min(1.0, sum(said == k for n, k in enumerate(known) if n != left) / 3) for left in range(len(known))]
@@ -70,22 +70,22 @@ def vqa_score(said: str, answers: Sequence[str]) -> float:
 # ---------------------------------------------------------------------------------------------- counting
 
 
-def yes_no_figures(said: Sequence[str | None], right: Sequence[str]) -> dict[str, float]:
+def yes_no_metrics(said: Sequence[str | None], right: Sequence[str]) -> dict[str, float]:
     """POPE's figures, 'yes' being what is looked for. The rate of yes is that of what was said, not of the truth."""
     pairs = list(zip(said, right, strict=True))
     true = sum(a == "yes" == b for a, b in pairs)
     claimed, there = sum(a == "yes" for a in said), sum(b == "yes" for b in right)
-    precision, recall = ratio(true, claimed), ratio(true, there)
+    precision, recall = safe_ratio(true, claimed), safe_ratio(true, there)
     return {
         "precision": precision,
         "recall": recall,
-        "f1": ratio(2 * precision * recall, precision + recall),
-        "yes_rate": ratio(claimed, len(pairs)),
-        "yes_rate_of_the_truth": ratio(there, len(pairs)),
+        "f1": safe_ratio(2 * precision * recall, precision + recall),
+        "yes_rate": safe_ratio(claimed, len(pairs)),
+        "yes_rate_of_the_truth": safe_ratio(there, len(pairs)),
     }
 
 
-def majority(right: Sequence[str], score: Callable[[str, int], float]) -> tuple[str, float]:
+def majority_baseline(right: Sequence[str], score: Callable[[str, int], float]) -> tuple[str, float]:
     """The commonest answer, and what saying nothing else scores. score: of an answer to row number n."""
     answer, _ = Counter(right).most_common(1)[0]
     return answer, sum(score(answer, n) for n in range(len(right))) / len(right)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..core.errors import UserError
-from ..core.paths import assets
+from ..core.paths import assets_folder
 
 EMBEDDED_CLIP = "embedded"
 
@@ -32,7 +32,7 @@ class ClipScorer:
         import open_clip
 
         self.name = name or EMBEDDED_CLIP
-        place = f"local-dir:{assets() / 'tiny' / 'clip'}" if self.name == EMBEDDED_CLIP else self.name
+        place = f"local-dir:{assets_folder() / 'tiny' / 'clip'}" if self.name == EMBEDDED_CLIP else self.name
         own = place.startswith(("hf-hub:", "local-dir:"))
         place, weights = (place, None) if own else place.partition(":")[::2]
         if weights == "":
@@ -51,13 +51,13 @@ class ClipScorer:
         self.tokenizer: Any = open_clip.get_tokenizer(place)
 
     @torch.no_grad()
-    def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def embed_images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit embeddings of pictures, (N, D)."""
         batch = torch.stack([self.preprocess(picture.convert("RGB")) for picture in pictures])
         return F.normalize(self.model.encode_image(batch), dim=-1)
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit embeddings of texts, (N, D)."""
         return F.normalize(self.model.encode_text(self.tokenizer(list(texts))), dim=-1)
 
@@ -85,12 +85,12 @@ def diversity(pictures_ND: torch.Tensor) -> torch.Tensor:
     return 1 - (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
 
 
-def nearest(pictures_ND: torch.Tensor, others_MD: torch.Tensor) -> torch.Tensor:
+def nearest_similarity(pictures_ND: torch.Tensor, others_MD: torch.Tensor) -> torch.Tensor:
     """Cosine of each picture with the most like of others, (N,): for the copy check, the photos it was trained on."""
     return (pictures_ND @ others_MD.T).max(1).values
 
 
-def leave_one_out(references_ND: torch.Tensor) -> torch.Tensor:
+def leave_one_out_similarity(references_ND: torch.Tensor) -> torch.Tensor:
     """Mean cosine of each reference with the others, (N,): what a real photo of the subject scores."""
     alike = references_ND @ references_ND.T
     return (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
@@ -102,8 +102,8 @@ def psnr(pictures_NCHW: torch.Tensor, others_NCHW: torch.Tensor) -> torch.Tensor
     return -10 * torch.log10(error)
 
 
-def embedded_judge() -> Any:
+def load_embedded_judge() -> Any:
     """The judge that ships with the embedded models."""
     from ..embedded.judge import load_judge
 
-    return load_judge(Path(assets()) / "tiny" / "judge.safetensors")
+    return load_judge(Path(assets_folder()) / "tiny" / "judge.safetensors")

@@ -14,12 +14,12 @@ from ..core.errors import UserError
 BATCH = 32
 
 
-class PictureScorer(Protocol):
+class ImageScorer(Protocol):
     """What likeness is measured by."""
 
     name: str
 
-    def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def embed_images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit embeddings, (N, D)."""
         ...
 
@@ -45,7 +45,7 @@ class DinoScorer:
             ) from error
 
     @torch.no_grad()
-    def pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def embed_images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         found = []
         for start in range(0, len(pictures), BATCH):
             chunk = [picture.convert("RGB") for picture in pictures[start : start + BATCH]]

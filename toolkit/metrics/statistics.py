@@ -12,7 +12,7 @@ import torch
 LEVEL = 1.959964  # of the normal distribution, for intervals of 95 %
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
+def wilson_interval(right: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927)."""
     if not count:
         return 0.0, 1.0
@@ -22,7 +22,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def mcnemar(gained: int, lost: int) -> float:
+def mcnemar_p(gained: int, lost: int) -> float:
     """Two-sided exact p of as uneven a split or more, among the rows on which two models differ (McNemar 1947)."""
     count, most = gained + lost, max(gained, lost)
     term = tail = math.comb(count, most)
@@ -47,15 +47,15 @@ def cluster_interval(
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def share(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float | int]:
+def mean_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float | int]:
     """A mean with its interval: Wilson's when all is right or wrong and no two values share a cluster, the clusters' otherwise."""
     mean, count = sum(values) / len(values), len(set(clusters))
     if count == len(clusters) and all(value in (0.0, 1.0) for value in values):
-        low, high = wilson(sum(values), len(values))
+        low, high = wilson_interval(sum(values), len(values))
     else:
         low, high = cluster_interval(values, clusters)
         if low == high:  # all alike: the bootstrap would be sure after three rows
-            low, high = wilson(mean * count, count)
+            low, high = wilson_interval(mean * count, count)
     return {"mean": mean, "low": low, "high": high, "rows": len(values)}
 
 
@@ -69,17 +69,19 @@ def verdict(difference: Sequence[float], clusters: Sequence[str]) -> tuple[str, 
     sums: Counter[str] = Counter()
     for value, name in zip(difference, clusters, strict=True):
         sums[name] += value  # type: ignore[assignment]
-    sure = mcnemar(sum(value > 0 for value in sums.values()), sum(value < 0 for value in sums.values())) < 0.05
+    sure = mcnemar_p(sum(value > 0 for value in sums.values()), sum(value < 0 for value in sums.values())) < 0.05
     word = "improved" if low > 0 and sure else "worse" if high < 0 and sure else "no difference shown"
     return word, low, high
 
 
-def ratio(part: float, whole: float) -> float:
+def safe_ratio(part: float, whole: float) -> float:
     """part / whole, 0 where there is nothing."""
     return part / whole if whole else 0.0
 
 
-def interval(values_N: torch.Tensor, *, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(
+    values_N: torch.Tensor, *, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
     """Bootstrap interval of the mean."""
     random = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(values_N), (draws, len(values_N)), generator=random)

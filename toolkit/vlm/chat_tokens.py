@@ -25,7 +25,7 @@ from ..core.errors import UserError
 from ..data.conversations import Conversation, Message
 
 IGNORE = -100
-OPEN, CLOSE = "\ue000", "\ue001"  # private characters that no text has
+ANSWER_START, ANSWER_END = "\ue000", "\ue001"  # private characters that no text has
 Size = tuple[int, int]  # width, height
 
 
@@ -37,7 +37,7 @@ class Tokens:
     labels: list[int]
 
     @property
-    def learned(self) -> int:
+    def num_learned(self) -> int:
         """Number of tokens that are learned."""
         return sum(label != IGNORE for label in self.labels)
 
@@ -48,7 +48,7 @@ class ChatTokens:
     def __init__(
         self,
         processor: Any,
-        ends: Sequence[int],
+        end_ids: Sequence[int],
         *,
         prefix_attention: bool = False,
         appended: str = "",
@@ -67,14 +67,14 @@ class ChatTokens:
             )
         if not self.tokenizer.is_fast:
             raise UserError("The base's tokenizer does not say where its tokens stand in the text (it is a slow one).")
-        self.ends, self.pad_to_square = tuple(ends), pad_to_square
-        self.end_texts = [self.tokenizer.convert_ids_to_tokens(i) for i in self.ends]
-        self.prefix_attention, self.appended = prefix_attention, appended
-        self.own_end, self.written, self.asking, self.lead = "", "", "", 0
-        self.probe()
-        self.remember()
+        self.end_ids, self.pad_to_square = tuple(end_ids), pad_to_square
+        self.end_texts = [self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids]
+        self.prefix_attention, self.suffix = prefix_attention, appended
+        self.added_end, self.written_prompt, self.generation_prompt, self.lead_length = "", "", "", 0
+        self.probe_template()
+        self.reset_cache()
 
-    def remember(self) -> None:
+    def reset_cache(self) -> None:
         """Remembers what pictures' marks become, by the pictures' sizes."""
         self.replacements = lru_cache(maxsize=65536)(self.find_replacements)
 
@@ -84,7 +84,7 @@ class ChatTokens:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.remember()
+        self.reset_cache()
 
     # -------------------------------------------------------------------------- the template
 
@@ -94,7 +94,7 @@ class ChatTokens:
             copy.deepcopy(list(messages)), tokenize=False, add_generation_prompt=ask
         )
 
-    def probe(self) -> None:
+    def probe_template(self) -> None:
         """Finds out what the template does around an answer.
 
         `own_end`: the end token that answers get because the template gives none, without which a model never learns to stop;
@@ -107,33 +107,36 @@ class ChatTokens:
         plain, asked, whole = (
             self.render([question]),
             self.render([question], ask=True),
-            self.render([question, self.marked(answer)]),
+            self.render([question, self.mark_answer(answer)]),
         )
-        if OPEN not in whole or CLOSE not in whole:
+        if ANSWER_START not in whole or ANSWER_END not in whole:
             raise UserError("The base's chat template leaves answers out, so they cannot be learned.")
-        tail = whole.split(CLOSE)[1].lstrip()
+        tail = whole.split(ANSWER_END)[1].lstrip()
         if not any(tail.startswith(end) for end in self.end_texts):
-            self.own_end = self.end_texts[0]
-        self.asking, self.written = asked[len(plain) :], whole[len(plain) : whole.index(OPEN)]
+            self.added_end = self.end_texts[0]
+        self.generation_prompt, self.written_prompt = asked[len(plain) :], whole[len(plain) : whole.index(ANSWER_START)]
         begins = asked.startswith(plain) and whole.startswith(plain)
-        if begins and self.written.startswith(self.asking + self.appended):
-            self.lead = len(self.written) - len(self.asking + self.appended)
-        elif not begins or self.written.split() != self.asking.split():
+        if begins and self.written_prompt.startswith(self.generation_prompt + self.suffix):
+            self.lead_length = len(self.written_prompt) - len(self.generation_prompt + self.suffix)
+        elif not begins or self.written_prompt.split() != self.generation_prompt.split():
             raise UserError(
-                f"The base's chat template asks for an answer with {self.asking!r} and writes {self.written!r} before a finished one, so "
+                f"The base's chat template asks for an answer with {self.generation_prompt!r} and writes {self.written_prompt!r} before a finished one, so "
                 "training would not teach what generation needs: give a corrected template with --chat-template FILE."
             )
 
-    def marked(self, message: Message) -> Message:
+    def mark_answer(self, message: Message) -> Message:
         """An answer between marks, with the end token that the template lacks; other messages as they are."""
         if message["role"] != "assistant":
             return message
         text = "".join(part["text"] for part in message["content"])
-        return {"role": "assistant", "content": [{"type": "text", "text": f"{OPEN}{text}{CLOSE}{self.own_end}"}]}
+        return {
+            "role": "assistant",
+            "content": [{"type": "text", "text": f"{ANSWER_START}{text}{ANSWER_END}{self.added_end}"}],
+        }
 
-    def text_of(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+    def render_text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """The text of messages as it is trained and generated from; ask: with the words that ask for the next answer."""
-        return self.spans(messages)[0] + (self.asking if ask else "")
+        return self.spans(messages)[0] + (self.generation_prompt if ask else "")
 
     # -------------------------------------------------------------------------- pictures
 
@@ -151,11 +154,11 @@ class ChatTokens:
 
     def find_replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
         """What the marks of pictures of these sizes become, when they stand together in one conversation."""
-        blanks = [self.framed(Image.new("RGB", size)) for size in sizes]
+        blanks = [self.pad_image(Image.new("RGB", size)) for size in sizes]
         out = self.processor(text=[self.image_mark * len(sizes)], images=[blanks], return_text_replacement_offsets=True)
         return tuple(one["replacement"] for one in out["text_replacement_offsets"][0])
 
-    def framed(self, picture: Image.Image) -> Image.Image:
+    def pad_image(self, picture: Image.Image) -> Image.Image:
         """The picture as the processor is given it: in a square of its mean colour, if so wished (LLaVA-1.5 was trained so)."""
         if not self.pad_to_square or picture.width == picture.height:
             return picture
@@ -164,7 +167,7 @@ class ChatTokens:
         ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return ground
 
-    def image_ids(self) -> set[int]:
+    def image_token_ids(self) -> set[int]:
         """Tokens that stand for what pictures become."""
         known = [*getattr(self.processor, "image_token_ids", []), getattr(self.processor, "image_token_id", None)]
         return {number for number in known if number is not None}
@@ -179,8 +182,8 @@ class ChatTokens:
         """
         self.check_row(row)
         text, spans = self.spans(row.messages)
-        text, spans = self.expanded(text, spans, self.replacements(tuple(sizes)) if sizes else ())
-        encoded = self.tokenizer(text, add_special_tokens=self.adds_special(text), return_offsets_mapping=True)
+        text, spans = self.expand_images(text, spans, self.replacements(tuple(sizes)) if sizes else ())
+        encoded = self.tokenizer(text, add_special_tokens=self.adds_special_tokens(text), return_offsets_mapping=True)
         ids = encoded["input_ids"]
         labels, number = [IGNORE] * len(ids), 0
         for at, (start, stop) in enumerate(encoded["offset_mapping"]):
@@ -190,7 +193,7 @@ class ChatTokens:
                 labels[at] = ids[at]
         return Tokens(ids, labels)
 
-    def adds_special(self, text: str) -> bool:
+    def adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer is to put its own first token before a text: not when the template did."""
         return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
 
@@ -201,16 +204,16 @@ class ChatTokens:
             UserError: when the template does to one of the answers what it did not to the one it was tried on.
         """
         text, spans = "", []
-        rest = self.render([self.marked(message) for message in messages])
-        while OPEN in rest:
-            before, rest = rest.split(OPEN, 1)
-            answer, rest = rest.split(CLOSE, 1)
-            if not before.endswith(self.written):
+        rest = self.render([self.mark_answer(message) for message in messages])
+        while ANSWER_START in rest:
+            before, rest = rest.split(ANSWER_START, 1)
+            answer, rest = rest.split(ANSWER_END, 1)
+            if not before.endswith(self.written_prompt):
                 raise UserError("the chat template writes other words before this row's answers than before others.")
-            if not self.written.startswith(self.asking + self.appended):
-                before = before.removesuffix(self.written) + self.asking
+            if not self.written_prompt.startswith(self.generation_prompt + self.suffix):
+                before = before.removesuffix(self.written_prompt) + self.generation_prompt
             text += before
-            spans.append((len(text) - self.lead, len(text) + len(answer) + self.end_length(rest)))
+            spans.append((len(text) - self.lead_length, len(text) + len(answer) + self.end_length(rest)))
             text += answer
         if len(spans) != sum(message["role"] == "assistant" for message in messages):
             raise UserError("the chat template leaves answers of this row out.")
@@ -222,7 +225,7 @@ class ChatTokens:
         lengths = [blanks + len(end) for end in self.end_texts if rest.startswith(end, blanks)]
         return min(lengths, default=0)
 
-    def expanded(
+    def expand_images(
         self, text: str, spans: list[tuple[int, int]], replacements: Sequence[str]
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text as the processor makes it, with what pictures become, and the spans where they are then."""
@@ -238,24 +241,24 @@ class ChatTokens:
             whole += replacement + piece
             at += length + len(piece)
         gain = lambda start: sum(more for place, more in gains if place <= start)  # noqa: E731
-        return whole + self.appended, [(start + gain(start), stop + gain(start)) for start, stop in spans]
+        return whole + self.suffix, [(start + gain(start), stop + gain(start)) for start, stop in spans]
 
     def check_row(self, row: Conversation) -> None:
         """Raises UserError when a text holds what the base reads as a control token, or a picture is missing that it must have."""
         if self.prefix_attention and not row.pictures:
-            raise UserError(f"{row.place}: this base takes no row without a picture.")
+            raise UserError(f"{row.location}: this base takes no row without a picture.")
         for message in row.messages:
             for part in message["content"]:
                 text = part.get("text", "")
-                found = [token for token in self.control if token in text]
-                if found or OPEN in text or CLOSE in text:
+                found = [token for token in self.control_tokens if token in text]
+                if found or ANSWER_START in text or ANSWER_END in text:
                     raise UserError(
-                        f"{row.place}: a text holds '{(found or ['a private character'])[0]}', which this base reads as a control token: "
+                        f"{row.location}: a text holds '{(found or ['a private character'])[0]}', which this base reads as a control token: "
                         "take it out (where it stands for a picture, write <image> and name the picture)."
                     )
 
     @cached_property
-    def control(self) -> list[str]:
+    def control_tokens(self) -> list[str]:
         """Texts of control tokens."""
         added = self.tokenizer.added_tokens_decoder.values()
         return sorted({token.content for token in added if token.special and token.content.strip()})
@@ -268,33 +271,35 @@ class ChatTokens:
         Raises:
             UserError: when a part's tokens are not how those of the whole begin.
         """
-        whole = self.encoded(row, pictures)
+        whole = self.encode(row, pictures)
         labels = [IGNORE] * len(whole)
         for number, message in enumerate(row.messages):
             if message["role"] != "assistant":
                 continue
-            before = self.encoded(row.until(number), pictures, ask=True)
-            through = self.encoded(row.until(number + 1), pictures)
+            before = self.encode(row.until(number), pictures, ask=True)
+            through = self.encode(row.until(number + 1), pictures)
             if whole[: len(before)] != before:
                 raise UserError(
-                    f"{row.place}: what asks for answer {number} is not how the tokens of the conversation begin."
+                    f"{row.location}: what asks for answer {number} is not how the tokens of the conversation begin."
                 )
-            stop = next((at for at in range(len(before), len(through)) if through[at] in self.ends), len(through) - 1)
+            stop = next(
+                (at for at in range(len(before), len(through)) if through[at] in self.end_ids), len(through) - 1
+            )
             labels[len(before) : stop + 1] = whole[len(before) : stop + 1]
         return Tokens(whole, labels)
 
-    def encoded(self, row: Conversation, pictures: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
+    def encode(self, row: Conversation, pictures: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
         """The processor's own tokens."""
-        text = self.text_of(row.messages, ask=ask)
-        images = [self.framed(picture) for picture in pictures[: len(row.pictures)]]
+        text = self.render_text(row.messages, ask=ask)
+        padded = [self.pad_image(picture) for picture in pictures[: len(row.pictures)]]
         out = self.processor(
-            text=[text], images=[images] if images else None, add_special_tokens=self.adds_special(text)
+            text=[text], images=[padded] if padded else None, add_special_tokens=self.adds_special_tokens(text)
         )
         return list(out["input_ids"][0])
 
     # -------------------------------------------------------------------------- the proof
 
-    def prove(self, row: Conversation, pictures: Sequence[Image.Image]) -> Tokens:
+    def verify_labels(self, row: Conversation, pictures: Sequence[Image.Image]) -> Tokens:
         """The row's tokens, once both ways agree and they are what a model can learn from.
 
         Raises:
@@ -303,11 +308,11 @@ class ChatTokens:
         tokens = self.labels_by_marks(row, [picture.size for picture in pictures])
         other = self.labels_by_prefixes(row, pictures)
         if tokens.ids != other.ids:
-            raise UserError(f"{row.place}: the processor's tokens are not those that were planned.")
+            raise UserError(f"{row.location}: the processor's tokens are not those that were planned.")
         if tokens.labels != other.labels:
             at = next(n for n, pair in enumerate(zip(tokens.labels, other.labels, strict=True)) if pair[0] != pair[1])
             raise UserError(
-                f"{row.place}: the two ways to find the answers disagree at token {at} ('{self.tokenizer.decode(tokens.ids[at])}')."
+                f"{row.location}: the two ways to find the answers disagree at token {at} ('{self.tokenizer.decode(tokens.ids[at])}')."
             )
         self.check_learned(tokens, row)
         return tokens
@@ -315,34 +320,36 @@ class ChatTokens:
     def check_learned(self, tokens: Tokens, row: Conversation) -> None:
         """Raises UserError when labels are what nobody would want: empty, without an end, on a picture; or the first token is doubled."""
         answers = sum(message["role"] == "assistant" for message in row.messages)
-        ended = sum(label in self.ends for label in tokens.labels)
+        ended = sum(label in self.end_ids for label in tokens.labels)
         first = self.tokenizer.bos_token_id
         if ended != answers:
-            raise UserError(f"{row.place}: {answers} answers have {ended} end tokens among what is learned.")
-        if set(tokens.labels) & self.image_ids():
-            raise UserError(f"{row.place}: tokens of a picture are among what is learned.")
-        if first is not None and first not in self.ends and tokens.ids.count(first) > 1:
+            raise UserError(f"{row.location}: {answers} answers have {ended} end tokens among what is learned.")
+        if set(tokens.labels) & self.image_token_ids():
+            raise UserError(f"{row.location}: tokens of a picture are among what is learned.")
+        if first is not None and first not in self.end_ids and tokens.ids.count(first) > 1:
             raise UserError(
-                f"{row.place}: the token {self.tokenizer.bos_token} stands {tokens.ids.count(first)} times."
+                f"{row.location}: the token {self.tokenizer.bos_token} stands {tokens.ids.count(first)} times."
             )
 
     # -------------------------------------------------------------------------- batches
 
-    def batch(self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+    def collate(
+        self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, torch.Tensor]:
         """What the model is given for rows: the processor's tensors, padded on the right, and labels (B, L).
 
         Raises:
             UserError: when the processor's tokens are not the planned ones.
         """
-        texts = [self.text_of(row.messages) for row in rows]
-        inputs = self.inputs(texts, pictures, side="right")
+        texts = [self.render_text(row.messages) for row in rows]
+        inputs = self.processor_inputs(texts, pictures, padding_side="right")
         labels = torch.full_like(inputs["input_ids"], IGNORE)
         lengths = []
         for number, (row, own) in enumerate(zip(rows, pictures, strict=True)):
             tokens = self.labels_by_marks(row, [picture.size for picture in own])
             length = len(tokens.ids)
             if inputs["input_ids"][number, :length].tolist() != tokens.ids:
-                raise UserError(f"{row.place}: the processor's tokens are not those that were planned.")
+                raise UserError(f"{row.location}: the processor's tokens are not those that were planned.")
             labels[number, :length] = torch.tensor(tokens.labels)
             lengths.append(length)
         inputs["attention_mask"] = (torch.arange(labels.shape[1])[None] < torch.tensor(lengths)[:, None]).long()
@@ -352,24 +359,24 @@ class ChatTokens:
             inputs["token_type_ids"] = ((labels != IGNORE).cumsum(1) > 0).long()
         return inputs | {"labels": labels}
 
-    def inputs(
-        self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, side: str
+    def processor_inputs(
+        self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, padding_side: str
     ) -> dict[str, torch.Tensor]:
         """The processor's tensors for rendered texts, padded on this side."""
         some = any(len(own) for own in pictures)
         out = self.processor(
             text=list(texts),
-            images=[[self.framed(picture) for picture in own] for own in pictures] if some else None,
+            images=[[self.pad_image(picture) for picture in own] for own in pictures] if some else None,
             padding=True,
-            padding_side=side,
+            padding_side=padding_side,
             return_tensors="pt",
-            add_special_tokens=self.adds_special(texts[0]),
+            add_special_tokens=self.adds_special_tokens(texts[0]),
         )
         return {key: value for key, value in out.items() if key != "labels"}
 
-    def questions(
+    def collate_questions(
         self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]
     ) -> dict[str, torch.Tensor]:
         """What generation is given: rows that end with a question, asked for an answer, padded on the left."""
-        texts = [self.text_of(row.messages, ask=True) for row in rows]
-        return self.inputs(texts, pictures, side="left")
+        texts = [self.render_text(row.messages, ask=True) for row in rows]
+        return self.processor_inputs(texts, pictures, padding_side="left")

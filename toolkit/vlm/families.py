@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class VisionFamily:
+class VisionLanguageFamily:
     """Where the parts of a kind of model are, and how their linear layers are called."""
 
-    kinds: tuple[str, ...]
+    model_types: tuple[str, ...]
     """model_type in config.json."""
     language: str
     tower: str
@@ -18,13 +18,13 @@ class VisionFamily:
     tower_mlp: tuple[str, ...]
     language_attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     language_mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    template: str | None = None
+    chat_template: str | None = None
     """Chat template for bases that have none."""
     prefix_attention: bool = False
     """Whether the prompt's tokens see one another in both directions, so that the answer's tokens must be told from them."""
     appended: str = ""
     """What the processor puts after every text."""
-    packs: bool = True
+    supports_packing: bool = True
     """Whether rows can lie end to end in one sequence without seeing one another."""
 
 
@@ -43,21 +43,31 @@ PALIGEMMA = (
 
 
 FAMILIES = (
-    VisionFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
+    VisionLanguageFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
     # transformers 5.23 looks pictures of packed rows up by their place in their own row, and so takes another row's.
-    VisionFamily(("gemma3",), *LLAVA, **CLIP, packs=False),
-    VisionFamily(("paligemma",), *LLAVA, **CLIP, template=PALIGEMMA, prefix_attention=True, appended="\n", packs=False),
-    VisionFamily(("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP),
-    VisionFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
-    VisionFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),
-    VisionFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2")),
-    VisionFamily(("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2")),
+    VisionLanguageFamily(("gemma3",), *LLAVA, **CLIP, supports_packing=False),
+    VisionLanguageFamily(
+        ("paligemma",),
+        *LLAVA,
+        **CLIP,
+        chat_template=PALIGEMMA,
+        prefix_attention=True,
+        appended="\n",
+        supports_packing=False,
+    ),
+    VisionLanguageFamily(
+        ("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP
+    ),
+    VisionLanguageFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
+    VisionLanguageFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),
+    VisionLanguageFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2")),
+    VisionLanguageFamily(("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2")),
 )
 
 
 PARTS = ("language-attention", "language-mlp", "vision-attention", "vision-mlp", "projector")
 
 
-def family_of(kind: str) -> VisionFamily | None:
+def find_family(kind: str) -> VisionLanguageFamily | None:
     """The family of a model_type."""
-    return next((family for family in FAMILIES if kind in family.kinds), None)
+    return next((family for family in FAMILIES if kind in family.model_types), None)

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from ..core import devices
-from ..core.errors import UserError, nearest
-from ..core.hub import snapshot
-from ..core.out_of_memory import during
-from ..core.paths import assets, is_hub_id
-from ..core.quantize import quantise
+from ..core.errors import UserError, did_you_mean
+from ..core.hub import fetch_snapshot
+from ..core.out_of_memory import oom_context
+from ..core.paths import assets_folder, is_hub_id
+from ..core.quantize import quantize_model
 from .chat_tokens import ChatTokens
-from .families import FAMILIES, family_of
+from .families import FAMILIES, find_family
 
 EMBEDDED = {"tiny-vlm": "vlm"}  # name -> folder in assets/tiny
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -34,17 +34,17 @@ def resolve_vision_base(base: str) -> str:
         UserError: when there is none, or its kind is unknown here.
     """
     if base in EMBEDDED:
-        return str(assets() / "tiny" / EMBEDDED[base])
+        return str(assets_folder() / "tiny" / EMBEDDED[base])
     folder = Path(base)
     if not folder.is_dir():
         if not is_hub_id(base):
-            raise UserError(f"--base {base} is neither a folder nor a hub id.{nearest(base, EMBEDDED)}")
-        folder = Path(snapshot(base, FILES, f"--base {base}", "Give a folder, or tiny-vlm, which is embedded."))
+            raise UserError(f"--base {base} is neither a folder nor a hub id.{did_you_mean(base, EMBEDDED)}")
+        folder = Path(fetch_snapshot(base, FILES, f"--base {base}", "Give a folder, or tiny-vlm, which is embedded."))
     check_vision_folder(folder, base)
     return str(folder)
 
 
-def bases_at_hand() -> list[str]:
+def available_bases() -> list[str]:
     """Bases that need not be fetched: the embedded ones, and those of known kinds in the hub's local cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -74,8 +74,8 @@ def check_vision_folder(folder: Path, base: str) -> None:
         kind = json.loads(file.read_text(encoding="utf-8")).get("model_type", "")
     except json.JSONDecodeError as error:
         raise UserError(f"--base {base}: config.json is not JSON: {error.msg} at line {error.lineno}.") from error
-    known = [name for family in FAMILIES for name in family.kinds]
-    if family_of(kind) is None:
+    known = [name for family in FAMILIES for name in family.model_types]
+    if find_family(kind) is None:
         raise UserError(
             f"--base {base} is a model of type '{kind}', which cannot be trained yet. Known are {', '.join(known)}; a new kind is one "
             "entry in toolkit/vlm/families.py."
@@ -84,7 +84,7 @@ def check_vision_folder(folder: Path, base: str) -> None:
         raise UserError(f"--base {base} has no processor: neither processor_config.json nor preprocessor_config.json.")
 
 
-class VisionModel:
+class VisionLanguageModel:
     """A base model and its processor; the model is loaded when it is first asked for."""
 
     def __init__(
@@ -102,15 +102,15 @@ class VisionModel:
         self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
         self.attention = attention
         self.config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        family = family_of(self.config["model_type"])
+        family = find_family(self.config["model_type"])
         assert family is not None, "resolve_vision_base refuses unknown kinds"
         self.family = family
         self.processor = load_processor(folder)
-        template = template or getattr(self.processor, "chat_template", None) or family.template
+        template = template or getattr(self.processor, "chat_template", None) or family.chat_template
         self.processor.chat_template = template
         self.chat = ChatTokens(
             self.processor,
-            end_tokens(folder, self.processor),
+            end_token_ids(folder, self.processor),
             prefix_attention=family.prefix_attention,
             appended=family.appended,
             pad_to_square=pad_to_square,
@@ -123,7 +123,7 @@ class VisionModel:
             self._model = self.load()
         return self._model
 
-    @during("loading the base")
+    @oom_context("loading the base")
     def load(self) -> Any:
         """Loads the model."""
         from transformers import AutoModelForImageTextToText
@@ -132,17 +132,17 @@ class VisionModel:
             self.folder, dtype=self.dtype, attn_implementation=self.attention
         )
         if self.quantize != "none":
-            model = quantise(model, self.quantize, self.dtype)
+            model = quantize_model(model, self.quantize, self.dtype)
         return model.to(self.device).requires_grad_(False).eval()
 
-    def placed(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors where the model is, pictures in its number format."""
         return {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
             for key, value in tensors.items()
         }
 
-    def layers(self, parts: tuple[str, ...]) -> list[str]:
+    def linear_layers(self, parts: tuple[str, ...]) -> list[str]:
         """Full names of the linear layers of named parts, see PARTS.
 
         Raises:
@@ -150,7 +150,7 @@ class VisionModel:
         """
         found: list[str] = []
         for part in parts:
-            own = [name for name, module in self.model.named_modules() if self.belongs(name, module, part)]
+            own = [name for name, module in self.model.named_modules() if self.belongs_to_part(name, module, part)]
             if not own:
                 raise UserError(f"--adapt {part}: {type(self.model).__name__} has no such layers.")
             found += own
@@ -161,7 +161,7 @@ class VisionModel:
         language = self.model.get_submodule(self.family.language)
         return [block for child in language.children() if isinstance(child, nn.ModuleList) for block in child]
 
-    def belongs(self, name: str, module: nn.Module, part: str) -> bool:
+    def belongs_to_part(self, name: str, module: nn.Module, part: str) -> bool:
         """Whether a module is a linear layer of a part."""
         family = self.family
         if not hasattr(module, "in_features"):
@@ -173,11 +173,11 @@ class VisionModel:
         root = family.tower if tower else family.language
         ends = getattr(family, f"{'tower' if tower else 'language'}_{kind}")
         own = name.rpartition(".")[2] in ends and any(word.isdigit() for word in name.split("."))
-        return inside(name, root) and own and not (tower and self.in_projector(name))
+        return is_inside(name, root) and own and not (tower and self.in_projector(name))
 
     def in_projector(self, name: str) -> bool:
         """Whether a module belongs to the projector."""
-        return any(inside(name, root) for root in self.family.projector)
+        return any(is_inside(name, root) for root in self.family.projector)
 
     def projectors(self) -> list[str]:
         """Names of the modules that make up the projector."""
@@ -192,24 +192,24 @@ class VisionModel:
             found += own if module is not None else []
         return found
 
-    def part_of(self, name: str) -> str:
+    def part_name(self, name: str) -> str:
         """Which part a layer belongs to, for people."""
         family = self.family
         if self.in_projector(name):
             return "projector"
-        if inside(name, family.tower):
+        if is_inside(name, family.tower):
             return "vision tower"
-        return "language model" if inside(name, family.language) else "elsewhere"
+        return "language model" if is_inside(name, family.language) else "elsewhere"
 
 
 def check_attention(kind: str) -> None:
     """Raises UserError when an implementation of attention cannot run here."""
-    devices.refuse(f"--attention {kind}", devices.attention_fault(devices.here(), kind))
+    devices.raise_fault(f"--attention {kind}", devices.attention_fault(devices.this_machine(), kind))
     if kind == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(f"--attention {kind} needs the library flash_attn, which is not installed: leave it at sdpa.")
 
 
-def inside(name: str, root: str) -> bool:
+def is_inside(name: str, root: str) -> bool:
     """Whether a module lies under another."""
     return name == root or name.startswith(f"{root}.")
 
@@ -235,7 +235,7 @@ def load_processor(folder: str) -> Any:
         ) from error
 
 
-def end_tokens(folder: str, processor: Any) -> list[int]:
+def end_token_ids(folder: str, processor: Any) -> list[int]:
     """Ids that stop generation: the generation config's, and the tokenizer's end token.
 
     Raises:

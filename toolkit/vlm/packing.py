@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-ALONG = ("input_ids", "labels", "token_type_ids", "mm_token_type_ids")  # one value a token
+TOKEN_KEYS = ("input_ids", "labels", "token_type_ids", "mm_token_type_ids")  # one value a token
 
 
-def packed(model: Any, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def pack_rows(model: Any, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Tensors of rows padded to (B, L) -> the same as one row (1, T), and which row each token is of, (T,)."""
     real = batch["attention_mask"].bool()
     out = {key: value for key, value in batch.items() if key != "attention_mask"}
-    out |= {key: batch[key][real][None] for key in ALONG if key in batch}
+    out |= {key: batch[key][real][None] for key in TOKEN_KEYS if key in batch}
     places = (real.cumsum(1) - 1)[real][None]
     core = model.model
     if hasattr(

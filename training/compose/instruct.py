@@ -12,11 +12,11 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.model import DTYPES
-from ...toolkit.vlm.model import VisionModel, resolve_vision_base
-from ..config.checks import check_numbers
+from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
+from ..config.checks import check_ranges
 from ..config.compose import ComposeInstructConfig
-from ..instruct.task import ConversationTask, prepare_conversations, template_of
-from .task import Composing, check_sources, summed
+from ..instruct.task import ConversationTask, prepare_conversations, read_chat_template
+from .task import CompositionMixin, check_sources, write_composition
 
 
 def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInstructConfig, tuple[Any, ...]]:
@@ -27,7 +27,7 @@ def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInst
     return prepare_conversations(config)
 
 
-def compose_instruct_fixed(config: ComposeInstructConfig, but: Collection[str] = ()) -> Run:
+def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] = ()) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
 
     but: entries of the folder that stay.
@@ -35,35 +35,37 @@ def compose_instruct_fixed(config: ComposeInstructConfig, but: Collection[str] =
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other.
     """
-    vision = VisionModel(check_instruct_fixed(config), DTYPES[config.precision], template=template_of(config))
+    vision = VisionLanguageModel(
+        check_instruct_fixed(config), DTYPES[config.precision], template=read_chat_template(config)
+    )
     facts = {"base": config.base, "kind": vision.config["model_type"]}
-    return summed(config, lambda: vision, facts, but, lambda folder: save_template(folder, vision))
+    return write_composition(config, lambda: vision, facts, keep, lambda folder: save_template(folder, vision))
 
 
 def check_instruct_fixed(config: ComposeInstructConfig) -> str:
     """All checks of a composition by fixed weights that need no model; returns the base's folder."""
-    check_numbers(config)
+    check_ranges(config)
     check_sources(config, config.base, resolve_vision_base)
     return resolve_vision_base(config.base)
 
 
-def save_template(folder: Path, vision: VisionModel) -> None:
+def save_template(folder: Path, vision: VisionLanguageModel) -> None:
     """Writes the chat template beside an adapter."""
     write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))
 
 
-class ComposeInstructTask(Composing, ConversationTask):
+class ComposeInstructTask(CompositionMixin, ConversationTask):
     """The Task of learning the weights on a few conversations; all else is frozen."""
 
     config: ComposeInstructConfig
 
     def attach(self, model: nn.Module) -> None:
         """Puts the sources on the model."""
-        self.put_sources(self.vision)
+        self.attach_sources(self.vision)
 
     def facts(self) -> dict[str, Any]:
         kind = self.vision.config["model_type"]
-        return {"base": self.config.base, "kind": kind, "data": self.found.certificates}
+        return {"base": self.config.base, "kind": kind, "data": self.data.certificates}
 
     def save_adapter(self, folder: Path) -> None:
         super().save_adapter(folder)

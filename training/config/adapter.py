@@ -27,7 +27,7 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterChoice(AdapterSettings):
+class DiffusionAdapterSettings(AdapterSettings):
     """Where it attaches to a diffusion model."""
 
     target_modules: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from ...toolkit.core.paths import at_home
+from ...toolkit.core.paths import expand_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,4 +65,4 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            object.__setattr__(self, name, at_home(value))
+            object.__setattr__(self, name, expand_paths(value))

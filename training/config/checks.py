@@ -10,10 +10,10 @@ from typing import Any, get_args, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.paths import name_fault
+from ...toolkit.core.paths import windows_name_fault
 from ...toolkit.core.systems import WINDOWS
 from .base import LoopConfig
-from .images import PictureConfig
+from .images import DiffusionConfig
 from .subject import SubjectConfig
 
 WORDS: dict[type, tuple[str, str]] = {
@@ -24,7 +24,7 @@ WORDS: dict[type, tuple[str, str]] = {
 }
 
 
-def check_numbers(config: LoopConfig) -> None:
+def check_ranges(config: LoopConfig) -> None:
     """Checks every field that can be checked without files or models.
 
     Raises:
@@ -38,8 +38,8 @@ def check_numbers(config: LoopConfig) -> None:
                 raise UserError(f"{flag(name)} must be a finite number, not {number}.")
         if fault := limit_fault(value, constraints(hint)):
             raise UserError(f"{flag(name)} must be {fault}, not {value}.")
-    if isinstance(config, PictureConfig):
-        check_pictures(config)
+    if isinstance(config, DiffusionConfig):
+        check_diffusion_settings(config)
 
 
 def flag(name: str) -> str:
@@ -68,11 +68,11 @@ def limit_fault(value: Any, limits: list[Any]) -> str:
 def check_folder_names(out: PurePath, *, windows: bool) -> None:
     """Raises UserError for a run folder that Windows cannot have, some of which it would take for something else."""
     for name in out.relative_to(out.anchor).parts if windows else ():
-        if name != ".." and (fault := name_fault(name)):
+        if name != ".." and (fault := windows_name_fault(name)):
             raise UserError(f"--out {out}: Windows has no folder '{name}' ({fault}); choose another name.")
 
 
-def check_pictures(config: PictureConfig) -> None:
+def check_diffusion_settings(config: DiffusionConfig) -> None:
     """Raises UserError when settings of training on pictures contradict each other."""
     if config.crop == "bucket" and config.prior_weight:
         raise UserError(
@@ -81,7 +81,7 @@ def check_pictures(config: PictureConfig) -> None:
     if config.debiased and config.min_snr_gamma is not None:
         raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
     if isinstance(config, SubjectConfig):
-        check_also(config)
+        check_subjects(config)
         if not config.evaluate_every and (config.patience or config.keep == "best"):
             raise UserError(
                 "--keep best and --patience go by measurements, of which there are none: set --evaluate-every."
@@ -94,7 +94,7 @@ def check_pictures(config: PictureConfig) -> None:
         raise UserError("--token is empty: give a rare word that will stand for the subject, such as sks.")
 
 
-def check_also(config: SubjectConfig) -> None:
+def check_subjects(config: SubjectConfig) -> None:
     """Raises UserError when subjects beside the first cannot be told apart, or meet a setting that knows only one."""
     if not config.also:
         return

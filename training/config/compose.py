@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from .base import LoopConfig
-from .images import PictureConfig
+from .images import DiffusionConfig
 from .instruct import ConversationConfig
 
 
@@ -36,7 +36,7 @@ class ComposeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComposeConfig(PictureConfig, ComposeSettings):
+class ComposeConfig(DiffusionConfig, ComposeSettings):
     """Makes one adapter of several; with pictures, learns how much of each to take in every layer."""
 
     out: Path = Path("runs/composed")
@@ -55,7 +55,7 @@ class ComposeInstructConfig(ConversationConfig, ComposeSettings):
     """Peak learning rate of the weights."""
 
 
-def is_fixed(config: LoopConfig) -> bool:
+def has_fixed_weights(config: LoopConfig) -> bool:
     """Whether it is a composition that has nothing to learn its weights from."""
     return (isinstance(config, ComposeConfig) and config.images is None) or (
         isinstance(config, ComposeInstructConfig) and config.data is None

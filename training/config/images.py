@@ -12,7 +12,7 @@ from .base import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig(LoopConfig):
+class DiffusionConfig(LoopConfig):
     """What every training on a folder of pictures has (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
 
     images: Path | None = None

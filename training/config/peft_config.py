@@ -10,7 +10,7 @@ from ...toolkit.adapters.registry import make_config
 from .adapter import AdapterSettings
 
 
-def adapter_config(config: AdapterSettings, targets: Sequence[str]) -> PeftConfig:
+def peft_config(config: AdapterSettings, targets: Sequence[str]) -> PeftConfig:
     """The PEFT config that the run's settings ask for.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from .images import PictureConfig
+from .images import DiffusionConfig
 from .instruct import ConversationConfig, Part
 
 
@@ -63,7 +63,7 @@ class SearchSettings(EvolutionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(PictureConfig, SearchSettings):
+class SearchConfig(DiffusionConfig, SearchSettings):
     """Searches each layer's own GLoRA structure: a supernet is trained, then structures are bred and judged on held-out pictures."""
 
     unused_parameters: ClassVar[bool] = True

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from .adapter import AdapterChoice
-from .images import PictureConfig
+from .adapter import DiffusionAdapterSettings
+from .images import DiffusionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectConfig(PictureConfig, AdapterChoice):
+class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     """Teaches a diffusion model a subject, or several, from a few pictures."""
 
     also: dict[str, str] = field(default_factory=dict)

@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ...toolkit.core.errors import UserError, nearest
-from ...toolkit.core.paths import home
+from ...toolkit.core.errors import UserError, did_you_mean
+from ...toolkit.core.paths import expand_user
 from ...toolkit.core.texts import read_text
 from .base import LoopConfig
 from .compose import ComposeConfig, ComposeInstructConfig
@@ -45,12 +45,12 @@ def from_yaml(path: Path) -> Any:
         UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
     """
     try:
-        return from_text(read_text(home(path)), str(path))
+        return from_yaml_text(read_text(expand_user(path)), str(path))
     except OSError as error:
         raise UserError(f"Cannot read the config {path}: {error.strerror}.") from error
 
 
-def from_text(text: str, path: str) -> Any:
+def from_yaml_text(text: str, path: str) -> Any:
     """The same for a config as text. path: what errors call it."""
     import yaml
     from pydantic import TypeAdapter, ValidationError
@@ -65,11 +65,11 @@ def from_text(text: str, path: str) -> Any:
         raise UserError(f"{path} must hold 'name: value' lines.")
     method = values.pop("method", "subject")
     if method not in METHODS:
-        raise UserError(f"{path}: unknown method '{method}'.{nearest(str(method), METHODS)}")
+        raise UserError(f"{path}: unknown method '{method}'.{did_you_mean(str(method), METHODS)}")
     known = [f.name for f in fields(METHODS[method])]
     for key in values:
         if key not in known:
-            raise UserError(f"{path}: unknown key '{key}'.{nearest(str(key), known)}")
+            raise UserError(f"{path}: unknown key '{key}'.{did_you_mean(str(key), known)}")
     try:
         return TypeAdapter(METHODS[method]).validate_python(values)
     except ValidationError as error:

@@ -21,7 +21,7 @@ from ...toolkit.embedded import judge as judging
 from ...toolkit.embedded import tiny_sd as tiny
 from ...toolkit.embedded import world
 from .dit import train_dit
-from .loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, note, shuffled, to_pixels
+from .loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, log_values, shuffled_batches, to_pixels
 from .unet import train_draft, train_unet
 from .vlm import train_vlm, train_vlm_draft
 
@@ -50,7 +50,7 @@ def build_tiny(config: BuildTinyConfig) -> None:
         start = time.time()
         torch.manual_seed(config.seed)
         stage(config)
-        note(config, stage=name, seconds=round(time.time() - start, 1))
+        log_values(config, stage=name, seconds=round(time.time() - start, 1))
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -58,8 +58,8 @@ def build_tiny(config: BuildTinyConfig) -> None:
 
 def _draw(job: tuple[int, int]) -> tuple[np.ndarray, str, list[int]]:
     seed, index = job
-    picture, text, thing = world.sample(seed, index)
-    return np.asarray(picture), text, judging.labels(thing)
+    picture, text, thing = world.draw_sample(seed, index)
+    return np.asarray(picture), text, judging.label_indices(thing)
 
 
 def _draw_pair(job: tuple[int, int]) -> np.ndarray:
@@ -99,7 +99,7 @@ def train_judge(config: BuildTinyConfig) -> None:
         return torch.stack(losses).sum()
 
     steps = 3_000
-    batches = shuffled(len(pictures), 64, steps, config.seed)
+    batches = shuffled_batches(len(pictures), 64, steps, config.seed)
     fit(config, "judge", list(model.parameters()), batches, loss_of, steps=steps, lr=3e-3, bf16=False)
     judging.save_judge(model, config.out / "judge.safetensors")
 
@@ -107,7 +107,7 @@ def train_judge(config: BuildTinyConfig) -> None:
 # ---------------------------------------------------------------------------------------------- vae
 
 
-def edges(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pixel_gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Differences between neighbouring pixels, across and down."""
     return pixels[..., 1:] - pixels[..., :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
 
@@ -123,17 +123,17 @@ def train_vae(config: BuildTinyConfig) -> None:
         pixels = to_pixels(pictures[rows])
         posterior = vae.encode(pixels).latent_dist
         back = vae.decode(posterior.sample()).sample.float()
-        sharp = sum((a - b).abs().mean() for a, b in zip(edges(back), edges(pixels), strict=True))
+        sharp = sum((a - b).abs().mean() for a, b in zip(pixel_gradients(back), pixel_gradients(pixels), strict=True))
         return F.l1_loss(back, pixels) + 2 * F.mse_loss(back, pixels) + 0.5 * sharp + 1e-6 * posterior.kl().mean()
 
     # Small batches: edges are learned by many steps rather than by many pictures.
-    batches = shuffled(len(pictures), 12, config.vae_steps, config.seed)
+    batches = shuffled_batches(len(pictures), 12, config.vae_steps, config.seed)
     fit(config, "vae", list(vae.parameters()), batches, loss_of, steps=config.vae_steps, lr=2e-3, bf16=True, every=250)
     vae.eval()
     with torch.no_grad():
         latents = vae.encode(to_pixels(pictures[:2000])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    tiny.without_spread(vae).half().save_pretrained(config.out / "sd" / "vae")
+    tiny.collapse_posterior(vae).half().save_pretrained(config.out / "sd" / "vae")
 
 
 # ---------------------------------------------------------------------------------------------- clip
@@ -150,7 +150,7 @@ def train_clip(config: BuildTinyConfig) -> None:
     ids = torch.tensor(tokenizer(captions, padding="max_length", truncation=True).input_ids)
     settings = tiny.open_clip_config(tokenizer)
     model = open_clip.model.CLIP(**settings["model_cfg"])
-    twins = shuffled(len(pairs), 64, config.clip_steps, config.seed + 1)
+    twins = shuffled_batches(len(pairs), 64, config.clip_steps, config.seed + 1)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         pair = to_pixels(pairs[next(twins)])
@@ -169,7 +169,7 @@ def train_clip(config: BuildTinyConfig) -> None:
         twin = torch.arange(len(views)).roll(len(pair))
         return words + 2 * F.cross_entropy(views, twin)
 
-    batches = shuffled(len(pictures), 96, config.clip_steps, config.seed)
+    batches = shuffled_batches(len(pictures), 96, config.clip_steps, config.seed)
     fit(config, "clip", list(model.parameters()), batches, loss_of, steps=config.clip_steps, lr=1e-3, bf16=True)
     save_clip(model.eval(), settings, tokenizer, config.out)
 

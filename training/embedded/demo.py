@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...pipelines.generate import Recipe, generate, grid, sampling_pipeline
+from ...pipelines.generate import Recipe, generate, image_grid, load_sampling_pipeline
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.embedded import world
-from ...toolkit.metrics.clip import ClipScorer, clip_i, embedded_judge, leave_one_out
-from ...toolkit.metrics.statistics import interval
+from ...toolkit.metrics.clip import ClipScorer, clip_i, leave_one_out_similarity, load_embedded_judge
+from ...toolkit.metrics.statistics import bootstrap_interval
 from ..config.yaml_file import from_yaml
 
 REFERENCES = 24  # held-out renders of the subject
 HELD_OUT_SEED = 1  # the training pictures are drawn with seed 0
 
 
-def asked_scenes() -> list[tuple[str, str]]:
+def scenes_and_places() -> list[tuple[str, str]]:
     """(scene, place) of the test prompts: every scene twice, the places in turn."""
     places = list(world.PLACES)
     return [(scene, places[(2 * number + turn) % 5]) for turn in range(2) for number, scene in enumerate(world.SCENES)]
@@ -31,33 +31,33 @@ def prompt_for(subject: str, scene: str, place: str) -> str:
     return f"a large {subject} {world.SCENES[scene]} {where}"
 
 
-def before_and_after(run: Run, creature: int, *, seed: int = 0, each: int = 4) -> dict[str, float]:
+def measure_before_and_after(run: Run, creature: int, *, seed: int = 0, each: int = 4) -> dict[str, float]:
     """Measures base and adapter on the same prompts and seeds; writes figures.json and before_after.png into the run.
 
     `closed` is the share of the base model's distance to the real pictures (mean cosine among references) that the
     adapter has closed. Intervals are bootstrap, over pictures.
     """
     config = from_yaml(run.config_file)
-    judge, scorer = embedded_judge(), ClipScorer()
-    references = scorer.pictures([p for p, _ in world.subject_pictures(creature, REFERENCES, seed=HELD_OUT_SEED)])
-    real = leave_one_out(references)
+    judge, scorer = load_embedded_judge(), ClipScorer()
+    references = scorer.embed_images([p for p, _ in world.subject_pictures(creature, REFERENCES, seed=HELD_OUT_SEED)])
+    real = leave_one_out_similarity(references)
     subject = f"{config.token} {config.class_noun}"
     base = Recipe(prompt="", base=config.base, seed=seed + 1000, guidance_scale=config.guidance_scale)
     tuned = replace(base, adapters=(str(run.adapter),), strengths=(1.0,))
     figures: dict[str, float] = {"clip_i_real": float(real.mean())}
     rows = []
     for name, recipe in (("before", base), ("after", tuned)):
-        pipe = sampling_pipeline(recipe)
+        pipe = load_sampling_pipeline(recipe)
         scenes, places, pictures, shown = [], [], [], []
-        for scene, place in asked_scenes():
+        for scene, place in scenes_and_places():
             made = [p for p, _ in generate(replace(recipe, prompt=prompt_for(subject, scene, place)), each, pipe=pipe)]
-            answers = judge.read(made)
+            answers = judge.classify(made)
             scenes += [answer["scene"] == scene for answer in answers]
             places += [answer["place"] == place for answer in answers]
             pictures += made
             shown.append(made[0])
-        likeness = clip_i(scorer.pictures(pictures), references)
-        low, high = interval(likeness)
+        likeness = clip_i(scorer.embed_images(pictures), references)
+        low, high = bootstrap_interval(likeness)
         figures |= {f"clip_i_{name}": float(likeness.mean()), f"clip_i_{name}_low": low, f"clip_i_{name}_high": high}
         figures |= {f"scene_{name}": sum(scenes) / len(scenes), f"place_{name}": sum(places) / len(places)}
         rows.append(shown[:8])
@@ -77,7 +77,7 @@ def write_sheet(path: Path, images: Path, rows: list[list]) -> None:
     cells = real + [blank] * (8 - len(real))
     for row in rows:
         cells += row
-    sheet = grid(cells, columns=8)
+    sheet = image_grid(cells, columns=8)
     sheet = sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST)
     write_png(path, sheet)
 

@@ -20,7 +20,7 @@ from ...toolkit.embedded import groups, questions, world
 from ...toolkit.embedded.world import Thing
 from ..config.instruct import InstructConfig
 from ..evaluation.instruct import evaluate
-from ..evaluation.instruct_report import report, write_figures
+from ..evaluation.instruct_report import format_report, write_figures
 from ..evaluation.items import read_items
 from ..launch.start import train
 
@@ -82,7 +82,7 @@ def new_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]
     thing = world.random_thing(rng)
     while thing.count != "one" or thing.colour not in BOXES[box]:
         thing = world.random_thing(rng)
-    return {"image": drawn(folder, thing, rng, stream, number), "question": QUESTION, "answer": box}
+    return {"image": write_thing(folder, thing, rng, stream, number), "question": QUESTION, "answer": box}
 
 
 def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
@@ -92,18 +92,18 @@ def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]
         group = groups.random_group(rng)
         name = f"{stream}-{number:05d}.png"
         write_png(folder / "pictures" / name, groups.draw_group(group, rng))
-        asked = questions.about_group(group, rng)
+        asked = questions.group_questions(group, rng)
     else:
         thing = world.random_thing(rng)
-        name = drawn(folder, thing, rng, stream, number).removeprefix("pictures/")
-        asked = questions.about_thing(thing)
+        name = write_thing(folder, thing, rng, stream, number).removeprefix("pictures/")
+        asked = questions.thing_questions(thing)
     kinds = sorted({kind for kind, *_ in asked})
     kind = kinds[(number // 2) % len(kinds)]
     _, question, answer = next(one for one in asked if one[0] == kind)
     return {"image": f"pictures/{name}", "question": question, "answer": answer, "split": kind, "type": "vqa"}
 
 
-def drawn(folder: Path, thing: Thing, rng: np.random.Generator, stream: int, number: int) -> str:
+def write_thing(folder: Path, thing: Thing, rng: np.random.Generator, stream: int, number: int) -> str:
     """Writes a picture of a thing; returns its path from the folder."""
     name = f"pictures/{stream}-{number:05d}.png"
     write_png(folder / name, world.draw(thing, rng))
@@ -116,7 +116,7 @@ def llava_row(row: dict[str, str]) -> dict[str, Any]:
     return {"image": row["image"], "conversations": turns}
 
 
-def tune(files: dict[str, Path], out: Path, *, replay: bool, overwrite: bool = False, **settings: Any) -> Run:
+def train_demo(files: dict[str, Path], out: Path, *, replay: bool, overwrite: bool = False, **settings: Any) -> Run:
     """Trains on the new task, with or without old questions. overwrite: as in `train`, where a run is there."""
     config = InstructConfig(
         data=files["train"], replay=files["replay"] if replay else None, out=out, **(SETTINGS | settings)
@@ -124,13 +124,13 @@ def tune(files: dict[str, Path], out: Path, *, replay: bool, overwrite: bool = F
     return train(config, overwrite=overwrite and Run(out).is_run())
 
 
-def judged(run: Run, files: dict[str, Path]) -> dict[str, Any]:
+def evaluate_demo(run: Run, files: dict[str, Path]) -> dict[str, Any]:
     """The run's figures on new and old questions; the report and every answer are written into it."""
     from ...pipelines.chat import open_chat
 
     vision = open_chat("tiny-vlm", [run.adapter])
     items, retention = (read_items(files[name], None) for name in ("test", "retention"))
     figures = evaluate(vision, items, retention=retention, max_new_tokens=48, likelihood=False)
-    write_text(run.folder / "report.txt", report(figures))
+    write_text(run.folder / "report.txt", format_report(figures))
     write_figures(run.folder, figures)
     return figures

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...toolkit.diffusion.noise import FlowNoise
 from ...toolkit.embedded import tiny_dit
-from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled
+from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled_batches
 from .unet import encode_all
 
 
@@ -27,7 +27,7 @@ def train_dit(config: BuildTinyConfig) -> None:
 
     latents, _, which = encode_all(config)
     tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
-    ids, states, pooled = first_words(config, tokenizer)
+    ids, states, pooled = first_prompt_embeds(config, tokenizer)
     torch.manual_seed(config.seed)  # behind the encoders, whose loading draws numbers
     learner = Learner(tiny_dit.make_transformer(), tiny_dit.make_second_encoder(tokenizer)).train()
     average = EMAModel(learner.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
@@ -39,11 +39,11 @@ def train_dit(config: BuildTinyConfig) -> None:
         words = which[rows].clone()
         words[torch.rand(len(rows), generator=generator) < 0.1] = 0  # the empty prompt, for guidance
         drawn = torch.randn(clean.shape, generator=generator)
-        levels = torch.cat([noise.draw(generator) for _ in rows])
-        guess = velocity(
-            noise.add(clean, drawn, levels), levels, states[words].float(), pooled[words].float(), ids[words]
+        sigmas = torch.cat([noise.sample_timestep(generator) for _ in rows])
+        pred = velocity(
+            noise.add_noise(clean, drawn, sigmas), sigmas, states[words].float(), pooled[words].float(), ids[words]
         )
-        return F.mse_loss(guess.float(), noise.target(clean, drawn, levels))
+        return F.mse_loss(pred.float(), noise.target(clean, drawn, sigmas))
 
     def after(step: int) -> None:
         average.step(learner.parameters())
@@ -51,7 +51,7 @@ def train_dit(config: BuildTinyConfig) -> None:
             save_pipeline(config, learner, average, config.work / f"dit-{step:05d}")
 
     steps = config.dit_steps
-    batches = shuffled(len(latents), 64, steps, config.seed)
+    batches = shuffled_batches(len(latents), 64, steps, config.seed)
     fit(config, "dit", list(learner.parameters()), batches, loss_of, steps=steps, lr=2e-3, bf16=True, after=after)
     save_pipeline(config, learner, average, config.out / "dit")
 
@@ -59,7 +59,7 @@ def train_dit(config: BuildTinyConfig) -> None:
 T5_TOKENS = 256  # zeros that StableDiffusion3Pipeline puts where T5 would speak
 
 
-class AlikeTokens:
+class RepeatedTokenAttention:
     """Stable Diffusion 3's joint attention for words whose last token stands for T5_TOKENS alike ones.
 
     Alike tokens stay alike through every block, so one of them with log(T5_TOKENS) added to its logits is the same computation
@@ -88,17 +88,17 @@ class Learner(nn.Module):
     def __init__(self, transformer: nn.Module, second: nn.Module) -> None:
         super().__init__()
         self.transformer, self.second = transformer, second
-        transformer.set_attn_processor(AlikeTokens())
+        transformer.set_attn_processor(RepeatedTokenAttention())
 
     def forward(
-        self, noisy: torch.Tensor, levels_B: torch.Tensor, states: torch.Tensor, pooled: torch.Tensor, ids: torch.Tensor
+        self, noisy: torch.Tensor, sigmas_B: torch.Tensor, states: torch.Tensor, pooled: torch.Tensor, ids: torch.Tensor
     ) -> torch.Tensor:
         """Velocity (B, 24, 8, 8) of noisy latents, from the first encoder's states (B, L, 128) and pooled words (B, 128)."""
         own = self.second(ids, output_hidden_states=True)
         words = torch.cat((states, own.hidden_states[-2].to(states.dtype)), -1)
         return self.transformer(
             hidden_states=noisy,
-            timestep=levels_B * 1000,
+            timestep=sigmas_B * 1000,
             encoder_hidden_states=F.pad(words, (0, 0, 0, 1)),
             pooled_projections=torch.cat((pooled, own.text_embeds.to(pooled.dtype)), -1),
             return_dict=False,
@@ -114,7 +114,7 @@ def first_encoder(config: BuildTinyConfig) -> Any:
 
 
 @torch.no_grad()
-def first_words(config: BuildTinyConfig, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def first_prompt_embeds(config: BuildTinyConfig, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of the distinct captions, numbered as `encode_all` does: tokens (P, 24), states (P, 24, 128) and pooled words (P, 128)."""
     captions = json.loads((config.work / "captions.json").read_text(encoding="utf-8"))
     ids = torch.tensor(tokenizer(["", *sorted(set(captions))], padding="max_length", truncation=True).input_ids)

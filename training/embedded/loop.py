@@ -44,7 +44,7 @@ class BuildTinyConfig:
     """Torch threads."""
 
 
-def note(config: BuildTinyConfig, **values: object) -> None:
+def log_values(config: BuildTinyConfig, **values: object) -> None:
     """Prints a line and appends it to the curves."""
     print(json.dumps(values), flush=True)
     with (config.work / "curves.jsonl").open("a", encoding="utf-8", newline="\n") as file:
@@ -61,7 +61,7 @@ def to_pixels(bytes_BCHW: torch.Tensor) -> torch.Tensor:
     return bytes_BCHW.float() / 127.5 - 1
 
 
-def shuffled(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
+def shuffled_batches(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
     """Index batches over shuffled passes of n rows."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(n, generator=generator)
@@ -103,7 +103,9 @@ def fit(
         total += loss.item()
         after(step)
         if step % every == 0:
-            note(config, stage=name, step=step, loss=round(total / every, 5), seconds=round(time.time() - start, 1))
+            log_values(
+                config, stage=name, step=step, loss=round(total / every, 5), seconds=round(time.time() - start, 1)
+            )
             total = 0.0
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...toolkit.embedded import tiny_sd as tiny
-from .loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, shuffled, to_pixels
+from .loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, shuffled_batches, to_pixels
 
 
 @torch.no_grad()
@@ -82,8 +82,8 @@ def train_round(
         timesteps = draw_timesteps(len(rows), middle, generator)
         noisy = scheduler.add_noise(clean, noise, timesteps)
         target = scheduler.get_velocity(clean, noise, timesteps)
-        guess = unet(noisy, timesteps, encoder_hidden_states=states[words].float()).sample
-        return F.mse_loss(guess, target)
+        pred = unet(noisy, timesteps, encoder_hidden_states=states[words].float()).sample
+        return F.mse_loss(pred, target)
 
     def after(step: int) -> None:
         average.step(unet.parameters())
@@ -91,7 +91,7 @@ def train_round(
             save_pipeline(config, unet, average, config.work / f"{stage}-{step:05d}")
 
     steps = config.unet_steps
-    batches = shuffled(len(latents), 64, steps, seed)
+    batches = shuffled_batches(len(latents), 64, steps, seed)
     fit(config, stage, list(unet.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=False, after=after)
     save_pipeline(config, unet, average, out)
 

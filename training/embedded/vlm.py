@@ -14,16 +14,16 @@ from transformers import LlavaForConditionalGeneration
 
 from ...toolkit.embedded import groups, questions, tiny_vlm, world
 from ...toolkit.embedded.questions import Question
-from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled, to_pixels
+from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled_batches, to_pixels
 
-Asked = tuple[np.ndarray, list[Question]]
+ImageQuestions = tuple[np.ndarray, list[Question]]
 TRAIN, HELD_OUT = 0, 1  # streams of pictures
 CREATURES = 0.1  # share of the pictures of things that show a creature
 IGNORE = -100
 LENGTH = 192  # tokens of a picture's row; questions beyond are left out
 
 
-def question_picture(number: int, *, seed: int, stream: int = TRAIN, group_every: int = 2) -> Asked:
+def question_picture(number: int, *, seed: int, stream: int = TRAIN, group_every: int = 2) -> ImageQuestions:
     """Picture `number` (64, 64, 3) and all that is asked about it: a group of things, a kind of thing, or a creature.
 
     Held-out pictures of things are of the combinations that training never draws.
@@ -31,11 +31,11 @@ def question_picture(number: int, *, seed: int, stream: int = TRAIN, group_every
     rng = np.random.default_rng((seed, 17, stream, number))
     if number % group_every == 1:
         group = groups.random_group(rng)
-        return np.asarray(groups.draw_group(group, rng)), questions.about_group(group, rng)
+        return np.asarray(groups.draw_group(group, rng)), questions.group_questions(group, rng)
     alive = stream == TRAIN and rng.random() < CREATURES
     creature = int(rng.integers(world.TRAINING_CREATURES))
     thing = world.random_creature_thing(rng, creature) if alive else world.random_thing(rng, held=stream == HELD_OUT)
-    return np.asarray(world.draw(thing, rng)), questions.about_thing(thing)
+    return np.asarray(world.draw(thing, rng)), questions.thing_questions(thing)
 
 
 def train_vlm_draft(config: BuildTinyConfig) -> None:
@@ -78,7 +78,7 @@ def train_round(
         return forward(model, to_pixels(pictures[rows]), *texts.batch(rows))
 
     steps = config.vlm_steps
-    batches = shuffled(len(pictures), 32, steps, seed)
+    batches = shuffled_batches(len(pictures), 32, steps, seed)
     fit(config, name, list(model.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=True)
 
 

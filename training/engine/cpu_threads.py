@@ -6,26 +6,26 @@ import torch
 
 from ...toolkit.core import devices
 
-SLOW = (
+SLOW_FACTOR = (
     6  # times the quickest step: small models with a core taken become twenty times slower, no step does so by itself
 )
-STEPS = 3  # so many in a row
+SLOW_STEPS = 3  # so many in a row
 
 
-class Pace:
+class ThreadController:
     """How long steps take, and with how many threads they go on."""
 
     def __init__(self) -> None:
-        self.quickest, self.slow, self.limit = float("inf"), 0, SLOW
+        self.quickest, self.num_slow, self.limit = float("inf"), 0, SLOW_FACTOR
 
-    def threads(self, seconds: float) -> int:
+    def update(self, seconds: float) -> int:
         """To be told of each step; how many threads the next ones shall have, 0 for as many as now."""
         self.quickest = min(self.quickest, seconds)
-        self.slow = self.slow + 1 if seconds > self.limit * self.quickest else 0
-        if self.slow < STEPS or torch.get_num_threads() == 1:
+        self.num_slow = self.num_slow + 1 if seconds > self.limit * self.quickest else 0
+        if self.num_slow < SLOW_STEPS or torch.get_num_threads() == 1:
             return 0
-        self.slow = 0
-        free = devices.free_threads(devices.busy_cores())
+        self.num_slow = 0
+        free = devices.num_free_threads(devices.num_busy_cores())
         if free < torch.get_num_threads():
             return free
         self.limit *= 2  # steps of this run differ as much by themselves; a look takes time

@@ -28,19 +28,19 @@ from PIL import Image
 from torch import nn
 
 from ...toolkit.core import devices
-from ...toolkit.core.errors import UserError, one_line
+from ...toolkit.core.errors import UserError, one_line_message
 from ...toolkit.core.files import write_atomic, write_png, write_text
-from ...toolkit.core.out_of_memory import during
-from ...toolkit.core.randomness import mixed
+from ...toolkit.core.out_of_memory import oom_context
+from ...toolkit.core.randomness import mix_seed
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
-from .cpu_threads import Pace
+from .cpu_threads import ThreadController
 from .optimizer import make_optimizer
 from .processes import StopSignal
 from .progress import Progress, peak_memory_gib
 
-BEAT = 5.0  # seconds between signs of life in status.json
-LOOK = 0.2  # seconds between looks for requests
+HEARTBEAT_SECONDS = 5.0  # seconds between signs of life in status.json
+REQUEST_SECONDS = 0.2  # seconds between looks for requests
 NOT_IN_STATE = (
     "out",
     "steps",
@@ -80,7 +80,7 @@ class Task(Protocol):
         """Writes the adapter."""
         ...
 
-    def after_step(self, run: Run, step: int, averaged: Callable[[Callable[[], None]], None]) -> bool:
+    def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
         """What the method does behind a step, in every process; True from any of them ends the training. averaged: runs an action
         with the averaged weights in place."""
         ...
@@ -120,30 +120,30 @@ class Loop:
         if self.config.tracker != "none":
             self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
         self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
-        self.beat, self.looked, self.logged_at = 0.0, 0.0, time.perf_counter()
-        self.stop_wanted = self.enough_said = self.preview_wanted = False
+        self.last_heartbeat, self.last_poll, self.logged_at = 0.0, 0.0, time.perf_counter()
+        self.stop_wanted = self.finished_early = self.preview_wanted = False
         self.logged_step = self.step
-        pace = Pace()
+        pace = ThreadController()
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:
                 began = time.perf_counter()
-                with during(f"training step {self.step + 1}"):
-                    self.one_step()
-                self.keep_up(pace.threads(time.perf_counter() - began))
-                wanted = self.requests()
-                self.stop_wanted = self.stop_wanted or stop.asked or "stop" in wanted
-                stopping = self.agreed(self.stop_wanted)
-                self.housekeep(wanted, stopping)
+                with oom_context(f"training step {self.step + 1}"):
+                    self.train_step()
+                self.reduce_threads(pace.update(time.perf_counter() - began))
+                wanted = self.poll_requests()
+                self.stop_wanted = self.stop_wanted or stop.requested or "stop" in wanted
+                stopping = self.agree(self.stop_wanted)
+                self.run_housekeeping(wanted, stopping)
                 if after_step:
                     after_step(self.step)
                 if stopping and self.step < self.config.steps:
                     return "stopped"
-                if self.enough():
+                if self.check_finished():
                     break
         self.finish()
         return "done"
 
-    def one_step(self) -> None:
+    def train_step(self) -> None:
         """One optimizer step over the global batch, this process doing its share of the rows."""
         config, accelerator = self.config, self.accelerator
         self.seed_dropout()
@@ -156,7 +156,7 @@ class Loop:
             with nullcontext() if last else accelerator.no_sync(self.module):
                 self.window += self.backward(batch)
         if config.max_grad_norm:
-            self.clip()
+            self.clip_gradients()
         self.optimizer.step()
         self.schedule.step()
         for parameter in self.parameters:
@@ -173,7 +173,7 @@ class Loop:
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def keep_up(self, threads: int) -> None:
+    def reduce_threads(self, threads: int) -> None:
         """Goes on with fewer threads, 0 for as many as now, unless the config says how many."""
         alone = self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1
         if not threads or self.config.threads or not alone:
@@ -186,10 +186,10 @@ class Loop:
 
     def seed_dropout(self) -> None:
         """Makes what the forward pass draws a function of (seed, step, process)."""
-        seed = mixed(self.config.seed, 5, self.step, self.accelerator.process_index)
-        devices.seed(self.accelerator.device, seed)
+        seed = mix_seed(self.config.seed, 5, self.step, self.accelerator.process_index)
+        devices.seed_generators(self.accelerator.device, seed)
 
-    def clip(self) -> None:
+    def clip_gradients(self) -> None:
         """Scales the gradients down to max_grad_norm. One norm over all of them: adapters are many small tensors."""
         if self.accelerator.scaler:
             self.accelerator.unscale_gradients(self.optimizer)
@@ -197,24 +197,24 @@ class Loop:
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         torch._foreach_mul_(gradients, (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
 
-    def requests(self) -> set[str]:
+    def poll_requests(self) -> set[str]:
         """What has been asked of the run since the last look."""
-        if not self.accelerator.is_main_process or time.perf_counter() - self.looked < LOOK:
+        if not self.accelerator.is_main_process or time.perf_counter() - self.last_poll < REQUEST_SECONDS:
             return set()
-        self.looked = time.perf_counter()
+        self.last_poll = time.perf_counter()
         return self.run.take_requests()
 
-    def enough(self) -> bool:
+    def check_finished(self) -> bool:
         """Whether the method wants no more steps. A failure there loses no step: they are all in a checkpoint first."""
         try:
-            with during(f"measuring behind step {self.step}"):
-                self.enough_said |= self.task.after_step(self.run, self.step, self.with_average)
+            with oom_context(f"measuring behind step {self.step}"):
+                self.finished_early |= self.task.after_step(self.run, self.step, self.with_average)
         except Exception:
             self.save_checkpoint()
             raise
-        return self.agreed(self.enough_said)
+        return self.agree(self.finished_early)
 
-    def agreed(self, wish: bool) -> bool:
+    def agree(self, wish: bool) -> bool:
         """True when any process wishes it; all processes get the same answer.
 
         Several processes ask each other only when they log, since the answer makes the host wait for the device.
@@ -226,7 +226,7 @@ class Loop:
         flag = torch.tensor(float(wish), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)
 
-    def housekeep(self, wanted: set[str], stopping: bool) -> None:
+    def run_housekeeping(self, wanted: set[str], stopping: bool) -> None:
         """What is due after a step: log line, dead check, checkpoint, preview, sign of life."""
         config, ends = self.config, self.step == self.config.steps
         if self.step % config.log_every == 0 or ends or stopping:
@@ -240,11 +240,11 @@ class Loop:
             self.save_checkpoint()  # before anything that can be done without
         due = config.preview_every and self.step % config.preview_every == 0
         self.preview_wanted |= "sample" in wanted
-        if due or self.agreed(self.preview_wanted):
+        if due or self.agree(self.preview_wanted):
             self.preview_wanted = False
             self.try_preview()
-        if self.accelerator.is_main_process and time.time() - self.beat > BEAT:
-            self.beat = time.time()
+        if self.accelerator.is_main_process and time.time() - self.last_heartbeat > HEARTBEAT_SECONDS:
+            self.last_heartbeat = time.time()
             self.run.set_status(state="running", step=self.step, total=config.steps)
 
     def log(self) -> None:
@@ -280,11 +280,11 @@ class Loop:
     def try_preview(self) -> None:
         """Writes the previews of this step; where that fails, it is said and the run goes on."""
         try:
-            with during("previewing"):
+            with oom_context("previewing"):
                 self.preview()
         except Exception as error:
             self.run.append_log(traceback.format_exc())
-            self.progress.say(f"The preview of step {self.step} failed, training goes on: {one_line(error)}")
+            self.progress.say(f"The preview of step {self.step} failed, training goes on: {one_line_message(error)}")
 
     def preview(self) -> None:
         """Writes the previews of this step; randomness and averaged weights are put back afterwards."""
@@ -299,7 +299,7 @@ class Loop:
     def with_average(self, action: Callable[[], Any]) -> Any:
         """Runs the action with the averaged weights in place, when there are any: ours, or those of a schedule-free optimizer."""
         if self.average is None:
-            return self.with_optimizers_average(action)
+            return self.with_optimizer_average(action)
         self.average.store(self.parameters)
         self.average.copy_to(self.parameters)
         try:
@@ -307,7 +307,7 @@ class Loop:
         finally:
             self.average.restore(self.parameters)
 
-    def with_optimizers_average(self, action: Callable[[], Any]) -> Any:
+    def with_optimizer_average(self, action: Callable[[], Any]) -> Any:
         """Runs the action with the weights that a schedule-free optimizer means, which are not those it takes gradients at."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if not hasattr(optimizer, "eval"):
@@ -330,7 +330,7 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on bit-equal."""
         return {
-            "config": comparable(self.config),
+            "config": comparable_config(self.config),
             "data": self.data,
             "step": self.step,
             "parameters": [p.detach().cpu() for p in self.parameters],
@@ -349,7 +349,7 @@ class Loop:
         if self.accelerator.is_main_process:
             path = self.run.checkpoints / f"{self.step:06d}.pt"
             buffer = io.BytesIO()  # torch's own file writer hides what the system said of a full disk
-            with during(f"writing the checkpoint of step {self.step}"):
+            with oom_context(f"writing the checkpoint of step {self.step}"):
                 torch.save(self.state(), buffer)
             write_atomic(path, buffer.getbuffer())
             self.run.prune_checkpoints(self.config.keep_checkpoints)
@@ -368,7 +368,7 @@ class Loop:
         files = self.run.checkpoint_files()
         if files:
             state = read_checkpoint(files[-1])
-            check_same_config(state["config"], comparable(self.config), files[-1])
+            check_same_config(state["config"], comparable_config(self.config), files[-1])
             self.step = state["step"]
             with torch.no_grad():
                 for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
@@ -383,17 +383,17 @@ class Loop:
             self.window.copy_(state["window"])
             self.window_steps = state["window_steps"]
         if self.accelerator.is_main_process:
-            self.run.cut_metrics(self.step)
+            self.run.truncate_metrics(self.step)
 
 
-def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """The state that a checkpoint holds. lazily: its tensors are read when they are looked at.
 
     Raises:
         UserError: when it cannot be read.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({type(error).__name__}): delete it to go on from the one before, or, where it is "
@@ -401,7 +401,7 @@ def read_checkpoint(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         ) from error
 
 
-def comparable(config: LoopConfig) -> dict[str, str]:
+def comparable_config(config: LoopConfig) -> dict[str, str]:
     """The fields that a checkpoint's weights depend on, as text."""
     return {key: str(value) for key, value in asdict(config).items() if key not in NOT_IN_STATE}
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ...toolkit.core import devices
-from ...toolkit.core.errors import UserError, nearest
+from ...toolkit.core.errors import UserError, did_you_mean
 from ..config.base import LoopConfig
 
 # name -> where it is; these libraries come with the extra `optimizers`.
-OTHERS = {
+EXTRA_OPTIMIZERS = {
     "AdamW8bit": "bitsandbytes.optim",
     "Lion8bit": "bitsandbytes.optim",
     "Prodigy": "prodigyopt",
@@ -28,9 +28,9 @@ def make_optimizer(config: LoopConfig, groups: list[dict[str, Any]]) -> torch.op
         UserError: for a name that nobody knows, a library that is not installed or settings that the optimizer refuses.
     """
     check_optimizer(config)
-    module = importlib.import_module(OTHERS.get(config.optimizer, "torch.optim"))
+    module = importlib.import_module(EXTRA_OPTIMIZERS.get(config.optimizer, "torch.optim"))
     settings: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if devices.is_fused(devices.here(), config.optimizer):
+    if devices.has_fused_kernel(devices.this_machine(), config.optimizer):
         settings["fused"] = True
     try:
         return getattr(module, config.optimizer)(groups, **settings)
@@ -43,18 +43,22 @@ def check_optimizer(config: LoopConfig) -> None:
     from diffusers.optimization import SchedulerType
 
     known = [name for name, kind in vars(torch.optim).items() if isinstance(kind, type) and name != "Optimizer"]
-    if config.optimizer not in [*known, *OTHERS]:
-        near = nearest(config.optimizer, [*known, *OTHERS])
+    if config.optimizer not in [*known, *EXTRA_OPTIMIZERS]:
+        near = did_you_mean(config.optimizer, [*known, *EXTRA_OPTIMIZERS])
         raise UserError(
-            f"--optimizer {config.optimizer} is neither in torch.optim nor one of {', '.join(OTHERS)}.{near}"
+            f"--optimizer {config.optimizer} is neither in torch.optim nor one of {', '.join(EXTRA_OPTIMIZERS)}.{near}"
         )
-    library = OTHERS.get(config.optimizer, "torch").split(".")[0]
+    library = EXTRA_OPTIMIZERS.get(config.optimizer, "torch").split(".")[0]
     if importlib.util.find_spec(library) is None:
         raise UserError(
             f"--optimizer {config.optimizer} is in the library {library}, which is not installed: "
             'pip install "rankfold[optimizers]"'
         )
-    devices.refuse(f"--optimizer {config.optimizer}", devices.optimizer_fault(devices.here(), config.optimizer))
+    devices.raise_fault(
+        f"--optimizer {config.optimizer}", devices.optimizer_fault(devices.this_machine(), config.optimizer)
+    )
     schedules = [kind.value for kind in SchedulerType]
     if config.lr_scheduler not in schedules:
-        raise UserError(f"--lr-scheduler {config.lr_scheduler} is unknown.{nearest(config.lr_scheduler, schedules)}")
+        raise UserError(
+            f"--lr-scheduler {config.lr_scheduler} is unknown.{did_you_mean(config.lr_scheduler, schedules)}"
+        )

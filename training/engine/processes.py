@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from ...toolkit.core import devices
-from ...toolkit.core.devices import joined
-from ...toolkit.core.errors import UserError, one_line
+from ...toolkit.core.devices import distributed_state
+from ...toolkit.core.errors import UserError, one_line_message
 from ..config.base import LoopConfig
 
 Given = TypeVar("Given")
@@ -31,7 +31,7 @@ def make_accelerator(config: LoopConfig, threads: int = 0) -> Accelerator:
         UserError: when accelerate is set to cut up the adapter.
     """
     if devices.THREADS > 1 or config.threads:
-        torch.set_num_threads(config.threads or threads or devices.free_threads(devices.busy_cores()))
+        torch.set_num_threads(config.threads or threads or devices.num_free_threads(devices.num_busy_cores()))
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
@@ -51,26 +51,28 @@ def make_accelerator(config: LoopConfig, threads: int = 0) -> Accelerator:
 def check_devices(config: LoopConfig) -> None:
     """Raises UserError when the number format or the batch does not suit the devices."""
     devices.check_precision(config.precision)
-    if launched() > 1 and (fault := devices.several_fault(devices.here(), nccl=dist.is_nccl_available())):
+    if num_processes() > 1 and (
+        fault := devices.distributed_fault(devices.this_machine(), nccl=dist.is_nccl_available())
+    ):
         raise UserError(fault)
-    if config.batch_size % launched():
+    if config.batch_size % num_processes():
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared evenly by {launched()} processes; "
+            f"--batch-size {config.batch_size} cannot be shared evenly by {num_processes()} processes; "
             "it counts the pictures of all processes together."
         )
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that has the run folder, by what launchers say; before there is an accelerator to ask."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def launched() -> int:
+def num_processes() -> int:
     """How many processes the run has, by what launchers say."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> list[Made]:
+def share_work(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> list[Made]:
     """What all makers give. Each process calls its share of them first, and the others' behind that, out of a cache by then."""
     own = range(accelerator.process_index, len(makers), accelerator.num_processes)
     made = {number: makers[number]() for number in own}
@@ -78,12 +80,12 @@ def shared(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> li
     return [made[number] if number in made else make() for number, make in enumerate(makers)]
 
 
-def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:
+def map_distributed(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:
     """work(one) of all that is given, in order: each process does its share, and gets what all have made.
 
     All work equally often, who has no more to do on something once more: blocks that are shared out are gathered in every process at once.
     """
-    state = joined()
+    state = distributed_state()
     count = state.num_processes
     end = -(-len(given) // count) * count
     own, fault = [], None
@@ -93,7 +95,7 @@ def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Mad
         except Exception as error:  # the others wait for this process, and must hear of it
             fault = error
             break
-    everybodys = gather_object([(own, fault and one_line(fault))])
+    everybodys = gather_object([(own, fault and one_line_message(fault))])
     if fault:
         raise fault
     if faults := [text for _, text in everybodys if text]:
@@ -101,7 +103,7 @@ def in_shares(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Mad
     return [made for turn in zip(*(own for own, _ in everybodys), strict=True) for made in turn][: len(given)]
 
 
-def first_says(answer: Made) -> Made:
+def broadcast_first(answer: Made) -> Made:
     """The first process's answer, to all."""
     return broadcast_object_list([answer])[0]
 
@@ -110,7 +112,7 @@ class StopSignal:
     """Set by SIGTERM, Ctrl-C or, on Windows, Ctrl-Break; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -120,7 +122,7 @@ class StopSignal:
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.requested = True
         signal.signal(number, self._old[number])
 
     def __exit__(self, *error: object) -> None:

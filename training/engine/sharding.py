@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ...toolkit.adapters.attach import adapter_layers, trainable
+from ...toolkit.adapters.attach import adapter_layers, trainable_parameters
 from ...toolkit.core.errors import UserError
 from ..config.instruct import InstructConfig
 from ..config.subject import SubjectConfig
@@ -51,25 +51,25 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:
-        fully_shard(block, mesh=mesh, ignored_params=set(trainable(block)))
+        fully_shard(block, mesh=mesh, ignored_params=set(trainable_parameters(block)))
     fully_shard(model, mesh=mesh, ignored_params=set(model.parameters()))
     model.to(device)
 
 
-def leave_out_shards(module: nn.Module) -> None:
+def ignore_shards_in_ddp(module: nn.Module) -> None:
     """Tells DDP to look after whole parameters only."""
     shares = [name for name, parameter in module.named_parameters() if isinstance(parameter, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, shares)
 
 
-def units(model: nn.Module) -> Iterator[nn.Module]:
+def gathered_units(model: nn.Module) -> Iterator[nn.Module]:
     """A model in parts whose weights can be read: each sharded block with its weights gathered, then what lies in none.
 
     All processes have to walk it.
     """
     blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
     for block in blocks:
-        with gathered(block):
+        with gather_weights(block):
             yield block
     if not blocks:
         yield model
@@ -79,7 +79,7 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def gathered(block: Any) -> Iterator[None]:
+def gather_weights(block: Any) -> Iterator[None]:
     """A sharded block with its whole weights in place."""
     block.unshard()
     try:

@@ -22,7 +22,7 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-def page(title: str, parts: Sequence[str]) -> str:
+def html_page(title: str, parts: Sequence[str]) -> str:
     """The whole page."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -42,12 +42,12 @@ def paragraph(text: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table of texts and numbers."""
-    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(shown(value))}</{tag}>" for value in row)  # noqa: E731
+    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(format_value(value))}</{tag}>" for value in row)  # noqa: E731
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A cell's text."""
     if value is None:
         return "-"
@@ -56,14 +56,12 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def pictures(shown_pictures: Sequence[tuple[Image.Image, str]], side: int = 160) -> str:
+def image_figures(images: Sequence[tuple[Image.Image, str]], side: int = 160) -> str:
     """Pictures with captions, side by side."""
-    return (
-        '<div class="pictures">' + "".join(figure(picture, text, side) for picture, text in shown_pictures) + "</div>"
-    )
+    return '<div class="pictures">' + "".join(image_figure(picture, text, side) for picture, text in images) + "</div>"
 
 
-def figure(picture: Image.Image, text: str, side: int) -> str:
+def image_figure(picture: Image.Image, text: str, side: int) -> str:
     """One picture inside the page; larger ones are reduced."""
     small = picture.convert("RGB")
     if max(small.size) > 2 * side:
@@ -77,7 +75,7 @@ def figure(picture: Image.Image, text: str, side: int) -> str:
     )
 
 
-def curves(named: dict[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
+def curves_svg(named: dict[str, tuple[Sequence[float], Sequence[float]]], label: str) -> str:
     """Curves (x, y) by name, as an SVG inside the page."""
     import matplotlib
 

@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...pipelines.chat import answers, base_only, option_scores
+from ...pipelines.chat import answers, base_model_only, option_scores
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import statistics
-from ...toolkit.vlm.model import VisionModel
-from ..engine.processes import in_shares
-from .items import Item, blank, shuffled
+from ...toolkit.vlm.model import VisionLanguageModel
+from ..engine.processes import map_distributed
+from .items import Item, blank_images, shuffle_images
 
-AT_ONCE = 16  # rows
+BATCH_SIZE = 16  # rows
 
 
 @dataclass
-class Asked:
+class ModelAnswers:
     """What a model said to every item."""
 
     texts: list[str]
@@ -31,23 +31,27 @@ class Asked:
     """Score of the likeliest option, for kinds that have options."""
 
 
-def ask(vision: VisionModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool) -> Asked:
+def ask_items(
+    vision: VisionLanguageModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool
+) -> ModelAnswers:
     """Asks every item, greedily, in shares; with `likelihood` also which option is likeliest."""
-    batches = [[item.asked for item in items[start : start + AT_ONCE]] for start in range(0, len(items), AT_ONCE)]
-    said = in_shares(batches, lambda rows: answers(vision, rows, max_new_tokens=max_new_tokens, batch=AT_ONCE))
+    batches = [
+        [item.conversation for item in items[start : start + BATCH_SIZE]] for start in range(0, len(items), BATCH_SIZE)
+    ]
+    said = map_distributed(batches, lambda rows: answers(vision, rows, max_new_tokens=max_new_tokens, batch=BATCH_SIZE))
     texts = [text for batch in said for text in batch]
-    read = [item.read(text) for item, text in zip(items, texts, strict=True)]
+    read = [item.parse_answer(text) for item, text in zip(items, texts, strict=True)]
     scores = [item.score(said) for item, said in zip(items, read, strict=True)]
-    likeliest = in_shares(items, lambda item: likeliest_score(vision, item) if likelihood else None)
-    return Asked(texts, read, scores, likeliest)
+    likeliest = map_distributed(items, lambda item: likeliest_score(vision, item) if likelihood else None)
+    return ModelAnswers(texts, read, scores, likeliest)
 
 
-def likeliest_score(vision: VisionModel, item: Item) -> float | None:
+def likeliest_score(vision: VisionLanguageModel, item: Item) -> float | None:
     """Whether the likeliest option is the right one: what the model knows, whatever way it puts it."""
     if item.kind == "vqa":
         return None
     options = ["yes", "no"] if item.kind == "yesno" else list(scoring.LETTERS[: len(item.options)])
-    scores = option_scores(vision, item.asked, options)
+    scores = option_scores(vision, item.conversation, options)
     return item.score(options[scores.index(max(scores))])
 
 
@@ -55,7 +59,7 @@ def likeliest_score(vision: VisionModel, item: Item) -> float | None:
 
 
 def evaluate(
-    vision: VisionModel,
+    vision: VisionLanguageModel,
     items: Sequence[Item],
     *,
     retention: Sequence[Item] = (),
@@ -68,13 +72,13 @@ def evaluate(
     The base is the same model with its adapters off.
     """
     vision.model.eval()
-    base, tuned = both(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    base, tuned = ask_base_and_tuned(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
     clusters = [item.cluster for item in items]
     figures: dict[str, Any] = {
-        "tuned": figures_of(tuned, items),
-        "base": figures_of(base, items),
-        "compared": compared(base, tuned, clusters),
-        "controls": controls(vision, items, tuned, max_new_tokens, seed),
+        "tuned": compute_metrics(tuned, items),
+        "base": compute_metrics(base, items),
+        "compared": compare_models(base, tuned, clusters),
+        "controls": control_metrics(vision, items, tuned, max_new_tokens, seed),
         "settings": {
             "rows": len(items),
             "pictures": len(set(clusters)),
@@ -85,86 +89,91 @@ def evaluate(
         },
     }
     if retention:
-        figures["retention"] = retained(vision, retention, max_new_tokens)
+        figures["retention"] = retention_metrics(vision, retention, max_new_tokens)
     figures["rows"] = [answer_row(item, n, tuned, base) for n, item in enumerate(items)]
     return figures
 
 
-def both(vision: VisionModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool) -> tuple[Asked, Asked]:
+def ask_base_and_tuned(
+    vision: VisionLanguageModel, items: Sequence[Item], *, max_new_tokens: int, likelihood: bool
+) -> tuple[ModelAnswers, ModelAnswers]:
     """What the base says, and what the tuned model says."""
-    tuned = ask(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
-    with base_only(vision):
-        base = ask(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    tuned = ask_items(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
+    with base_model_only(vision):
+        base = ask_items(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
     return base, tuned
 
 
-def controls(
-    vision: VisionModel, items: Sequence[Item], tuned: Asked, max_new_tokens: int, seed: int
+def control_metrics(
+    vision: VisionLanguageModel, items: Sequence[Item], tuned: ModelAnswers, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
     """What is right without looking: the commonest answer, and the tuned model's with blank and with other pictures."""
     right = [item.references[0] for item in items]
-    answer, score = scoring.majority(right, lambda said, n: items[n].score(items[n].read(said)))
+    answer, score = scoring.majority_baseline(right, lambda said, n: items[n].score(items[n].parse_answer(said)))
     found: dict[str, Any] = {"commonest answer": {"answer": answer, "mean": score}}
-    if not any(item.asked.pictures for item in items):
+    if not any(item.conversation.pictures for item in items):
         return found
     clusters = [item.cluster for item in items]
-    for name, others in (("blank picture", blank(items)), ("another row's picture", shuffled(items, seed))):
-        other = ask(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
+    for name, others in (
+        ("blank picture", blank_images(items)),
+        ("another row's picture", shuffle_images(items, seed)),
+    ):
+        other = ask_items(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
         gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
         word, low, high = statistics.verdict(gain, clusters)
         seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
-        found[name] = statistics.share(other.scores, clusters) | {"seen": seen}
+        found[name] = statistics.mean_with_interval(other.scores, clusters) | {"seen": seen}
     return found
 
 
-def answer_row(item: Item, number: int, tuned: Asked, base: Asked) -> dict[str, Any]:
+def answer_row(item: Item, number: int, tuned: ModelAnswers, base: ModelAnswers) -> dict[str, Any]:
     """What both models said to an item."""
-    facts = {"place": item.asked.place, "kind": item.kind, "split": item.split, "right": item.references[0]}
+    facts = {"place": item.conversation.location, "kind": item.kind, "split": item.split, "right": item.references[0]}
     said = {"tuned": tuned.texts[number], "base": base.texts[number]}
     return facts | said | {"score": tuned.scores[number], "base_score": base.scores[number]}
 
 
-def retained(vision: VisionModel, items: Sequence[Item], max_new_tokens: int) -> dict[str, Any]:
+def retention_metrics(vision: VisionLanguageModel, items: Sequence[Item], max_new_tokens: int) -> dict[str, Any]:
     """What is left of old tasks."""
-    base, tuned = both(vision, items, max_new_tokens=max_new_tokens, likelihood=False)
+    base, tuned = ask_base_and_tuned(vision, items, max_new_tokens=max_new_tokens, likelihood=False)
     clusters = [item.cluster for item in items]
     splits = sorted({item.split for item in items})
     own = {split: [n for n, item in enumerate(items) if item.split == split] for split in splits if split}
     mean = lambda asked, rows: sum(asked.scores[n] for n in rows) / len(rows)  # noqa: E731
     return {
-        "tuned": statistics.share(tuned.scores, clusters),
-        "base": statistics.share(base.scores, clusters),
-        "compared": compared(base, tuned, clusters),
+        "tuned": statistics.mean_with_interval(tuned.scores, clusters),
+        "base": statistics.mean_with_interval(base.scores, clusters),
+        "compared": compare_models(base, tuned, clusters),
         "splits": {split: {"base": mean(base, rows), "tuned": mean(tuned, rows)} for split, rows in own.items()},
     }
 
 
-def figures_of(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
+def compute_metrics(asked: ModelAnswers, items: Sequence[Item]) -> dict[str, Any]:
     """One model's figures: in all, by split, for yes and no, and by likelihood."""
     clusters = [item.cluster for item in items]
-    figures: dict[str, Any] = {"accuracy": statistics.share(asked.scores, clusters)}
+    figures: dict[str, Any] = {"accuracy": statistics.mean_with_interval(asked.scores, clusters)}
     figures["unparsed"] = sum(said is None for said in asked.read)
     if any(score is not None for score in asked.likeliest):
         pairs = [(score, c) for score, c in zip(asked.likeliest, clusters, strict=True) if score is not None]
-        figures["by_likelihood"] = statistics.share([s for s, _ in pairs], [c for _, c in pairs])
+        figures["by_likelihood"] = statistics.mean_with_interval([s for s, _ in pairs], [c for _, c in pairs])
     groups = {
         split: [n for n, item in enumerate(items) if item.split == split] for split in sorted({i.split for i in items})
     }
     if len(groups) > 1:
         figures["splits"] = {
-            split: statistics.share([asked.scores[n] for n in rows], [clusters[n] for n in rows])
+            split: statistics.mean_with_interval([asked.scores[n] for n in rows], [clusters[n] for n in rows])
             for split, rows in groups.items()
         }
         figures["mean_of_splits"] = sum(one["mean"] for one in figures["splits"].values()) / len(groups)
     polar = [n for n, item in enumerate(items) if item.kind == "yesno"]
     if polar:
-        figures["yes_no"] = scoring.yes_no_figures(
+        figures["yes_no"] = scoring.yes_no_metrics(
             [asked.read[n] for n in polar], [items[n].references[0] for n in polar]
         )
     return figures
 
 
-def compared(base: Asked, tuned: Asked, clusters: Sequence[str]) -> dict[str, Any]:
+def compare_models(base: ModelAnswers, tuned: ModelAnswers, clusters: Sequence[str]) -> dict[str, Any]:
     """Two models on the same rows."""
     gain = [a - b for a, b in zip(tuned.scores, base.scores, strict=True)]
     word, low, high = statistics.verdict(gain, clusters)
@@ -176,5 +185,5 @@ def compared(base: Asked, tuned: Asked, clusters: Sequence[str]) -> dict[str, An
         "high": high,
         "gained": gained,
         "lost": lost,
-        "mcnemar_p": statistics.mcnemar(gained, lost),
+        "mcnemar_p": statistics.mcnemar_p(gained, lost),
     }

@@ -9,19 +9,19 @@ from typing import Any
 from ...toolkit.core.files import write_text
 
 
-def report(figures: dict[str, Any]) -> str:
+def format_report(figures: dict[str, Any]) -> str:
     """The figures for people."""
     tuned, base, both = figures["tuned"], figures["base"], figures["compared"]
     lines = [
         f"{'':28} accuracy  95 % interval     rows  unparsed",
-        line("base", base["accuracy"], base["unparsed"]),
-        line("tuned", tuned["accuracy"], tuned["unparsed"]),
+        format_line("base", base["accuracy"], base["unparsed"]),
+        format_line("tuned", tuned["accuracy"], tuned["unparsed"]),
     ]
     for name in ("base", "tuned"):
         if "by_likelihood" in figures[name]:
-            lines.append(line(f"{name}, likeliest option", figures[name]["by_likelihood"]))
+            lines.append(format_line(f"{name}, likeliest option", figures[name]["by_likelihood"]))
     for split, own in tuned.get("splits", {}).items():
-        lines.append(line(f"tuned, {split or 'no split'}", own))
+        lines.append(format_line(f"tuned, {split or 'no split'}", own))
     if "mean_of_splits" in tuned:
         lines.append(f"{'tuned, mean of the splits':28} {tuned['mean_of_splits']:8.3f}")
     if "yes_no" in tuned:
@@ -38,7 +38,7 @@ def report(figures: dict[str, Any]) -> str:
         if name == "commonest answer":
             lines.append(f"always '{own['answer']}' would score {own['mean']:.3f}")
             continue
-        lines.append(line(f"tuned, {name}", own))
+        lines.append(format_line(f"tuned, {name}", own))
         seen = own["seen"]
         word = "it looks" if seen["it_looks"] else "no sign that it looks"
         lines.append(
@@ -46,7 +46,7 @@ def report(figures: dict[str, Any]) -> str:
         )
     if "retention" in figures:
         kept = figures["retention"]
-        lines += [line("old tasks, base", kept["base"]), line("old tasks, tuned", kept["tuned"])]
+        lines += [format_line("old tasks, base", kept["base"]), format_line("old tasks, tuned", kept["tuned"])]
         lines.append(f"old tasks: {kept['compared']['verdict']} ({kept['compared']['difference']:+.3f})")
         for split, own in kept["splits"].items():
             lines.append(f"  {split:26} {own['base']:.3f} -> {own['tuned']:.3f}")
@@ -55,7 +55,7 @@ def report(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def line(name: str, own: dict[str, Any], unparsed: int | None = None) -> str:
+def format_line(name: str, own: dict[str, Any], unparsed: int | None = None) -> str:
     """One share."""
     more = "" if unparsed is None else f"  {unparsed:8}"
     return f"{name:28} {own['mean']:8.3f}  {own['low']:.3f} to {own['high']:.3f}  {own['rows']:7}{more}"

@@ -17,19 +17,25 @@ from PIL import Image
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.randomness import permutation
-from ...toolkit.data.conversations import Conversation, conversation, read_conversations, read_rows, references_of
-from ...toolkit.data.images import Source, load_rgb
+from ...toolkit.data.conversations import (
+    Conversation,
+    parse_conversation,
+    read_conversations,
+    read_rows,
+    reference_answers,
+)
+from ...toolkit.data.images import ImageSource, load_rgb
 from ...toolkit.metrics import answers as scoring
 
-SHORT = "Answer the question using a single word or phrase."  # LLaVA-1.5's words
-LETTER = "Answer with the option's letter from the given choices directly."
+SHORT_INSTRUCTION = "Answer the question using a single word or phrase."  # LLaVA-1.5's words
+LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
 class Item:
     """One question with its right answer."""
 
-    asked: Conversation
+    conversation: Conversation
     question: str
     """Its words, without the options."""
     kind: str
@@ -42,13 +48,13 @@ class Item:
     cluster: str
     """What the picture is, by its content."""
 
-    def read(self, text: str) -> str | None:
+    def parse_answer(self, text: str) -> str | None:
         """What was said, None when it cannot be read."""
         if self.kind == "yesno":
             return scoring.read_yesno(text)
         if self.kind == "mcq":
             return scoring.read_choice(text, self.options)
-        return scoring.plain(text) or None
+        return scoring.normalize_or_keep(text) or None
 
     def score(self, said: str | None) -> float:
         """0 to 1."""
@@ -66,15 +72,15 @@ def read_items(file: Path, images: Path | None, *, ask_short: bool = False) -> l
     """
     if next((isinstance(row, dict) and "question" in row for _, row in read_rows(Path(file))), False):
         folder = Path(images or Path(file).parent)
-        return [item_of(row, folder, place, ask_short) for place, row in read_rows(Path(file))]
-    return [item_of_conversation(row, ask_short) for row in read_conversations(file, images).rows]
+        return [parse_item(row, folder, place, ask_short) for place, row in read_rows(Path(file))]
+    return [item_from_conversation(row, ask_short) for row in read_conversations(file, images).rows]
 
 
-def item_of(row: Any, images: Path, place: str, ask_short: bool) -> Item:
+def parse_item(row: Any, images: Path, place: str, ask_short: bool) -> Item:
     """One row of questions."""
     if not isinstance(row, dict) or "question" not in row:
         raise UserError(f"{place}: the row has no question.")
-    references = references_of(row)
+    references = reference_answers(row)
     if not references:
         raise UserError(f"{place}: the row has no answer.")
     options = tuple(str(option) for option in row.get("choices", ()))
@@ -85,7 +91,7 @@ def item_of(row: Any, images: Path, place: str, ask_short: bool) -> Item:
     if kind not in ("vqa", "yesno", "mcq"):
         raise UserError(f"{place}: the type '{kind}' is none of vqa, yesno, mcq.")
     if kind == "mcq":
-        references = [letter_of(references[0], options, place)]
+        references = [answer_letter(references[0], options, place)]
     elif kind == "yesno":
         if not polar <= {"yes", "no"}:
             raise UserError(
@@ -96,14 +102,14 @@ def item_of(row: Any, images: Path, place: str, ask_short: bool) -> Item:
     try:
         given = {key: row[key] for key in ("image", "images") if key in row}
         words = question_text(question, kind, options, ask_short)
-        asked = conversation(given | {"question": words, "answer": references[0]}, images, place).until(1)
+        asked = parse_conversation(given | {"question": words, "answer": references[0]}, images, place).until(1)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
     split = str(row.get("split", row.get("category", "")))
-    return Item(asked, question, kind, tuple(references), options, split, cluster_of(asked))
+    return Item(asked, question, kind, tuple(references), options, split, image_cluster(asked))
 
 
-def item_of_conversation(row: Conversation, ask_short: bool) -> Item:
+def item_from_conversation(row: Conversation, ask_short: bool) -> Item:
     """The first question of a conversation."""
     start = row.messages[0]["role"] == "system"
     asked = row.until(1 + start)
@@ -111,22 +117,22 @@ def item_of_conversation(row: Conversation, ask_short: bool) -> Item:
     kind = "yesno" if answer.strip(" .").lower() in ("yes", "no") else "vqa"
     if ask_short:
         message = asked.messages[-1]
-        more = {"role": "user", "content": [*message["content"], {"type": "text", "text": SHORT}]}
+        more = {"role": "user", "content": [*message["content"], {"type": "text", "text": SHORT_INSTRUCTION}]}
         asked = replace(asked, messages=(*asked.messages[:-1], more))
     answer = answer.strip(" .").lower() if kind == "yesno" else answer
     words = " ".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
-    return Item(asked, words, kind, (answer,), (), "", cluster_of(asked))
+    return Item(asked, words, kind, (answer,), (), "", image_cluster(asked))
 
 
 def question_text(question: str, kind: str, options: Sequence[str], ask_short: bool) -> str:
     """The words that are put to the model."""
     if kind == "mcq":
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip(scoring.LETTERS, options, strict=False))
-        return f"{question}\n{listed}\n{LETTER}"
-    return f"{question}\n{SHORT}" if ask_short else question
+        return f"{question}\n{listed}\n{LETTER_INSTRUCTION}"
+    return f"{question}\n{SHORT_INSTRUCTION}" if ask_short else question
 
 
-def letter_of(answer: str, options: Sequence[str], place: str) -> str:
+def answer_letter(answer: str, options: Sequence[str], place: str) -> str:
     """The letter of the right option, given as letter, or as its text."""
     letters = scoring.LETTERS[: len(options)]
     if answer in options:
@@ -136,14 +142,14 @@ def letter_of(answer: str, options: Sequence[str], place: str) -> str:
     raise UserError(f"{place}: the answer '{answer}' is none of the choices.")
 
 
-def cluster_of(row: Conversation) -> str:
+def image_cluster(row: Conversation) -> str:
     """The row's pictures by their content; a row without one is its own cluster."""
     if not row.pictures:
-        return row.place
-    return hashlib.sha256(b"".join(content(picture) for picture in row.pictures)).hexdigest()
+        return row.location
+    return hashlib.sha256(b"".join(image_bytes(picture) for picture in row.pictures)).hexdigest()
 
 
-def content(picture: Source) -> bytes:
+def image_bytes(picture: ImageSource) -> bytes:
     """A picture's bytes."""
     return picture.read_bytes() if isinstance(picture, Path) else picture
 
@@ -151,40 +157,45 @@ def content(picture: Source) -> bytes:
 # ---------------------------------------------------------------------------------------------- other pictures
 
 
-def with_pictures(items: Sequence[Item], change: Callable[[int], Sequence[Source]]) -> list[Item]:
+def replace_images(items: Sequence[Item], change: Callable[[int], Sequence[ImageSource]]) -> list[Item]:
     """The items with other pictures."""
-    return [replace(item, asked=replace(item.asked, pictures=tuple(change(n)))) for n, item in enumerate(items)]
+    return [
+        replace(item, conversation=replace(item.conversation, pictures=tuple(change(n))))
+        for n, item in enumerate(items)
+    ]
 
 
-def blank(items: Sequence[Item]) -> list[Item]:
+def blank_images(items: Sequence[Item]) -> list[Item]:
     """The items with grey pictures of the same sizes."""
 
-    def grey(picture: Source) -> bytes:
+    def grey_image(picture: ImageSource) -> bytes:
         buffer = io.BytesIO()
         Image.new("RGB", load_rgb(picture).size, (128, 128, 128)).save(buffer, format="png")
         return buffer.getvalue()
 
-    return with_pictures(items, lambda n: [grey(picture) for picture in items[n].asked.pictures])
+    return replace_images(items, lambda n: [grey_image(picture) for picture in items[n].conversation.pictures])
 
 
-def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+def shuffle_images(items: Sequence[Item], seed: int) -> list[Item]:
     """The items with the pictures of another item that has as many; an item whose like is nowhere keeps its own."""
     others: dict[int, list[int]] = {}
     for number, item in enumerate(items):
-        others.setdefault(len(item.asked.pictures), []).append(number)
+        others.setdefault(len(item.conversation.pictures), []).append(number)
     source = list(range(len(items)))
     for group in others.values():
         mixed = [group[i] for i in permutation(seed, len(group), 0)]
         for at, number in enumerate(mixed):
             turn = [mixed[(at + step) % len(mixed)] for step in range(1, len(mixed))]
             source[number] = next((n for n in turn if items[n].cluster != items[number].cluster), number)
-    return with_pictures(items, lambda n: items[source[n]].asked.pictures)
+    return replace_images(items, lambda n: items[source[n]].conversation.pictures)
 
 
-def leaked(items: Sequence[Item], training: Sequence[Conversation]) -> int:
+def count_leaked(items: Sequence[Item], training: Sequence[Conversation]) -> int:
     """Items whose pictures were trained on."""
-    known = {hashlib.sha256(content(picture)).hexdigest() for row in training for picture in row.pictures}
-    return sum(any(hashlib.sha256(content(p)).hexdigest() in known for p in item.asked.pictures) for item in items)
+    known = {hashlib.sha256(image_bytes(picture)).hexdigest() for row in training for picture in row.pictures}
+    return sum(
+        any(hashlib.sha256(image_bytes(p)).hexdigest() in known for p in item.conversation.pictures) for item in items
+    )
 
 
 # ---------------------------------------------------------------------------------------------- other harnesses
@@ -201,11 +212,11 @@ def write_vlmevalkit(items: Sequence[Item], path: Path) -> Path:
     table = csv.writer(buffer, delimiter="\t", lineterminator="\n")
     table.writerow(["index", "image", "question", *scoring.LETTERS[:most], "answer", "category"])
     for number, item in enumerate(items):
-        if len(item.asked.pictures) != 1:
+        if len(item.conversation.pictures) != 1:
             raise UserError(
-                f"{item.asked.place}: VLMEvalKit's tables hold one picture a row, not {len(item.asked.pictures)}."
+                f"{item.conversation.location}: VLMEvalKit's tables hold one picture a row, not {len(item.conversation.pictures)}."
             )
-        picture = base64.b64encode(content(item.asked.pictures[0])).decode()
+        picture = base64.b64encode(image_bytes(item.conversation.pictures[0])).decode()
         options = [*item.options, *[""] * (most - len(item.options))]
         table.writerow([number, picture, item.question, *options, item.references[0], item.split])
     write_text(path, buffer.getvalue())

@@ -13,26 +13,26 @@ from PIL import Image
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ..config.yaml_file import from_yaml
-from .html import curves, heading, page, pictures, table
+from .html import curves_svg, heading, html_page, image_figures, table
 
 MEASURED = ("metrics.json", "evaluation/evaluation.json", "evaluation.json", "figures.json")
 
 
-def report(folders: Sequence[Path]) -> str:
+def runs_page(folders: Sequence[Path]) -> str:
     """The page of these runs.
 
     Raises:
         UserError: for a folder that is no run, or the same one twice.
     """
-    runs = {names(folders)[number]: Run.open(folder) for number, folder in enumerate(folders)}
+    runs = {short_names(folders)[number]: Run.open(folder) for number, folder in enumerate(folders)}
     if len(runs) < len(folders):
         raise UserError("The same run is named twice: name each once.")
     configs = {name: {k: str(v) for k, v in asdict(from_yaml(run.config_file)).items()} for name, run in runs.items()}
-    parts = [heading("State"), states(runs), heading("Settings that differ"), differing(configs)]
-    losses = {name: curve(run) for name, run in runs.items()}
+    parts = [heading("State"), states_table(runs), heading("Settings that differ"), differing_settings(configs)]
+    losses = {name: loss_curve(run) for name, run in runs.items()}
     if any(x for x, _ in losses.values()):
-        parts += [heading("Loss"), curves(losses, "loss")]
-    figures = {name: measured(run) for name, run in runs.items()}
+        parts += [heading("Loss"), curves_svg(losses, "loss")]
+    figures = {name: collect_metrics(run) for name, run in runs.items()}
     keys = sorted({key for own in figures.values() for key in own})
     if keys:
         parts += [
@@ -41,17 +41,17 @@ def report(folders: Sequence[Path]) -> str:
         ]
     for name, run in runs.items():
         if shown := last_previews(run):
-            parts += [heading(f"Previews of {name}"), pictures(shown)]
-    return page(" and ".join(runs), parts)
+            parts += [heading(f"Previews of {name}"), image_figures(shown)]
+    return html_page(" and ".join(runs), parts)
 
 
-def names(folders: Sequence[Path]) -> list[str]:
+def short_names(folders: Sequence[Path]) -> list[str]:
     """Short names, with more of the path where the last part is not enough."""
     last = [folder.resolve().name for folder in folders]
     return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
 
 
-def states(runs: dict[str, Run]) -> str:
+def states_table(runs: dict[str, Run]) -> str:
     """How far each run is."""
     rows = []
     for name, run in runs.items():
@@ -62,29 +62,29 @@ def states(runs: dict[str, Run]) -> str:
     return table(["run", "state", "step", "error"], rows)
 
 
-def differing(configs: dict[str, dict[str, str]]) -> str:
+def differing_settings(configs: dict[str, dict[str, str]]) -> str:
     """The settings in which the runs differ."""
     keys = list(dict.fromkeys(key for own in configs.values() for key in own))
     rows = [[key, *(own.get(key) for own in configs.values())] for key in keys]
     return table(["", *configs], [row for row in rows if len(set(row[1:])) > 1])
 
 
-def curve(run: Run) -> tuple[list[float], list[float]]:
+def loss_curve(run: Run) -> tuple[list[float], list[float]]:
     """Steps and losses."""
     rows = [row for row in run.metrics() if "loss" in row]
     return [row["step"] for row in rows], [row["loss"] for row in rows]
 
 
-def measured(run: Run) -> dict[str, Any]:
+def collect_metrics(run: Run) -> dict[str, Any]:
     """Everything that was measured, by name."""
     found: dict[str, Any] = {}
     for name in MEASURED:
         if (run.folder / name).is_file():
-            found |= flat(json.loads((run.folder / name).read_text(encoding="utf-8")))
+            found |= flatten_metrics(json.loads((run.folder / name).read_text(encoding="utf-8")))
     return found
 
 
-def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+def flatten_metrics(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Numbers, and means with their intervals, by the names on the way to them."""
     found: dict[str, Any] = {}
     for key, value in values.items():
@@ -92,7 +92,7 @@ def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and "mean" in value and "low" in value:
             found[name] = value
         elif isinstance(value, dict) and key != "settings":
-            found |= flat(value, f"{name}: ")
+            found |= flatten_metrics(value, f"{name}: ")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found[name] = value
     return found

@@ -17,18 +17,25 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...pipelines.generate import Recipe, at_once, check_finite, denoise, native_side, sampling_pipeline
+from ...pipelines.generate import (
+    Recipe,
+    check_finite,
+    denoise,
+    load_sampling_pipeline,
+    max_batch_size,
+    native_resolution,
+)
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.paths import assets
-from ...toolkit.core.texts import lines_of
+from ...toolkit.core.paths import assets_folder
+from ...toolkit.core.texts import read_lines
 from ...toolkit.data.images import load_rgb
 from ...toolkit.metrics import clip as metrics
 from ...toolkit.metrics import statistics
 from ...toolkit.metrics.clip import ClipScorer
-from ...toolkit.metrics.dino import PictureScorer
-from ..engine.processes import in_shares
+from ...toolkit.metrics.dino import ImageScorer
+from ..engine.processes import map_distributed
 
-SHIPPED = ("object", "live", "world")  # prompts in assets/prompts
+SHIPPED_PROMPTS = ("object", "live", "world")  # prompts in assets/prompts
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class SubjectTest:
 
 
 @dataclass
-class Drawn:
+class DrawnImages:
     """Pictures of all prompts, `n` each, and the prompt of each."""
 
     pictures: list[Image.Image]
@@ -63,11 +70,11 @@ def read_prompts(name: str) -> tuple[str, ...]:
     Raises:
         UserError: for a file that is not there, is empty, or has a line without {token} and {noun}.
     """
-    file = prompt_file(name) if name in SHIPPED else Path(name)
+    file = prompt_file(name) if name in SHIPPED_PROMPTS else Path(name)
     try:
-        lines = [line.strip() for line in lines_of(file) if line.strip()]
+        lines = [line.strip() for line in read_lines(file) if line.strip()]
     except OSError as error:
-        raise UserError(f"--prompts {name} is neither a file nor one of {', '.join(SHIPPED)}.") from error
+        raise UserError(f"--prompts {name} is neither a file nor one of {', '.join(SHIPPED_PROMPTS)}.") from error
     if not lines:
         raise UserError(
             f"--prompts {name} is empty: write a prompt a line, such as 'a {{token}} {{noun}} in the snow'."
@@ -86,7 +93,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
 
 def prompt_file(name: str) -> Path:
     """A file of prompts that ships with rankfold."""
-    return assets() / "prompts" / f"{name}.txt"
+    return assets_folder() / "prompts" / f"{name}.txt"
 
 
 def unrelated_prompts(prompts: str) -> tuple[str, ...]:
@@ -96,20 +103,20 @@ def unrelated_prompts(prompts: str) -> tuple[str, ...]:
     )
 
 
-def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> Drawn:
+def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> DrawnImages:
     """`n` pictures a text, each from a seed of its own; texts share batches, processes share these out."""
     prompts = [text for text in texts for _ in range(n)]
-    side = recipe.side or native_side(pipe)
+    side = recipe.side or native_resolution(pipe)
 
     def batch(start: int) -> list[Image.Image]:
-        asked = prompts[start : start + at_once(side)]
+        asked = prompts[start : start + max_batch_size(side)]
         pictures = denoise(
             pipe,
             asked,
             seeds=range(recipe.seed + start, recipe.seed + start + len(asked)),
             steps=recipe.steps,
             guidance_scale=recipe.guidance_scale,
-            side=side,
+            width=side,
             height=recipe.height,
             negative=[recipe.negative_prompt] * len(asked),
             output_type="np",
@@ -117,8 +124,8 @@ def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> Drawn:
         check_finite(pictures)
         return pipe.image_processor.numpy_to_pil(pictures)
 
-    batches = in_shares(range(0, len(prompts), at_once(side)), batch)
-    return Drawn([picture for pictures in batches for picture in pictures], prompts)
+    batches = map_distributed(range(0, len(prompts), max_batch_size(side)), batch)
+    return DrawnImages([picture for pictures in batches for picture in pictures], prompts)
 
 
 def evaluate_subject(
@@ -127,8 +134,8 @@ def evaluate_subject(
     references: Sequence[Path],
     trained_on: Sequence[Path],
     clip: ClipScorer,
-    others: Sequence[PictureScorer] = (),
-) -> tuple[dict[str, Any], dict[str, Drawn]]:
+    others: Sequence[ImageScorer] = (),
+) -> tuple[dict[str, Any], dict[str, DrawnImages]]:
     """All figures of the recipe's adapters, and the pictures they were measured on.
 
     references: photos of the subject, at least two; trained_on: those it learned from, [] when unknown. others: backbones for likeness
@@ -137,30 +144,34 @@ def evaluate_subject(
     if len(references) < 2:
         raise UserError("--images holds fewer than two photos, so there is nothing to compare them with: add some.")
     photos = [load_rgb(path) for path in references]
-    drawn = drawings(recipe, test)
-    figures: dict[str, Any] = {"settings": settings(recipe, test, references, trained_on, [clip, *others])}
+    drawn = draw_all(recipe, test)
+    figures: dict[str, Any] = {"settings": evaluation_settings(recipe, test, references, trained_on, [clip, *others])}
     for scorer in (clip, *others):
-        real = scorer.pictures(photos)
-        figures[f"likeness, {scorer.name}"] = likeness(scorer, real, drawn)
-    own = {name: clip.pictures(some.pictures) for name, some in drawn.items()}
-    wanted = clip.texts([text for text in test.texts(token=False) for _ in range(test.n)])
+        real = scorer.embed_images(photos)
+        figures[f"likeness, {scorer.name}"] = likeness_metrics(scorer, real, drawn)
+    own = {name: clip.embed_images(some.pictures) for name, some in drawn.items()}
+    wanted = clip.embed_texts([text for text in test.texts(token=False) for _ in range(test.n)])
     for name in ("base", "tuned"):
-        figures.setdefault("prompt fidelity", {})[name] = share(metrics.clip_t(own[name], wanted), drawn[name].prompts)
+        figures.setdefault("prompt fidelity", {})[name] = mean_with_interval(
+            metrics.clip_t(own[name], wanted), drawn[name].prompts
+        )
         moved = [metrics.diversity(own[name][at : at + test.n]) for at in range(0, len(own[name]), test.n)]
-        figures.setdefault("diversity", {})[name] = share(torch.cat(moved), drawn[name].prompts)
+        figures.setdefault("diversity", {})[name] = mean_with_interval(torch.cat(moved), drawn[name].prompts)
     away = metrics.drift(own["unrelated, base"], own["unrelated, tuned"])
-    figures["drift on unrelated prompts"] = {"tuned": share(away, drawn["unrelated, tuned"].prompts)}
+    figures["drift on unrelated prompts"] = {"tuned": mean_with_interval(away, drawn["unrelated, tuned"].prompts)}
     if trained_on:
-        figures["copies"] = copies(clip, own["tuned"], [load_rgb(path) for path in trained_on], drawn["tuned"].prompts)
+        figures["copies"] = copy_metrics(
+            clip, own["tuned"], [load_rgb(path) for path in trained_on], drawn["tuned"].prompts
+        )
     return figures, drawn
 
 
-def drawings(recipe: Recipe, test: SubjectTest) -> dict[str, Drawn]:
+def draw_all(recipe: Recipe, test: SubjectTest) -> dict[str, DrawnImages]:
     """Pictures of all prompts by base and tuned model."""
     drawn = {}
     bare = replace(recipe, adapters=(), strengths=())
     for name, own in (("base", bare), ("tuned", recipe)):
-        pipe = sampling_pipeline(own)
+        pipe = load_sampling_pipeline(own)
         drawn[name] = draw(own, test.texts(token=True), test.n, pipe)
         drawn[f"class, {name}"] = draw(own, test.texts(token=False), test.n, pipe)
         drawn[f"unrelated, {name}"] = draw(own, test.unrelated, test.n, pipe)
@@ -168,45 +179,47 @@ def drawings(recipe: Recipe, test: SubjectTest) -> dict[str, Drawn]:
     return drawn
 
 
-def likeness(scorer: PictureScorer, real: torch.Tensor, drawn: dict[str, Drawn]) -> dict[str, Any]:
+def likeness_metrics(scorer: ImageScorer, real: torch.Tensor, drawn: dict[str, DrawnImages]) -> dict[str, Any]:
     """Mean cosine with the photos: of real ones, of the base's and the tuned model's pictures, with the token and without.
 
     closed and leak: how much of the way from the base's pictures to real photos the tuned model's go, with the token and without.
     """
-    figures: dict[str, Any] = {"real": float(metrics.leave_one_out(real).mean())}
+    figures: dict[str, Any] = {"real": float(metrics.leave_one_out_similarity(real).mean())}
     for name in ("base", "tuned", "class, base", "class, tuned"):
-        figures[name] = share(metrics.clip_i(scorer.pictures(drawn[name].pictures), real), drawn[name].prompts)
+        figures[name] = mean_with_interval(
+            metrics.clip_i(scorer.embed_images(drawn[name].pictures), real), drawn[name].prompts
+        )
     for name, before, after in (("closed", "base", "tuned"), ("leak", "class, base", "class, tuned")):
         way = figures["real"] - figures[before]["mean"]
         figures[name] = (figures[after]["mean"] - figures[before]["mean"]) / way if way > 0 else None
     return figures
 
 
-def copies(
+def copy_metrics(
     clip: ClipScorer, pictures: torch.Tensor, photos: Sequence[Image.Image], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """How near pictures come to the photos that were trained on. copied: the share that is nearer to one than any two photos are."""
-    known = clip.pictures(photos)
-    near = metrics.nearest(pictures, known)
-    figures: dict[str, Any] = {"nearest training photo": share(near, prompts)}
+    known = clip.embed_images(photos)
+    near = metrics.nearest_similarity(pictures, known)
+    figures: dict[str, Any] = {"nearest training photo": mean_with_interval(near, prompts)}
     if len(known) > 1:
         alike = known @ known.T - 2 * torch.eye(len(known))
-        figures["copied"] = share((near > alike.max()).float(), prompts)
+        figures["copied"] = mean_with_interval((near > alike.max()).float(), prompts)
     return figures
 
 
-def share(values: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
+def mean_with_interval(values: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
     """A mean with its interval over prompts."""
     low, high = statistics.cluster_interval(values.tolist(), list(prompts))
     return {"mean": float(values.mean()), "low": low, "high": high, "pictures": len(values)}
 
 
-def settings(
+def evaluation_settings(
     recipe: Recipe,
     test: SubjectTest,
     references: Sequence[Path],
     trained_on: Sequence[Path],
-    scorers: Sequence[PictureScorer],
+    scorers: Sequence[ImageScorer],
 ) -> dict[str, Any]:
     """What somebody would need to measure the same again."""
     hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in trained_on}

@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from ...pipelines.generate import grid
+from ...pipelines.generate import image_grid
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.data.images import load_rgb
-from .html import heading, page, paragraph, pictures, shown, table
-from .subject import Drawn
+from .html import format_value, heading, html_page, image_figures, paragraph, table
+from .subject import DrawnImages
 
 MEANINGS = {
     "likeness": "cosine with photos of the subject (real: what its photos score among each other)",
@@ -26,28 +26,30 @@ MEANINGS = {
 }
 
 
-def write_evaluation(out: Path, figures: dict[str, Any], drawn: dict[str, Drawn], references: Sequence[Path]) -> str:
+def write_evaluation(
+    out: Path, figures: dict[str, Any], drawn: dict[str, DrawnImages], references: Sequence[Path]
+) -> str:
     """Writes all three; returns the text."""
     write_text(out / "metrics.json", json.dumps(figures, indent=1))
     side = drawn["tuned"].pictures[0].size
     photos = [load_rgb(path).resize(side) for path in references[:8]]
-    first = firsts(drawn["base"])[:8], firsts(drawn["tuned"])[:8]
-    cells = [*filled(photos, side), *filled([p for p, _ in first[0]], side), *filled([p for p, _ in first[1]], side)]
-    write_png(out / "pictures.png", grid(cells, columns=8))
+    first = first_images(drawn["base"])[:8], first_images(drawn["tuned"])[:8]
+    cells = [*pad_row(photos, side), *pad_row([p for p, _ in first[0]], side), *pad_row([p for p, _ in first[1]], side)]
+    write_png(out / "pictures.png", image_grid(cells, columns=8))
     parts = [paragraph("Figures with 95 % intervals: bootstraps in which whole prompts are drawn.")]
-    parts.append(table(["", "value", "meaning"], rows(figures)))
+    parts.append(table(["", "value", "meaning"], metric_rows(figures)))
     parts += [
         heading("Photos"),
-        pictures([(photo, path.name) for photo, path in zip(photos, references, strict=False)]),
+        image_figures([(photo, path.name) for photo, path in zip(photos, references, strict=False)]),
     ]
     for name in ("tuned", "base", "class, tuned", "class, base", "unrelated, tuned", "unrelated, base"):
-        parts += [heading(name), pictures(list(zip(drawn[name].pictures, drawn[name].prompts, strict=True)))]
+        parts += [heading(name), image_figures(list(zip(drawn[name].pictures, drawn[name].prompts, strict=True)))]
     parts += [heading("Settings"), table(["", ""], [[k, v] for k, v in figures["settings"].items()])]
-    write_text(out / "report.html", page("What the adapter is worth", parts))
-    return "\n".join(f"{name:44} {value}" for name, value, _ in rows(figures))
+    write_text(out / "report.html", html_page("What the adapter is worth", parts))
+    return "\n".join(f"{name:44} {value}" for name, value, _ in metric_rows(figures))
 
 
-def firsts(drawn: Drawn) -> list[tuple[Image.Image, str]]:
+def first_images(drawn: DrawnImages) -> list[tuple[Image.Image, str]]:
     """The first picture of each prompt."""
     found: dict[str, Image.Image] = {}
     for picture, prompt in zip(drawn.pictures, drawn.prompts, strict=True):
@@ -55,12 +57,12 @@ def firsts(drawn: Drawn) -> list[tuple[Image.Image, str]]:
     return [(picture, prompt) for prompt, picture in found.items()]
 
 
-def filled(cells: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+def pad_row(cells: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
     """Eight cells."""
     return (cells + [Image.new("RGB", size, "white")] * 8)[:8]
 
 
-def rows(figures: dict[str, Any]) -> list[list[str]]:
+def metric_rows(figures: dict[str, Any]) -> list[list[str]]:
     """Name, value and meaning of every figure."""
     found = []
     for name, own in figures.items():
@@ -68,5 +70,5 @@ def rows(figures: dict[str, Any]) -> list[list[str]]:
             continue
         for key, value in own.items():
             meaning = MEANINGS.get(key) or MEANINGS.get(name) or MEANINGS.get(name.split(",")[0], "")
-            found.append([f"{name}: {key}", shown(value), meaning])
+            found.append([f"{name}: {key}", format_value(value), meaning])
     return found

@@ -19,12 +19,12 @@ from ...toolkit.core.cache import file_hash
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.randomness import permutation
 from ...toolkit.data.conversations import Conversation, read_conversations
-from ...toolkit.data.images import load_rgb, named, size_of
+from ...toolkit.data.images import describe_source, image_size, load_rgb
 from ...toolkit.vlm.chat_tokens import ChatTokens
 from ..config.instruct import ConversationConfig
 
-PROVEN = 8  # rows at the beginning whose labels are found in two ways
-GROUPED = 50  # batches that are sorted by length together
+NUM_VERIFIED = 8  # rows at the beginning whose labels are found in two ways
+GROUP_BATCHES = 50  # batches that are sorted by length together
 
 
 @dataclass
@@ -34,7 +34,7 @@ class PlannedRows:
     rows: list[Conversation] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     """Tokens, those of pictures counted."""
-    learned: list[int] = field(default_factory=list)
+    num_learned: list[int] = field(default_factory=list)
     """Tokens that are learned."""
     too_long: list[str] = field(default_factory=list)
     """Places of rows that were left out."""
@@ -60,8 +60,8 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
             plan_row(row, config, chat, planned)
         except UserError as error:
             if not config.skip_bad:
-                raise UserError(located(error, row)) from error
-            planned.faults.append(located(error, row))
+                raise UserError(locate_error(error, row)) from error
+            planned.faults.append(locate_error(error, row))
     if not planned.rows:
         raise UserError(
             f"{file}: no row is left to learn from ({len(planned.too_long)} are longer than --max-length {config.max_length}, "
@@ -70,14 +70,14 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
     return planned
 
 
-def located(error: UserError, row: Conversation) -> str:
+def locate_error(error: UserError, row: Conversation) -> str:
     """An error's sentence with the row that it is about."""
-    return str(error) if str(error).startswith(row.place) else f"{row.place}: {error}"
+    return str(error) if str(error).startswith(row.location) else f"{row.location}: {error}"
 
 
 def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, planned: PlannedRows) -> None:
     """Adds a row, as much of it as fits."""
-    sizes = [size_of(picture) for picture in row.pictures]
+    sizes = [image_size(picture) for picture in row.pictures]
     least = 3 if row.messages[0]["role"] == "system" else 2
     for count in range(len(row.messages), least - 1, -2):
         part = row.until(count)
@@ -85,15 +85,15 @@ def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, pl
         if len(tokens.ids) <= config.max_length:
             planned.rows.append(part)
             planned.lengths.append(len(tokens.ids))
-            planned.learned.append(tokens.learned)
+            planned.num_learned.append(tokens.num_learned)
             planned.shortened += count < len(row.messages)
             return
         if not config.shorten:
             break
-    planned.too_long.append(row.place)
+    planned.too_long.append(row.location)
 
 
-def prove_rows(planned: PlannedRows, chat: ChatTokens) -> int:
+def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:
     """Proves the labels of the first rows, and of the first of each number of pictures; returns how many.
 
     Raises:
@@ -102,13 +102,13 @@ def prove_rows(planned: PlannedRows, chat: ChatTokens) -> int:
     kinds: dict[int, Conversation] = {}
     for row in planned.rows:
         kinds.setdefault(len(row.pictures), row)
-    chosen = {id(row): row for row in [*planned.rows[:PROVEN], *list(kinds.values())[:PROVEN]]}
+    chosen = {id(row): row for row in [*planned.rows[:NUM_VERIFIED], *list(kinds.values())[:NUM_VERIFIED]]}
     for row in chosen.values():
-        chat.prove(row, pictures_of(row))
+        chat.verify_labels(row, load_images(row))
     return len(chosen)
 
 
-def pictures_of(row: Conversation) -> list[Any]:
+def load_images(row: Conversation) -> list[Any]:
     """A row's pictures.
 
     Raises:
@@ -117,12 +117,14 @@ def pictures_of(row: Conversation) -> list[Any]:
     try:
         return [load_rgb(picture) for picture in row.pictures]
     except UserError as error:
-        raise UserError(f"{row.place}: {error}") from error
+        raise UserError(f"{row.location}: {error}") from error
 
 
-def certificate(file: Path, planned: PlannedRows, chat: ChatTokens, proven: int) -> dict[str, Any]:
+def data_certificate(file: Path, planned: PlannedRows, chat: ChatTokens, num_verified: int) -> dict[str, Any]:
     """What an adapter says of the data it learned from: hashes, counts, and how many rows' labels were proven."""
-    files = sorted(f"{named(picture)}:{size(picture)}" for row in planned.rows for picture in row.pictures)
+    files = sorted(
+        f"{describe_source(picture)}:{source_bytes(picture)}" for row in planned.rows for picture in row.pictures
+    )
     return {
         "file": Path(file).name,
         "sha256": data_hash(Path(file)),
@@ -133,9 +135,9 @@ def certificate(file: Path, planned: PlannedRows, chat: ChatTokens, proven: int)
         "pictures": len(files),
         "pictures_sha256": hashlib.sha256("\n".join(files).encode()).hexdigest(),
         "tokens": sum(planned.lengths),
-        "tokens_learned": sum(planned.learned),
+        "tokens_learned": sum(planned.num_learned),
         "template_sha256": hashlib.sha256(str(chat.processor.chat_template).encode()).hexdigest(),
-        "labels_proven_in_two_ways": proven,
+        "labels_proven_in_two_ways": num_verified,
     }
 
 
@@ -147,7 +149,7 @@ def data_hash(file: Path) -> str:
     return hashlib.sha256("".join(f"{path.name}{file_hash(path)}" for path in names).encode()).hexdigest()
 
 
-def size(picture: Any) -> int:
+def source_bytes(picture: Any) -> int:
     """Bytes of a picture's file."""
     return picture.stat().st_size if isinstance(picture, Path) else len(picture)
 
@@ -156,84 +158,84 @@ def size(picture: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Order:
+class Sampler:
     """Which rows each forward pass takes: passes over all rows, in batches of similar length, in mixed order.
 
     Rows of the data come first, then those of the replay, of which every pass takes other ones, `replayed` in all.
     """
 
     lengths: tuple[int, ...]
-    data: int
-    replayed: int
-    batch: int
-    grouped: bool
+    num_data: int
+    num_replayed: int
+    batch_size: int
+    group_by_length: bool
     seed: int
 
     @property
-    def per_pass(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Forward passes in one pass over the data."""
-        return -(-(self.data + self.replayed) // self.batch)
+        return -(-(self.num_data + self.num_replayed) // self.batch_size)
 
     def rows(self, number: int) -> list[int]:
         """Rows of forward pass `number`."""
-        epoch, turn = divmod(number, self.per_pass)
+        epoch, turn = divmod(number, self.batches_per_epoch)
         return epoch_batches(self, epoch)[turn]
 
 
 @lru_cache(maxsize=4)
-def epoch_batches(order: Order, epoch: int) -> list[list[int]]:
+def epoch_batches(sampler: Sampler, epoch: int) -> list[list[int]]:
     """All batches of one pass, every one full: the first rows come once more at the end."""
-    rows = list(range(order.data))
-    spare = len(order.lengths) - order.data
-    start = epoch * order.replayed
-    for at in range(start, start + order.replayed):
-        rows.append(order.data + permutation(order.seed + 1, spare, at // spare)[at % spare])
-    mixed = [rows[i] for i in permutation(order.seed, len(rows), epoch)]
-    wanted = order.per_pass * order.batch
+    rows = list(range(sampler.num_data))
+    spare = len(sampler.lengths) - sampler.num_data
+    start = epoch * sampler.num_replayed
+    for at in range(start, start + sampler.num_replayed):
+        rows.append(sampler.num_data + permutation(sampler.seed + 1, spare, at // spare)[at % spare])
+    mixed = [rows[i] for i in permutation(sampler.seed, len(rows), epoch)]
+    wanted = sampler.batches_per_epoch * sampler.batch_size
     mixed = (mixed * -(-wanted // len(mixed)))[:wanted]
-    if not order.grouped:
-        return [mixed[i : i + order.batch] for i in range(0, wanted, order.batch)]
+    if not sampler.group_by_length:
+        return [mixed[i : i + sampler.batch_size] for i in range(0, wanted, sampler.batch_size)]
     batches = []
-    for start in range(0, wanted, GROUPED * order.batch):
-        group = sorted(mixed[start : start + GROUPED * order.batch], key=lambda row: order.lengths[row])
-        batches += [group[i : i + order.batch] for i in range(0, len(group), order.batch)]
-    return [batches[i] for i in permutation(order.seed + 2, len(batches), epoch)]
+    for start in range(0, wanted, GROUP_BATCHES * sampler.batch_size):
+        group = sorted(mixed[start : start + GROUP_BATCHES * sampler.batch_size], key=lambda row: sampler.lengths[row])
+        batches += [group[i : i + sampler.batch_size] for i in range(0, len(group), sampler.batch_size)]
+    return [batches[i] for i in permutation(sampler.seed + 2, len(batches), epoch)]
 
 
 # ---------------------------------------------------------------------------------------------- reading ahead
 
 
-class Batches(Dataset):
+class ConversationBatches(Dataset):
     """Forward pass number -> the tensors of this process's slots."""
 
-    def __init__(self, rows: Sequence[Conversation], order: Order, chat: ChatTokens, slots: Sequence[int]) -> None:
-        self.rows, self.order, self.chat, self.slots = rows, order, chat, slots
+    def __init__(self, rows: Sequence[Conversation], sampler: Sampler, chat: ChatTokens, slots: Sequence[int]) -> None:
+        self.rows, self.sampler, self.chat, self.slots = rows, sampler, chat, slots
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        chosen = self.order.rows(number)
+        chosen = self.sampler.rows(number)
         own = [self.rows[chosen[slot]] for slot in self.slots]
-        return self.chat.batch(own, [pictures_of(row) for row in own])
+        return self.chat.collate(own, [load_images(row) for row in own])
 
 
-class Ahead:
+class Prefetcher:
     """Batches in order, read ahead by worker processes."""
 
-    def __init__(self, batches: Batches, workers: int, pinned: bool) -> None:
-        self.batches, self.workers, self.pinned = batches, workers, pinned
+    def __init__(self, batches: ConversationBatches, workers: int, pin_memory: bool) -> None:
+        self.batches, self.workers, self.pin_memory = batches, workers, pin_memory
         self.next, self.source = -1, iter(())
 
-    def take(self, number: int) -> dict[str, torch.Tensor]:
+    def fetch(self, number: int) -> dict[str, torch.Tensor]:
         """The batch of this forward pass; cheapest when passes are asked for one after another.
 
         Raises:
             UserError: for a picture that cannot be read.
         """
         if number != self.next:
-            self.source = self.start(number)
+            self.source = self.start_loader(number)
         self.next = number + 1
         return next(self.source)
 
-    def start(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
+    def start_loader(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
         """An endless reader that begins at this forward pass."""
         return iter(
             DataLoader(
@@ -242,7 +244,7 @@ class Ahead:
                 sampler=range(number, number + 10**9),
                 num_workers=self.workers,
                 prefetch_factor=4 if self.workers else None,
-                pin_memory=self.pinned,
+                pin_memory=self.pin_memory,
                 generator=torch.Generator(),  # its own, or starting it would draw from the one that dropout draws from
             )
         )

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
-class Live(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes that are alive among the tensors made within it, and operations.
 
     torch's own FlopCounterMode hangs hooks on modules that keep alive what gradient checkpointing lets go.
@@ -22,7 +22,7 @@ class Live(TorchDispatchMode):
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
         """before: tensors that were there already, whose views are not counted."""
         super().__init__()
-        self.now = self.peak = self.flops = 0
+        self.current = self.peak = self.flops = 0
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in before)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,34 +40,34 @@ class Live(TorchDispatchMode):
             return
         self.seen.add(storage)
         size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self.current += size
+        self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self.drop, size)
 
     def drop(self, size: int) -> None:
-        self.now -= size
+        self.current -= size
 
 
-class Known(TorchDispatchMode):
+class RealTensorMode(TorchDispatchMode):
     """Carries out for real what hangs on real tensors alone: what prompts' ids and masks say is known, and some models go by it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.index.Tensor:
-            args = (args[0], [place for index in args[1] for place in places(index)])
-        if any(unknown(value) for value in tree_leaves((args, kwargs))):
+            args = (args[0], [place for index in args[1] for place in nonzero_indices(index)])
+        if any(is_fake(value) for value in tree_leaves((args, kwargs))):
             return func(*args, **(kwargs or {}))
         with unset_fake_temporarily():
             return func(*args, **(kwargs or {}))
 
 
-def unknown(value: Any) -> bool:
+def is_fake(value: Any) -> bool:
     """Whether this is a tensor without numbers."""
     return isinstance(value, torch.Tensor) and (isinstance(value, FakeTensor) or value.is_meta)
 
 
-def places(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
+def nonzero_indices(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
     """A real mask as the numbers of the places it keeps, of which a fake tensor does not know how many there are."""
-    if index is None or unknown(index) or index.dtype != torch.bool:
+    if index is None or is_fake(index) or index.dtype != torch.bool:
         return [index]
     with unset_fake_temporarily():
         return index.nonzero(as_tuple=True)

@@ -14,15 +14,15 @@ from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import find_samples
 from ..config.subject import SubjectConfig
 from ..config.yaml_file import from_yaml
-from ..engine.loop import comparable
-from ..engine.processes import is_first, joined, launched
+from ..engine.loop import comparable_config
+from ..engine.processes import distributed_state, is_main_process, num_processes
 from ..evaluation import measuring
-from ..runs.begin import check_out, clear
+from ..runs.begin import check_out, clear_folder
 from .start import begin, preflight, resume
-from .trained_on import differences, items_of, some_of, written_down
+from .trained_on import data_items, differences, first_changes, load_data
 
 
-def cross_validated(config: SubjectConfig, folds: int, *, overwrite: bool = False) -> Run:
+def cross_validate(config: SubjectConfig, folds: int, *, overwrite: bool = False) -> Run:
     """The run on all photos, for as many steps as `folds` other runs (in its folder) say. What is done already is not done again.
 
     overwrite: deletes the run and the folds that are in the folder.
@@ -46,20 +46,20 @@ def cross_validated(config: SubjectConfig, folds: int, *, overwrite: bool = Fals
     ]
     checked = [preflight(fold) for fold in own]
     last = replace(config, evaluate_every=0, keep="last", patience=0)
-    if is_first():
-        take_or_go_on(Run(config.out), last, checked, overwrite=overwrite)
-    if launched() > 1:
-        joined().wait_for_everyone()
-    choice = measuring.choose([measuring.Series.of(finished(fold)) for fold in own])
-    if is_first():
-        print(f"cross-validation of {folds} runs: {measuring.told(choice)}")
-    run = gone_on_with(replace(last, steps=choice.step))
-    if is_first():
+    if is_main_process():
+        prepare_or_continue(Run(config.out), last, checked, overwrite=overwrite)
+    if num_processes() > 1:
+        distributed_state().wait_for_everyone()
+    choice = measuring.choose_step([measuring.Series.load(finish_fold(fold)) for fold in own])
+    if is_main_process():
+        print(f"cross-validation of {folds} runs: {measuring.describe_choice(choice)}")
+    run = resume_or_begin(replace(last, steps=choice.step))
+    if is_main_process():
         measuring.write_choice(run, choice)
     return run
 
 
-def take_or_go_on(run: Run, last: SubjectConfig, folds: list[Any], *, overwrite: bool) -> None:
+def prepare_or_continue(run: Run, last: SubjectConfig, folds: list[Any], *, overwrite: bool) -> None:
     """Clears the folder of a cross-validation, or checks that what is there is the beginning of this one.
 
     last: the config of the run on all photos, whose steps are not known yet; folds: what the checks of the others have given.
@@ -67,16 +67,16 @@ def take_or_go_on(run: Run, last: SubjectConfig, folds: list[Any], *, overwrite:
     run.recover()
     if overwrite or not run.folds():
         check_out(last, overwrite=overwrite)
-        clear(run)
-        run.let_go()
+        clear_folder(run)
+        run.discard_aside()
         return
     run.check_not_live()
-    check_same(run, last, None)
+    check_same_run(run, last, None)
     for config, inputs in folds:
-        check_same(Run(config.out), config, inputs)
+        check_same_run(Run(config.out), config, inputs)
 
 
-def check_same(run: Run, config: SubjectConfig, inputs: Any) -> None:
+def check_same_run(run: Run, config: SubjectConfig, inputs: Any) -> None:
     """Raises UserError when a run that is there, and is worth keeping, has another config or other data.
 
     inputs: what its checks have found; None for the last run, whose steps and data hang on the others.
@@ -84,35 +84,35 @@ def check_same(run: Run, config: SubjectConfig, inputs: Any) -> None:
     if not run.is_worth_keeping(("folds",)):
         return
     old = from_yaml(run.config_file)
-    before, now = comparable(old), comparable(config)
+    before, now = comparable_config(old), comparable_config(config)
     if inputs is not None:
         before, now = before | {"steps": str(old.steps)}, now | {"steps": str(config.steps)}
     other = [f"{key} was {before.get(key)}, now it is {now[key]}" for key in now if before.get(key) != now[key]]
-    data = written_down(run)
+    data = load_data(run)
     if data is None:
         print(f"{run.folder} says nothing of its data, so whether they have changed since cannot be told.")
     elif not other:
-        other = differences(data.items, items_of(*(config, inputs) if inputs else preflight(config)))
+        other = differences(data.items, data_items(*(config, inputs) if inputs else preflight(config)))
     if other:
         raise UserError(
-            f"{run.folder} is of another run or cross-validation: {some_of(other)}. Put that back, begin anew with --overwrite, which "
+            f"{run.folder} is of another run or cross-validation: {first_changes(other)}. Put that back, begin anew with --overwrite, which "
             "deletes it with all its folds, or give another --out."
         )
 
 
-def finished(config: SubjectConfig) -> Run:
+def finish_fold(config: SubjectConfig) -> Run:
     """The run of a fold: as it is when it is done, gone on with when it was stopped, begun otherwise."""
-    run = gone_on_with(config)
+    run = resume_or_begin(config)
     if run.status()["state"] != "done":
         raise UserError(f"{config.out} was stopped: the same command goes on.")
     return run
 
 
-def gone_on_with(config: SubjectConfig) -> Run:
+def resume_or_begin(config: SubjectConfig) -> Run:
     """A run that may be there already: as it is when it is done, gone on with from its checkpoint, or begun."""
     run = Run(config.out)
     if run.state() == "done":
-        if is_first():
+        if is_main_process():
             print(f"{config.out} is done already.")
         return run
-    return resume(config.out) if run.checkpoint_files() else begin(config, but=("folds",))
+    return resume(config.out) if run.checkpoint_files() else begin(config, keep=("folds",))

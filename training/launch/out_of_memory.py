@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from ...toolkit.core.out_of_memory import OutOfMemory, as_shortage, is_shortage
+from ...toolkit.core.out_of_memory import OutOfMemory, is_out_of_memory, to_out_of_memory
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
-from ..config.images import PictureConfig
+from ..config.images import DiffusionConfig
 from ..config.instruct import ConversationConfig
 from ..config.subject import SubjectConfig
 from .savings import savings
 
 
-def of_run(fault: Exception, config: LoopConfig, run: Run, *, building: bool) -> OutOfMemory | None:
+def run_out_of_memory(fault: Exception, config: LoopConfig, run: Run, *, building: bool) -> OutOfMemory | None:
     """What a fault becomes that says that memory ran out; None for any other. building: the task was not there yet."""
-    if not is_shortage(fault):
+    if not is_out_of_memory(fault):
         return None
     reading = "DataLoader worker" in str(fault)
     doing = "preparing the run" if building else "reading pictures ahead" if reading else "training"
-    return as_shortage(fault, doing, lambda: advice(config, run, reading=reading))
+    return to_out_of_memory(fault, doing, lambda: advice(config, run, reading=reading))
 
 
 def advice(config: LoopConfig, run: Run, *, reading: bool = False) -> str:
@@ -27,7 +27,7 @@ def advice(config: LoopConfig, run: Run, *, reading: bool = False) -> str:
     elif saving := next_saving(config):
         cure = f"Start again with {saving}{', the next saving of --fit' if isinstance(config, SubjectConfig) else ''}."
     else:
-        cure = last(config)
+        cure = last_resort(config)
     files = run.checkpoint_files()
     if not files:
         return f"{cure} No checkpoint had been written yet."
@@ -39,8 +39,8 @@ def next_saving(config: LoopConfig) -> str:
     return next((flags for flags, _ in savings(config)), "")
 
 
-def last(config: LoopConfig) -> str:
+def last_resort(config: LoopConfig) -> str:
     """What is left when all of --fit is there."""
-    if isinstance(config, PictureConfig):
+    if isinstance(config, DiffusionConfig):
         return "Lower --resolution, or choose a smaller base."
     return "Lower --max-length, or choose a smaller base." if isinstance(config, ConversationConfig) else ""

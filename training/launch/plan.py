@@ -17,33 +17,41 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ...toolkit.adapters.attach import drop_unused, trainable
+from ...toolkit.adapters.attach import remove_unused_adapters, trainable_parameters
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.quantize import linears
-from ...toolkit.data.subjects import find_samples, picture_size
+from ...toolkit.core.quantize import block_linears
+from ...toolkit.data.subjects import find_samples, sample_size
 from ...toolkit.diffusion.load import open_model, resolve_base
-from ...toolkit.diffusion.model import DTYPES, PictureModel, Words
+from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..config.subject import SubjectConfig
-from ..engine.processes import launched
-from ..subject.batches import Batches
-from ..subject.denoising import DenoisingLoss, weighing
+from ..engine.processes import num_processes
+from ..subject.batches import ImageBatches
+from ..subject.denoising import DenoisingLoss, timestep_weighting
 from ..subject.rows import Rows, bucket_size
 from ..subject.task import attach_subject
-from .counting import Known, Live
+from .counting import MemoryTracker, RealTensorMode
 from .savings import savings
 from .start import check_subject
 
-QUANTISED = {
+BYTES_PER_WEIGHT = {
     "nf4": 0.5 + 4 / 64,
     "int8": 1 + 4 / 1024,
     "fp8": 1 + 4 / 1024,
 }  # bytes a weight, with its share of the scales
-STATES = {"AdamW": 2, "Adam": 2, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Prodigy": 4, "AdamWScheduleFree": 2, "SGD": 0}
+OPTIMIZER_STATES = {
+    "AdamW": 2,
+    "Adam": 2,
+    "AdamW8bit": 0.5,
+    "Lion8bit": 0.25,
+    "Prodigy": 4,
+    "AdamWScheduleFree": 2,
+    "SGD": 0,
+}
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """What does not hang on the optimizer, nor on the frozen weights' number of bits."""
 
     frozen: dict[str, int]
@@ -63,7 +71,7 @@ class Plan:
     """Bytes, and what they are for."""
 
     config: SubjectConfig
-    step: Step
+    step: StepCost
 
     @property
     def base(self) -> int:
@@ -74,7 +82,7 @@ class Plan:
     def adapter(self) -> int:
         """The adapter, its gradient, its average and the optimizer's state."""
         average = 1 if self.config.ema_decay else 0
-        return int(self.step.parameters * 4 * (2 + STATES.get(self.config.optimizer, 2) + average))
+        return int(self.step.parameters * 4 * (2 + OPTIMIZER_STATES.get(self.config.optimizer, 2) + average))
 
     @property
     def working(self) -> int:
@@ -96,10 +104,10 @@ class Plan:
         """Operations of one optimizer step."""
         return self.step.flops * self.config.gradient_accumulation
 
-    def under(self, change: dict[str, Any]) -> Plan:
+    def with_settings(self, change: dict[str, Any]) -> Plan:
         """The plan with other settings; a step is carried out anew only where it would be another."""
         other = replace(self.config, **change)
-        return Plan(other, self.step if change.keys() <= {"optimizer", "quantize"} else step_of(other))
+        return Plan(other, self.step if change.keys() <= {"optimizer", "quantize"} else simulate_step(other))
 
 
 def plan(config: SubjectConfig) -> Plan:
@@ -108,10 +116,10 @@ def plan(config: SubjectConfig) -> Plan:
     Raises:
         UserError: for a base or settings that cannot work.
     """
-    return Plan(config, step_of(config))
+    return Plan(config, simulate_step(config))
 
 
-def step_of(config: SubjectConfig) -> Step:
+def simulate_step(config: SubjectConfig) -> StepCost:
     """A step carried out on tensors without numbers.
 
     Raises:
@@ -119,19 +127,21 @@ def step_of(config: SubjectConfig) -> Step:
     """
     check_subject(config)
     model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
-    batch = batch_of(config, model)
+    batch = example_batch(config, model)
     parts, _ = attach_subject(model, config)
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     held = [getattr(model, name) for name in (model.text_encoders() if encodes_each_step(config) else [])]
-    frozen = {kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *QUANTISED)}
+    frozen = {
+        kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *BYTES_PER_WEIGHT)
+    }
     alive, flops = step_peak(model, parts, config, batch)
     for part in parts.values():
-        drop_unused(part)
-    numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable(part))
-    dense = (layer.weight.numel() for layer in linears(model.denoiser).values())
+        remove_unused_adapters(part)
+    numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable_parameters(part))
+    dense = (layer.weight.numel() for layer in block_linears(model.denoiser).values())
     largest = max(dense, default=0) * model.dtype.itemsize
-    return Step(frozen, largest, alive, numbers, flops)
+    return StepCost(frozen, largest, alive, numbers, flops)
 
 
 def encodes_each_step(config: SubjectConfig) -> bool:
@@ -139,43 +149,43 @@ def encodes_each_step(config: SubjectConfig) -> bool:
     return config.train_text_encoder or config.token_vectors > 0
 
 
-def batch_of(config: SubjectConfig, model: PictureModel) -> dict[str, torch.Tensor]:
+def example_batch(config: SubjectConfig, model: DiffusionModel) -> dict[str, torch.Tensor]:
     """The first batch that this process would get, of pictures of the largest size there is."""
-    share = config.batch_size // launched()
+    share = config.batch_size // num_processes()
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
-    prior = [blank_rows(config, model, square(config, model))] if config.prior_weight else None
+    prior = [blank_rows(config, model, square_size(config, model))] if config.prior_weight else None
     rows = blank_rows(config, model, largest_size(config, model))
     numbers = torch.zeros(len(rows), dtype=torch.long)
     rows.without_token = numbers if config.preservation_weight else None
     rows.mask = torch.ones(len(rows), 1, *rows.mean.shape[2:]) if config.masks else None
-    batches = Batches(config, noise, torch.device("cpu"), [rows], prior, empty=0, shares_base=config.shard_base)
-    return batches.at(0, list(range(share)))
+    batches = ImageBatches(config, noise, torch.device("cpu"), [rows], prior, empty=0, shards_base=config.shard_base)
+    return batches.batch_at(0, list(range(share)))
 
 
-def blank_rows(config: SubjectConfig, model: PictureModel, size: tuple[int, int]) -> Rows:
+def blank_rows(config: SubjectConfig, model: DiffusionModel, size: tuple[int, int]) -> Rows:
     """As many pictures of this size (width, height) as a batch holds."""
     width, height = (side // model.latent_scale for side in size)
     latents = torch.zeros(config.batch_size, model.latent_channels, height, width)
     return Rows(latents, latents, torch.zeros(config.batch_size, 1, dtype=torch.long))
 
 
-def square(config: SubjectConfig, model: PictureModel) -> tuple[int, int]:
+def square_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int]:
     """The size of pictures that are not kept in their own shape."""
     side = config.resolution or model.native_resolution
     return side, side
 
 
-def largest_size(config: SubjectConfig, model: PictureModel) -> tuple[int, int]:
+def largest_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int]:
     """The largest (width, height) of the pictures that are trained on, pixels."""
-    side, unit = config.resolution or model.native_resolution, model.latent_scale * model.patch
+    side, unit = config.resolution or model.native_resolution, model.latent_scale * model.patch_size
     if config.crop != "bucket" or config.images is None:
-        return square(config, model)
+        return square_size(config, model)
     samples = find_samples(config.images, skip_bad=config.skip_bad)
-    return max((bucket_size(*picture_size(one), side, unit) for one in samples), key=prod)
+    return max((bucket_size(*sample_size(one), side, unit) for one in samples), key=prod)
 
 
 def step_peak(
-    model: PictureModel, parts: dict[str, nn.Module], config: SubjectConfig, batch: dict[str, torch.Tensor]
+    model: DiffusionModel, parts: dict[str, nn.Module], config: SubjectConfig, batch: dict[str, torch.Tensor]
 ) -> tuple[int, int]:
     """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
     model.text_pipeline()  # whose scheduler wants real numbers
@@ -183,11 +193,11 @@ def step_peak(
         for part in {*parts.values(), *(getattr(model, name) for name in model.text_encoders())}:
             part.to_empty(device="cpu")
         model.device = torch.device("cpu")
-        return counted(model, parts, config, {name: torch.empty_like(value) for name, value in batch.items()})
+        return count_step(model, parts, config, {name: torch.empty_like(value) for name, value in batch.items()})
 
 
-def counted(
-    model: PictureModel,
+def count_step(
+    model: DiffusionModel,
     parts: dict[str, nn.Module],
     config: SubjectConfig,
     batch: dict[str, torch.Tensor],
@@ -196,25 +206,25 @@ def counted(
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
     prompt = longest_prompt(config)
     rows = sum(len(batch[name]) for name in ("prompt", "kept_prompt") if name in batch)
-    with torch.no_grad(), Known():
-        words = model.words([prompt] * rows)
+    with torch.no_grad(), RealTensorMode():
+        prompt_embeds = model.encode_prompts([prompt] * rows)
 
-    def words_of(numbers: torch.Tensor) -> Words:
+    def prompt_embeds_of(numbers: torch.Tensor) -> PromptEmbeds:
         if encodes_each_step(config):
-            return model.words([prompt] * len(numbers))
-        return {name: value[: len(numbers)] for name, value in words.items()}
+            return model.encode_prompts([prompt] * len(numbers))
+        return {name: value[: len(numbers)] for name, value in prompt_embeds.items()}
 
-    module = DenoisingLoss(model, parts, noise, words_of, weighing(config)).train()
-    before = [*module.parameters(), *module.buffers(), *batch.values(), *words.values()]
+    module = DenoisingLoss(model, parts, noise, prompt_embeds_of, timestep_weighting(config)).train()
+    before = [*module.parameters(), *module.buffers(), *batch.values(), *prompt_embeds.values()]
     try:
-        with Live(before) as live, Known():
+        with MemoryTracker(before) as live, RealTensorMode():
             module(batch).mean().backward()
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         kind = model.index["_class_name"] + (" with trained text encoders" if encodes_each_step(config) else "")
         raise UserError(
             f"A {kind} works as its prompts' numbers say, so its step cannot be planned without them."
         ) from error
-    gradients = sum(p.numel() * 4 for part in parts.values() for p in trainable(part) if p.grad is not None)
+    gradients = sum(p.numel() * 4 for part in parts.values() for p in trainable_parameters(part) if p.grad is not None)
     return live.peak - gradients, live.flops
 
 
@@ -230,24 +240,24 @@ def longest_prompt(config: SubjectConfig) -> str:
     return max(texts, key=len)
 
 
-def disk(estimate: Plan) -> int:
+def disk_bytes(estimate: Plan) -> int:
     """Bytes that the adapter and the checkpoints that are kept take in the run folder."""
     config = estimate.config
-    states = STATES.get(config.optimizer, 2) + (1 if config.ema_decay else 0)
+    states = OPTIMIZER_STATES.get(config.optimizer, 2) + (1 if config.ema_decay else 0)
     checkpoints = min(config.keep_checkpoints, -(-config.steps // config.checkpoint_every))
     return int(estimate.parameters * 4 * (1 + checkpoints * (1 + states)))
 
 
-def least_seconds(estimate: Plan) -> float:
+def min_seconds(estimate: Plan) -> float:
     """Time of all steps if they were nothing but large matrix products on this machine."""
     device = devices.device()
     n = 1024 if device.type == "cpu" else 4096
     a = torch.ones(n, n, dtype=DTYPES[estimate.config.precision], device=device)
-    best = min(timed(lambda: (a @ a)[0, 0].item()) for _ in range(5))
+    best = min(time_call(lambda: (a @ a)[0, 0].item()) for _ in range(5))
     return estimate.config.steps * estimate.flops / (2 * n**3 / best)
 
 
-def timed(call: Callable[[], Any]) -> float:
+def time_call(call: Callable[[], Any]) -> float:
     """Seconds that a call takes."""
     start = time.perf_counter()
     call()
@@ -259,22 +269,22 @@ def frozen_bytes(model: nn.Module, quantize: str) -> int:
     frozen = sum(p.numel() * p.dtype.itemsize for p in model.parameters() if not p.requires_grad)
     if quantize == "none":
         return frozen
-    inside = [layer.weight for layer in linears(model).values()]
+    inside = [layer.weight for layer in block_linears(model).values()]
     dense = sum(weight.numel() * weight.dtype.itemsize for weight in inside)
-    return int(frozen - dense + sum(weight.numel() for weight in inside) * QUANTISED[quantize])
+    return int(frozen - dense + sum(weight.numel() for weight in inside) * BYTES_PER_WEIGHT[quantize])
 
 
 def advice(estimate: Plan) -> list[str]:
     """What each saving alone would make of it, the smallest first; those that save less than a twentieth are left out."""
     lines = []
     for flag, change in savings(estimate.config):
-        peak = estimate.under(change).peak
+        peak = estimate.with_settings(change).peak
         if peak < 0.95 * estimate.peak:
             lines.append((peak, f"with {flag:25} {peak / 2**30:8.2f} GiB"))
     return [line for _, line in sorted(lines)]
 
 
-def fitted(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
+def fit_to_memory(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
     """The flags of as few savings as bring a plan under so many GiB, and the plan with them.
 
     Raises:
@@ -284,7 +294,7 @@ def fitted(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
     for flag, change in savings(estimate.config):
         if estimate.peak <= gib * 2**30:
             break
-        if (smaller := estimate.under(change)).peak < 0.98 * estimate.peak:
+        if (smaller := estimate.with_settings(change)).peak < 0.98 * estimate.peak:
             chosen = [kept for kept in chosen if kept.split()[0] != flag.split()[0]] + [flag]
             estimate = smaller
     if estimate.peak > gib * 2**30:

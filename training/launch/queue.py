@@ -19,18 +19,21 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
-from ...toolkit.core.run_folder import HOST, LIVE, Run, born, is_alive
-from ...toolkit.core.systems import on_its_own, patiently, remove
+from ...toolkit.core.run_folder import HOST, LIVE_STATES, Run, is_process_alive, process_start_time
+from ...toolkit.core.systems import detached_process_kwargs, remove_file, retry_while_locked
 from ..config.base import LoopConfig
 from ..config.yaml_file import from_yaml, to_yaml
-from ..runs.begin import check_out, clear
+from ..runs.begin import check_out, clear_folder
 
-LOOK = 1.0  # seconds between looks for queued runs
-VISIBLE = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # which device a process sees: of kind cuda, of kind xpu
-OUTPUT = "output.txt"  # what a run's process prints
+POLL_SECONDS = 1.0  # seconds between looks for queued runs
+DEVICE_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+)  # which device a process sees: of kind cuda, of kind xpu
+OUTPUT_FILE = "output.txt"  # what a run's process prints
 
 
-def runs_in(root: Path) -> list[Run]:
+def list_runs(root: Path) -> list[Run]:
     """The runs below a folder, the newest first; folders that hold anything else are passed over."""
     found = [Run(path) for path in root.iterdir() if (path / "config.yaml").is_file()] if root.is_dir() else []
     return sorted(found, key=lambda run: run.config_file.stat().st_mtime, reverse=True)
@@ -46,20 +49,20 @@ def enqueue(config: LoopConfig, *, overwrite: bool = False) -> Run:
     """
     run = Run(config.out)
     check_out(config, overwrite=overwrite)
-    if not run.is_run() and run.others_entries():
+    if not run.is_run() and run.foreign_entries():
         raise UserError(f"{run.folder} is there already: choose another name.")
-    from .start import check
+    from .start import check_config
 
-    check(config)
-    clear(run)
-    run.let_go()
+    check_config(config)
+    clear_folder(run)
+    run.discard_aside()
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.config_file, to_yaml(config))
     run.set_status(state="queued", queued=time.time(), step=0, total=config.steps, error=None)
     return run
 
 
-def enqueue_again(run: Run, *, accept_changes: bool = False) -> None:
+def requeue(run: Run, *, accept_changes: bool = False) -> None:
     """Puts a run that was stopped, has failed or was lost at the end of the queue; it goes on from its newest checkpoint.
 
     accept_changes: also where its data have changed, see `resume`.
@@ -73,7 +76,7 @@ def enqueue_again(run: Run, *, accept_changes: bool = False) -> None:
     from .start import check_resume
 
     check_resume(run.folder, accept_changes=accept_changes)
-    remove(run.folder / "claim.json")
+    remove_file(run.folder / "claim.json")
     run.set_status(state="queued", queued=time.time(), error=None)
 
 
@@ -82,19 +85,19 @@ def withdraw(run: Run) -> None:
     if run.state() == "queued":
         run.set_status(state="stopped")
     else:
-        run.ask("stop")
+        run.request("stop")
 
 
-def waiting(root: Path) -> list[Run]:
+def queued_runs(root: Path) -> list[Run]:
     """Runs that wait, the oldest first."""
-    found = [run for run in runs_in(root) if run.status().get("state") == "queued"]
+    found = [run for run in list_runs(root) if run.status().get("state") == "queued"]
     return sorted(found, key=lambda run: run.status().get("queued", 0.0))
 
 
 # ---------------------------------------------------------------------------------------------- workers
 
 
-def work(root: Path, device: str = "0", *, until_empty: bool = False) -> int:
+def run_worker(root: Path, device: str = "0", *, until_empty: bool = False) -> int:
     """Carries out queued runs, one after another; returns how many were started.
 
     device: the number of the device that they see; without a GPU any name does. until_empty: come back when none waits.
@@ -104,54 +107,56 @@ def work(root: Path, device: str = "0", *, until_empty: bool = False) -> int:
     """
     started = 0
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f".worker-{device}.json", f"A worker for device {device} is at work in {root} already."):
+    with hold_lock(root / f".worker-{device}.json", f"A worker for device {device} is at work in {root} already."):
         while True:
-            busy = any(run.state() in LIVE and run.status().get("device") == device for run in runs_in(root))
-            run = None if busy else next((run for run in waiting(root) if claim(run)), None)
+            busy = any(run.state() in LIVE_STATES and run.status().get("device") == device for run in list_runs(root))
+            run = None if busy else next((run for run in queued_runs(root) if claim_run(run)), None)
             if run is not None:
                 started += 1
-                carry_out(run, device)
+                spawn_run(run, device)
             elif until_empty and not busy:
                 return started
             else:
-                time.sleep(LOOK)
+                time.sleep(POLL_SECONDS)
 
 
-def claim(run: Run) -> bool:
+def claim_run(run: Run) -> bool:
     """Makes a waiting run this worker's; False when another worker was quicker."""
     file = run.folder / "claim.json"
-    if file.is_file() and not holder_lives(file):
-        remove(file)
-    if not take(file):
+    if file.is_file() and not is_lock_held(file):
+        remove_file(file)
+    if not create_lock(file):
         return False
     if run.status().get("state") == "queued":
         return True
-    remove(file)  # it was withdrawn, or another worker has carried it out since
+    remove_file(file)  # it was withdrawn, or another worker has carried it out since
     return False
 
 
-def carry_out(run: Run, device: str) -> None:
+def spawn_run(run: Run, device: str) -> None:
     """Starts a run as a process of its own and waits for its end."""
     run.set_status(device=device)  # the run's own process says that it is starting
     environment = (
-        os.environ | {name: device for name in VISIBLE} | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        os.environ
+        | {name: device for name in DEVICE_VARIABLES}
+        | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     )
-    with (run.folder / OUTPUT).open("ab") as output:
+    with (run.folder / OUTPUT_FILE).open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "rankfold.training.launch.run_queued", str(run.folder)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=environment,
-            **on_its_own(),
+            **detached_process_kwargs(),
         )
     code = child.wait()
-    remove(run.folder / "claim.json")
+    remove_file(run.folder / "claim.json")
     if code > 0 and run.status().get("state") not in ("failed", "stopped", "done") and not run.is_live():
-        run.set_status(state="failed", error=last_line(run.folder / OUTPUT))
+        run.set_status(state="failed", error=last_line(run.folder / OUTPUT_FILE))
 
 
-def carry_on(folder: Path) -> None:
+def run_queued(folder: Path) -> None:
     """What the process of a queued run does: begins it, or goes on from its newest checkpoint."""
     run = Run.open(folder)
     try:
@@ -173,14 +178,14 @@ def last_line(file: Path) -> str:
     return lines[-1].strip()[:500] if lines else "ended without a word"
 
 
-def workers(root: Path) -> list[str]:
+def live_workers(root: Path) -> list[str]:
     """Devices that a living worker serves."""
-    return [file.stem.removeprefix(".worker-") for file in root.glob(".worker-*.json") if holder_lives(file)]
+    return [file.stem.removeprefix(".worker-") for file in root.glob(".worker-*.json") if is_lock_held(file)]
 
 
 def start_worker(root: Path, device: str = "0") -> None:
     """Starts a worker as a process of its own, unless one is there."""
-    if device in workers(root):
+    if device in live_workers(root):
         return
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".worker.log").open("ab") as log:
@@ -189,16 +194,16 @@ def start_worker(root: Path, device: str = "0") -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            **on_its_own(),
+            **detached_process_kwargs(),
         )
 
 
 # ---------------------------------------------------------------------------------------------- locks
 
 
-def take(file: Path) -> bool:
+def create_lock(file: Path) -> bool:
     """Makes a file that says who has it; False when it is there. Only one of several processes succeeds."""
-    own = {"pid": os.getpid(), "born": born(os.getpid()), "host": HOST, "beat": time.time()}
+    own = {"pid": os.getpid(), "born": process_start_time(os.getpid()), "host": HOST, "beat": time.time()}
     try:
         with file.open("x", encoding="utf-8") as opened:
             json.dump(own, opened)
@@ -207,10 +212,10 @@ def take(file: Path) -> bool:
     return True
 
 
-def holder_lives(file: Path) -> bool:
+def is_lock_held(file: Path) -> bool:
     """Whether the process that made a lock file is there; half a file counts as a lock that is just being made."""
     try:
-        return is_alive(json.loads(patiently(lambda: file.read_text(encoding="utf-8"))))
+        return is_process_alive(json.loads(retry_while_locked(lambda: file.read_text(encoding="utf-8"))))
     except json.JSONDecodeError:
         return time.time() - file.stat().st_mtime < 5
     except OSError:
@@ -218,17 +223,17 @@ def holder_lives(file: Path) -> bool:
 
 
 @contextmanager
-def locked(file: Path, taken: str) -> Any:
+def hold_lock(file: Path, message: str) -> Any:
     """Holds a lock file; one that a dead process left is taken over.
 
     Raises:
         UserError: with the sentence `taken` when another living process holds it.
     """
-    if file.is_file() and not holder_lives(file):
-        remove(file)
-    if not take(file):
-        raise UserError(taken)
+    if file.is_file() and not is_lock_held(file):
+        remove_file(file)
+    if not create_lock(file):
+        raise UserError(message)
     try:
         yield
     finally:
-        remove(file)
+        remove_file(file)

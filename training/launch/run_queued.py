@@ -7,19 +7,19 @@ from pathlib import Path
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
-from ...toolkit.core.terminal import plain_end
+from ...toolkit.core.terminal import report_errors
 
 
 def main(arguments: list[str]) -> None:
     """Runs one queued run to its end. Exit codes as those of the command line."""
-    with plain_end():
+    with report_errors():
         run = Run.open(Path(arguments[0]))
         if run.state() != "queued":  # a worker that was killed may have left a process that has the run
             raise UserError(f"{run.folder} is {run.state() or 'no run'} and does not wait.")
         run.claim()  # before anything heavy is loaded
-        from .queue import carry_on
+        from .queue import run_queued
 
-        carry_on(run.folder)
+        run_queued(run.folder)
 
 
 if __name__ == "__main__":

@@ -11,40 +11,44 @@ from ...toolkit.core.quantize import check_quantize
 from ..config.base import LoopConfig
 from ..config.subject import SubjectConfig
 from ..engine.optimizer import check_optimizer
-from ..engine.processes import launched
-from ..subject.denoising import check_compiled
+from ..engine.processes import num_processes
+from ..subject.denoising import check_compile
 
-Change = dict[str, Any]
+SettingChange = dict[str, Any]
 
-ENOUGH = {
+SUFFICIENT_VALUES = {
     "precision": ("bf16", "fp16"),
     "quantize": ("nf4",),
 }  # values of a field that need no rung of its own any more
 
 
-def savings(config: LoopConfig) -> list[tuple[str, Change]]:
+def savings(config: LoopConfig) -> list[tuple[str, SettingChange]]:
     """What can be done on this machine, from what costs least (in quality, then in time) to what costs most.
 
     Flags, and the settings that they are. A step sees as many pictures as before.
     """
     rows = config.batch_size * config.gradient_accumulation
-    changes: list[Change] = [
+    changes: list[SettingChange] = [
         {"precision": "bf16"},
         {"gradient_checkpointing": True},
         {"optimizer": "AdamW8bit"},
-        {"batch_size": launched(), "gradient_accumulation": rows // launched()},
+        {"batch_size": num_processes(), "gradient_accumulation": rows // num_processes()},
         {"quantize": "int8"},
         {"quantize": "nf4"},
     ]
-    return [(flags(change), change) for change in changes if not has(config, change) and works(config, change)]
+    return [
+        (to_flags(change), change)
+        for change in changes
+        if not has_saving(config, change) and is_available(config, change)
+    ]
 
 
-def has(config: LoopConfig, change: Change) -> bool:
+def has_saving(config: LoopConfig, change: SettingChange) -> bool:
     """Whether a config has a saving, or a larger one of its kind."""
-    return all(getattr(config, name) in (value, *ENOUGH.get(name, ())) for name, value in change.items())
+    return all(getattr(config, name) in (value, *SUFFICIENT_VALUES.get(name, ())) for name, value in change.items())
 
 
-def works(config: LoopConfig, change: Change) -> bool:
+def is_available(config: LoopConfig, change: SettingChange) -> bool:
     """Whether a saving can be carried out here."""
     changed = replace(config, **change)
     try:
@@ -53,13 +57,13 @@ def works(config: LoopConfig, change: Change) -> bool:
         if "precision" in change:
             check_precision(changed.precision)
         if isinstance(changed, SubjectConfig):
-            check_compiled(changed)
+            check_compile(changed)
     except UserError:
         return False
     return True
 
 
-def flags(change: Change) -> str:
+def to_flags(change: SettingChange) -> str:
     """Settings as options of the command line."""
     words = {f"--{name.replace('_', '-')}": value for name, value in change.items()}
     return " ".join(flag if value is True else f"{flag} {value}" for flag, value in words.items())

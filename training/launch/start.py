@@ -20,8 +20,8 @@ from ...toolkit.core.run_folder import Run
 from ...toolkit.core.versions import check_versions
 from ...toolkit.data.subjects import Sample, check_masks, find_samples
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
-from ...toolkit.diffusion.model import ATTENTION
-from ...toolkit.diffusion.textual_inversion import check_new_word
+from ...toolkit.diffusion.model import ATTENTION_TARGETS
+from ...toolkit.diffusion.textual_inversion import check_token
 from ..compose.instruct import (
     ComposeInstructTask,
     check_instruct_fixed,
@@ -30,28 +30,28 @@ from ..compose.instruct import (
 )
 from ..compose.task import ComposeTask, check_compose, check_fixed, compose_fixed
 from ..config.base import LoopConfig
-from ..config.checks import check_numbers
-from ..config.compose import ComposeConfig, ComposeInstructConfig, is_fixed
-from ..config.images import PictureConfig
+from ..config.checks import check_ranges
+from ..config.compose import ComposeConfig, ComposeInstructConfig, has_fixed_weights
+from ..config.images import DiffusionConfig
 from ..config.instruct import InstructConfig
-from ..config.peft_config import adapter_config
+from ..config.peft_config import peft_config
 from ..config.search import InstructSearchConfig, SearchConfig
 from ..config.subject import SubjectConfig
 from ..config.yaml_file import from_yaml
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
-from ..engine.processes import check_devices, is_first, launched, make_accelerator
+from ..engine.processes import check_devices, is_main_process, make_accelerator, num_processes
 from ..engine.sharding import check_sharding
 from ..evaluation.subject import read_prompts
 from ..instruct.task import InstructTask, prepare_instruct
-from ..runs.begin import check_out, give_back, take
+from ..runs.begin import check_out, prepare_folder, restore_previous
 from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
 from ..search.task import check_search
-from ..subject.denoising import check_compiled
-from ..subject.task import SubjectTask, measured_by
-from .out_of_memory import of_run
-from .trained_on import TrainedOn, check_data, settled, trained_on, write_down, written_down
+from ..subject.denoising import check_compile
+from ..subject.task import SubjectTask, split_measured_photos
+from .out_of_memory import run_out_of_memory
+from .trained_on import TrainingData, check_data, collect_training_data, load_data, save_data, with_held_out
 
 Inputs = tuple[Any, ...]  # what a method's checks found, which its Task is built of
 SAME_RUN = (
@@ -63,7 +63,7 @@ SAME_RUN = (
 )  # what stays where a run itself is done again
 
 
-def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tuple[PictureConfig, Inputs]:
+def prepare_pictures(config: DiffusionConfig, check: Callable[[Any], Any]) -> tuple[DiffusionConfig, Inputs]:
     """Samples and the base's folder."""
     check(config)
     if config.images is None:
@@ -80,16 +80,16 @@ def prepare_pictures(config: PictureConfig, check: Callable[[Any], Any]) -> tupl
     return config, (samples, base)
 
 
-def check_base(config: PictureConfig) -> str:
+def check_base(config: DiffusionConfig) -> str:
     """The base's folder, checked against the settings that it must suit."""
     base = resolve_base(config.base)
     model = open_model(base)
     model.check_side(config.resolution, "--resolution")
     if isinstance(config, SubjectConfig):
-        check_sharding(config, launched())
-        check_compiled(config)
+        check_sharding(config, num_processes())
+        check_compile(config)
         if config.token_vectors:
-            check_new_word(model, config.token)
+            check_token(model, config.token)
     return base
 
 
@@ -104,7 +104,7 @@ def check_subject(config: SubjectConfig) -> None:
         prepare, _ = METHODS[SubjectConfig]
         prepare(config)
         return
-    adapter_config(config, config.target_modules or ATTENTION)
+    peft_config(config, config.target_modules or ATTENTION_TARGETS)
     check_base(config)
 
 
@@ -112,7 +112,7 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
     """Raises UserError when measuring during training lacks photos, prompts or a backbone."""
     if not config.evaluate_every:
         return
-    measured_by(config, samples)
+    split_measured_photos(config, samples)
     if config.evaluate_prompts:
         read_prompts(config.evaluate_prompts)
     if not config.evaluate_clip and config.base not in EMBEDDED:
@@ -125,7 +125,7 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
 # What each method checks and finds without loading a model, and its Task.
 METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Callable[..., Any]]] = {
     SubjectConfig: (
-        partial(prepare_pictures, check=lambda c: adapter_config(c, c.target_modules or ATTENTION)),
+        partial(prepare_pictures, check=lambda c: peft_config(c, c.target_modules or ATTENTION_TARGETS)),
         SubjectTask,
     ),
     ComposeConfig: (partial(prepare_pictures, check=check_compose), ComposeTask),
@@ -145,24 +145,24 @@ def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, ov
     Raises:
         UserError: for anything in the config, the pictures or the base that cannot work, and for a folder that holds a run.
     """
-    if is_first():
+    if is_main_process():
         check_out(config, overwrite=overwrite)
     return begin(config, make_task)
 
 
-def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, but: Collection[str] = ()) -> Run:
+def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, keep: Collection[str] = ()) -> Run:
     """The same in a folder that `check_out` has let pass. but: entries that stay there."""
     config, inputs = preflight(config)
     accelerator, run = make_accelerator(config), Run(config.out)
     if accelerator.is_main_process:
-        data = trained_on(config, inputs)
-        take(run, config, but)
+        data = collect_training_data(config, inputs)
+        prepare_folder(run, config, keep)
         run.set_status(
             threads=torch.get_num_threads()
         )  # another number would add up in another order when the run goes on
-        write_down(run, data)
+        save_data(run, data)
     accelerator.wait_for_everyone()
-    return carry_out(config, inputs, run, accelerator, make_task, but)
+    return run_task(config, inputs, run, accelerator, make_task, keep)
 
 
 def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = False) -> Run:
@@ -173,15 +173,15 @@ def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other, and as `train` does.
     """
-    if not is_fixed(config):
+    if not has_fixed_weights(config):
         return train(config, overwrite=overwrite)
     check_out(config, overwrite=overwrite)
-    return compose_now(config)
+    return run_fixed_composition(config)
 
 
-def compose_now(config: Any, but: Collection[str] = ()) -> Run:
+def run_fixed_composition(config: Any, keep: Collection[str] = ()) -> Run:
     """A composition by fixed weights, in a folder that `check_out` has let pass. but: entries that stay there."""
-    return (compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed)(config, but)
+    return (compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed)(config, keep)
 
 
 def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_changes: bool = False) -> Run:
@@ -194,17 +194,17 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_
     """
     config, inputs = check_resume(folder, accept_changes=accept_changes)
     run = Run(folder)
-    if is_fixed(config):
+    if has_fixed_weights(config):
         run.claim()
-        return compose_now(config, SAME_RUN)
+        return run_fixed_composition(config, SAME_RUN)
     known = run.status().get("threads")
     accelerator = make_accelerator(config, known if isinstance(known, int) and run.checkpoint_files() else 0)
     if accelerator.is_main_process:
         if run.checkpoint_files():
-            run.let_go()
+            run.discard_aside()
         run.claim()
     accelerator.wait_for_everyone()
-    return carry_out(config, inputs, run, accelerator, make_task)
+    return run_task(config, inputs, run, accelerator, make_task)
 
 
 def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, Inputs]:
@@ -216,32 +216,32 @@ def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, In
     Run(folder).recover()
     run = Run.open(folder)
     config = replace(from_yaml(run.config_file), out=Path(folder))
-    if is_fixed(config):
+    if has_fixed_weights(config):
         run.check_not_live()
         if run.state() == "done":
             raise UserError(f"{folder} is done: a composition by fixed weights has nothing to go on with.")
-        check(config)
+        check_config(config)
         return config, ()
-    checked, inputs = preflight(as_held_out(config, run))
+    checked, inputs = preflight(restore_held_out(config, run))
     if isinstance(config, SubjectConfig):
         checked = replace(checked, hold_out=config.hold_out)
-    if is_first():
+    if is_main_process():
         check_data(run, checked, inputs, accept=accept_changes)
     return checked, inputs
 
 
-def as_held_out(config: Any, run: Run) -> Any:
+def restore_held_out(config: Any, run: Run) -> Any:
     """The config with the photos that were held out when the run began, as long as they are there."""
-    known = settled(config, written_down(run))
+    known = with_held_out(config, load_data(run))
     there = isinstance(known, SubjectConfig) and all(
         (Path(known.images or "") / name).is_file() for name in known.hold_out
     )
     return known if there else config
 
 
-def check(config: Any) -> None:
+def check_config(config: Any) -> None:
     """All checks that need no model, of anything that `train` or `compose` takes; raises UserError as they do."""
-    if not is_fixed(config):
+    if not has_fixed_weights(config):
         preflight(config)
     else:
         (check_instruct_fixed if isinstance(config, ComposeInstructConfig) else check_fixed)(config)
@@ -250,7 +250,7 @@ def check(config: Any) -> None:
 def preflight(config: Any) -> tuple[Any, Inputs]:
     """All checks that need no model. Returns the config, with what the data settle in it, and what the Task is built of."""
     check_settings(config)
-    if is_first():
+    if is_main_process():
         Run(config.out).check_not_live()
     prepare, _ = METHODS[type(config)]
     return prepare(config)
@@ -259,55 +259,58 @@ def preflight(config: Any) -> tuple[Any, Inputs]:
 def check_settings(config: LoopConfig) -> None:
     """Raises UserError for settings that are out of range, or that this machine cannot carry out."""
     check_versions()
-    check_numbers(config)
+    check_ranges(config)
     check_optimizer(config)
     check_quantize(config.quantize)
     check_devices(config)
 
 
-def carry_out(
+def run_task(
     config: LoopConfig,
     inputs: Inputs,
     run: Run,
     accelerator: Accelerator,
     make_task: Callable[..., Any] | None,
-    but: Collection[str] = (),
+    keep: Collection[str] = (),
 ) -> Run:
     """Builds the task, runs the loop, and leaves the outcome in status.json. but: entries that `begin` has left where they were."""
     state, error, loop, is_main = "failed", "ended by the system", None, accelerator.is_main_process
     try:
         _, method_task = METHODS[type(config)]
-        data = written_down(run)
-        task = (make_task or method_task)(settled(config, data), *inputs, accelerator)
+        data = load_data(run)
+        task = (make_task or method_task)(with_held_out(config, data), *inputs, accelerator)
         loop = Loop(config, task, run, accelerator, data.digest if data else "")
         loop.resume()
         if is_main:
-            run.let_go()
+            run.discard_aside()
         outcome = loop.train()
         if outcome == "done":
             outcome = task.conclude(run, accelerator)
         if outcome == "done" and is_main and data:
-            tell_adapter(run, data)
+            record_data_changes(run, data)
         state, error = outcome, None
     except Exception as fault:
-        lacking = of_run(fault, config, run, building=loop is None)
+        lacking = run_out_of_memory(fault, config, run, building=loop is None)
         error = str(lacking or fault)
         run.append_log(traceback.format_exc())
         if lacking and lacking is not fault:
             raise lacking from fault
         raise
     finally:
-        if is_main and not (state == "failed" and give_back(run, but)):
+        if is_main and not (state == "failed" and restore_previous(run, keep)):
             step = loop.step if loop else run.newest_step()
             run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
     accelerator.wait_for_everyone()  # whoever reads the run folder next finds it as the first process has left it
     return run
 
 
-def tell_adapter(run: Run, data: TrainedOn) -> None:
+def record_data_changes(run: Run, data: TrainingData) -> None:
     """Adds to what a run's adapter says of itself that it was trained on other data before."""
     file = run.adapter / "rankfold.json"
     if data.earlier and file.is_file():
         write_text(
-            file, json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"data_changed": data.told()}, indent=1)
+            file,
+            json.dumps(
+                json.loads(file.read_text(encoding="utf-8")) | {"data_changed": data.describe_changes()}, indent=1
+            ),
         )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...toolkit.core.cache import file_hash, key_of, sampled_hash
+from ...toolkit.core.cache import cache_key, file_hash, sampled_hash
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
@@ -23,22 +23,22 @@ from ...toolkit.diffusion.load import open_model
 from ...toolkit.formats.source import adapter_path, content_hash
 from ..config.base import LoopConfig
 from ..config.compose import ComposeSettings
-from ..config.images import PictureConfig
+from ..config.images import DiffusionConfig
 from ..config.instruct import ConversationConfig
 from ..config.search import SearchConfig, SearchSettings
 from ..config.subject import SubjectConfig
-from ..engine.loop import check_same_config, comparable, read_checkpoint
+from ..engine.loop import check_same_config, comparable_config, read_checkpoint
 from ..runs import library
-from ..subject.task import measured_by
+from ..subject.task import split_measured_photos
 
-SHORT = 16  # hexadecimal digits of an item's hash: data sets have a million of them
+HASH_DIGITS = 16  # hexadecimal digits of an item's hash: data sets have a million of them
 READERS = 8  # files read at once
-TOLD = 3  # differences that are named
+MAX_CHANGES = 3  # differences that are named
 WEIGHTS = (".json", ".safetensors", ".txt", ".model", ".jinja")  # files of a base that training reads
 
 
 @dataclass(frozen=True)
-class TrainedOn:
+class TrainingData:
     """The data of a run."""
 
     items: dict[str, str]
@@ -53,7 +53,7 @@ class TrainedOn:
     @property
     def digest(self) -> str:
         """One hash of all items."""
-        return key_of(**self.items)
+        return cache_key(**self.items)
 
     def digests(self) -> set[str]:
         """Its own, and those of what was trained on before."""
@@ -64,7 +64,7 @@ class TrainedOn:
         """Name of each photo -> its hash."""
         return {name.removeprefix("photo "): own for name, own in self.items.items() if name.startswith("photo ")}
 
-    def told(self) -> str:
+    def describe_changes(self) -> str:
         """The changes that were accepted, for an adapter to say of itself."""
         return "; ".join(f"until step {own['step']} other data: {', '.join(own['changes'])}" for own in self.earlier)
 
@@ -72,64 +72,64 @@ class TrainedOn:
 # ---------------------------------------------------------------------------------------------- found
 
 
-def trained_on(config: Any, inputs: Sequence[Any]) -> TrainedOn:
+def collect_training_data(config: Any, inputs: Sequence[Any]) -> TrainingData:
     """The data of a run that begins. inputs: what the method's checks have found."""
-    items = items_of(config, inputs)
-    if not draws(config):
-        return TrainedOn(items)
-    kept, held_out = measured_by(config, inputs[0])
-    learned = {items[f"photo {shown(sample.path, config.images)}"] for sample in kept}
-    return TrainedOn(items, tuple(path.name for path in held_out), tuple(sorted(learned)))
+    items = data_items(config, inputs)
+    if not draws_held_out(config):
+        return TrainingData(items)
+    kept, held_out = split_measured_photos(config, inputs[0])
+    learned = {items[f"photo {display_path(sample.path, config.images)}"] for sample in kept}
+    return TrainingData(items, tuple(path.name for path in held_out), tuple(sorted(learned)))
 
 
-def draws(config: Any) -> bool:
+def draws_held_out(config: Any) -> bool:
     """Whether photos to measure by are taken out of those to train on."""
     return isinstance(config, SubjectConfig) and config.evaluate_every > 0 and config.evaluate_images is None
 
 
-def items_of(config: Any, inputs: Sequence[Any]) -> dict[str, str]:
+def data_items(config: Any, inputs: Sequence[Any]) -> dict[str, str]:
     """What it is -> hash of its content, of all that is trained on."""
-    own = of_pictures(config, *inputs) if isinstance(config, PictureConfig) else of_conversations(config, *inputs)
-    return own | of_adapters(config) | of_base(inputs[-1])
+    own = image_items(config, *inputs) if isinstance(config, DiffusionConfig) else conversation_items(config, *inputs)
+    return own | adapter_items(config) | base_items(inputs[-1])
 
 
-def of_pictures(config: PictureConfig, samples: list[Sample], base: str) -> dict[str, str]:
+def image_items(config: DiffusionConfig, samples: list[Sample], base: str) -> dict[str, str]:
     """Photos with captions and masks, and what is measured or judged by."""
-    items = of_samples(samples, "photo", config)
+    items = sample_items(samples, "photo", config)
     if isinstance(config, SearchConfig) and config.held_out is not None:
-        items |= of_samples(find_samples(config.held_out, skip_bad=config.skip_bad), "held-out photo", config)
+        items |= sample_items(find_samples(config.held_out, skip_bad=config.skip_bad), "held-out photo", config)
     measured = config.evaluate_images if isinstance(config, SubjectConfig) and config.evaluate_every else None
     if measured is not None:
         found = find_samples(measured, skip_bad=config.skip_bad, option="--evaluate-images")
-        items |= hashes({f"--evaluate-images {sample.path.name}": sample.path for sample in found})
+        items |= hash_files({f"--evaluate-images {sample.path.name}": sample.path for sample in found})
     prompts = Path(getattr(config, "evaluate_prompts", ""))
-    return items | hashes({f"the prompts {prompts.name}": prompts} if prompts.is_file() else {})
+    return items | hash_files({f"the prompts {prompts.name}": prompts} if prompts.is_file() else {})
 
 
-def of_samples(samples: Iterable[Sample], what: str, config: PictureConfig) -> dict[str, str]:
+def sample_items(samples: Iterable[Sample], what: str, config: DiffusionConfig) -> dict[str, str]:
     """Photos, their captions and their masks."""
     files, items = {}, {}
     for sample in samples:
-        name = shown(sample.path, config.images)
+        name = display_path(sample.path, config.images)
         files[f"{what} {name}"] = sample.path
         if sample.caption is not None:
             items[f"the caption of {name}"] = text_hash(sample.caption)
         if config.masks and config.masks != ALPHA and what == "photo":
             files[f"the mask of {name}"] = mask_path(sample, config.masks)
-    return hashes(files) | items
+    return hash_files(files) | items
 
 
-def of_conversations(config: ConversationConfig, found: Any, *more: Any) -> dict[str, str]:
+def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> dict[str, str]:
     """Rows with their pictures. more: rows that a search judges by, and the base's folder."""
     *held_out, _ = more
     items, files = {}, {}
     for group, planned in (("", found.data), ("replay: ", found.replay), *(("held out: ", rows) for rows in held_out)):
         for row in planned.rows:
-            items[f"{group}{row.place}"] = text_hash(row_text(row))
+            items[f"{group}{row.location}"] = text_hash(row_text(row))
             for picture in row.pictures:
                 if isinstance(picture, Path):
-                    files[f"picture {shown(picture, config.images or Path(config.data or '').parent)}"] = picture
-    items |= hashes(files)
+                    files[f"picture {display_path(picture, config.images or Path(config.data or '').parent)}"] = picture
+    items |= hash_files(files)
     if config.chat_template is not None:
         items["the chat template"] = text_hash(config.chat_template.read_text(encoding="utf-8"))
     return items
@@ -141,13 +141,13 @@ def row_text(row: Conversation) -> str:
     return json.dumps([row.messages, pictures])
 
 
-def of_adapters(config: Any) -> dict[str, str]:
+def adapter_items(config: Any) -> dict[str, str]:
     """The adapters that are composed."""
     names = config.adapters if isinstance(config, ComposeSettings) else ()
-    return {f"adapter {name}": content_hash(adapter_path(library.resolve(name)))[:SHORT] for name in names}
+    return {f"adapter {name}": content_hash(adapter_path(library.resolve(name)))[:HASH_DIGITS] for name in names}
 
 
-def of_base(folder: str) -> dict[str, str]:
+def base_items(folder: str) -> dict[str, str]:
     """The files of a base model, of either kind."""
     root = Path(folder)
     index = root / "model_index.json"
@@ -157,22 +157,22 @@ def of_base(folder: str) -> dict[str, str]:
     else:
         files = list(root.iterdir())
     names = [file for file in sorted(files) if file.suffix in WEIGHTS and file.is_file()]
-    return {f"the base's {file.relative_to(root).as_posix()}": sampled_hash(file)[:SHORT] for file in names}
+    return {f"the base's {file.relative_to(root).as_posix()}": sampled_hash(file)[:HASH_DIGITS] for file in names}
 
 
-def hashes(files: dict[str, Path]) -> dict[str, str]:
+def hash_files(files: dict[str, Path]) -> dict[str, str]:
     """The hash of each file's content."""
     with ThreadPoolExecutor(READERS) as readers:
-        found = readers.map(lambda path: file_hash(path)[:SHORT], files.values())
+        found = readers.map(lambda path: file_hash(path)[:HASH_DIGITS], files.values())
         return dict(zip(files, found, strict=True))
 
 
 def text_hash(text: str) -> str:
     """Hash of a text."""
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:SHORT]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:HASH_DIGITS]
 
 
-def shown(path: Path, folder: Path | None) -> str:
+def display_path(path: Path, folder: Path | None) -> str:
     """A file's path as it is told: from the folder of the data where it lies in it."""
     inside = folder is not None and path.is_relative_to(folder)
     return path.relative_to(folder).as_posix() if inside else str(path)  # type: ignore[arg-type]
@@ -181,23 +181,23 @@ def shown(path: Path, folder: Path | None) -> str:
 # ---------------------------------------------------------------------------------------------- kept
 
 
-def write_down(run: Run, data: TrainedOn) -> None:
+def save_data(run: Run, data: TrainingData) -> None:
     """Writes data.json."""
     write_text(run.data_file, json.dumps(asdict(data), indent=1))
 
 
-def written_down(run: Run) -> TrainedOn | None:
+def load_data(run: Run) -> TrainingData | None:
     """What data.json says; None where it is not there or broken."""
     try:
         found = json.loads(run.data_file.read_text(encoding="utf-8"))
         held_out, learned = (tuple(map(str, found[key])) for key in ("held_out", "learned"))
         earlier = tuple({key: own[key] for key in ("step", "digest", "changes")} for own in found["earlier"])
-        return TrainedOn(dict(found["items"]), held_out, learned, earlier)
+        return TrainingData(dict(found["items"]), held_out, learned, earlier)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def settled(config: Any, data: TrainedOn | None) -> Any:
+def with_held_out(config: Any, data: TrainingData | None) -> Any:
     """The config with the photos that were held out when the run began, whatever else is in their folder by now."""
     if data is None or not data.held_out or not isinstance(config, SubjectConfig):
         return config
@@ -217,10 +217,10 @@ def differences(known: dict[str, str], now: dict[str, str]) -> list[str]:
     return found
 
 
-def some_of(changes: Sequence[str]) -> str:
+def first_changes(changes: Sequence[str]) -> str:
     """The first of the changes, and how many there are more."""
-    more = len(changes) - TOLD
-    return ", ".join(changes[:TOLD]) + (f" and {more} more" if more > 0 else "")
+    more = len(changes) - MAX_CHANGES
+    return ", ".join(changes[:MAX_CHANGES]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_data(run: Run, config: LoopConfig, inputs: Sequence[Any], *, accept: bool = False) -> None:
@@ -233,34 +233,34 @@ def check_data(run: Run, config: LoopConfig, inputs: Sequence[Any], *, accept: b
     """
     files = run.checkpoint_files()
     if not files:
-        write_down(run, trained_on(config, inputs))
+        save_data(run, collect_training_data(config, inputs))
         return
-    state = read_checkpoint(files[-1], lazily=True)
-    check_same_config(state["config"], comparable(config), files[-1])
-    known, digest, now = written_down(run), state.get("data"), TrainedOn(items_of(config, inputs))
+    state = read_checkpoint(files[-1], mmap=True)
+    check_same_config(state["config"], comparable_config(config), files[-1])
+    known, digest, now = load_data(run), state.get("data"), TrainingData(data_items(config, inputs))
     if not digest:
         print(f"{files[-1]} says nothing of its data, so whether they have changed since cannot be told.")
     if not digest or (known is None and digest == now.digest):
-        write_down(run, trained_on(config, inputs))
+        save_data(run, collect_training_data(config, inputs))
         return
     changes = differences(known.items, now.items) if known else []
     if known is None or (digest not in known.digests() and not changes):
         changes = ["they differ, and how is not known any more"]
     if changes:
-        settle(run, config, state["step"], known, now, changes, accept=accept)
+        accept_data(run, config, state["step"], known, now, changes, accept=accept)
     elif accept:
         print(f"The data of {run.folder} are those of its step {state['step']}: there is nothing to accept.")
 
 
-def settle(
-    run: Run, config: Any, step: int, known: TrainedOn | None, now: TrainedOn, changes: list[str], *, accept: bool
+def accept_data(
+    run: Run, config: Any, step: int, known: TrainingData | None, now: TrainingData, changes: list[str], *, accept: bool
 ) -> None:
     """Writes changed data down as the run's, if so wished.
 
     Raises:
         UserError: if not, or where the method cannot go on with other data.
     """
-    began = f"The data of {run.folder} have changed since its step {step}: {some_of(changes)}."
+    began = f"The data of {run.folder} have changed since its step {step}: {first_changes(changes)}."
     if isinstance(config, SearchSettings):
         raise UserError(
             f"{began} A search compares what was judged on the same data: put them back, or begin anew with --overwrite."
@@ -269,21 +269,21 @@ def settle(
         raise UserError(
             f"{began} Put them back, or go on with them as they are now: rankfold resume {run.folder} --accept-changes"
         )
-    if known is None and draws(config):
+    if known is None and draws_held_out(config):
         raise UserError(
             f"{began} Without {run.data_file} it is not known which photos it is measured by: put the data back, or begin anew with "
             "--overwrite."
         )
-    known = known or TrainedOn({})
-    still = held_out_still(run, known, now)
+    known = known or TrainingData({})
+    still = remaining_held_out(run, known, now)
     learned = {own for name, own in now.photos.items() if name not in still} if still else set()
-    earlier = {"step": step, "digest": known.digest, "changes": [some_of(changes)]}
+    earlier = {"step": step, "digest": known.digest, "changes": [first_changes(changes)]}
     learned |= set(known.learned)
-    write_down(run, replace(now, held_out=still, learned=tuple(sorted(learned)), earlier=(*known.earlier, earlier)))
+    save_data(run, replace(now, held_out=still, learned=tuple(sorted(learned)), earlier=(*known.earlier, earlier)))
     print(f"{began} It goes on with them as they are now.")
 
 
-def held_out_still(run: Run, known: TrainedOn, now: TrainedOn) -> tuple[str, ...]:
+def remaining_held_out(run: Run, known: TrainingData, now: TrainingData) -> tuple[str, ...]:
     """The photos to measure by: those of the run's start, wherever they are now, and never one that was trained on.
 
     Raises:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ...toolkit.core.terminal import plain_end
-from .queue import work
+from ...toolkit.core.terminal import report_errors
+from .queue import run_worker
 
 
 def main(arguments: list[str]) -> None:
     """Runs the queued runs of a folder, one after another, for a device, until it is killed."""
-    with plain_end():
-        work(Path(arguments[0]), arguments[1])
+    with report_errors():
+        run_worker(Path(arguments[0]), arguments[1])
 
 
 if __name__ == "__main__":

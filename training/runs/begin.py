@@ -14,7 +14,7 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
-from ..config.compose import is_fixed
+from ..config.compose import has_fixed_weights
 from ..config.yaml_file import from_yaml, to_yaml
 
 SOURCES = (
@@ -46,20 +46,20 @@ def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:
     if run.folder.exists() and not run.folder.is_dir():
         raise UserError(f"--out {run.folder} is a file: give a folder, or a name that is not there yet.")
     if run.is_run():
-        check_sources(config, run)
+        check_sources_outside(config, run)
         if not overwrite and (run.is_worth_keeping() or is_another_config(run, config)):
-            raise UserError(refusal(run))
+            raise UserError(refusal_message(run))
         return
-    taken = [path.name for path in run.own_entries()] or (run.others_entries() if overwrite else [])
+    taken = [path.name for path in run.run_entries()] or (run.foreign_entries() if overwrite else [])
     if taken:
         raise UserError(
-            f"--out {run.folder} holds {named(taken)}, which no run has left there"
+            f"--out {run.folder} holds {list_names(taken)}, which no run has left there"
             + ("; --overwrite clears folders of runs only" if overwrite else ", and a run would write there")
             + ": give another --out."
         )
 
 
-def refusal(run: Run) -> str:
+def refusal_message(run: Run) -> str:
     """Why no run can begin where one is, and the ways on."""
     ways = "begin anew with --overwrite, which deletes it, or give another --out."
     if not run.config_file.is_file() and run.folds():
@@ -68,21 +68,21 @@ def refusal(run: Run) -> str:
     state = run.state()
     if state == "done":
         go_on = f"`rankfold resume {run.folder}` goes on when its config.yaml asks for more steps"
-        if is_done_for_good(run):
+        if is_complete(run):
             go_on = f"`rankfold resume {run.folder}` has nothing to add"
     if state == "queued":
         go_on = f"carry it out with `rankfold work --runs {run.folder.parent}` or `rankfold resume {run.folder}`"
-    told = run.told() if state else "of which only a config.yaml is known"
+    told = run.summary() if state else "of which only a config.yaml is known"
     return f"{run.folder} holds a run already, {told}: {go_on}; {ways}"
 
 
-def is_done_for_good(run: Run) -> bool:
+def is_complete(run: Run) -> bool:
     """Whether more steps would add nothing to a run that is done: a composition by fixed weights, or a search."""
     try:
         config = from_yaml(run.config_file)
     except UserError:
         return False
-    return is_fixed(config) or run.candidates.is_file()
+    return has_fixed_weights(config) or run.candidates.is_file()
 
 
 def is_another_config(run: Run, config: LoopConfig) -> bool:
@@ -95,9 +95,9 @@ def is_another_config(run: Run, config: LoopConfig) -> bool:
         return True
 
 
-def check_sources(config: Any, run: Run) -> None:
+def check_sources_outside(config: Any, run: Run) -> None:
     """Raises UserError when the new run reads what it would take the place of."""
-    own = [path.resolve() for path in run.own_entries()]
+    own = [path.resolve() for path in run.run_entries()]
     read = [(name, str(getattr(config, name, None) or "")) for name in SOURCES]
     read += [("also", folder) for folder in getattr(config, "also", {}).values()]
     for name, text in [*read, *(("adapters", text) for text in getattr(config, "adapters", ()))]:
@@ -110,7 +110,7 @@ def check_sources(config: Any, run: Run) -> None:
             )
 
 
-def take(run: Run, config: LoopConfig, but: Collection[str] = ()) -> None:
+def prepare_folder(run: Run, config: LoopConfig, keep: Collection[str] = ()) -> None:
     """Makes a folder that `check_out` has let pass this process's own, with the config in it and nothing of an earlier run.
 
     A run that was worth keeping is put aside till the new one is under way, see `Run.make_room`. but: entries that stay.
@@ -123,36 +123,40 @@ def take(run: Run, config: LoopConfig, but: Collection[str] = ()) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {run.folder} cannot be made: {error.strerror or error}.") from error
-    clear(run, but)
-    run.claim(step=0, total=0 if is_fixed(config) else config.steps)
+    clear_folder(run, keep)
+    run.claim(step=0, total=0 if has_fixed_weights(config) else config.steps)
     write_text(run.config_file, to_yaml(config))
 
 
-def clear(run: Run, but: Collection[str] = ()) -> None:
+def clear_folder(run: Run, keep: Collection[str] = ()) -> None:
     """Clears a folder that `check_out` has let pass, and says so. A run that was worth keeping is put aside as yet."""
     if not run.is_run():
         return
-    told, others, same = run.told() if run.state() else "", run.others_entries(), run.config_file.name in but
-    overwritten = run.make_room(but)
+    told, others, same = run.summary() if run.state() else "", run.foreign_entries(), run.config_file.name in keep
+    overwritten = run.set_aside(keep)
     if told and not same:
         what = "is overwritten" if overwritten else "had no checkpoint yet, and another begins"
-        print(f"{run.folder}: the run that was there ({told}) {what}{kept(others)}")
+        print(f"{run.folder}: the run that was there ({told}) {what}{remaining_files(others)}")
 
 
-def give_back(run: Run, but: Collection[str] = ()) -> bool:
+def restore_previous(run: Run, keep: Collection[str] = ()) -> bool:
     """Behind a run that could not begin: brings back the one that it should have taken the place of; False when there was none."""
-    if not run.put_back(but):
+    if not run.restore_aside(keep):
         return False
     print(f"{run.folder}: the run that was there is as it was, since the new one could not begin.")
     return True
 
 
-def kept(names: list[str]) -> str:
+def remaining_files(names: list[str]) -> str:
     """The end of a sentence: what stays in the folder beside the run."""
-    return f"; {named(names)} {'stays' if len(names) == 1 else 'stay'}, which no run has left there." if names else "."
+    return (
+        f"; {list_names(names)} {'stays' if len(names) == 1 else 'stay'}, which no run has left there."
+        if names
+        else "."
+    )
 
 
-def named(names: list[str], most: int = 3) -> str:
+def list_names(names: list[str], most: int = 3) -> str:
     """Some names, and how many there are more."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...toolkit.core.errors import UserError, nearest
+from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.files import write_png, write_text
-from ...toolkit.core.paths import home, is_path, name_fault
-from ...toolkit.formats.source import adapter_path, content_hash, facts_of
+from ...toolkit.core.paths import expand_user, is_path, windows_name_fault
+from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
 
-SIDE = 128  # pixels, the longer side of a thumbnail
+THUMBNAIL_SIDE = 128  # pixels, the longer side of a thumbnail
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Entry:
 
 def library_folder() -> Path:
     """Where the library is: $RANKFOLD_LIBRARY or ~/.rankfold/library."""
-    return home(Path(os.environ.get("RANKFOLD_LIBRARY", "~/.rankfold/library")))
+    return expand_user(Path(os.environ.get("RANKFOLD_LIBRARY", "~/.rankfold/library")))
 
 
 def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbnail: Path | None = None) -> Entry:
@@ -63,11 +63,11 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
         UserError: when there is no adapter, the name is taken or no name, or nobody says what the base is.
     """
     place = adapter_path(path)
-    hashed, facts = content_hash(place), facts_of(place)
+    hashed, facts = content_hash(place), adapter_facts(place)
     name = name or path.stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--name {name}: use letters, digits, dots, dashes and underscores only.")
-    if fault := name_fault(name):  # wherever it is now: a library may move to another system
+    if fault := windows_name_fault(name):  # wherever it is now: a library may move to another system
         raise UserError(f"--name {name}: {fault} on Windows; choose another.")
     base = base or facts.get("base", "")
     if not base:
@@ -77,7 +77,7 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
         raise UserError(f"The library has an adapter named {name} already: choose another --name, or delete {folder}.")
     words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
     entry = Entry(name, base, trigger or words, hashed, facts.get("adapter", ""), facts.get("composed_of", ""))
-    picture = thumbnail or newest_picture(path)
+    picture = thumbnail or newest_preview(path)
     small = load_thumbnail(picture) if picture else None
     folder.mkdir(parents=True)
     if place.is_dir():
@@ -101,11 +101,11 @@ def load_thumbnail(path: Path) -> Image.Image:
             small = picture.convert("RGB")
     except OSError as error:
         raise UserError(f"--thumbnail {path} is not a picture that can be read.") from error
-    small.thumbnail((SIDE, SIDE))
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return small
 
 
-def newest_picture(run: Path) -> Path | None:
+def newest_preview(run: Path) -> Path | None:
     """The newest preview of a run folder."""
     pictures = sorted((run / "samples").glob("*.png"))
     return pictures[-1] if pictures else None
@@ -128,7 +128,7 @@ def get(name: str) -> Entry:
     if not known:
         raise UserError(f"The library is empty, so there is no {name} in it: add one with 'rankfold library add PATH'.")
     if name not in known:
-        raise UserError(f"The library has no {name}.{nearest(name, known)}")
+        raise UserError(f"The library has no {name}.{did_you_mean(name, known)}")
     return known[name]
 
 
@@ -138,5 +138,5 @@ def resolve(text: str) -> Path:
     Raises:
         UserError: when it is neither.
     """
-    path = home(Path(text))
+    path = expand_user(Path(text))
     return path if path.exists() or is_path(text) else get(text).path

@@ -20,7 +20,7 @@ Evaluate = Callable[[list[Structure]], list[float]]  # fitness of each, higher i
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """The structures there are."""
 
     costs: tuple[tuple[int, ...], ...]
@@ -33,7 +33,7 @@ class Space:
         return sum(costs[choice] for costs, choice in zip(self.costs, structure, strict=True))
 
     @property
-    def least(self) -> int:
+    def min_cost(self) -> int:
         """Cost of the cheapest structure."""
         return sum(min(costs) for costs in self.costs)
 
@@ -43,7 +43,7 @@ class Space:
         return math.prod(len(costs) for costs in self.costs)
 
 
-def check_evolution(config: EvolutionConfig, space: Space) -> None:
+def check_evolution(config: EvolutionConfig, space: SearchSpace) -> None:
     """Raises UserError for settings that cannot work."""
     for name in ("population", "parents", "tries"):
         if getattr(config, name) < 1:
@@ -53,15 +53,15 @@ def check_evolution(config: EvolutionConfig, space: Space) -> None:
             raise UserError(f"--{name} must be at least 0, not {getattr(config, name)}.")
     if not 0 < config.mutation_rate <= 1:
         raise UserError(f"--mutation-rate must lie above 0 and at most at 1, not {config.mutation_rate}.")
-    if space.limit < space.least:
+    if space.limit < space.min_cost:
         raise UserError(
-            f"--limit {space.limit} is below the smallest structure, which has {space.least} parameters: raise it, or allow "
+            f"--limit {space.limit} is below the smallest structure, which has {space.min_cost} parameters: raise it, or allow "
             "'none' where it is not among the choices."
         )
 
 
 def evolve(
-    space: Space,
+    space: SearchSpace,
     config: EvolutionConfig,
     evaluate: Evaluate,
     on_generation: Callable[[int, dict[Structure, float]], None] = lambda number, scores: None,
@@ -76,7 +76,11 @@ def evolve(
     check_evolution(config, space)
     scores: dict[Structure, float] = {}
     for number in range(config.generations + 1):
-        children = first(space, config) if number == 0 else offspring(space, config, number, ranked(scores), scores)
+        children = (
+            first_generation(space, config)
+            if number == 0
+            else next_generation(space, config, number, rank_structures(scores), scores)
+        )
         if not children:
             break  # all structures below the limit have been seen
         answers = evaluate(children)
@@ -90,12 +94,12 @@ def evolve(
     return scores
 
 
-def ranked(scores: dict[Structure, float]) -> list[Structure]:
+def rank_structures(scores: dict[Structure, float]) -> list[Structure]:
     """Structures from the best on; equals in a fixed order."""
     return sorted(scores, key=lambda structure: (-scores[structure], structure))
 
 
-def front(scores: dict[Structure, float], space: Space) -> list[Structure]:
+def pareto_front(scores: dict[Structure, float], space: SearchSpace) -> list[Structure]:
     """The structures that no cheaper one is as good as, from the cheapest on."""
     best, found = -math.inf, []
     for structure in sorted(scores, key=lambda s: (space.cost(s), -scores[s], s)):
@@ -105,46 +109,46 @@ def front(scores: dict[Structure, float], space: Space) -> list[Structure]:
     return found
 
 
-def first(space: Space, config: EvolutionConfig) -> list[Structure]:
+def first_generation(space: SearchSpace, config: EvolutionConfig) -> list[Structure]:
     """The random first generation."""
-    return fill([], space, config, 0, set())
+    return fill_generation([], space, config, 0, set())
 
 
-def offspring(
-    space: Space, config: EvolutionConfig, number: int, best: Sequence[Structure], seen: dict[Structure, float]
+def next_generation(
+    space: SearchSpace, config: EvolutionConfig, number: int, best: Sequence[Structure], seen: dict[Structure, float]
 ) -> list[Structure]:
     """The children of a generation: mutations, crossovers, and random ones where those do not fill it."""
     parents, children = best[: config.parents], []
     taken = set(seen)
     for child in range(config.mutations + config.crossovers):
-        make = mutated if child < config.mutations else crossed
+        make = mutate if child < config.mutations else crossover
         random = Random(f"{config.search_seed}/{number}/{child}")
-        made = unseen(
+        made = draw_unseen(
             lambda make=make, random=random: make(parents, space, config, random), space, config, random, taken
         )
         if made is not None and len(children) < config.population:
             children.append(made)
             taken.add(made)
-    return fill(children, space, config, number, taken)
+    return fill_generation(children, space, config, number, taken)
 
 
-def fill(
-    children: list[Structure], space: Space, config: EvolutionConfig, number: int, taken: set[Structure]
+def fill_generation(
+    children: list[Structure], space: SearchSpace, config: EvolutionConfig, number: int, taken: set[Structure]
 ) -> list[Structure]:
     """The children, and random structures until the population is full or nothing new is found."""
     missing = config.population - len(children)
     for child in range(missing):
         random = Random(f"{config.search_seed}/{number}/fill {child}")
-        made = unseen(lambda random=random: drawn(space, random), space, config, random, taken)
+        made = draw_unseen(lambda random=random: draw_structure(space, random), space, config, random, taken)
         if made is not None:
             children.append(made)
             taken.add(made)
     return children
 
 
-def unseen(
+def draw_unseen(
     make: Callable[[], Structure],
-    space: Space,
+    space: SearchSpace,
     config: EvolutionConfig,
     random: Random,
     taken: set[Structure],
@@ -157,30 +161,30 @@ def unseen(
     for number in range(2 * config.tries):
         structure = make()
         if space.cost(structure) > space.limit and number >= config.tries:
-            structure = cheapened(structure, space, random)
+            structure = reduce_cost(structure, space, random)
         if space.cost(structure) <= space.limit and structure not in taken:
             return structure
     return None
 
 
-def drawn(space: Space, random: Random) -> Structure:
+def draw_structure(space: SearchSpace, random: Random) -> Structure:
     """Any structure, all alike."""
     return tuple(random.randrange(len(costs)) for costs in space.costs)
 
 
-def mutated(parents: Sequence[Structure], space: Space, config: EvolutionConfig, random: Random) -> Structure:
+def mutate(parents: Sequence[Structure], space: SearchSpace, config: EvolutionConfig, random: Random) -> Structure:
     """A parent with each gene drawn anew at the mutation rate."""
-    parent, fresh = random.choice(parents), drawn(space, random)
+    parent, fresh = random.choice(parents), draw_structure(space, random)
     return tuple(f if random.random() < config.mutation_rate else p for p, f in zip(parent, fresh, strict=True))
 
 
-def crossed(parents: Sequence[Structure], space: Space, config: EvolutionConfig, random: Random) -> Structure:
+def crossover(parents: Sequence[Structure], space: SearchSpace, config: EvolutionConfig, random: Random) -> Structure:
     """Each gene from either of two parents."""
     one, other = random.choices(parents, k=2)
     return tuple(a if random.random() < 0.5 else b for a, b in zip(one, other, strict=True))
 
 
-def cheapened(structure: Structure, space: Space, random: Random) -> Structure:
+def reduce_cost(structure: Structure, space: SearchSpace, random: Random) -> Structure:
     """The structure with genes, in random order, set to a cheaper choice until it is below the limit."""
     genes, cost = list(structure), space.cost(structure)
     for gene in random.sample(range(len(genes)), len(genes)):

@@ -13,17 +13,17 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...toolkit.adapters.attach import attach
-from ...toolkit.core.devices import exact
+from ...toolkit.core.devices import to_float64
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
-from ...toolkit.vlm.model import VisionModel
+from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..config.search import InstructSearchConfig
-from ..instruct.conversations import PlannedRows, pictures_of, plan_rows
-from ..instruct.task import ConversationTask, Instructions, prepare_conversations, save_facts, template_of
+from ..instruct.conversations import PlannedRows, load_images, plan_rows
+from ..instruct.task import ConversationTask, PreparedData, prepare_conversations, read_chat_template, save_facts
 from .task import StructureSearch, check_search, supernet_config
 
-JUDGED_TOGETHER = 16  # rows
+JUDGE_BATCH_SIZE = 16  # rows
 
 
 def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearchConfig, tuple[Any, ...]]:
@@ -35,23 +35,23 @@ def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearc
     check_search(config)
     config, (found, base) = prepare_conversations(config)
     if config.held_out is not None:
-        chat = VisionModel(base, template=template_of(config), pad_to_square=config.pad_to_square).chat
+        chat = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square).chat
         return config, (found, plan_rows(config.held_out, config, chat), base)
     data = found.data
     if len(data) < 2:
         raise UserError("--data holds one row, so none can be held out: add rows, or give others with --held-out.")
     count = min(max(1, round(config.held_out_share * len(data))), len(data) - 1)
     out = set(Random(f"{config.search_seed}/held out").sample(range(len(data)), count))
-    kept, held_out = (chosen(data, [n for n in range(len(data)) if (n in out) == side]) for side in (False, True))
+    kept, held_out = (select_rows(data, [n for n in range(len(data)) if (n in out) == side]) for side in (False, True))
     return config, (replace(found, data=kept), held_out, base)
 
 
-def chosen(planned: PlannedRows, numbers: list[int]) -> PlannedRows:
+def select_rows(planned: PlannedRows, numbers: list[int]) -> PlannedRows:
     """Some of the rows."""
     return PlannedRows(
         rows=[planned.rows[n] for n in numbers],
         lengths=[planned.lengths[n] for n in numbers],
-        learned=[planned.learned[n] for n in numbers],
+        num_learned=[planned.num_learned[n] for n in numbers],
     )
 
 
@@ -63,22 +63,24 @@ class InstructSearchTask(StructureSearch, ConversationTask):
     def __init__(
         self,
         config: InstructSearchConfig,
-        found: Instructions,
+        data: PreparedData,
         held_out: PlannedRows,
         base: str,
         accelerator: Accelerator,
         judge: Callable[[Any], float] | None = None,
     ) -> None:
         """judge: see `open_space`."""
-        super().__init__(config, found, base, accelerator)
+        super().__init__(config, data, base, accelerator)
         self.open_space(judge)
         self.held_out = held_out
         order = sorted(range(len(held_out)), key=lambda n: held_out.lengths[n])
-        self.judged = [order[start : start + JUDGED_TOGETHER] for start in range(0, len(order), JUDGED_TOGETHER)]
+        self.judge_batches = [
+            order[start : start + JUDGE_BATCH_SIZE] for start in range(0, len(order), JUDGE_BATCH_SIZE)
+        ]
 
     def attach(self, model: nn.Module) -> None:
         """Puts the supernet on the model."""
-        targets = self.config.target_modules or tuple(self.vision.layers(self.config.adapt))
+        targets = self.config.target_modules or tuple(self.vision.linear_layers(self.config.adapt))
         attach(model, supernet_config(self.config, targets), field="--adapt")
 
     @torch.no_grad()
@@ -86,14 +88,14 @@ class InstructSearchTask(StructureSearch, ConversationTask):
         """Cross-entropy of the held-out answers, each token counting alike."""
         self.module.eval()
         total, weight = 0.0, torch.ones((), device=self.device)
-        for numbers in self.judged:
+        for numbers in self.judge_batches:
             rows = [self.held_out.rows[n] for n in numbers]
-            batch = self.vision.chat.batch(rows, [pictures_of(row) for row in rows])
-            total += float(exact(self.module(self.vision.placed(batch) | {"weight": weight})).sum())
-        return total / sum(self.held_out.learned)
+            batch = self.vision.chat.collate(rows, [load_images(row) for row in rows])
+            total += float(to_float64(self.module(self.vision.to_device(batch) | {"weight": weight})).sum())
+        return total / sum(self.held_out.num_learned)
 
     def save_facts(self, folder: Path) -> None:
-        save_facts(folder, self.config.base, "glora", self.vision, self.found)
+        save_facts(folder, self.config.base, "glora", self.vision, self.data)
 
     def retraining(self, run: Run, options: dict[str, str]) -> InstructConfig:
         config = self.config

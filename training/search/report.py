@@ -18,7 +18,7 @@ def write_report(
     path: dict[str, Choices],
     sizes: dict[str, int],
     points: Sequence[Point],
-    ahead: Sequence[Point],
+    front: Sequence[Point],
     what: str,
 ) -> None:
     """Writes structure.txt and pareto.png. ahead: the structures that no smaller one is as good as; what: the points' measure."""
@@ -30,10 +30,10 @@ def write_report(
     ]
     total = f"{sum(sizes.values())} parameters in {len(path)} layers"
     write_text(folder / "structure.txt", "\n".join([head, *lines, total]) + "\n")
-    write_atomic(folder / "pareto.png", plot(points, ahead, what))
+    write_atomic(folder / "pareto.png", plot(points, front, what))
 
 
-def plot(points: Sequence[Point], ahead: Sequence[Point], what: str) -> bytes:
+def plot(points: Sequence[Point], front: Sequence[Point], what: str) -> bytes:
     """All structures by size and measure, and the best for each size, as a PNG."""
     from matplotlib.figure import Figure
 
@@ -41,7 +41,7 @@ def plot(points: Sequence[Point], ahead: Sequence[Point], what: str) -> bytes:
     axes = figure.subplots()
     axes.scatter(*zip(*points, strict=True), s=8, color="0.6", label="structures")
     axes.step(
-        *zip(*ahead, strict=True), where="post", color="tab:blue", marker="o", markersize=4, label="best of each size"
+        *zip(*front, strict=True), where="post", color="tab:blue", marker="o", markersize=4, label="best of each size"
     )
     axes.set(xlabel="parameters", ylabel=what)
     axes.legend()

@@ -18,11 +18,11 @@ from ...toolkit.data.subjects import Sample, find_samples
 from ..config.search import SearchConfig
 from ..config.subject import SubjectConfig
 from ..subject.denoising import attach_to_parts
-from ..subject.images import PictureTask
+from ..subject.images import DiffusionTask
 from .task import StructureSearch, supernet_config
 
 
-class SearchTask(StructureSearch, PictureTask):
+class SearchTask(StructureSearch, DiffusionTask):
     """The Task of training the supernet, and the search behind it."""
 
     config: SearchConfig
@@ -33,13 +33,13 @@ class SearchTask(StructureSearch, PictureTask):
         samples: list[Sample],
         base: str,
         accelerator: Accelerator,
-        judge: Callable[[PictureTask], float] | None = None,
+        judge: Callable[[DiffusionTask], float] | None = None,
     ) -> None:
         """judge: see `open_space`."""
-        train, held_out = split(config, samples)
+        train, held_out = split_held_out(config, samples)
         super().__init__(config, train, base, accelerator, held_out)
         self.open_space(judge)
-        self.judged = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
+        self.judge_batches = self.held_out_batch(config.held_out_draws, seed=config.search_seed)
 
     def may_train_text(self) -> bool:
         return self.config.train_text_encoder
@@ -50,7 +50,7 @@ class SearchTask(StructureSearch, PictureTask):
 
     def held_out_loss(self) -> float:
         """Mean denoising loss, at noise and timesteps that are drawn once."""
-        return float(self.losses_on(self.judged).mean())
+        return float(self.losses_on(self.judge_batches).mean())
 
     def save_facts(self, folder: Path) -> None:
         write_text(folder / "rankfold.json", json.dumps(self.config.facts | {"adapter": "glora"}, indent=1))
@@ -62,7 +62,7 @@ class SearchTask(StructureSearch, PictureTask):
         return SubjectConfig(**(shared | own | {"out": run.folder / "retrained"}))
 
 
-def split(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+def split_held_out(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Pictures to train on, and pictures to judge on.
 
     Raises:

@@ -26,10 +26,10 @@ from ...toolkit.adapters.variants.glora_supernet import (
     Choices,
     GloraSupernetConfig,
     GloraSupernetLayer,
-    chosen,
-    only,
+    cache_pieces,
+    select_tensors,
+    single_choice,
     supernet_layers,
-    untrained,
 )
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import append_line, write_text
@@ -38,7 +38,7 @@ from ...toolkit.formats import native
 from ..config.base import LoopConfig
 from ..config.search import SearchSettings
 from ..config.yaml_file import to_yaml
-from .evolution import Space, Structure, check_evolution, evolve, front, ranked
+from .evolution import SearchSpace, Structure, check_evolution, evolve, pareto_front, rank_structures
 from .report import write_report
 
 
@@ -53,7 +53,7 @@ def check_search(config: SearchSettings) -> None:
         wrong = [choice for choice in own if choice not in known]
         if wrong or not own or len(set(own)) < len(own):
             raise UserError(f"--choices-{part} must name some of {', '.join(known)}, each once, not '{' '.join(own)}'.")
-    check_evolution(config, Space(costs=((0,),), limit=0))
+    check_evolution(config, SearchSpace(costs=((0,),), limit=0))
     supernet_config(config, ["any"])
 
 
@@ -97,7 +97,7 @@ class StructureSearch:
         costs = tuple(
             tuple(self.cost(*gene, c) for c in own) for gene, own in zip(self.genes, self.options, strict=True)
         )
-        self.space = Space(costs, config.limit or self.plain_lora())
+        self.space = SearchSpace(costs, config.limit or self.plain_lora_size())
         check_evolution(config, self.space)
 
     def held_out_loss(self) -> float:
@@ -122,10 +122,11 @@ class StructureSearch:
     def cost(self, layer: str, part: str, choice: str) -> int:
         """Parameters of one choice."""
         return sum(
-            tensor.numel() for tensor in chosen(self.layers[layer].tensors("default"), only(part, choice)).values()
+            tensor.numel()
+            for tensor in select_tensors(self.layers[layer].tensors("default"), single_choice(part, choice)).values()
         )
 
-    def plain_lora(self) -> int:
+    def plain_lora_size(self) -> int:
         """Parameters of plain LoRA of this rank on the same layers."""
         return sum(self.config.rank * (layer.fan_in + layer.fan_out) for layer in self.layers.values())
 
@@ -135,7 +136,7 @@ class StructureSearch:
         width = len(CHOICES)
         return {name: tuple(picked[i * width : (i + 1) * width]) for i, name in enumerate(self.layers)}
 
-    def take(self, path: dict[str, Choices]) -> None:
+    def set_path(self, path: dict[str, Choices]) -> None:
         """Puts a path to work."""
         for name, choices in path.items():
             self.layers[name].path["default"] = choices
@@ -146,7 +147,7 @@ class StructureSearch:
         """The rows of a forward pass; the path of its optimizer step is put to work."""
         config = self.config
         step = position // (config.batch_size * config.gradient_accumulation)
-        self.take(self.path_at(step))
+        self.set_path(self.path_at(step))
         return super().batch(position, slots)  # type: ignore[misc]
 
     def path_at(self, step: int) -> dict[str, Choices]:
@@ -163,7 +164,7 @@ class StructureSearch:
 
     def is_dead(self) -> bool:
         """True when the largest path changes nothing."""
-        self.take(dict.fromkeys(self.layers, LARGEST))
+        self.set_path(dict.fromkeys(self.layers, LARGEST))
         return all(is_dead(part) for part in self.parts.values())
 
     def save_adapter(self, folder: Path) -> None:
@@ -173,7 +174,7 @@ class StructureSearch:
 
     def fitness(self, structure: Structure) -> float:
         """What the judge says, or minus the loss on what was held out."""
-        self.take(self.path_of(structure))
+        self.set_path(self.path_of(structure))
         return self.judge(self) if self.judge else -self.held_out_loss()
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
@@ -187,19 +188,19 @@ class StructureSearch:
                 chunk = structures[start : start + share]
                 own = chunk[accelerator.process_index : accelerator.process_index + 1]
                 found = [known[s] if s in known else self.fitness(s) for s in own]
-                everybodys = gather_object(found) if share > 1 else found
-                for structure, fitness in zip(chunk, everybodys, strict=True):
+                gathered = gather_object(found) if share > 1 else found
+                for structure, fitness in zip(chunk, gathered, strict=True):
                     if structure not in known and accelerator.is_main_process:
                         append_answer(run, structure, self.space.cost(structure), fitness)
                     known[structure] = fitness
-                answers += everybodys
+                answers += gathered
                 wanted = run.take_requests() if accelerator.is_main_process else set()
                 if any(gather_object(["stop" in wanted]) if share > 1 else ["stop" in wanted]):
-                    raise Stopped
+                    raise SearchStopped
             return answers
 
-        def told(number: int, scores: dict[Structure, float]) -> None:
-            best = ranked(scores)[0]
+        def report_generation(number: int, scores: dict[Structure, float]) -> None:
+            best = rank_structures(scores)[0]
             text = (
                 f"generation {number}/{self.config.generations}  {len(scores)} structures  {self.measure} {-scores[best]:.5f}  "
                 f"{self.space.cost(best)} parameters"
@@ -211,9 +212,9 @@ class StructureSearch:
         try:
             with ExitStack() as frozen:
                 for part in self.parts.values():
-                    frozen.enter_context(untrained(part))
-                scores = evolve(self.space, self.config, evaluate, told)
-        except Stopped:
+                    frozen.enter_context(cache_pieces(part))
+                scores = evolve(self.space, self.config, evaluate, report_generation)
+        except SearchStopped:
             return "stopped"
         if accelerator.is_main_process:
             self.write_winner(run, scores)
@@ -223,22 +224,22 @@ class StructureSearch:
 
     def write_winner(self, run: Run, scores: dict[Structure, float]) -> None:
         """The best structure as an adapter and as a config that trains again; the table and the plot of all."""
-        best = ranked(scores)[0]
+        best = rank_structures(scores)[0]
         path = self.path_of(best)
         for part in self.parts:
             own = {name.removeprefix(f"{part}."): c for name, c in path.items() if name.startswith(f"{part}.")}
             state = {}
             for name, choices in own.items():
-                tensors = chosen(self.layers[f"{part}.{name}"].tensors("default"), choices)
+                tensors = select_tensors(self.layers[f"{part}.{name}"].tensors("default"), choices)
                 state |= {f"{name}.glora_{key}": value.detach().cpu().float().clone() for key, value in tensors.items()}
             (run.adapter / part).mkdir(parents=True, exist_ok=True)
             native.write_state(run.adapter / part, state, self.winner_config(own))
         self.save_facts(run.adapter)
         write_text(run.folder / "best.yaml", to_yaml(self.retraining(run, self.structure_options(path))))
         points = [(self.space.cost(s), -scores[s]) for s in scores]
-        ahead = [(self.space.cost(s), -scores[s]) for s in front(scores, self.space)]
+        front = [(self.space.cost(s), -scores[s]) for s in pareto_front(scores, self.space)]
         sizes = {name: sum(self.cost(name, p, c) for p, c in zip(CHOICES, path[name], strict=True)) for name in path}
-        write_report(run.folder, path, sizes, points, ahead, self.measure)
+        write_report(run.folder, path, sizes, points, front, self.measure)
 
     def winner_config(self, path: dict[str, Choices]) -> GloraConfig:
         """The PEFT config of a structure, which names every layer."""
@@ -257,7 +258,7 @@ class StructureSearch:
         return {"structure": json.dumps(short), "form": self.config.form, "a_rate": str(self.config.a_rate)}
 
 
-class Stopped(Exception):
+class SearchStopped(Exception):
     """The search was asked to stop."""
 
 

@@ -12,17 +12,17 @@ import torch
 
 from ...toolkit.core.randomness import generator
 from ...toolkit.diffusion.noise import Noise
-from ..config.images import PictureConfig
-from .rows import Rows, picked
+from ..config.images import DiffusionConfig
+from .rows import Rows, pick_rows
 
-KEPT_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
+PRESERVATION_EVERY = 4  # rows, over the whole run, for each one that preservation asks again
 
 
 @dataclass(frozen=True)
-class Batches:
+class ImageBatches:
     """What a forward pass is made of."""
 
-    config: PictureConfig
+    config: DiffusionConfig
     noise: Noise
     device: torch.device
     instance: Sequence[Rows]
@@ -33,18 +33,18 @@ class Batches:
     """Number of the empty prompt."""
     host_prompts: bool = False
     """Prompt numbers stay on the host, where texts are encoded anew in each pass."""
-    shares_base: bool = False
+    shards_base: bool = False
     """Whether the frozen denoiser is shared out over the processes."""
 
-    def at(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+    def batch_at(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows behind.
 
         See DenoisingLoss.forward for what they hold.
         """
         config = self.config
-        parts = [self.part(self.instance, 1, 1.0, position, slots)]
+        parts = [self.stream_rows(self.instance, 1, 1.0, position, slots)]
         if self.prior is not None:
-            parts.append(self.part(self.prior, 2, config.prior_weight, position, slots))
+            parts.append(self.stream_rows(self.prior, 2, config.prior_weight, position, slots))
             if "mask" in parts[0]:
                 parts[1]["mask"] = torch.ones_like(parts[0]["mask"])
         batch = {key: torch.cat([part[key] for part in parts if key in part]) for key in parts[0]}
@@ -52,69 +52,69 @@ class Batches:
             batch[key] *= len(parts)  # the mean over all rows is then instance mean + weight * class mean
         return batch
 
-    def part(
+    def stream_rows(
         self, buckets: Sequence[Rows], stream: int, weight: float, position: int, slots: list[int]
     ) -> dict[str, torch.Tensor]:
         """Rows of one stream (1 instance, 2 class), each with randomness of its own."""
         config = self.config
-        number, chosen = picked([len(rows) for rows in buckets], config.seed + stream, position, config.batch_size)
+        number, chosen = pick_rows([len(rows) for rows in buckets], config.seed + stream, position, config.batch_size)
         rows = buckets[number]
         which, shape = torch.tensor([chosen[slot] for slot in slots]), rows.mean.shape[1:]
-        drawn, levels, prompts = [], [], []
+        drawn, timesteps, prompts = [], [], []
         for slot, row in zip(slots, which.tolist(), strict=True):
             random = generator(config.seed, stream, position + slot)
             both = torch.randn((2, *shape), generator=random)
-            levels.append(self.noise.draw(random))
+            timesteps.append(self.noise.sample_timestep(random))
             if config.noise_offset:
                 both[1] += config.noise_offset * torch.randn(shape[0], 1, 1, generator=random)
             drawn.append(both)
-            prompts.append(self.prompt_drawn(rows.prompts[row], random))
-        spread, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
+            prompts.append(self.draw_prompt(rows.prompts[row], random))
+        posterior_noise, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
         where = which.to(self.device, non_blocking=True)
         batch = {
             "mean": rows.mean[where],
             "std": rows.std[where],
-            "spread": spread,
+            "spread": posterior_noise,
             "noise": noise,
-            "levels": torch.cat(levels).to(self.device, non_blocking=True),
-            "prompt": self.near(torch.stack(prompts)),
+            "levels": torch.cat(timesteps).to(self.device, non_blocking=True),
+            "prompt": self.to_lookup_device(torch.stack(prompts)),
             "weight": torch.full((len(slots),), weight, device=self.device),
         }
         if rows.mask is not None:
             batch["mask"] = rows.mask[where]
         if rows.without_token is not None:
-            batch |= self.kept(rows.without_token[which], position, slots)
+            batch |= self.preservation_rows(rows.without_token[which], position, slots)
         return batch
 
-    def prompt_drawn(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    def draw_prompt(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The number of the caption that a row is given this time: one of its ways, or none."""
         config = self.config
         if config.caption_dropout and float(torch.rand((), generator=random)) < config.caption_dropout:
             return torch.tensor(self.empty)
         return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
 
-    def kept(self, prompts: torch.Tensor, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+    def preservation_rows(self, prompts: torch.Tensor, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says.
 
         They go by their number over the whole run, so that neither batch size nor processes change which rows these are. Where the base
         is shared out, no process asks it alone: who has none of these rows asks one that counts nothing.
         """
-        weight = self.config.preservation_weight * KEPT_EVERY
-        own = [n for n, slot in enumerate(slots) if (position + slot) % KEPT_EVERY == 0]
+        weight = self.config.preservation_weight * PRESERVATION_EVERY
+        own = [n for n, slot in enumerate(slots) if (position + slot) % PRESERVATION_EVERY == 0]
         if (
             not own
-            and self.shares_base
-            and any((position + n) % KEPT_EVERY == 0 for n in range(self.config.batch_size))
+            and self.shards_base
+            and any((position + n) % PRESERVATION_EVERY == 0 for n in range(self.config.batch_size))
         ):
             own, weight = [0], 0.0
         if not own:
             return {}
         return {
             "kept": torch.tensor(own, device=self.device),
-            "kept_prompt": self.near(prompts[own]),
+            "kept_prompt": self.to_lookup_device(prompts[own]),
             "kept_weight": torch.full((len(own),), weight, device=self.device),
         }
 
-    def near(self, numbers: torch.Tensor) -> torch.Tensor:
+    def to_lookup_device(self, numbers: torch.Tensor) -> torch.Tensor:
         """Prompt numbers on the device where words are looked up there, here where texts are."""
         return numbers if self.host_prompts else numbers.to(self.device, non_blocking=True)

@@ -8,20 +8,20 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from ...toolkit.adapters.attach import adapters_off, attach
+from ...toolkit.adapters.attach import attach, disable_adapters
 from ...toolkit.adapters.auxiliary import auxiliary_losses
 from ...toolkit.adapters.base import REGISTRY
 from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion import losses
-from ...toolkit.diffusion.model import PictureModel, Words
+from ...toolkit.diffusion.model import DiffusionModel, PromptEmbeds
 from ...toolkit.diffusion.noise import Noise
-from ..config.images import PictureConfig
+from ..config.images import DiffusionConfig
 from ..config.search import SearchConfig
 from ..config.subject import SubjectConfig
 
 
 def attach_to_parts(
-    model: PictureModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
+    model: DiffusionModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
 ) -> dict[str, nn.Module]:
     """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
 
@@ -32,7 +32,7 @@ def attach_to_parts(
     torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
     for name, part in parts.items():
         if name == model.denoiser_name:
-            attach(part, config_of(config.target_modules or model.targets))
+            attach(part, config_of(config.target_modules or model.default_targets))
         else:
             targets = config.text_target_modules or model.text_targets(name)
             attach(part, config_of(targets), field="--text-target-modules")
@@ -44,11 +44,11 @@ class DenoisingLoss(nn.Module):
 
     def __init__(
         self,
-        model: PictureModel,
+        model: DiffusionModel,
         parts: dict[str, nn.Module],
         noise: Noise,
-        words_of: Callable[[torch.Tensor], Words],
-        weigh: Callable[[torch.Tensor], torch.Tensor] | None,
+        prompt_embeds_of: Callable[[torch.Tensor], PromptEmbeds],
+        snr_weight: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> None:
         """words_of: what the prompts of these numbers (B,) are to the denoiser.
 
@@ -56,7 +56,7 @@ class DenoisingLoss(nn.Module):
         """
         super().__init__()
         self.parts = nn.ModuleDict({model.denoiser_name: model.denoiser} | parts)
-        self.model, self.noise, self.words_of, self.weigh = model, noise, words_of, weigh
+        self.model, self.noise, self.prompt_embeds_of, self.snr_weight = model, noise, prompt_embeds_of, snr_weight
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of each sample, (B,).
@@ -65,35 +65,37 @@ class DenoisingLoss(nn.Module):
         and kept_weight (K,): rows that are asked a second time, with another prompt, for what the model without adapters says.
         """
         clean = batch["mean"] + batch["std"] * batch["spread"]
-        noise, levels, prompt, count = batch["noise"], batch["levels"], batch["prompt"], len(clean)
-        noisy, goal = self.noise.add(clean, noise, levels), self.noise.target(clean, noise, levels)
+        noise, timesteps, prompt, count = batch["noise"], batch["levels"], batch["prompt"], len(clean)
+        noisy, target = self.noise.add_noise(clean, noise, timesteps), self.noise.target(clean, noise, timesteps)
         mask, weight = batch.get("mask"), batch["weight"]
-        if (kept := batch.get("kept")) is not None:
-            frozen = self.frozen(noisy[kept], levels[kept], batch["kept_prompt"])
-            noisy, levels = torch.cat([noisy, noisy[kept]]), torch.cat([levels, levels[kept]])
-            goal, prompt = torch.cat([goal, frozen.to(goal)]), torch.cat([prompt, batch["kept_prompt"]])
+        if (preservation := batch.get("kept")) is not None:
+            frozen = self.predict_frozen(noisy[preservation], timesteps[preservation], batch["kept_prompt"])
+            noisy, timesteps = torch.cat([noisy, noisy[preservation]]), torch.cat([timesteps, timesteps[preservation]])
+            target, prompt = torch.cat([target, frozen.to(target)]), torch.cat([prompt, batch["kept_prompt"]])
             weight = torch.cat([weight, batch["kept_weight"]])
-            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[kept])])
+            mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[preservation])])
         with auxiliary_losses() as auxiliary:
-            guess = self.predict(noisy, levels, prompt)
-        loss = losses.per_sample_mse(guess, goal, mask) * weight
-        if self.weigh is not None:
-            loss = loss * self.weigh(self.noise.snr(levels)) * self.noise.clean_error(levels)
-        if kept is not None:
-            loss = loss[:count].index_add(0, kept, loss[count:])
+            pred = self.predict(noisy, timesteps, prompt)
+        loss = losses.per_sample_mse(pred, target, mask) * weight
+        if self.snr_weight is not None:
+            loss = loss * self.snr_weight(self.noise.snr(timesteps)) * self.noise.clean_error_ratio(timesteps)
+        if preservation is not None:
+            loss = loss[:count].index_add(0, preservation, loss[count:])
         return loss + auxiliary.total()
 
-    def predict(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """What the model says of noisy latents with the prompts of these numbers."""
         dtype = self.model.dtype
-        words = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.words_of(prompt).items()}
-        return self.model.predict(noisy.to(dtype), levels, words)
+        prompt_embeds = {
+            k: v.to(dtype) if v.is_floating_point() else v for k, v in self.prompt_embeds_of(prompt).items()
+        }
+        return self.model.predict(noisy.to(dtype), timesteps, prompt_embeds)
 
     @torch.no_grad()
-    def frozen(self, noisy: torch.Tensor, levels: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def predict_frozen(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """The same without any adapter."""
-        with adapters_off(*self.parts.values()):
-            return self.predict(noisy, levels, prompt)
+        with disable_adapters(*self.parts.values()):
+            return self.predict(noisy, timesteps, prompt)
 
 
 def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
@@ -103,7 +105,7 @@ def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:
     return [m for m in denoiser.modules() if type(m).__name__ in named] if named else [m for own in lists for m in own]
 
 
-def check_compiled(config: SubjectConfig) -> None:
+def check_compile(config: SubjectConfig) -> None:
     """Raises UserError where a compiled block would not be the same when gradient checkpointing runs it again."""
     variant = REGISTRY.get(config.adapter)
     if config.compile and config.gradient_checkpointing and variant and variant.training_only:
@@ -123,8 +125,8 @@ def compile_blocks(denoiser: nn.Module) -> None:
         block.compile(dynamic=False)
 
 
-def weighing(config: PictureConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def timestep_weighting(config: DiffusionConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """How the config weighs timesteps, see DenoisingLoss."""
     if (gamma := config.min_snr_gamma) is not None:
-        return lambda snr: losses.min_snr(snr, gamma)
-    return losses.debiased if config.debiased else None
+        return lambda snr: losses.min_snr_weight(snr, gamma)
+    return losses.debiased_weight if config.debiased else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...toolkit.core.randomness import order, permutation
+from ...toolkit.core.randomness import permutation, sample_order
 
 
 @dataclass
@@ -28,14 +28,14 @@ class Rows:
         return len(self.mean)
 
 
-def picked(sizes: Sequence[int], seed: int, position: int, batch: int) -> tuple[int, list[int]]:
+def pick_rows(sizes: Sequence[int], seed: int, position: int, batch: int) -> tuple[int, list[int]]:
     """The bucket and its rows of the batch that begins at sample number `position`.
 
     With several buckets an epoch is all their batches in mixed order; a bucket's last batch is filled up with its first rows
     again, so that no picture is ever left out.
     """
     if len(sizes) == 1:
-        return 0, order(seed, sizes[0], position, batch)
+        return 0, sample_order(seed, sizes[0], position, batch)
     owners = [bucket for bucket, size in enumerate(sizes) for _ in range(math.ceil(size / batch))]
     epoch, turn = divmod(position // batch, len(owners))
     number = permutation(seed, len(owners), epoch)[turn]
@@ -57,7 +57,7 @@ def bucket_size(width: int, height: int, side: int, unit: int) -> tuple[int, int
     return best[0] * unit, best[1] * unit
 
 
-def other_orders(caption: str, count: int, seed: int) -> list[str]:
+def shuffle_tags(caption: str, count: int, seed: int) -> list[str]:
     """The caption, and `count` times its comma-separated tags in another order behind the first."""
     first, *tags = [tag.strip() for tag in caption.split(",")]
     mixes = (permutation(seed, len(tags), number) for number in range(count)) if len(tags) > 1 else iter(())

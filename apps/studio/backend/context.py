@@ -7,24 +7,24 @@ from functools import cached_property
 
 import gradio as gr
 
-from .paths import Places
-from .pipeline_worker import Loaded, Pipes
+from .paths import StudioPaths
+from .pipeline_worker import ModelCache, PipelineWorker
 
 
 @dataclass(frozen=True)
 class Studio:
     """What every page has."""
 
-    places: Places
+    paths: StudioPaths
     device: str = "0"
     start_workers: bool = True
     """Whether starting a run also starts a worker for it."""
-    loaded: Loaded = field(default_factory=Loaded)
+    model_cache: ModelCache = field(default_factory=ModelCache)
 
     @cached_property
-    def pipes(self) -> Pipes:
+    def worker(self) -> PipelineWorker:
         """Where pictures are drawn."""
-        return Pipes(self.loaded)
+        return PipelineWorker(self.model_cache)
 
     @cached_property
     def theme(self) -> gr.themes.Base:

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....toolkit.core.errors import UserError
-from ....toolkit.core.paths import is_hub_id, name_fault
+from ....toolkit.core.paths import is_hub_id, windows_name_fault
 from ....toolkit.core.run_folder import Run
 from ....toolkit.core.systems import WINDOWS
 from ....toolkit.diffusion.load import EMBEDDED
 from ....training.config.base import LoopConfig
 from ....training.config.instruct import ConversationConfig
 from ....training.config.yaml_file import from_yaml
-from ....training.launch.queue import runs_in
+from ....training.launch.queue import list_runs
 from ....training.runs import library
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-PICTURES = "_pictures"  # in the runs' folder: what was uploaded
-MADE = "_made"  # what was generated
+UPLOADS_FOLDER = "_pictures"  # in the runs' folder: what was uploaded
+GENERATED_FOLDER = "_made"  # what was generated
 
 
 @dataclass(frozen=True)
-class Places:
+class StudioPaths:
     """The folders of one studio."""
 
     runs: Path
@@ -34,7 +34,7 @@ class Places:
 
     def run_names(self) -> list[str]:
         """All runs, the newest first."""
-        return [run.folder.name for run in runs_in(self.runs)]
+        return [run.folder.name for run in list_runs(self.runs)]
 
     def run(self, name: str) -> Run:
         """The run of this name.
@@ -42,7 +42,7 @@ class Places:
         Raises:
             UserError: when there is none, or the name is no plain name.
         """
-        return Run.open(self.runs / checked_name(name, "run"))
+        return Run.open(self.runs / check_name(name, "run"))
 
     def new_run(self, name: str) -> Path:
         """The folder of a run to be made.
@@ -50,7 +50,7 @@ class Places:
         Raises:
             UserError: for a name that is no plain name or is taken.
         """
-        folder = self.runs / checked_name(name, "run")
+        folder = self.runs / check_name(name, "run")
         if folder.exists():
             raise UserError(f"There is a run named {name} already: choose another name.")
         return folder
@@ -75,7 +75,7 @@ class Places:
         chat: those of vision-language models in the place of the others.
         """
         found: dict[str, Path] = {}
-        for run in runs_in(self.runs):
+        for run in list_runs(self.runs):
             try:
                 fits = isinstance(from_yaml(run.config_file), ConversationConfig) == chat
             except UserError:
@@ -101,7 +101,7 @@ class Places:
             raise UserError(f"There is no adapter named {name}: choose one from the list.")
         return known[name]
 
-    def adapter_called(self, path: str) -> str:
+    def adapter_name(self, path: str) -> str:
         """What a page calls the adapter at a path.
 
         Raises:
@@ -154,20 +154,20 @@ class Places:
             return text
         return str(self.readable_path(text, "The base"))
 
-    def pictures(self, name: str) -> Path:
+    def upload_folder(self, name: str) -> Path:
         """The folder for uploaded pictures of this name, made if need be."""
-        folder = self.runs / PICTURES / checked_name(name, "set of pictures")
+        folder = self.runs / UPLOADS_FOLDER / check_name(name, "set of pictures")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def made(self) -> Path:
+    def generated_folder(self) -> Path:
         """Where generated pictures lie."""
-        folder = self.runs / MADE
+        folder = self.runs / GENERATED_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
-def checked_name(name: str, what: str) -> str:
+def check_name(name: str, what: str) -> str:
     """The name, if it is one.
 
     Raises:
@@ -177,6 +177,6 @@ def checked_name(name: str, what: str) -> str:
         raise UserError(
             f"{str(name)[:40]!r} is no name of a {what}: use letters, digits, dots, dashes and underscores, at most 80."
         )
-    if WINDOWS and (fault := name_fault(name)):
+    if WINDOWS and (fault := windows_name_fault(name)):
         raise UserError(f"{name} is no name of a {what}: {fault}. Choose another.")
     return name

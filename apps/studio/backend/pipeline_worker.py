@@ -12,19 +12,19 @@ from typing import Any
 
 from PIL import Image
 
-from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_picture
-from ....toolkit.core.devices import let_go
+from ....pipelines.generate import Recipe, generate, load_sampling_pipeline, repeat, save_picture
+from ....toolkit.core.devices import release_memory
 from ....toolkit.formats.source import adapter_path, content_hash
 
-LOOK = 0.2  # seconds between reports of progress
+POLL_SECONDS = 0.2  # seconds between reports of progress
 Made = list[tuple[Image.Image, Recipe]]
 
 
-class Stopped(Exception):
+class JobStopped(Exception):
     """Somebody has stopped the drawing."""
 
 
-class Drawing:
+class Job:
     """One piece of work: how far it is, and whether somebody wants it to end."""
 
     def __init__(self, total: int) -> None:
@@ -38,15 +38,15 @@ class Drawing:
         """
         self.done += 1
         if self.stopped:
-            raise Stopped
+            raise JobStopped
 
     @property
-    def share(self) -> float:
+    def progress(self) -> float:
         """How far it is, 0 to 1."""
         return min(1.0, self.done / self.total)
 
 
-class Loaded:
+class ModelCache:
     """The one large model that the pages keep in memory: the one that was used last. Its lock is held while it is used."""
 
     def __init__(self) -> None:
@@ -58,52 +58,52 @@ class Loaded:
         """The model of this key; the one before it is let go, before another is loaded. Hold the lock."""
         if key != self.key:
             self.key = self.model = None
-            let_go()
+            release_memory()
             self.model, self.key = load(), key
         return self.model
 
 
-class Pipes:
+class PipelineWorker:
     """The one place where pictures are drawn."""
 
-    def __init__(self, loaded: Loaded | None = None) -> None:
-        self.loaded = loaded or Loaded()
+    def __init__(self, loaded: ModelCache | None = None) -> None:
+        self.loaded = loaded or ModelCache()
 
     def pipeline(self, recipe: Recipe) -> Any:
         """The pipeline of this base with these adapters at these strengths."""
         hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
         key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
-        return self.loaded.get(key, lambda: sampling_pipeline(recipe))
+        return self.loaded.get(key, lambda: load_sampling_pipeline(recipe))
 
-    def draw(self, recipe: Recipe, n: int, drawing: Drawing, batch: int = 4) -> Made:
+    def draw(self, recipe: Recipe, n: int, drawing: Job, batch: int = 4) -> Made:
         """`n` pictures, in small batches so that a stop comes soon."""
         with self.loaded.lock:
             return generate(recipe, n, pipe=self.pipeline(recipe), batch=batch, on_step=drawing.step)
 
-    def again(self, recipe: Recipe) -> tuple[Image.Image, Recipe]:
+    def repeat(self, recipe: Recipe) -> tuple[Image.Image, Recipe]:
         """The picture that a recipe was written into."""
         with self.loaded.lock:
             return repeat(recipe, pipe=self.pipeline(replace(recipe)))
 
 
-def followed(work: Callable[[Drawing], Any], total: int) -> Iterator[Drawing | Any]:
+def run_in_background(work: Callable[[Job], Any], total: int) -> Iterator[Job | Any]:
     """Runs work beside the page: yields the drawing while it goes on, and last what came of it.
 
     When the page closes, or its event is cancelled, the work is stopped behind its denoising step.
     """
-    drawing, pool = Drawing(total), ThreadPoolExecutor(1)
+    drawing, pool = Job(total), ThreadPoolExecutor(1)
     future = pool.submit(work, drawing)
     try:
         while not future.done():
             yield drawing
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         yield future.result()
     finally:
         drawing.stopped = True
         pool.shutdown(wait=False)  # a page that closes does not wait for a model that is being loaded
 
 
-def kept(made: Made, folder: Path, name: str) -> list[str]:
+def save_images(made: Made, folder: Path, name: str) -> list[str]:
     """Writes pictures with their settings inside; returns their paths."""
     paths = []
     for picture, recipe in made:

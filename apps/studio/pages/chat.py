@@ -11,20 +11,20 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ....pipelines.chat import base_only, open_chat, stream
+from ....pipelines.chat import base_model_only, open_chat, stream
 from ....toolkit.core.devices import device
 from ....toolkit.core.errors import UserError
 from ....toolkit.data.conversations import Conversation
 from ....toolkit.data.images import load_rgb
 from ....toolkit.diffusion.model import DTYPES
-from ....toolkit.formats.source import content_hash, facts_of
+from ....toolkit.formats.source import adapter_facts, content_hash
 from ....toolkit.vlm.model import EMBEDDED
 from ..backend.context import Studio
-from ..backend.paths import Places
-from ..backend.pipeline_worker import Drawing, Loaded, Stopped, followed
-from ..render.messages import note, plainly
+from ..backend.paths import StudioPaths
+from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
+from ..render.messages import message_html, show_errors
 
-MOST_TOKENS = 4096  # of an answer
+MAX_TOKENS = 4096  # of an answer
 SIDE = 320  # pixels of the picture on the page
 WAITING = "Loading the model, or waiting for its turn."
 
@@ -33,7 +33,7 @@ WAITING = "Loading the model, or waiting for its turn."
 
 
 @dataclass(frozen=True)
-class Answerer:
+class ChatModelSpec:
     """Who answers."""
 
     base: str
@@ -41,7 +41,7 @@ class Answerer:
     precision: str = "fp32"
 
 
-def answerer(places: Places, tuned: str | None, base: str | None, precision: str) -> Answerer:
+def parse_model_spec(paths: StudioPaths, tuned: str | None, base: str | None, precision: str) -> ChatModelSpec:
     """Who the boxes mean. tuned: what a page calls an adapter; empty is the base alone. base: empty is the adapter's own.
 
     Raises:
@@ -49,32 +49,32 @@ def answerer(places: Places, tuned: str | None, base: str | None, precision: str
     """
     if precision not in DTYPES:
         raise UserError(f"{precision!r} is no number format: choose one of {', '.join(DTYPES)}.")
-    adapter = places.adapter(tuned, chat=True) if tuned else None
-    own = facts_of(adapter).get("base") if adapter else None
-    return Answerer(places.base(base or own or next(iter(EMBEDDED)), tuple(EMBEDDED)), adapter, precision)
+    adapter = paths.adapter(tuned, chat=True) if tuned else None
+    own = adapter_facts(adapter).get("base") if adapter else None
+    return ChatModelSpec(paths.base(base or own or next(iter(EMBEDDED)), tuple(EMBEDDED)), adapter, precision)
 
 
 @dataclass
-class Said:
+class PartialAnswers:
     """Answers so far; they grow while they are made."""
 
     tuned: str = ""
     base: str = ""
 
 
-class Models:
+class ChatModels:
     """Models that answer, one question at a time."""
 
-    def __init__(self, loaded: Loaded | None = None) -> None:
-        self.loaded = loaded or Loaded()
+    def __init__(self, loaded: ModelCache | None = None) -> None:
+        self.loaded = loaded or ModelCache()
 
-    def opened(self, who: Answerer) -> Any:
+    def open_model(self, who: ChatModelSpec) -> Any:
         """The model. Hold the lock."""
         key = (who.base, content_hash(who.adapter) if who.adapter else "", who.precision)
-        return self.loaded.get(key, lambda: opened(who))
+        return self.loaded.get(key, lambda: load_chat_model(who))
 
     def answer(
-        self, who: Answerer, row: Conversation, said: Said, drawing: Drawing, *, compare: bool, most: int
+        self, who: ChatModelSpec, row: Conversation, said: PartialAnswers, drawing: Job, *, compare: bool, most: int
     ) -> None:
         """Writes the answer into `said` word by word, the base's first when both are wanted.
 
@@ -84,14 +84,14 @@ class Models:
         """
         with self.loaded.lock:
             if drawing.stopped:
-                raise Stopped
-            vision = self.opened(who)
+                raise JobStopped
+            vision = self.open_model(who)
             vision.chat.check_row(row)
             # Generation runs in a thread of its own and asks nobody: so each token asks, before it is made.
             hook = vision.model.register_forward_pre_hook(lambda *_: drawing.step())
             try:
                 if compare:
-                    with base_only(vision):
+                    with base_model_only(vision):
                         for piece in stream(vision, row, max_new_tokens=most):
                             said.base += piece
                 for piece in stream(vision, row, max_new_tokens=most):
@@ -100,7 +100,7 @@ class Models:
                 hook.remove()
 
 
-def opened(who: Answerer) -> Any:
+def load_chat_model(who: ChatModelSpec) -> Any:
     """The model with its adapter, and the chat template that it was trained with."""
     file = who.adapter / "chat_template.jinja" if who.adapter else None
     template = file.read_text(encoding="utf-8") if file is not None and file.is_file() else None
@@ -112,17 +112,17 @@ def opened(who: Answerer) -> Any:
 
 
 @dataclass(frozen=True)
-class Talk:
+class ChatState:
     """A conversation so far: the picture belongs to its first question."""
 
-    who: Answerer | None = None
+    who: ChatModelSpec | None = None
     picture: str | None = None
     messages: tuple[dict[str, Any], ...] = field(default_factory=tuple)
     base_answers: tuple[str, ...] = ()
     """The base's answers to the same conversation, '' where it was not asked."""
 
 
-def checked_question(question: str | None) -> str:
+def check_question(question: str | None) -> str:
     """The question.
 
     Raises:
@@ -133,7 +133,7 @@ def checked_question(question: str | None) -> str:
     return str(question).strip()
 
 
-def checked_picture(picture: str | None) -> Image.Image | None:
+def check_image(picture: str | None) -> Image.Image | None:
     """The uploaded picture as the model sees it; None when there is none.
 
     Raises:
@@ -148,7 +148,7 @@ def checked_picture(picture: str | None) -> Image.Image | None:
         raise UserError(str(error).replace(str(path), path.name)) from error  # where it was uploaded to helps nobody
 
 
-def asked(talk: Talk, question: str) -> Conversation:
+def add_question(talk: ChatState, question: str) -> Conversation:
     """The conversation with one more question."""
     parts = [{"type": "image"}] if talk.picture and not talk.messages else []
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
@@ -156,7 +156,7 @@ def asked(talk: Talk, question: str) -> Conversation:
     return Conversation((*talk.messages, message), pictures, "the question")
 
 
-def answered(talk: Talk, row: Conversation, said: Said) -> Talk:
+def add_answer(talk: ChatState, row: Conversation, said: PartialAnswers) -> ChatState:
     """The conversation with the question and its answer.
 
     Raises:
@@ -168,19 +168,21 @@ def answered(talk: Talk, row: Conversation, said: Said) -> Talk:
     return replace(talk, messages=(*row.messages, answer), base_answers=(*talk.base_answers, said.base.strip()))
 
 
-def ask(models: Models, talk: Talk, question: str, *, compare: bool, most: int) -> Iterator[Said | Talk]:
+def ask(
+    models: ChatModels, talk: ChatState, question: str, *, compare: bool, most: int
+) -> Iterator[PartialAnswers | ChatState]:
     """Yields the answers so far while they are made, and last the conversation with them."""
-    row, said = asked(talk, question), Said()
+    row, said = add_question(talk, question), PartialAnswers()
     who: Any = talk.who
     both = compare and who.adapter is not None
     work = lambda drawing: models.answer(who, row, said, drawing, compare=both, most=most)  # noqa: E731
-    for now in followed(work, most * (1 + both)):
-        if isinstance(now, Drawing):
+    for now in run_in_background(work, most * (1 + both)):
+        if isinstance(now, Job):
             yield replace(said)
-    yield answered(talk, row, said)
+    yield add_answer(talk, row, said)
 
 
-def bubbles(talk: Talk, question: str = "", said: Said | None = None) -> tuple[list[Any], list[Any]]:
+def bubbles(talk: ChatState, question: str = "", said: PartialAnswers | None = None) -> tuple[list[Any], list[Any]]:
     """What the two columns show: the conversation, and the base's answers in it; last a question that is being answered."""
     texts = [part["text"] for message in talk.messages for part in message["content"] if part["type"] == "text"]
     own = [bubble("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
@@ -235,7 +237,7 @@ def build(studio: Studio) -> None:
                 go = gr.Button("Ask", variant="primary", elem_id="chat-ask")
                 stop = gr.Button("Stop", variant="stop", elem_id="chat-stop")
                 new = gr.Button("New conversation", elem_id="chat-new")
-    talk = gr.State(Talk())
+    talk = gr.State(ChatState())
     columns = [talk, own, other, said]
     wire_asking(studio, [tuned, base, picture, question, compare, most, precision], columns, (go, stop, new))
     wire_boxes(studio, tuned, base, precision, picture, seen, compare, columns)
@@ -243,24 +245,24 @@ def build(studio: Studio) -> None:
 
 def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: tuple[Any, Any, Any]) -> None:
     """Ask, stop, begin anew. boxes: in the order that `chat` takes them; columns: conversation, both answers, progress."""
-    places, models = studio.places, Models(studio.loaded)
+    places, models = studio.paths, ChatModels(studio.model_cache)
     go, stop, new = buttons
     talk, question = columns[0], boxes[3]
 
-    @plainly
-    def chat(before: Talk, tuned: str | None, base: str | None, picture: str | None, text: str, compare: bool,
+    @show_errors
+    def chat(before: ChatState, tuned: str | None, base: str | None, picture: str | None, text: str, compare: bool,
              most: float, precision: str) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        text = checked_question(text)
-        if not 1 <= (most or 0) <= MOST_TOKENS:
-            raise UserError(f"The most tokens of an answer must lie between 1 and {MOST_TOKENS}, not {most}.")
-        checked_picture(picture)
-        who = answerer(places, tuned, base, precision)
+        text = check_question(text)
+        if not 1 <= (most or 0) <= MAX_TOKENS:
+            raise UserError(f"The most tokens of an answer must lie between 1 and {MAX_TOKENS}, not {most}.")
+        check_image(picture)
+        who = parse_model_spec(places, tuned, base, precision)
         if (before.who, before.picture) != (who, picture or None):
-            before = Talk(who, picture or None)  # another model or picture, another conversation
-        yield before, *bubbles(before, text), note(WAITING), ""
+            before = ChatState(who, picture or None)  # another model or picture, another conversation
+        yield before, *bubbles(before, text), message_html(WAITING), ""
         try:
             for now in ask(models, before, text, compare=compare, most=int(most)):
-                if isinstance(now, Talk):
+                if isinstance(now, ChatState):
                     yield now, *bubbles(now), "", gr.skip()
                 elif now.tuned or now.base:
                     yield gr.skip(), *bubbles(before, text, now), "", gr.skip()
@@ -270,9 +272,9 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
             yield before, *bubbles(before), "", text  # the page shows what the conversation holds
             raise
 
-    @plainly
-    def so_far(before: Talk) -> tuple[Any, ...]:
-        return before, *bubbles(before), note("Stopped; an answer that was not whole is not kept.")
+    @show_errors
+    def so_far(before: ChatState) -> tuple[Any, ...]:
+        return before, *bubbles(before), message_html("Stopped; an answer that was not whole is not kept.")
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     event = gr.on(
@@ -281,33 +283,35 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
     )  # fmt: skip
     stop.click(so_far, talk, columns, cancels=[event], **quiet)
     ends = [new.click, columns[1].clear, columns[2].clear]
-    gr.on(ends, lambda: (Talk(), [], [], ""), None, columns, cancels=[event], **quiet)
+    gr.on(ends, lambda: (ChatState(), [], [], ""), None, columns, cancels=[event], **quiet)
 
 
 def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, picture: Any, seen: Any, compare: Any,
                columns: list[Any]) -> None:  # fmt: skip
     """What the boxes beside the conversation do."""
-    places = studio.places
+    places = studio.paths
 
-    @plainly
+    @show_errors
     def choices() -> Any:
         return gr.Dropdown(choices=[("none: the base alone", ""), *places.adapters(chat=True)], value="")
 
-    @plainly
+    @show_errors
     def look_at(file: str | None) -> tuple[Any, ...]:
         found, fault = None, ""
         try:
-            found = checked_picture(file)
+            found = check_image(file)
         except UserError as error:  # said on the page, where it stays as long as the file does
-            fault = note(str(error), "fault")
+            fault = message_html(str(error), "fault")
         if found is not None:
             found.thumbnail((SIDE, SIDE))
-        return gr.Image(value=found, visible=found is not None), Talk(), [], [], fault
+        return gr.Image(value=found, visible=found is not None), ChatState(), [], [], fault
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     picture.change(look_at, picture, [seen, *columns], **quiet)
     for box in (tuned, base, precision):
-        box.input(lambda: (Talk(), [], [], note("Another model: a new conversation.")), None, columns, **quiet)
+        box.input(
+            lambda: (ChatState(), [], [], message_html("Another model: a new conversation.")), None, columns, **quiet
+        )
     compare.input(lambda on: gr.update(visible=on), compare, columns[2], **quiet)
     page = gr.context.Context.root_block
     page.load(choices, None, tuned, api_visibility="private", show_progress="hidden", concurrency_limit=None)

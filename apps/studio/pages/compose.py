@@ -11,41 +11,41 @@ import gradio as gr
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
-from ....toolkit.formats.source import adapter_path, facts_of
+from ....toolkit.formats.source import adapter_facts, adapter_path
 from ....training.compose.task import check_compose
-from ....training.config.checks import check_numbers
+from ....training.config.checks import check_ranges
 from ....training.config.compose import ComposeConfig
 from ..backend.context import Studio
-from ..backend.paths import PICTURES, Places
-from ..backend.submit import queued
-from ..render.messages import note, plainly
+from ..backend.paths import UPLOADS_FOLDER, StudioPaths
+from ..backend.submit import enqueue_run
+from ..render.messages import message_html, show_errors
 
-LIKE, GIVEN, LEARNED = "all alike", "weights", "learned"
+EQUAL, CUSTOM, LEARNED = "all alike", "weights", "learned"
 TABLE = ["adapter", "mean weight", "least", "greatest"]
 
 
 # ---------------------------------------------------------------------------------------------- what is asked for
 
 
-def source_of(places: Places, name: str) -> str:
+def source_path(paths: StudioPaths, name: str) -> str:
     """What a config calls an adapter: a run's folder where it is a run's own, whose name the composition then bears.
 
     Raises:
         UserError: when there is no such adapter.
     """
-    path = places.adapter(name)
+    path = paths.adapter(name)
     return str(path.parent if adapter_path(path.parent) == path else path)
 
 
-def told_of(places: Places, name: str) -> dict[str, str]:
+def source_facts(paths: StudioPaths, name: str) -> dict[str, str]:
     """What an adapter says of itself; for a file in the library, which says little, what the library knows."""
-    path = places.adapter(name)
+    path = paths.adapter(name)
     entry = path.parent / "entry.json"
     known = {"base": json.loads(entry.read_text(encoding="utf-8"))["base"]} if entry.is_file() else {}
-    return known | facts_of(path)
+    return known | adapter_facts(path)
 
 
-def weights_from(text: str, count: int) -> tuple[float, ...]:
+def parse_weights(text: str, count: int) -> tuple[float, ...]:
     """The numbers in a box, one for each adapter.
 
     Raises:
@@ -64,13 +64,13 @@ def weights_from(text: str, count: int) -> tuple[float, ...]:
     return weights
 
 
-def picture_sets(places: Places) -> list[str]:
+def picture_sets(paths: StudioPaths) -> list[str]:
     """Sets of pictures that were uploaded."""
-    folder = places.runs / PICTURES
+    folder = paths.runs / UPLOADS_FOLDER
     return sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
 
 
-def pictures_from(places: Places, chosen: str | None, typed: str) -> Path:
+def resolve_images(paths: StudioPaths, chosen: str | None, typed: str) -> Path:
     """The folder that weights are learned on: an uploaded set, or one that somebody typed.
 
     Raises:
@@ -79,15 +79,17 @@ def pictures_from(places: Places, chosen: str | None, typed: str) -> Path:
     if chosen and typed.strip():
         raise UserError("An uploaded set and a folder were both given: leave one of them empty.")
     if typed.strip():
-        return places.readable_folder(typed, "The folder")
+        return paths.readable_folder(typed, "The folder")
     if not chosen:
         raise UserError("Learned weights need a few pictures: choose an uploaded set, or type a folder.")
-    if chosen not in picture_sets(places):
+    if chosen not in picture_sets(paths):
         raise UserError(f"There is no set of pictures named {chosen}: choose one from the list.")
-    return places.pictures(chosen)
+    return paths.upload_folder(chosen)
 
 
-def config_from(places: Places, names: list[str] | None, how: str, values: dict[str, Any], run: str) -> ComposeConfig:
+def parse_config(
+    paths: StudioPaths, names: list[str] | None, how: str, values: dict[str, Any], run: str
+) -> ComposeConfig:
     """The config that the boxes mean. values: weights, set, folder, steps, rate, rank, base, token and noun, as boxes have them.
 
     Raises:
@@ -95,25 +97,25 @@ def config_from(places: Places, names: list[str] | None, how: str, values: dict[
     """
     if not names:
         raise UserError("No adapter has been chosen: choose those that one shall be made of.")
-    if how not in (LIKE, GIVEN, LEARNED):
-        raise UserError(f"{how!r} is no way to compose: choose {LIKE}, {GIVEN} or {LEARNED}.")
-    first = told_of(places, names[0])
+    if how not in (EQUAL, CUSTOM, LEARNED):
+        raise UserError(f"{how!r} is no way to compose: choose {EQUAL}, {CUSTOM} or {LEARNED}.")
+    first = source_facts(paths, names[0])
     base = values["base"] or first.get("base", "")
     if not base:
         raise UserError(f"{names[0]} does not say which base it was made for: choose the base.")
-    checked = places.base(base)
+    checked = paths.base(base)
     settings: dict[str, Any] = {}
-    if how == GIVEN:
-        settings["weights"] = weights_from(values["weights"] or "", len(names))
+    if how == CUSTOM:
+        settings["weights"] = parse_weights(values["weights"] or "", len(names))
     if how == LEARNED:
-        settings["images"] = pictures_from(places, values["set"], values["folder"] or "")
+        settings["images"] = resolve_images(paths, values["set"], values["folder"] or "")
         settings |= {"steps": int(values["steps"] or 0), "learning_rate": float(values["rate"] or 0)}
     for key, own in (("token", values["token"]), ("class_noun", values["noun"])):
         if words := (own or "").strip() or first.get(key, ""):
             settings[key] = words
     return ComposeConfig(
-        out=places.new_run(run),
-        adapters=tuple(source_of(places, name) for name in names),
+        out=paths.new_run(run),
+        adapters=tuple(source_path(paths, name) for name in names),
         # An adapter's own spelling of its base stays, for the others' are compared with it.
         base=checked if values["base"] else base,
         max_rank=int(values["rank"] or 0),
@@ -124,12 +126,12 @@ def config_from(places: Places, names: list[str] | None, how: str, values: dict[
 # ---------------------------------------------------------------------------------------------- what came of it
 
 
-def composed_runs(places: Places) -> list[str]:
+def composed_runs(paths: StudioPaths) -> list[str]:
     """Runs whose adapter was made of others, the newest first."""
-    return [name for name in places.run_names() if "composed_of" in facts_at(places.run(name).adapter)]
+    return [name for name in paths.run_names() if "composed_of" in read_facts(paths.run(name).adapter)]
 
 
-def facts_at(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
     """What an adapter's folder says of itself; nothing while it is being made."""
     try:
         return json.loads((folder / "rankfold.json").read_text(encoding="utf-8"))
@@ -137,20 +139,20 @@ def facts_at(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def composition(places: Places, name: str) -> tuple[list[list[Any]], list[str]]:
+def describe_composition(paths: StudioPaths, name: str) -> tuple[list[list[Any]], list[str]]:
     """A row for each source, see TABLE, and sentences about the whole.
 
     Raises:
         UserError: when there is no such run, or it was not composed, or not yet.
     """
-    run, facts = places.run(name), facts_at(places.run(name).adapter)
+    run, facts = paths.run(name), read_facts(paths.run(name).adapter)
     if "composed_of" not in facts:
-        if isinstance(places.config(name), ComposeConfig):
+        if isinstance(paths.config(name), ComposeConfig):
             raise UserError(f"{name} is {run.state() or 'no run'}: its weights are here when it is done, see Watch.")
         raise UserError(f"{name} was not composed: choose a run of this page.")
     weights = json.loads(facts["composed_weights"])
     columns = list(zip(*weights.values(), strict=True))
-    names = source_names(places, name, [source["name"] for source in json.loads(facts["composed_of"])])
+    names = source_names(paths, name, [source["name"] for source in json.loads(facts["composed_of"])])
     rows = [
         [source, *(round(value, 4) for value in (sum(own) / len(own), min(own), max(own)))]
         for source, own in zip(names, columns, strict=True)
@@ -163,16 +165,16 @@ def composition(places: Places, name: str) -> tuple[list[list[Any]], list[str]]:
     return rows, lines
 
 
-def source_names(places: Places, run: str, known: list[str]) -> list[str]:
+def source_names(paths: StudioPaths, run: str, known: list[str]) -> list[str]:
     """What pages call the sources of a composed run; where one is gone, what it was called."""
-    config = places.config(run)
-    paths = config.adapters if isinstance(config, ComposeConfig) else ()
-    if len(paths) != len(known):
+    config = paths.config(run)
+    source_paths = config.adapters if isinstance(config, ComposeConfig) else ()
+    if len(source_paths) != len(known):
         return known
     names = []
-    for path, name in zip(paths, known, strict=True):
+    for path, name in zip(source_paths, known, strict=True):
         try:
-            names.append(places.adapter_called(path))
+            names.append(paths.adapter_name(path))
         except UserError:
             names.append(name)
     return names
@@ -192,7 +194,7 @@ def build(studio: Studio) -> None:
         elem_id="compose-adapters",
     )
     gr.Markdown("## 2. How much of each")
-    boxes = [names, *how_boxes()]
+    boxes = [names, *weighting_inputs()]
     gr.Markdown("## 3. Start")
     with gr.Row():
         run = gr.Textbox(label="Name of the run", value="composed-1", elem_id="compose-name")
@@ -206,12 +208,12 @@ def build(studio: Studio) -> None:
     table = gr.Dataframe(
         headers=TABLE, label="What it was made of", interactive=False, wrap=True, elem_id="composed-of"
     )
-    wire(studio, boxes, run, go, started, done, again, said, table)
+    wire_events(studio, boxes, run, go, started, done, again, said, table)
 
 
-def how_boxes() -> list[Any]:
+def weighting_inputs() -> list[Any]:
     """The boxes of step 2, in the order that `compose` takes them; those of the way that was not chosen are hidden."""
-    how = gr.Radio([LIKE, GIVEN, LEARNED], value=LIKE, label="Weights of the adapters", elem_id="compose-how")
+    how = gr.Radio([EQUAL, CUSTOM, LEARNED], value=EQUAL, label="Weights of the adapters", elem_id="compose-how")
     weights = gr.Textbox(
         label="Weights, one for each adapter", placeholder="0.6 0.4", visible=False, elem_id="compose-weights",
         info="Any numbers; 1 takes an adapter as it was trained.",
@@ -239,36 +241,36 @@ def how_boxes() -> list[Any]:
         token = gr.Textbox(label="Rare word", info="Empty: the first adapter's.", elem_id="compose-token")
         noun = gr.Textbox(label="Class noun", info="Empty: the first adapter's.", elem_id="compose-noun")
     how.change(
-        lambda way: (gr.update(visible=way == GIVEN), gr.update(visible=way == LEARNED)), how, [weights, learned],
+        lambda way: (gr.update(visible=way == CUSTOM), gr.update(visible=way == LEARNED)), how, [weights, learned],
         api_visibility="private", queue=False, show_progress="hidden",
     )  # fmt: skip
     return [how, weights, chosen, folder, steps, rate, rank, base, token, noun]
 
 
-def wire(studio: Studio, boxes: list[Any], run: Any, go: Any, started: Any, done: Any, again: Any, said: Any,
+def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: Any, done: Any, again: Any, said: Any,
          table: Any) -> None:  # fmt: skip
     """What the buttons do."""
-    places = studio.places
+    places = studio.paths
 
-    @plainly
+    @show_errors
     def compose(names: list[str] | None, how: str, weights: str, chosen: str | None, folder: str, steps: float,
                 rate: float, rank: float, base: str, token: str, noun: str, name: str) -> tuple[str, str]:  # fmt: skip
         values = {"weights": weights, "set": chosen, "folder": folder, "steps": steps, "rate": rate, "rank": rank,
                   "base": base, "token": token, "noun": noun}  # fmt: skip
-        config = config_from(places, names, how, values, name)
-        check_numbers(config)
+        config = parse_config(places, names, how, values, name)
+        check_ranges(config)
         check_compose(config)  # the queue does so only for weights that are learned
-        return queued(studio, config)
+        return enqueue_run(studio, config)
 
-    @plainly
-    def composed(name: str | None) -> tuple[str, list[list[Any]]]:
+    @show_errors
+    def show_composition(name: str | None) -> tuple[str, list[list[Any]]]:
         if not name:
-            return note("No run has been composed yet."), []
-        rows, lines = composition(places, name)
-        return "".join(map(note, lines)), rows
+            return message_html("No run has been composed yet."), []
+        rows, lines = describe_composition(places, name)
+        return "".join(map(message_html, lines)), rows
 
-    @plainly
-    def opened(request: gr.Request) -> tuple[Any, ...]:
+    @show_errors
+    def load_page(request: gr.Request) -> tuple[Any, ...]:
         runs, wanted = composed_runs(places), request.query_params.get("run")
         value = wanted if wanted in runs else (runs[0] if runs else None)
         return (
@@ -276,20 +278,24 @@ def wire(studio: Studio, boxes: list[Any], run: Any, go: Any, started: Any, done
             gr.Dropdown(choices=["", *picture_sets(places)], value=""),
             places.free_name("composed-1"),
             gr.Dropdown(choices=runs, value=value),
-            *composed(value),
+            *show_composition(value),
         )
 
-    @plainly
-    def listed(chosen: str | None) -> tuple[Any, ...]:
+    @show_errors
+    def refresh_runs(chosen: str | None) -> tuple[Any, ...]:
         runs = composed_runs(places)
         value = chosen if chosen in runs else (runs[0] if runs else None)
-        return gr.Dropdown(choices=runs, value=value), *composed(value), gr.Dropdown(choices=list(places.adapters()))
+        return (
+            gr.Dropdown(choices=runs, value=value),
+            *show_composition(value),
+            gr.Dropdown(choices=list(places.adapters())),
+        )
 
     # Through the queue, for outside of it Gradio shows no error's sentence.
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     names, chosen = boxes[0], boxes[3]
     go.click(compose, [*boxes, run], [started, run], api_name="compose")
-    done.input(composed, done, [said, table], **quiet)
-    again.click(listed, done, [done, said, table, names], **quiet)
+    done.input(show_composition, done, [said, table], **quiet)
+    again.click(refresh_runs, done, [done, said, table, names], **quiet)
     page = gr.context.Context.root_block
-    page.load(opened, None, [names, chosen, run, done, said, table], **quiet)
+    page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)

@@ -8,75 +8,81 @@ from typing import Any
 
 import gradio as gr
 
-from ....pipelines.generate import read_recipe, recipe_in
+from ....pipelines.generate import parse_recipe, read_recipe
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.context import Studio
-from ..backend.pipeline_worker import Drawing, Stopped, followed, kept
-from ..backend.recipes import recipe_from, suited
-from ..render.messages import note, plainly, progress
-from ..widgets.adapter_rows import AdapterRows, shown, values_of
+from ..backend.pipeline_worker import Job, JobStopped, run_in_background, save_images
+from ..backend.recipes import build_recipe, suggested_base_and_prompt
+from ..render.messages import message_html, progress_bar, show_errors
+from ..widgets.adapter_rows import AdapterRows, row_values, row_visibility
 
-MOST = 64  # pictures at once
+MAX_IMAGES = 64  # pictures at once
 
 
-class Generate:
+class GeneratePage:
     """What the page's events do."""
 
     def __init__(self, studio: Studio) -> None:
-        self.places, self.pipes = studio.places, studio.pipes
+        self.paths, self.worker = studio.paths, studio.worker
 
     def make_pictures(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
                       width: float, height: float, *rows: Any) -> Any:  # fmt: skip
         """Draws; yields progress, then the pictures and their seed."""
-        if not 1 <= n <= MOST:
-            raise UserError(f"The number of pictures must lie between 1 and {MOST}, not {n:g}.")
+        if not 1 <= n <= MAX_IMAGES:
+            raise UserError(f"The number of pictures must lie between 1 and {MAX_IMAGES}, not {n:g}.")
         values = {
             "steps": steps, "guidance_scale": guidance, "width": width, "height": height,
             "seed": random.randrange(2**31) if seed < 0 else seed,
         }  # fmt: skip
-        recipe = recipe_from(self.places, base, prompt, negative, values, rows)
+        recipe = build_recipe(self.paths, base, prompt, negative, values, rows)
         batches = -(-int(n) // 4)
         try:
-            for now in followed(lambda drawing: self.pipes.draw(recipe, int(n), drawing), batches * recipe.steps):
-                if isinstance(now, Drawing):
-                    yield progress(now.share), gr.skip(), gr.skip()
+            for now in run_in_background(
+                lambda drawing: self.worker.draw(recipe, int(n), drawing), batches * recipe.steps
+            ):
+                if isinstance(now, Job):
+                    yield progress_bar(now.progress), gr.skip(), gr.skip()
                 else:
-                    yield note(f"Seed {recipe.seed}."), kept(now, self.places.made(), "picture"), recipe.seed
-        except Stopped:
-            yield note("Stopped."), gr.skip(), gr.skip()
+                    yield (
+                        message_html(f"Seed {recipe.seed}."),
+                        save_images(now, self.paths.generated_folder(), "picture"),
+                        recipe.seed,
+                    )
+        except JobStopped:
+            yield message_html("Stopped."), gr.skip(), gr.skip()
 
-    def take_back(self, file: str | None) -> tuple[Any, ...]:
+    def recall_settings(self, file: str | None) -> tuple[Any, ...]:
         """The settings of a picture, for every box, and for how many rows are shown."""
         if not file:
             raise UserError("Drop a PNG that was made here, or by rankfold sample.")
-        recipe = recipe_in(Path(file))
-        names = [self.places.adapter_called(path) for path in recipe.adapters]  # before anything that it names is read
-        self.places.base(recipe.base)
+        recipe = parse_recipe(Path(file))
+        names = [self.paths.adapter_name(path) for path in recipe.adapters]  # before anything that it names is read
+        self.paths.base(recipe.base)
         read_recipe(Path(file))
         values = (
             recipe.base, recipe.prompt, recipe.negative_prompt, recipe.seed, 1, recipe.steps, recipe.guidance_scale,
             recipe.side, recipe.height,
         )  # fmt: skip
-        rows = values_of(names, recipe.strengths)
-        return note(f"The settings of {Path(file).name}."), *values, *rows, *shown(max(1, len(names)))
+        rows = row_values(names, recipe.strengths)
+        return message_html(f"The settings of {Path(file).name}."), *values, *rows, *row_visibility(max(1, len(names)))
 
-    def suit(self, name: str) -> tuple[Any, Any]:
+    def suggest_base_and_prompt(self, name: str) -> tuple[Any, Any]:
         """Base and prompt that an adapter was made for."""
-        return suited(self.places, name)
+        return suggested_base_and_prompt(self.paths, name)
 
 
 def build(studio: Studio) -> None:
     """The page."""
-    generate = Generate(studio)
-    adapters = AdapterRows(studio.places)
+    generate = GeneratePage(studio)
+    adapters = AdapterRows(studio.paths)
     with gr.Row():
         base = gr.Dropdown([*EMBEDDED], value="tiny", allow_custom_value=True, label="Base model", elem_id="base")
         prompt = gr.Textbox(label="Prompt", value="a sks creature on the beach", lines=2, scale=2, elem_id="prompt")
         negative = gr.Textbox(label="Not in the picture (negative prompt)", lines=2, scale=1)
     with gr.Row():
         seed = gr.Number(label="Seed (-1: by chance)", value=-1, precision=0, min_width=120, elem_id="seed")
-        n = gr.Number(label="Pictures", value=4, precision=0, minimum=1, maximum=MOST, min_width=120, elem_id="n")
+        n = gr.Number(label="Pictures", value=4, precision=0, minimum=1, maximum=MAX_IMAGES, min_width=120, elem_id="n")
         steps = gr.Number(label="Steps", value=25, precision=0, minimum=1, min_width=120, elem_id="steps")
         guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="guidance")
         width = gr.Number(label="Width (0: the base's own)", value=0, precision=0, min_width=120)
@@ -94,12 +100,16 @@ def build(studio: Studio) -> None:
     boxes = [base, prompt, negative, seed, n, steps, guidance, width, height, *adapters.boxes]
     last = gr.Number(visible=False)
     event = go.click(
-        plainly(generate.make_pictures), boxes, [said, gallery, last], api_name="generate", concurrency_id="device"
+        show_errors(generate.make_pictures), boxes, [said, gallery, last], api_name="generate", concurrency_id="device"
     )
     stop.click(None, cancels=[event])
-    dropped.upload(plainly(generate.take_back), dropped, [said, *boxes, *adapters.length], api_name="recall")
+    dropped.upload(show_errors(generate.recall_settings), dropped, [said, *boxes, *adapters.length], api_name="recall")
     adapters.names[0].input(
-        plainly(generate.suit), adapters.names[0], [base, prompt], api_visibility="private", queue=False
+        show_errors(generate.suggest_base_and_prompt),
+        adapters.names[0],
+        [base, prompt],
+        api_visibility="private",
+        queue=False,
     )
     page = gr.context.Context.root_block
     page.load(adapters.choices, None, adapters.names, api_visibility="private", show_progress="hidden")

@@ -20,20 +20,20 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.folder_report import inspect_adapter
 from ....toolkit.formats.report import Report
-from ....toolkit.formats.source import facts_of, is_native
+from ....toolkit.formats.source import adapter_facts, is_native
 from ....toolkit.formats.write import FORMATS
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
-from ....training.config.images import PictureConfig
+from ....training.config.images import DiffusionConfig
 from ....training.runs import library
 from ..backend.context import Studio
-from ..backend.paths import Places, checked_name
-from ..render.messages import note, plainly
+from ..backend.paths import StudioPaths, check_name
+from ..render.messages import message_html, show_errors
 
 TABLE = ["name", "where", "base", "trigger", "kind"]
 FACTS = ["what", "found"]
 LAYERS = ["layer", "method", "rank", "scale", "size of the change", "over the weight", "fault"]
-EXPORTS = "_exports"  # in the runs' folder: what was exported
-MEANT = {
+EXPORTS_FOLDER = "_exports"  # in the runs' folder: what was exported
+FORMAT_LABELS = {
     "diffusers": "diffusers: load_lora_weights",
     "peft": "peft: PeftModel.from_pretrained (a zip)",
     "kohya": "kohya: A1111, ComfyUI, kohya's tools",
@@ -47,7 +47,7 @@ Rows = list[list[Any]]
 
 
 @dataclass(frozen=True)
-class Known:
+class AdapterEntry:
     """One adapter, and where it comes from."""
 
     name: str
@@ -61,33 +61,35 @@ class Known:
     """What it says of itself."""
 
 
-def known(places: Places) -> dict[str, Known]:
+def list_adapters(paths: StudioPaths) -> dict[str, AdapterEntry]:
     """All adapters by what pages call them, the runs' first."""
     found = {}
     for is_chat in (False, True):
-        for name, path in places.adapters(chat=is_chat).items():
+        for name, path in paths.adapters(chat=is_chat).items():
             kept = path.is_relative_to(library.library_folder())
-            run = None if kept else path.relative_to(places.runs).parts[0]
-            facts = library_facts(path) if kept else own_facts(path)
-            found[name] = Known(name, path, run, is_chat, facts)
+            run = None if kept else path.relative_to(paths.runs).parts[0]
+            facts = read_library_facts(path) if kept else read_own_facts(path)
+            found[name] = AdapterEntry(name, path, run, is_chat, facts)
     return found
 
 
-def own_facts(path: Path) -> dict[str, Any]:
+def read_own_facts(path: Path) -> dict[str, Any]:
     """What an adapter says of itself; nothing while it is being written, or when it is spoilt."""
     try:
-        return facts_of(path)
+        return adapter_facts(path)
     except (UserError, ValueError):
         return {}
 
 
-def library_facts(path: Path) -> dict[str, Any]:
+def read_library_facts(path: Path) -> dict[str, Any]:
     """What the library knows of an adapter, in the words of the adapters' own facts."""
     entry = json.loads((path.parent / "entry.json").read_text(encoding="utf-8"))
-    return own_facts(path) | {key: entry[key] for key in ("base", "trigger", "adapter", "composed_of") if entry[key]}
+    return read_own_facts(path) | {
+        key: entry[key] for key in ("base", "trigger", "adapter", "composed_of") if entry[key]
+    }
 
 
-def adapter_of(places: Places, name: str | None) -> Known:
+def find_adapter(paths: StudioPaths, name: str | None) -> AdapterEntry:
     """The adapter that pages call so.
 
     Raises:
@@ -95,13 +97,13 @@ def adapter_of(places: Places, name: str | None) -> Known:
     """
     if not name:
         raise UserError("No adapter has been chosen: choose one from the list.")
-    found = known(places)
+    found = list_adapters(paths)
     if name not in found:
         raise UserError(f"There is no adapter named {name}: choose one from the list.")
     return found[name]
 
 
-def row_of(one: Known) -> list[str]:
+def table_row(one: AdapterEntry) -> list[str]:
     """Its row of TABLE."""
     facts = one.facts
     words = facts.get("trigger") or f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
@@ -111,7 +113,7 @@ def row_of(one: Known) -> list[str]:
     return [one.name, "library" if one.run is None else "runs", facts.get("base") or "-", words or "-", kind]
 
 
-def thumbnails() -> list[tuple[Image.Image, str]]:
+def library_thumbnails() -> list[tuple[Image.Image, str]]:
     """The library's pictures, with the adapters' names."""
     found = []
     for entry in library.entries():
@@ -122,21 +124,21 @@ def thumbnails() -> list[tuple[Image.Image, str]]:
     return found
 
 
-def add(places: Places, adapter: str | None, name: str, trigger: str) -> str:
+def add_to_library(paths: StudioPaths, adapter: str | None, name: str, trigger: str) -> str:
     """Copies a run's adapter into the library; returns a sentence.
 
     Raises:
         UserError: for an adapter that is no run's, or a name that is none or is taken.
     """
-    one = adapter_of(places, adapter)
+    one = find_adapter(paths, adapter)
     if one.run is None or one.is_chat:
         raise UserError(f"{one.name} is no run's adapter of a diffusion model: choose one from the list.")
-    checked_name(name, "library's adapter")
+    check_name(name, "library's adapter")
     if any(entry.name == name for entry in library.entries()):
         raise UserError(f"The library has an adapter named {name} already: choose another name.")
-    run = places.run(one.run)
+    run = paths.run(one.run)
     made = one.path == run.adapter
-    picture = library.newest_picture(run.folder)
+    picture = library.newest_preview(run.folder)
     entry = library.add(run.folder if made else one.path, name=name, trigger=trigger.strip(), thumbnail=picture)
     return f"{entry.name} is in the library (base {entry.base}, trigger {entry.trigger or '-'})."
 
@@ -144,7 +146,9 @@ def add(places: Places, adapter: str | None, name: str, trigger: str) -> str:
 # ---------------------------------------------------------------------------------------------- inspect
 
 
-def inspected(places: Places, name: str | None, file: str | None, against_base: bool) -> tuple[Rows, Rows, list[str]]:
+def inspect_source(
+    paths: StudioPaths, name: str | None, file: str | None, against_base: bool
+) -> tuple[Rows, Rows, list[str]]:
     """Facts, a row for each layer, and what to do about it: of a file that was uploaded, or of an adapter.
 
     against_base: each layer's change is set against the weight that it changes.
@@ -158,18 +162,18 @@ def inspected(places: Places, name: str | None, file: str | None, against_base: 
                 "A file is read without its base: take the tick at the base away, or add it to the library."
             )
         try:
-            return of_report(inspect_adapter(Path(file)))
+            return report_tables(inspect_adapter(Path(file)))
         except UserError as error:  # where it was uploaded to helps nobody
             raise UserError(str(error).replace(file, Path(file).name)) from error
-    one = adapter_of(places, name)
+    one = find_adapter(paths, name)
     model: Any = None
     if against_base:
-        base = base_of(places, one)
+        base = require_base(paths, one)
         model = open_chat(base) if one.is_chat else load_pipeline(Recipe(prompt="", base=base))
-    return of_report(inspect_adapter(one.path, model))
+    return report_tables(inspect_adapter(one.path, model))
 
 
-def base_of(places: Places, one: Known) -> str:
+def require_base(paths: StudioPaths, one: AdapterEntry) -> str:
     """The base that an adapter was made for.
 
     Raises:
@@ -178,25 +182,25 @@ def base_of(places: Places, one: Known) -> str:
     base = one.facts.get("base", "")
     if not base:
         raise UserError(f"{one.name} does not say which base it was made for, so nothing can be set against it.")
-    places.base(base, tuple(EMBEDDED_VISION if one.is_chat else EMBEDDED))
+    paths.base(base, tuple(EMBEDDED_VISION if one.is_chat else EMBEDDED))
     return base
 
 
-def of_report(found: Report) -> tuple[Rows, Rows, list[str]]:
+def report_tables(found: Report) -> tuple[Rows, Rows, list[str]]:
     """What was found, as the page's tables have it."""
     layers = [
-        [one.name, one.method, one.rank, one.scale, rounded(one.norm), share(one.relative), one.fault]
+        [one.name, one.method, one.rank, one.scale, format_number(one.norm), format_percent(one.relative), one.fault]
         for one in found.layers
     ]
-    return [["name", found.path.name], *map(list, found.table())], layers, found.told()
+    return [["name", found.path.name], *map(list, found.table())], layers, found.summary()
 
 
-def rounded(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A size."""
     return "-" if value is None else f"{value:.4g}"
 
 
-def share(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """A part of the whole."""
     return "" if value is None else f"{value:.2%}"
 
@@ -204,51 +208,51 @@ def share(value: float | None) -> str:
 # ---------------------------------------------------------------------------------------------- export
 
 
-def exported(
-    places: Places, name: str | None, format: str, *, approximate: bool, max_error: float, drop_bias: bool
+def export_files(
+    paths: StudioPaths, name: str | None, format: str, *, approximate: bool, max_error: float, drop_bias: bool
 ) -> tuple[list[str], list[str]]:
     """Writes an adapter for other tools below the runs' folder; returns the proof's sentences and the files.
 
     Raises:
         UserError: for an unknown adapter or format, one that the format cannot say, and a file that proves to be wrong.
     """
-    one = adapter_of(places, name)
+    one = find_adapter(paths, name)
     if format not in FORMATS:
         raise UserError(f"{format!r} is no format: choose one of {', '.join(FORMATS)}.")
     if approximate and not 0 < max_error <= 1:
         raise UserError(f"The error of a layer must lie above 0 and at most at 1, not {max_error:g}.")
     if not is_native(one.path):
         raise UserError(f"{one.name} is a file of another tool already: take it from {one.path}.")
-    base, out = base_of(places, one), places.runs / EXPORTS / plain_name(one.name)
+    base, out = require_base(paths, one), paths.runs / EXPORTS_FOLDER / folder_name(one.name)
     if one.is_chat:
         if format != "peft":
             raise UserError(f"{one.name} is an adapter of a vision-language model: choose the format peft.")
         proof = export_chat(one.path, base, format, out)
         proof.check()
-        return proof.told(), [packed(proof.path, out)]
-    prompt, side = drawn_with(places, one)
+        return proof.summary(), [zip_folder(proof.path, out)]
+    prompt, side = proof_settings(paths, one)
     error = max_error if approximate else None
     proof = export_adapter(one.path, base, format, out, prompt=prompt, max_error=error, drop_bias=drop_bias, side=side)
-    files = [packed(proof.path, out) if proof.path.is_dir() else str(proof.path)]
+    files = [zip_folder(proof.path, out) if proof.path.is_dir() else str(proof.path)]
     proof.check()
-    return proof.told(), files + [str(word) for word in proof.words]
+    return proof.summary(), files + [str(word) for word in proof.token_files]
 
 
-def drawn_with(places: Places, one: Known) -> tuple[str, int]:
+def proof_settings(paths: StudioPaths, one: AdapterEntry) -> tuple[str, int]:
     """Prompt and side of the pictures that a file is proven with: those of the run, where there is one."""
-    config = places.config(one.run) if one.run else None
-    if isinstance(config, PictureConfig):
+    config = paths.config(one.run) if one.run else None
+    if isinstance(config, DiffusionConfig):
         return config.prompt, config.resolution
     words = one.facts.get("trigger") or f"{one.facts.get('token', '')} {one.facts.get('class_noun', '')}".strip()
     return f"a {words or 'creature'}", 0
 
 
-def plain_name(name: str) -> str:
+def folder_name(name: str) -> str:
     """A page's name of an adapter as the name of a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
 
 
-def packed(folder: Path, out: Path) -> str:
+def zip_folder(folder: Path, out: Path) -> str:
     """A folder as one file to download."""
     name = out / f"{out.name}-{folder.name}"
     return shutil.make_archive(str(name), "zip", root_dir=folder.parent, base_dir=folder.name)
@@ -266,17 +270,17 @@ def build(studio: Studio) -> None:
     )  # fmt: skip
     again = gr.Button("List anew", size="sm", elem_id="library-again")
     shown_in = [table, gallery]
-    own, added = adding(studio, shown_in)
-    lists = [own, inspecting(studio), exporting(studio)]
-    places = studio.places
+    own, added = add_section(studio, shown_in)
+    lists = [own, inspect_section(studio), export_section(studio)]
+    places = studio.paths
 
-    @plainly
+    @show_errors
     def listing() -> tuple[Rows, list[Any]]:
-        return [row_of(one) for one in known(places).values()], thumbnails()
+        return [table_row(one) for one in list_adapters(places).values()], library_thumbnails()
 
-    @plainly
+    @show_errors
     def choices() -> tuple[Any, ...]:
-        found = known(places)
+        found = list_adapters(places)
         names = gr.Dropdown(choices=list(found))
         return gr.Dropdown(choices=[one.name for one in found.values() if one.run and not one.is_chat]), names, names
 
@@ -290,14 +294,14 @@ def build(studio: Studio) -> None:
     added.then(choices, None, lists, api_visibility="private", **quiet)
 
 
-def adding(studio: Studio, shown_in: list[Any]) -> tuple[Any, Any]:
+def add_section(studio: Studio, shown_in: list[Any]) -> tuple[Any, Any]:
     """A run's adapter into the library; returns the box with the adapters, and what happens when one is added."""
-    places = studio.places
+    places = studio.paths
 
-    @plainly
+    @show_errors
     def keep(adapter: str | None, name: str, trigger: str) -> tuple[Any, ...]:
-        said = add(places, adapter, name.strip(), trigger)
-        return note(said), [row_of(one) for one in known(places).values()], thumbnails()
+        said = add_to_library(places, adapter, name.strip(), trigger)
+        return message_html(said), [table_row(one) for one in list_adapters(places).values()], library_thumbnails()
 
     gr.Markdown("## Add a run's adapter to the library")
     with gr.Row():
@@ -309,14 +313,14 @@ def adding(studio: Studio, shown_in: list[Any]) -> tuple[Any, Any]:
     return adapter, go.click(keep, [adapter, name, trigger], [said, *shown_in], api_visibility="private")
 
 
-def inspecting(studio: Studio) -> Any:
+def inspect_section(studio: Studio) -> Any:
     """What is in an adapter; returns the box with the adapters."""
-    places = studio.places
+    places = studio.paths
 
-    @plainly
+    @show_errors
     def inspect(adapter: str | None, file: str | None, against_base: bool) -> tuple[Rows, Rows, str]:
-        rows, layers, advice = inspected(places, adapter, file, against_base)
-        return rows, layers, "".join(map(note, advice))
+        rows, layers, advice = inspect_source(places, adapter, file, against_base)
+        return rows, layers, "".join(map(message_html, advice))
 
     gr.Markdown("## Inspect")
     with gr.Row():
@@ -341,24 +345,24 @@ def inspecting(studio: Studio) -> Any:
     return adapter
 
 
-def exporting(studio: Studio) -> Any:
+def export_section(studio: Studio) -> Any:
     """Files for other tools; returns the box with the adapters."""
-    places = studio.places
+    places = studio.paths
 
-    @plainly
+    @show_errors
     def export(
         adapter: str | None, format: str, approximate: bool, max_error: float, drop_bias: bool
     ) -> tuple[str, Any]:
-        lines, files = exported(
+        lines, files = export_files(
             places, adapter, format, approximate=approximate, max_error=float(max_error or 0), drop_bias=drop_bias
         )
-        return "".join(map(note, lines)), files
+        return "".join(map(message_html, lines)), files
 
     gr.Markdown("## Export")
     with gr.Row():
         adapter = gr.Dropdown([], allow_custom_value=True, label="Adapter", elem_id="export-adapter")
         format = gr.Dropdown(
-            [(MEANT.get(name, name), name) for name in FORMATS],
+            [(FORMAT_LABELS.get(name, name), name) for name in FORMATS],
             value="diffusers",
             label="Format",
             elem_id="export-format",

@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from ....toolkit.core.run_folder import LIVE
-from ....training.launch.queue import enqueue_again, start_worker, withdraw
+from ....toolkit.core.run_folder import LIVE_STATES
+from ....training.launch.queue import requeue, start_worker, withdraw
 from ..backend.context import Studio
-from ..render.messages import note, plainly
+from ..render.messages import message_html, show_errors
 from ..render.run_view import Views
 
 TICK = 2.0  # seconds
@@ -21,22 +21,22 @@ OUTPUTS = 9
 QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False}
 
 
-class Watch:
+class WatchPage:
     """What the page's events do."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.places, self.views = studio, studio.places, Views()
+        self.studio, self.paths, self.views = studio, studio.paths, Views()
 
     def choices(self) -> list[tuple[str, str]]:
         """Names of runs with their states."""
-        names = self.places.run_names()
-        return [(f"{name} ({self.places.run(name).state() or 'unknown'})", name) for name in names]
+        names = self.paths.run_names()
+        return [(f"{name} ({self.paths.run(name).state() or 'unknown'})", name) for name in names]
 
     def list_runs(self) -> Any:
         """The box with the runs that there are now."""
         return gr.Dropdown(choices=self.choices())
 
-    def opened(self, request: gr.Request, chosen: str | None) -> tuple[Any, Any]:
+    def choose_run(self, request: gr.Request, chosen: str | None) -> tuple[Any, Any]:
         """The run that the page's address names, or that was chosen last, or the newest."""
         choices = self.choices()
         names = [name for _, name in choices]
@@ -47,45 +47,45 @@ class Watch:
     def show_run(self, name: str | None, seen: tuple[int, ...]) -> tuple[Any, ...]:
         """What has changed of a run since this page last saw it; seen: marks of what it saw."""
         if not name:
-            return note("There is no run yet: start one on the Train page."), "", [], "", (), *buttons("")
-        view = self.views.of(self.places.run(name))
+            return message_html("There is no run yet: start one on the Train page."), "", [], "", (), *button_states("")
+        view = self.views.view(self.paths.run(name))
         marks = tuple(map(hash, view.parts))
         new = [not seen or mark != old for mark, old in zip(marks, seen or marks, strict=True)]
         if not any(new):
             return (gr.skip(),) * OUTPUTS
         pictures = list(map(list, view.previews))
-        values = [view.told, view.curves, pictures, view.log, *buttons(view.state)]
+        values = [view.status_html, view.curves_html, pictures, view.log, *button_states(view.state)]
         changed = [*new[:-1], *new[-1:] * 4]  # the buttons follow the state
         told, curves, gallery, log, *pressable = (
             value if is_new else gr.skip() for value, is_new in zip(values, changed, strict=True)
         )
         return told, curves, gallery, log, marks, *pressable
 
-    def asked(self, request: str) -> Callable[[str], str]:
+    def request_handler(self, request: str) -> Callable[[str], str]:
         """What a button leaves for a run at work."""
 
         def ask(name: str) -> str:
-            run = self.places.run(name)
+            run = self.paths.run(name)
             if request == "stop":
                 withdraw(run)
-                return note("It stops behind this step and keeps a checkpoint.")
-            run.ask(request)
-            return note("It will, behind this step.")
+                return message_html("It stops behind this step and keeps a checkpoint.")
+            run.request(request)
+            return message_html("It will, behind this step.")
 
         ask.__name__ = f"ask_to_{request}"
         return ask
 
-    def go_on(self, name: str, accept_changes: bool = False) -> str:
+    def resume_run(self, name: str, accept_changes: bool = False) -> str:
         """Queues a run that ended before its end. accept_changes: also where its data have changed."""
-        enqueue_again(self.places.run(name), accept_changes=accept_changes)
+        requeue(self.paths.run(name), accept_changes=accept_changes)
         if self.studio.start_workers:
-            start_worker(self.places.runs, self.studio.device)
-        return note("It is in the queue and goes on from its newest checkpoint.")
+            start_worker(self.paths.runs, self.studio.device)
+        return message_html("It is in the queue and goes on from its newest checkpoint.")
 
 
-def buttons(state: str) -> tuple[Any, ...]:
+def button_states(state: str) -> tuple[Any, ...]:
     """Which of stop, sample, save and resume may be pressed."""
-    live = state in LIVE
+    live = state in LIVE_STATES
     return (
         gr.Button(interactive=live or state == "queued"),
         gr.Button(interactive=live),
@@ -96,7 +96,7 @@ def buttons(state: str) -> tuple[Any, ...]:
 
 def build(studio: Studio) -> None:
     """The page."""
-    watch = Watch(studio)
+    watch = WatchPage(studio)
     with gr.Row():
         name = gr.Dropdown(
             label="Run", choices=[], interactive=True, allow_custom_value=True, scale=3, elem_id="run"
@@ -123,16 +123,16 @@ def build(studio: Studio) -> None:
     log = gr.Textbox(label="Log, newest line first", lines=10, max_lines=20, interactive=False, elem_id="log")
     timer = gr.Timer(TICK)
 
-    shown = [plainly(watch.show_run), [name, seen], [state, curves, gallery, log, seen, stop, sample, save, again]]
+    shown = [show_errors(watch.show_run), [name, seen], [state, curves, gallery, log, seen, stop, sample, save, again]]
     page = gr.context.Context.root_block
-    page.load(plainly(watch.opened), kept, [name, kept], api_visibility="private", **QUIET).then(
+    page.load(show_errors(watch.choose_run), kept, [name, kept], api_visibility="private", **QUIET).then(
         *shown, api_visibility="private", **QUIET
     )
     timer.tick(*shown, api_name="look", concurrency_limit=None, **QUIET)
     name.input(lambda value: (value, ()), name, [kept, seen], api_visibility="private", **QUIET).then(
         *shown, api_visibility="private", **QUIET
     )
-    refresh.click(plainly(watch.list_runs), None, name, api_name="runs", **QUIET)
+    refresh.click(show_errors(watch.list_runs), None, name, api_name="runs", **QUIET)
     for button, request in ((stop, "stop"), (sample, "sample"), (save, "save")):
-        button.click(plainly(watch.asked(request)), name, said, api_name=request, show_progress="hidden")
-    again.click(plainly(watch.go_on), [name, changed], said, api_name="resume", show_progress="hidden")
+        button.click(show_errors(watch.request_handler(request)), name, said, api_name=request, show_progress="hidden")
+    again.click(show_errors(watch.resume_run), [name, changed], said, api_name="resume", show_progress="hidden")

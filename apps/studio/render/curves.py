@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 52, 26, 14
-MOST = 500  # points of a curve
+MAX_POINTS = 500  # points of a curve
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777")
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """The running mean in which each step back counts `weight` times less, without the pull of its start."""
     found, mean, total = [], 0.0, 0.0
     for value in values:
@@ -21,23 +21,23 @@ def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
     return found
 
 
-def thinned(curve: Curve, most: int = MOST) -> Curve:
+def thin_out(curve: Curve, most: int = MAX_POINTS) -> Curve:
     """No more points than can be seen, the last one always among them."""
     x, y = curve
     stride = max(1, math.ceil(len(x) / most))
     return (list(x[:-1][::stride]) + list(x[-1:]), list(y[:-1][::stride]) + list(y[-1:]))
 
 
-def drawing(title: str, curves: dict[str, Curve], *, faint: Sequence[str] = ()) -> str:
+def draw_curves(title: str, curves: dict[str, Curve], *, faint: Sequence[str] = ()) -> str:
     """One picture with a legend; faint: curves that are drawn thin, behind the others. '' without a point."""
-    curves = {name: thinned(curve) for name, curve in curves.items() if len(curve[0])}
+    curves = {name: thin_out(curve) for name, curve in curves.items() if len(curve[0])}
     if not curves:
         return ""
     xs = [x for curve in curves.values() for x in curve[0]]
     ys = [y for curve in curves.values() for y in curve[1] if math.isfinite(y)]
     if not ys:
         return ""
-    (left, right), (low, high) = span(xs), span(ys)
+    (left, right), (low, high) = value_range(xs), value_range(ys)
 
     def place(x: float, y: float) -> str:
         across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - 8)
@@ -63,7 +63,7 @@ def drawing(title: str, curves: dict[str, Curve], *, faint: Sequence[str] = ()) 
     )
 
 
-def span(values: Sequence[float]) -> tuple[float, float]:
+def value_range(values: Sequence[float]) -> tuple[float, float]:
     """Least and greatest, apart even where all are alike."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - (abs(low) or 1) * 0.05, high + (abs(high) or 1) * 0.05)

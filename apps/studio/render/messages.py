@@ -13,23 +13,23 @@ from typing import Any
 import gradio as gr
 
 from ....toolkit.core.errors import UserError
-from ....toolkit.core.out_of_memory import as_shortage, general_cure, is_shortage
+from ....toolkit.core.out_of_memory import general_advice, is_out_of_memory, to_out_of_memory
 
 log = logging.getLogger(__name__)
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 
 
-def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """The handler with its errors as one sentence on the page; what nobody foresaw goes to the log with its traceback."""
 
     def said(error: Exception) -> gr.Error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             log.error("%s lacked memory", function.__name__, exc_info=error)
-            error = as_shortage(error, "this was done", general_cure)
+            error = to_out_of_memory(error, "this was done", general_advice)
         if not isinstance(error, UserError):
             log.error("%s failed", function.__name__, exc_info=error)
         text = str(error) if isinstance(error, UserError) else f"That did not work: {type(error).__name__}: {error}"
-        return gr.Error(without_secrets(text), duration=None, print_exception=False, title="Not done")
+        return gr.Error(redact_secrets(text), duration=None, print_exception=False, title="Not done")
 
     if inspect.isgeneratorfunction(function):
 
@@ -56,22 +56,22 @@ def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def without_secrets(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """The text with tokens of the hub blotted out."""
     return SECRET.sub("hf_...", text)
 
 
-def note(text: str, kind: str = "note") -> str:
+def message_html(text: str, kind: str = "note") -> str:
     """A line of plain text as HTML."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""
 
 
-def progress(share: float) -> str:
+def progress_bar(share: float) -> str:
     """A bar."""
     return f'<progress max="1" value="{share:.3f}" aria-label="drawn so far"></progress>'
 
 
-def time_left(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ....toolkit.core.errors import UserError
-from ....toolkit.core.run_folder import LIVE, Run, row_of
+from ....toolkit.core.run_folder import LIVE_STATES, Run, parse_row
 from ....training.config.yaml_file import from_yaml
-from ....training.launch.queue import OUTPUT, waiting
-from .curves import drawing, smoothed
-from .messages import note, time_left, without_secrets
+from ....training.launch.queue import OUTPUT_FILE, queued_runs
+from .curves import draw_curves, smooth
+from .messages import format_duration, message_html, redact_secrets
 
-FRESH = 1.0  # seconds for which a view serves everybody
-KEPT = 32  # runs whose views are kept
+MAX_AGE_SECONDS = 1.0  # seconds for which a view serves everybody
+MAX_VIEWS = 32  # runs whose views are kept
 LOG_LINES = 200
 PREVIEWS = 60  # the newest
 
@@ -29,9 +29,9 @@ class View:
     """A run as it is shown."""
 
     state: str
-    told: str
+    status_html: str
     """The state in a line, how far it is, and why it failed, as HTML."""
-    curves: str
+    curves_html: str
     previews: tuple[tuple[str, str], ...]
     """Files with their captions."""
     log: str
@@ -39,17 +39,17 @@ class View:
     @property
     def parts(self) -> tuple[str, str, tuple[tuple[str, str], ...], str, str]:
         """What is sent to a page, each only where it has changed."""
-        return self.told, self.curves, self.previews, self.log, self.state
+        return self.status_html, self.curves_html, self.previews, self.log, self.state
 
 
-class Followed:
+class MetricsFollower:
     """What the page needs of a metrics.jsonl that grows; each line is read once."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.begin(0)
+        self.reset(0)
 
-    def begin(self, inode: int) -> None:
+    def reset(self, inode: int) -> None:
         """Nothing is read yet of the file with this number."""
         self.inode, self.read = inode, 0
         self.steps: list[float] = []
@@ -60,22 +60,22 @@ class Followed:
     def follow(self) -> None:
         """Reads what is new; all of it when another file has taken the place, as when a run is resumed."""
         if not self.file.is_file():
-            self.begin(0)
+            self.reset(0)
             return
         facts = self.file.stat()
         if facts.st_ino != self.inode or facts.st_size < self.read:
-            self.begin(facts.st_ino)
+            self.reset(facts.st_ino)
         with self.file.open("rb") as opened:
             opened.seek(self.read)
             block = opened.read()
         whole = block[: block.rfind(b"\n") + 1]  # a line may be half written
         self.read += len(whole)
         for line in whole.splitlines():
-            self.take(line)
+            self.parse_line(line)
 
-    def take(self, line: bytes) -> None:
+    def parse_line(self, line: bytes) -> None:
         """One line; what is no row of ours is passed over."""
-        row = row_of(line)
+        row = parse_row(line)
         if row is None or not isinstance(row.get("step"), int | float):
             return
         if isinstance(row.get("loss"), int | float):
@@ -91,42 +91,42 @@ class Views:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.followed: dict[Path, Followed] = {}
-        self.drawn: dict[Path, tuple[float, View]] = {}
+        self.followers: dict[Path, MetricsFollower] = {}
+        self.views: dict[Path, tuple[float, View]] = {}
 
-    def of(self, run: Run) -> View:
+    def view(self, run: Run) -> View:
         """The run as it was a second ago at most; a new state is seen at once."""
         with self.lock:
-            at, view = self.drawn.get(run.folder, (-FRESH, None))
-            if view is None or time.monotonic() - at >= FRESH or run.state() != view.state:
-                rows = self.followed.setdefault(run.folder, Followed(run.metrics_file))
+            at, view = self.views.get(run.folder, (-MAX_AGE_SECONDS, None))
+            if view is None or time.monotonic() - at >= MAX_AGE_SECONDS or run.state() != view.state:
+                rows = self.followers.setdefault(run.folder, MetricsFollower(run.metrics_file))
                 rows.follow()
-                view = view_of(run, rows)
-                self.drawn[run.folder] = (time.monotonic(), view)
-                self.forget()
+                view = build_view(run, rows)
+                self.views[run.folder] = (time.monotonic(), view)
+                self.evict()
             return view
 
-    def forget(self) -> None:
+    def evict(self) -> None:
         """Lets go of the views that were drawn longest ago."""
-        for folder in sorted(self.drawn, key=lambda folder: self.drawn[folder][0])[:-KEPT]:
-            del self.drawn[folder], self.followed[folder]
+        for folder in sorted(self.views, key=lambda folder: self.views[folder][0])[:-MAX_VIEWS]:
+            del self.views[folder], self.followers[folder]
 
 
-def view_of(run: Run, rows: Followed) -> View:
+def build_view(run: Run, rows: MetricsFollower) -> View:
     """A run, drawn."""
     state = run.state()
-    return View(state, told_of(run, state, rows), curves_of(rows), previews_of(run), log_of(run, state))
+    return View(state, status_html(run, state, rows), curves_html(rows), newest_previews(run), log_text(run, state))
 
 
-def told_of(run: Run, state: str, rows: Followed) -> str:
+def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
     """The state in a line, how far it is, and why it failed."""
     status = run.status()
     step, total = max(status.get("step", 0), rows.last.get("step", 0)), status.get("total", 0)
     facts = [f"step {step} of {total}"] if total else []
-    if rows.last and state in LIVE:
-        facts += pace(run, rows, total - step)
+    if rows.last and state in LIVE_STATES:
+        facts += speed_facts(run, rows, total - step)
     if state == "queued":
-        place = [one.folder.name for one in waiting(run.folder.parent)]
+        place = [one.folder.name for one in queued_runs(run.folder.parent)]
         if run.folder.name in place:
             facts.append(f"number {place.index(run.folder.name) + 1} in the queue")
     text = f'<div class="state" role="status"><b>{html.escape(state or "unknown")}</b>' + "".join(
@@ -134,28 +134,28 @@ def told_of(run: Run, state: str, rows: Followed) -> str:
     )
     text += f'</div><progress max="{total or 1}" value="{step}" aria-label="steps done"></progress>'
     if state == "lost":
-        text += note(
+        text += message_html(
             "Its process is gone without a word (killed, or out of memory). Resume goes on from its last checkpoint.",
             "fault",
         )
     if state == "failed":
-        text += note(without_secrets(str(status.get("error") or "It failed.")), "fault")
+        text += message_html(redact_secrets(str(status.get("error") or "It failed.")), "fault")
     name = html.escape(run.folder.name)
     return text + f'<p><a href="/?clone={name}">Use the settings of this run for another</a></p>'
 
 
-def pace(run: Run, rows: Followed, steps_left: int) -> list[str]:
+def speed_facts(run: Run, rows: MetricsFollower, steps_left: int) -> list[str]:
     """How fast a run is, what it holds, and how long it will take."""
     speed = rows.last.get("images_per_second", 0)
     facts = [f"{speed:.1f} images/s"]
     if "memory_gib" in rows.last:
         facts.append(f"{rows.last['memory_gib']:.2f} GiB")
     if len(rows.losses) > 1 and speed:
-        facts.append(f"about {time_left(steps_left * batch_of(run) / speed)} left")
+        facts.append(f"about {format_duration(steps_left * images_per_step(run) / speed)} left")
     return facts
 
 
-def batch_of(run: Run) -> int:
+def images_per_step(run: Run) -> int:
     """Pictures of a step."""
     try:
         config = from_yaml(run.config_file)
@@ -164,10 +164,10 @@ def batch_of(run: Run) -> int:
     return config.batch_size * config.gradient_accumulation
 
 
-def curves_of(rows: Followed) -> str:
+def curves_html(rows: MetricsFollower) -> str:
     """The loss, raw and smoothed, and what was measured."""
     x, y = rows.steps, rows.losses
-    text = drawing("Loss", {"as it is": (x, y), "smoothed": (x, smoothed(y))}, faint=("as it is",))
+    text = draw_curves("Loss", {"as it is": (x, y), "smoothed": (x, smooth(y))}, faint=("as it is",))
     if rows.measured:
         steps = [row["step"] for row in rows.measured]
         likeness: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -177,12 +177,12 @@ def curves_of(rows: Followed) -> str:
         if real is not None and len(steps) > 1:
             likeness["real photos"] = (steps, [real] * len(steps))
         fidelity = [row["prompt_fidelity"] for row in rows.measured]
-        text += drawing("Likeness to held-out photos (CLIP-I)", likeness)
-        text += drawing("Prompt fidelity (CLIP-T)", {"fidelity": (steps, fidelity)})
-    return text or note("No step has been logged yet.")
+        text += draw_curves("Likeness to held-out photos (CLIP-I)", likeness)
+        text += draw_curves("Prompt fidelity (CLIP-T)", {"fidelity": (steps, fidelity)})
+    return text or message_html("No step has been logged yet.")
 
 
-def previews_of(run: Run) -> tuple[tuple[str, str], ...]:
+def newest_previews(run: Run) -> tuple[tuple[str, str], ...]:
     """The newest previews, the newest step first."""
     files = run.samples.glob("[0-9]*_*.png") if run.samples.is_dir() else []
     steps = {file: int(file.name.split("_")[0]) for file in files if file.name.split("_")[0].isdecimal()}
@@ -190,11 +190,11 @@ def previews_of(run: Run) -> tuple[tuple[str, str], ...]:
     return tuple((str(file), f"step {steps[file]}") for file in newest)
 
 
-def log_of(run: Run, state: str) -> str:
+def log_text(run: Run, state: str) -> str:
     """The log, the newest line first; behind a failure also what the process printed, and what a model answered."""
     parts = []
     if state in ("failed", "lost"):
-        parts += tail(run.folder / OUTPUT, 40)
+        parts += tail(run.folder / OUTPUT_FILE, 40)
     answers = sorted(run.samples.glob("[0-9]*_*.json"))[-4:] if run.samples.is_dir() else []
     for file in reversed(answers):
         try:
@@ -202,7 +202,7 @@ def log_of(run: Run, state: str) -> str:
         except ValueError:
             continue
         parts.append(f"{file.stem}: {json.dumps(said, ensure_ascii=False)}")
-    return without_secrets("\n".join(parts + tail(run.log_file, LOG_LINES)))
+    return redact_secrets("\n".join(parts + tail(run.log_file, LOG_LINES)))
 
 
 def tail(file: Path, lines: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ....toolkit.core.errors import UserError
-from ..backend.paths import Places
+from ..backend.paths import StudioPaths
 
 ROWS = 24  # all are there from the start, hidden until they are asked for
 
@@ -16,8 +16,8 @@ ROWS = 24  # all are there from the start, hidden until they are asked for
 class AdapterRows:
     """Rows of adapters: on or off, which, and how strong; more are shown as they are asked for."""
 
-    def __init__(self, places: Places, label: str = "adapter") -> None:
-        self.places, self.rows = places, []
+    def __init__(self, paths: StudioPaths, label: str = "adapter") -> None:
+        self.paths, self.rows = paths, []
         for number in range(ROWS):
             with gr.Row(visible=number == 0) as row:
                 on = gr.Checkbox(label="on", value=True, scale=0, min_width=70)
@@ -45,20 +45,20 @@ class AdapterRows:
 
     def grow(self, count: int) -> list[Any]:
         """One more row."""
-        return shown(min(ROWS, count + 1))
+        return row_visibility(min(ROWS, count + 1))
 
     def choices(self) -> list[Any]:
         """The adapters as they are now, for every row."""
-        names = list(self.places.adapters())
+        names = list(self.paths.adapters())
         return [gr.Dropdown(choices=["", *names]) for _ in range(ROWS)]
 
 
-def shown(count: int) -> list[Any]:
+def row_visibility(count: int) -> list[Any]:
     """So many rows and no others: the count, then every row."""
     return [count, *(gr.update(visible=number < count) for number in range(ROWS))]
 
 
-def values_of(names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
+def row_values(names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
     """What every row's boxes hold for these adapters: on, name and strength, row by row.
 
     Raises:

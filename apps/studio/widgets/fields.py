@@ -17,7 +17,7 @@ import yaml
 
 from ....toolkit.core.errors import UserError
 from ....training.config.base import LoopConfig
-from ....training.config.yaml_file import METHODS, from_text, to_yaml
+from ....training.config.yaml_file import METHODS, from_yaml_text, to_yaml
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Field:
 @cache
 def fields_of(kind: type) -> tuple[Field, ...]:
     """The settings of a config class, in order."""
-    hints, meanings = get_type_hints(kind), meanings_of(kind)
+    hints, meanings = get_type_hints(kind), field_docs(kind)
     blank = kind()
     return tuple(
-        described(field.name, hints[field.name], plain(getattr(blank, field.name)), meanings.get(field.name, ""))
+        make_field(field.name, hints[field.name], to_plain(getattr(blank, field.name)), meanings.get(field.name, ""))
         for field in fields(kind)
     )
 
 
-def described(name: str, hint: Any, default: Any, meaning: str) -> Field:
+def make_field(name: str, hint: Any, default: Any, meaning: str) -> Field:
     """A field of this type."""
     optional = False
     if get_origin(hint) in (Union, UnionType):  # the former where a limit stood in it
@@ -64,7 +64,7 @@ def described(name: str, hint: Any, default: Any, meaning: str) -> Field:
 
 
 @cache
-def meanings_of(kind: type) -> dict[str, str]:
+def field_docs(kind: type) -> dict[str, str]:
     """Field -> the docstring below it, with those of the classes it comes from."""
     found: dict[str, str] = {}
     for own in reversed(kind.__mro__):
@@ -81,14 +81,14 @@ def meanings_of(kind: type) -> dict[str, str]:
     return found
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value as YAML has it."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 
-def shown(field: Field, value: Any) -> Any:
+def to_input_value(field: Field, value: Any) -> Any:
     """A value as its box shows it."""
     if field.kind == "texts":
         return "\n".join(str(one) for one in value or ())
@@ -99,7 +99,7 @@ def shown(field: Field, value: Any) -> Any:
     return value
 
 
-def read(field: Field, value: Any) -> Any:
+def from_input_value(field: Field, value: Any) -> Any:
     """What a box holds, as YAML has it.
 
     Raises:
@@ -123,35 +123,35 @@ def read(field: Field, value: Any) -> Any:
     return float(value) if field.kind == "number" else value
 
 
-def yaml_of(method: str, values: dict[str, Any]) -> str:
+def values_to_yaml(method: str, values: dict[str, Any]) -> str:
     """Values as the YAML of a config; what stands at its default is left out."""
     own = {f.name: values[f.name] for f in fields_of(METHODS[method]) if f.name in values}
     changed = {f.name: own[f.name] for f in fields_of(METHODS[method]) if f.name in own and own[f.name] != f.default}
     return yaml.safe_dump({"method": method} | changed, sort_keys=False, allow_unicode=True)
 
 
-def config_of(text: str) -> LoopConfig:
+def parse_config(text: str) -> LoopConfig:
     """The config that a YAML text means.
 
     Raises:
         UserError: for text that is no config.
     """
-    return from_text(text, "The settings")
+    return from_yaml_text(text, "The settings")
 
 
-def values_of(config: LoopConfig) -> dict[str, Any]:
+def config_values(config: LoopConfig) -> dict[str, Any]:
     """A config's values as YAML has them."""
     values = yaml.safe_load(to_yaml(config))
     del values["method"]
     return values
 
 
-def method_of(config: LoopConfig) -> str:
+def config_method(config: LoopConfig) -> str:
     """The name of its method."""
     return next(name for name, kind in METHODS.items() if type(config) is kind)
 
 
-def command_of(config: LoopConfig) -> list[str]:
+def config_command(config: LoopConfig) -> list[str]:
     """The words of the command line that do the same."""
     names = {
         "subject": "train subject",
@@ -161,9 +161,9 @@ def command_of(config: LoopConfig) -> list[str]:
         "compose": "compose",
         "compose-instruct": "compose instruct",
     }
-    words = ["rankfold", *names[method_of(config)].split()]
-    values = values_of(config)
-    adapters = values.pop("adapters", []) if method_of(config).startswith("compose") else []
+    words = ["rankfold", *names[config_method(config)].split()]
+    values = config_values(config)
+    adapters = values.pop("adapters", []) if config_method(config).startswith("compose") else []
     words += adapters
     for field in fields_of(type(config)):
         value = values.get(field.name, field.default)

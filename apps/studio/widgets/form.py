@@ -7,14 +7,23 @@ from typing import Any
 
 import gradio as gr
 
-from ....toolkit.adapters.registry import adapter_names, make_config, options_of
+from ....toolkit.adapters.registry import adapter_names, make_config, option_help
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import METHODS
-from ..render.messages import note, plainly
-from .fields import Field, command_of, config_of, fields_of, read, shown, values_of, yaml_of
+from ..render.messages import message_html, show_errors
+from .fields import (
+    Field,
+    config_command,
+    config_values,
+    fields_of,
+    from_input_value,
+    parse_config,
+    to_input_value,
+    values_to_yaml,
+)
 
 ADAPTER_TABLE = ["field", "value", "meaning"]
 
@@ -63,20 +72,20 @@ class Form:
         """The same as YAML, which is what is started, and as a command."""
         with gr.Row():
             self.yaml = gr.Code(
-                value=yaml_of(self.method, {}), language="yaml", label="The settings as YAML", lines=8,
+                value=values_to_yaml(self.method, {}), language="yaml", label="The settings as YAML", lines=8,
                 interactive=True, elem_id=f"{self.id}-yaml", scale=1,
             )  # fmt: skip
             self.command = gr.Textbox(
                 label="The same in a terminal", lines=8, interactive=False, elem_id=f"{self.id}-command", scale=1
             )
-        self.said = gr.HTML(label="What is wrong with the settings", elem_id=f"{self.id}-said")
+        self.message = gr.HTML(label="What is wrong with the settings", elem_id=f"{self.id}-said")
 
     def widget(self, field: Field) -> Any:
         """The box of a setting."""
         common: dict[str, Any] = {
             "label": field.label, "info": field.help, "elem_id": f"{self.id}-{field.name}",
         }  # fmt: skip
-        value = shown(field, field.default)
+        value = to_input_value(field, field.default)
         if field.name == "adapter":
             return gr.Dropdown(adapter_names(), value=value, **common, min_width=200)
         if field.name == "base":
@@ -94,7 +103,7 @@ class Form:
     def option_rows(self, adapter: str, values: dict[str, str]) -> list[list[str]]:
         """The adapter's own settings as a table: name, value, meaning."""
         return [
-            [name, values.get(name, ""), " ".join(meaning.split())] for name, meaning in options_of(adapter).items()
+            [name, values.get(name, ""), " ".join(meaning.split())] for name, meaning in option_help(adapter).items()
         ]
 
     # -------------------------------------------------------------------------- wiring
@@ -104,14 +113,18 @@ class Form:
         boxes = list(self.widgets.values())
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         inputs = [self.yaml, self.options, *boxes]
-        written = [self.yaml, self.command, self.said]
+        written = [self.yaml, self.command, self.message]
         for box in boxes:
-            box.input(plainly(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
-        self.options.input(plainly(self.from_boxes), inputs, written, **quiet)
+            box.input(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
+        self.options.input(show_errors(self.from_boxes), inputs, written, **quiet)
         if self.has_adapter:
-            self.widgets["adapter"].input(plainly(self.adapter_chosen), self.widgets["adapter"], self.options, **quiet)
-        self.yaml.blur(plainly(self.from_yaml), self.yaml, [self.command, self.said, self.options, *boxes], **quiet)
-        self.search.input(self.found, self.search, [self.widgets[name] for name in self.rest], **quiet)
+            self.widgets["adapter"].input(
+                show_errors(self.adapter_chosen), self.widgets["adapter"], self.options, **quiet
+            )
+        self.yaml.blur(
+            show_errors(self.from_yaml), self.yaml, [self.command, self.message, self.options, *boxes], **quiet
+        )
+        self.search.input(self.filter_fields, self.search, [self.widgets[name] for name in self.rest], **quiet)
 
     def adapter_chosen(self, adapter: str) -> list[list[str]]:
         """Another adapter, its own settings."""
@@ -120,31 +133,34 @@ class Form:
     def from_boxes(self, before: str, options: Any, *values: Any) -> tuple[str, str, str]:
         """YAML, command and what is wrong, from what the boxes hold."""
         try:
-            own = {name: read(self.fields[name], value) for name, value in zip(self.widgets, values, strict=True)}
+            own = {
+                name: from_input_value(self.fields[name], value)
+                for name, value in zip(self.widgets, values, strict=True)
+            }
             if self.has_adapter:
-                known = options_of(own["adapter"])
+                known = option_help(own["adapter"])
                 rows = options.values.tolist() if hasattr(options, "values") else options
                 chosen = {str(row[0]): str(row[1]).strip() for row in rows if row and row[0] in known}
                 own["adapter_options"] = {key: value for key, value in chosen.items() if value}
-            text = yaml_of(self.method, own)
-            return text, self.told(text), ""
+            text = values_to_yaml(self.method, own)
+            return text, self.command_text(text), ""
         except UserError as error:
-            return before, "", note(str(error), "fault")
+            return before, "", message_html(str(error), "fault")
 
     def from_yaml(self, text: str) -> tuple[Any, ...]:
         """Command, what is wrong, the adapter's own settings and all boxes, from the YAML."""
         try:
             config = self.config(text)
         except UserError as error:
-            return ("", note(str(error), "fault"), *(gr.skip() for _ in range(1 + len(self.widgets))))
-        values = values_of(config)
+            return ("", message_html(str(error), "fault"), *(gr.skip() for _ in range(1 + len(self.widgets))))
+        values = config_values(config)
         options = self.option_rows(values["adapter"], values["adapter_options"]) if self.has_adapter else gr.skip()
-        boxes = [shown(self.fields[name], values[name]) for name in self.widgets]
-        return (self.told(text), "", options, *boxes)
+        boxes = [to_input_value(self.fields[name], values[name]) for name in self.widgets]
+        return (self.command_text(text), "", options, *boxes)
 
     def config(self, text: str) -> LoopConfig:
         """The config of the YAML, if it is one of this method and its adapter takes these settings."""
-        config = config_of(text)
+        config = parse_config(text)
         if not isinstance(config, METHODS[self.method]):
             raise UserError(f"The settings are not of the method {self.method}.")
         if self.has_adapter:
@@ -155,11 +171,11 @@ class Form:
             )  # fmt: skip
         return config
 
-    def told(self, text: str) -> str:
+    def command_text(self, text: str) -> str:
         """The command that does the same."""
-        return shlex.join(command_of(self.config(text)))
+        return shlex.join(config_command(self.config(text)))
 
-    def found(self, wanted: str) -> list[Any]:
+    def filter_fields(self, wanted: str) -> list[Any]:
         """Which boxes the search shows."""
         words = wanted.lower().split()
         return [

@@ -9,24 +9,24 @@ from typing import Any
 
 import gradio as gr
 
-from ....pipelines.caption import captions_for
+from ....pipelines.caption import generate_captions
 from ....pipelines.chat import open_chat
 from ....toolkit.core.devices import device
 from ....toolkit.core.errors import UserError
-from ....toolkit.vlm.model import EMBEDDED, bases_at_hand
+from ....toolkit.vlm.model import EMBEDDED, available_bases
 from ..backend.context import Studio
-from ..backend.pipeline_worker import Drawing, Loaded, Stopped, followed
-from ..render.messages import note, plainly, progress
+from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
+from ..render.messages import message_html, progress_bar, show_errors
 from .form import Form
-from .uploads import crop_preview, keep, look_at, write_captions
+from .uploads import crop_preview, scan_folder, store_uploads, write_captions
 
 SIDE = 160  # pixels of a thumbnail
 SMALL = 64  # pixels: smaller pictures are pointed out
 
 
-def shown(folder: Path, refused: list[str]) -> tuple[Any, ...]:
+def folder_outputs(folder: Path, refused: list[str]) -> tuple[Any, ...]:
     """The folder, its pictures, its captions, and what was noticed."""
-    found = look_at(folder)
+    found = scan_folder(folder)
     pictures = [(crop_preview(one, SIDE), f"{one.path.name}, {one.width} x {one.height}") for one in found]
     bare = sum(not one.caption for one in found)
     lines = [f"{len(found)} pictures."]
@@ -36,11 +36,11 @@ def shown(folder: Path, refused: list[str]) -> tuple[Any, ...]:
     lines += [
         f"{one.path.name} is small, less than {SMALL} pixels." for one in found if min(one.width, one.height) < SMALL
     ]
-    text = "".join(map(note, lines)) + "".join(note(line, "fault") for line in refused)
+    text = "".join(map(message_html, lines)) + "".join(message_html(line, "fault") for line in refused)
     return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
 
 
-def captioned(rows: list[list[str]], folder: Path, base: str, config: Any, loaded: Loaded, drawing: Drawing) -> int:
+def caption_rows(rows: list[list[str]], folder: Path, base: str, config: Any, loaded: ModelCache, drawing: Job) -> int:
     """Fills the rows (picture, caption) that have no caption, one after another; returns how many.
 
     Raises:
@@ -49,7 +49,7 @@ def captioned(rows: list[list[str]], folder: Path, base: str, config: Any, loade
     empty = [row for row in rows if not row[1].strip()]
     with loaded.lock:
         vision = loaded.get(("captions", base), lambda: open_chat(base, device=device()))
-        made = captions_for(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
+        made = generate_captions(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
         for row, text in zip(empty, made, strict=True):
             row[1] = text
             drawing.step()
@@ -60,7 +60,7 @@ class PhotoStep:
     """The boxes of step 1. folder: a State with the chosen folder."""
 
     def __init__(self, studio: Studio) -> None:
-        self.places, self.loaded = studio.places, studio.loaded
+        self.paths, self.loaded = studio.paths, studio.model_cache
         self.folder = gr.State("")
         with gr.Row():
             with gr.Column():
@@ -74,7 +74,7 @@ class PhotoStep:
                 self.typed = gr.Textbox(
                     label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="folder"
                 )
-                self.point = gr.Button("Use this folder", elem_id="use-folder")
+                self.use_folder_button = gr.Button("Use this folder", elem_id="use-folder")
         self.findings = gr.HTML(label="What was noticed", elem_id="findings")
         self.gallery = gr.Gallery(
             label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops"
@@ -91,51 +91,53 @@ class PhotoStep:
                 elem_id="caption-model",
             )  # fmt: skip
             self.ask = gr.Button("Write missing captions", elem_id="write-captions")
-        self.said = gr.HTML(label="Captions written", elem_id="captions-said")
+        self.message = gr.HTML(label="Captions written", elem_id="captions-said")
 
     @property
-    def shown_in(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         """Where `shown` is shown."""
         return [self.folder, self.gallery, self.captions, self.findings]
 
     def wire(self, form: Form) -> None:
         """What the buttons do. form: the settings, for the subject's words."""
-        self.add.click(plainly(self.add_files), [self.files, self.set_name], self.shown_in, api_name="upload")
-        self.point.click(plainly(self.point_to), self.typed, self.shown_in, api_name="use_folder")
-        self.write.click(plainly(self.store), [self.folder, self.captions], self.shown_in, api_visibility="private")
+        self.add.click(show_errors(self.add_files), [self.files, self.set_name], self.outputs, api_name="upload")
+        self.use_folder_button.click(show_errors(self.use_folder), self.typed, self.outputs, api_name="use_folder")
+        self.write.click(
+            show_errors(self.save_captions), [self.folder, self.captions], self.outputs, api_visibility="private"
+        )
 
-        @plainly
+        @show_errors
         def write_missing(folder: str, table: Any, model: str, text: str) -> Iterator[Any]:
-            yield from self.written(folder, table, model, form.config(text))
+            yield from self.write_missing_captions(folder, table, model, form.config(text))
 
         self.ask.click(
-            write_missing, [self.folder, self.captions, self.model, form.yaml], [self.captions, self.said],
+            write_missing, [self.folder, self.captions, self.model, form.yaml], [self.captions, self.message],
             api_visibility="private", concurrency_id="device",
         )  # fmt: skip
         load = gr.context.Context.root_block.load
-        load(lambda: gr.Dropdown(choices=bases_at_hand()), None, self.model, api_visibility="private",
+        load(lambda: gr.Dropdown(choices=available_bases()), None, self.model, api_visibility="private",
              show_progress="hidden", queue=False)  # fmt: skip
 
     def add_files(self, files: list[str] | None, name: str) -> tuple[Any, ...]:
         """Uploaded files into a set."""
         if not files:
             raise UserError("No file has been chosen: drop pictures, captions (.txt) or a zip into the box.")
-        folder = self.places.pictures(name)
-        return shown(folder, keep(files, folder))
+        folder = self.paths.upload_folder(name)
+        return folder_outputs(folder, store_uploads(files, folder))
 
-    def point_to(self, text: str) -> tuple[Any, ...]:
+    def use_folder(self, text: str) -> tuple[Any, ...]:
         """A folder that was typed."""
-        return shown(self.places.readable_folder(text, "The folder"), [])
+        return folder_outputs(self.paths.readable_folder(text, "The folder"), [])
 
-    def store(self, folder: str, table: Any) -> tuple[Any, ...]:
+    def save_captions(self, folder: str, table: Any) -> tuple[Any, ...]:
         """The table's captions beside the pictures."""
-        path = self.chosen(folder)
+        path = self.chosen_folder(folder)
         write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
-        return shown(path, [])
+        return folder_outputs(path, [])
 
-    def written(self, folder: str, table: Any, model: str, config: Any) -> Iterator[Any]:
+    def write_missing_captions(self, folder: str, table: Any, model: str, config: Any) -> Iterator[Any]:
         """The table with its missing captions written by a model, as they come."""
-        path, base = self.chosen(folder), self.places.base(model, tuple(EMBEDDED))
+        path, base = self.chosen_folder(folder), self.paths.base(model, tuple(EMBEDDED))
         rows = [[str(name), str(text or "")] for name, text in table.values.tolist()]
         known = {file.name for file in path.iterdir()}
         if unknown := next((name for name, _ in rows if name not in known), None):
@@ -144,15 +146,15 @@ class PhotoStep:
         if not missing:
             raise UserError("Every picture has a caption: empty those in the table that should be written anew.")
         try:
-            for now in followed(partial(captioned, rows, path, base, config, self.loaded), missing):
-                if isinstance(now, Drawing):
-                    yield rows, progress(now.share)
+            for now in run_in_background(partial(caption_rows, rows, path, base, config, self.loaded), missing):
+                if isinstance(now, Job):
+                    yield rows, progress_bar(now.progress)
                 else:
-                    yield rows, note(f"{now} captions written by {model}: read them, then save them.")
-        except Stopped:
-            yield rows, note("Stopped.")
+                    yield rows, message_html(f"{now} captions written by {model}: read them, then save them.")
+        except JobStopped:
+            yield rows, message_html("Stopped.")
 
-    def chosen(self, folder: str) -> Path:
+    def chosen_folder(self, folder: str) -> Path:
         """The folder that was chosen.
 
         Raises:
@@ -160,4 +162,4 @@ class PhotoStep:
         """
         if not folder:
             raise UserError("There are no pictures yet: add some first.")
-        return self.places.readable_folder(folder, "The folder")
+        return self.paths.readable_folder(folder, "The folder")

@@ -12,18 +12,18 @@ from PIL import Image
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.files import write_atomic
-from ....toolkit.data.images import load_rgb, size_of
+from ....toolkit.data.images import image_size, load_rgb
 from ....toolkit.data.subjects import SUFFIXES, Sample, load_picture, picture_fault, read_captions
 
-MOST_FILES = 2000
-MOST_BYTES = 2 * 2**30  # of all that a zip unpacks to
-MOST_OF_ONE = 200 * 2**20
-KEPT = (*SUFFIXES, ".txt", ".jsonl")
-ALIKE = 4  # bits of 64 in which the fingerprints of near duplicates differ at most
+MAX_FILES = 2000
+MAX_BYTES = 2 * 2**30  # of all that a zip unpacks to
+MAX_FILE_BYTES = 200 * 2**20
+ALLOWED_SUFFIXES = (*SUFFIXES, ".txt", ".jsonl")
+MAX_FINGERPRINT_DISTANCE = 4  # bits of 64 in which the fingerprints of near duplicates differ at most
 
 
 @dataclass(frozen=True)
-class Found:
+class UploadedImage:
     """One picture of a set, as the page shows it."""
 
     path: Path
@@ -34,7 +34,7 @@ class Found:
     """Name of a picture before it that it repeats."""
 
 
-def keep(files: Sequence[str | Path], folder: Path) -> list[str]:
+def store_uploads(files: Sequence[str | Path], folder: Path) -> list[str]:
     """Puts pictures and captions into a folder; returns a sentence for each that was refused.
 
     Raises:
@@ -43,8 +43,8 @@ def keep(files: Sequence[str | Path], folder: Path) -> list[str]:
     refused = []
     for file in map(Path, files):
         if file.suffix.lower() == ".zip":
-            kept = list(unpacked(file))
-        elif file.suffix.lower() in KEPT:
+            kept = list(unpack_zip(file))
+        elif file.suffix.lower() in ALLOWED_SUFFIXES:
             kept = [(file.name, file.read_bytes())]
         else:
             refused.append(f"{file.name}: neither a picture, a caption (.txt) nor a zip.")
@@ -57,7 +57,7 @@ def keep(files: Sequence[str | Path], folder: Path) -> list[str]:
     return refused
 
 
-def unpacked(file: Path) -> Iterator[tuple[str, bytes]]:
+def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the pictures and captions in a zip, folders left out.
 
     Raises:
@@ -70,39 +70,39 @@ def unpacked(file: Path) -> Iterator[tuple[str, bytes]]:
                 path = PurePosixPath(entry.filename.replace("\\", "/"))
                 if path.is_absolute() or ".." in path.parts:
                     raise UserError(f"{file.name} holds the name {entry.filename!r}, which leads out of its folder.")
-            entries = [e for e in entries if wanted(PurePosixPath(e.filename.replace("\\", "/")))]
-            if len(entries) > MOST_FILES:
-                raise UserError(f"{file.name} holds {len(entries)} files, more than {MOST_FILES}.")
-            if sum(entry.file_size for entry in entries) > MOST_BYTES:
-                raise UserError(f"{file.name} unpacks to more than {MOST_BYTES >> 30} GiB.")
+            entries = [e for e in entries if is_wanted(PurePosixPath(e.filename.replace("\\", "/")))]
+            if len(entries) > MAX_FILES:
+                raise UserError(f"{file.name} holds {len(entries)} files, more than {MAX_FILES}.")
+            if sum(entry.file_size for entry in entries) > MAX_BYTES:
+                raise UserError(f"{file.name} unpacks to more than {MAX_BYTES >> 30} GiB.")
             for entry in entries:
                 with archive.open(entry) as opened:
-                    data = opened.read(MOST_OF_ONE + 1)  # what it says of its own size may be a lie
-                if len(data) > MOST_OF_ONE:
-                    raise UserError(f"{file.name}: {entry.filename} unpacks to more than {MOST_OF_ONE >> 20} MiB.")
+                    data = opened.read(MAX_FILE_BYTES + 1)  # what it says of its own size may be a lie
+                if len(data) > MAX_FILE_BYTES:
+                    raise UserError(f"{file.name}: {entry.filename} unpacks to more than {MAX_FILE_BYTES >> 20} MiB.")
                 yield PurePosixPath(entry.filename.replace("\\", "/")).name, data
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{file.name} is no whole zip file without a password.") from error
 
 
-def wanted(path: PurePosixPath) -> bool:
+def is_wanted(path: PurePosixPath) -> bool:
     """Whether a zip's entry is a picture or caption, and not a system's own file."""
-    return path.suffix.lower() in KEPT and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    return path.suffix.lower() in ALLOWED_SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
-def look_at(folder: Path) -> list[Found]:
+def scan_folder(folder: Path) -> list[UploadedImage]:
     """The pictures of a folder with their captions, and which of them repeat another."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     pictures = [p for p in files if p.suffix.lower() in SUFFIXES and picture_fault(p) is None]
     captions = read_captions(folder, files, {p.name for p in pictures})
-    found: list[Found] = []
+    found: list[UploadedImage] = []
     prints: list[tuple[str, np.ndarray]] = []
     for path in pictures:
         own = fingerprint(load_rgb(path))
-        like = next((name for name, other in prints if int((own != other).sum()) <= ALIKE), "")
+        like = next((name for name, other in prints if int((own != other).sum()) <= MAX_FINGERPRINT_DISTANCE), "")
         prints.append((path.name, own))
-        width, height = size_of(path)
-        found.append(Found(path, width, height, captions.get(path.name, ""), like))
+        width, height = image_size(path)
+        found.append(UploadedImage(path, width, height, captions.get(path.name, ""), like))
     return found
 
 
@@ -112,7 +112,7 @@ def fingerprint(picture: Image.Image) -> np.ndarray:
     return (cells[:, 1:] > cells[:, :-1]).ravel()
 
 
-def crop_preview(found: Found, side: int) -> Image.Image:
+def crop_preview(found: UploadedImage, side: int) -> Image.Image:
     """The middle square of the picture, small: what training sees unless it is told to pad or to keep shapes."""
     return load_picture(Sample(found.path), (side, side), "center")
 

@@ -84,11 +84,11 @@ class FvaeLoraConfig(AdapterConfig):
         self.check_choice("encoder_activation", ACTIVATIONS)
         self.check_choice("up_init", UP_INITS)
         for name in ("decoder_width", "decoder_layers"):
-            self.check_least(name, 1)
+            self.check_minimum(name, 1)
         if self.encoder_width is not None:
-            self.check_least("encoder_width", 1)
+            self.check_minimum("encoder_width", 1)
         for name in ("reconstruction", "kl", "z1", "z2", "loss_weight"):
-            self.check_least(name, 0)
+            self.check_minimum(name, 0)
         for name in ("encoder_dropout", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and below 1, not {getattr(self, name)!r}.")
@@ -103,26 +103,26 @@ class FvaeLoraConfig(AdapterConfig):
 class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
     """Linear with FVAE-LoRA."""
 
-    kinds = (nn.Linear,)
+    supported_layers = (nn.Linear,)
     auxiliary_only = ("trunk2", "mean2", "logvar2", "decoder")
     training_only = ("logvar1", *auxiliary_only)
 
-    def create(self, config: FvaeLoraConfig, r: int) -> dict[str, torch.Tensor]:
+    def init_tensors(self, config: FvaeLoraConfig, r: int) -> dict[str, torch.Tensor]:
         width, tensors = config.encoder_width or r, {}
         up = torch.zeros(self.fan_out, r)
         if config.up_init == "normal":
             nn.init.normal_(up, std=0.02)
         tensors["up"] = up
         for k in ("1", "2"):
-            tensors |= linear(f"trunk{k}", self.fan_in, width)
+            tensors |= init_linear(f"trunk{k}", self.fan_in, width)
             for head in ("mean", "logvar"):
                 tensors |= {f"{head}{k}_weight": torch.zeros(r, width), f"{head}{k}_bias": torch.zeros(r)}
             if not config.init_weights:  # up is small already, and two small factors are next to nothing
-                tensors |= linear(f"mean{k}", width, r)
+                tensors |= init_linear(f"mean{k}", width, r)
         widths = [r if config.fusion == "average" else 2 * r, *[config.decoder_width] * config.decoder_layers]
         for number, (here, there) in enumerate(pairwise(widths)):
-            tensors |= linear(f"decoder{number}", here, there)
-        tensors |= linear("decoder_out", config.decoder_width, self.fan_in)
+            tensors |= init_linear(f"decoder{number}", here, there)
+        tensors |= init_linear("decoder_out", config.decoder_width, self.fan_in)
         tensors["decoder_std"] = torch.ones(self.fan_in)
         if config.inference_mode or not config.loss_weight:
             kept = ("logvar1",) if not config.inference_mode else ()
@@ -148,19 +148,19 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
             bias=t["up"] @ (t["mean1_weight"] @ t["trunk1_bias"] + t["mean1_bias"]),
         )
 
-    def reader(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def input_projection(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         return tensors["trunk1_weight"]
 
-    def effect(
-        self, adapter: str, tensors: dict[str, torch.Tensor], read: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    def nonlinear_delta(
+        self, adapter: str, tensors: dict[str, torch.Tensor], projected: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
         if not self.training:
-            return affine(t, "mean1", self.trunk(adapter, t, read, "1")), t["up"]
-        code = self.encode(adapter, t, read, "1")
-        if self.settings[adapter].loss_weight and auxiliary.wanted():
+            return affine(t, "mean1", self.trunk(adapter, t, projected, "1")), t["up"]
+        code = self.encode(adapter, t, projected, "1")
+        if self.settings[adapter].loss_weight and auxiliary.should_compute_loss():
             loss = self.auxiliary_loss(adapter, t, x, code)
-            if (collected := auxiliary.collector()) is not None:
+            if (collected := auxiliary.current_collector()) is not None:
                 collected.add(adapter, loss)
         return code.z, t["up"]
 
@@ -183,7 +183,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         config = self.settings[adapter]
         source = x.detach() if config.detach else x
         code2 = self.encode(adapter, t, F.linear(source, t["trunk2_weight"]), "2")
-        terms = self.terms(adapter, t, source, code, code2, auxiliary.token_weights(x))
+        terms = self.loss_terms(adapter, t, source, code, code2, auxiliary.token_weights(x))
         total = (
             config.reconstruction * terms["reconstruction"]
             + config.kl * terms["kl_z1"]
@@ -192,7 +192,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         )
         return config.loss_weight * total
 
-    def terms(
+    def loss_terms(
         self, adapter: str, t: dict[str, torch.Tensor], x: torch.Tensor, code1: Code, code2: Code, weights: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The terms of the objective, scalars; weights (...) of the tokens sum to 1."""
@@ -224,7 +224,7 @@ def affine(t: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tens
     return F.linear(x, t[f"{name}_weight"], t[f"{name}_bias"])
 
 
-def linear(name: str, fan_in: int, fan_out: int) -> dict[str, torch.Tensor]:
+def init_linear(name: str, fan_in: int, fan_out: int) -> dict[str, torch.Tensor]:
     """Weight and bias as torch.nn.Linear starts them."""
     layer = nn.Linear(fan_in, fan_out)
     return {f"{name}_weight": layer.weight.data, f"{name}_bias": layer.bias.data}

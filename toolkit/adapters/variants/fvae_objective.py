@@ -7,8 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-ROWS = 1024  # tokens at a time: what is built in between stays in the processor's cache
-TINY = 1e-5  # added to the learned deviation, as released
+CHUNK_TOKENS = 1024  # tokens at a time: what is built in between stays in the processor's cache
+STD_EPSILON = 1e-5  # added to the learned deviation, as released
 
 
 def dropout_(x: torch.Tensor, p: float) -> torch.Tensor:
@@ -62,7 +62,7 @@ class DecoderNll(torch.autograd.Function):
     def forward(ctx, z, x, weights, p, std, *parameters):
         precise = torch.promote_types(std.dtype, torch.float32)
         layers, (weight, bias) = list(zip(parameters[:-2:2], parameters[1:-2:2], strict=True)), parameters[-2:]
-        deviation = std.to(precise) + TINY
+        deviation = std.to(precise) + STD_EPSILON
         inverse = deviation.reciprocal()
         scaled = weight * inverse[:, None].to(weight.dtype)  # V
         gram = scaled.t() @ scaled
@@ -71,8 +71,8 @@ class DecoderNll(torch.autograd.Function):
         dlayers = list(zip(grads[:-2:2], grads[1:-2:2], strict=True))
         cross, second = torch.zeros_like(weight, dtype=precise), torch.zeros_like(gram, dtype=precise)
         first, usum, squares = torch.zeros_like(second[0]), torch.zeros_like(deviation), torch.zeros_like(deviation)
-        for start in range(0, len(x), ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, len(x), CHUNK_TOKENS):
+            rows = slice(start, start + CHUNK_TOKENS)
             share = weights[rows, None].to(precise)
             hidden = decode(z[rows], layers, p)
             last, u = hidden[-1], (x[rows] - bias).to(precise).mul_(inverse)
@@ -85,7 +85,7 @@ class DecoderNll(torch.autograd.Function):
                 dx[rows] = (u - last @ scaled.t()).mul_(inverse).mul_(share)
             usum += share[:, 0] @ u
             squares += share[:, 0] @ u.square_()
-            dz[rows] = backward_of_decode(slope, hidden, layers, dlayers, p)
+            dz[rows] = decode_backward(slope, hidden, layers, dlayers, p)
         v = scaled.to(precise)
         reach = v @ second
         grads[-2] = inverse[:, None] * (reach - cross)
@@ -110,7 +110,7 @@ def decode(z: torch.Tensor, layers: list[tuple[torch.Tensor, torch.Tensor]], p: 
     return hidden
 
 
-def backward_of_decode(
+def decode_backward(
     slope: torch.Tensor,
     hidden: list[torch.Tensor],
     layers: list[tuple[torch.Tensor, torch.Tensor]],

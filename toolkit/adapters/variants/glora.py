@@ -79,9 +79,9 @@ class GloraConfig(AdapterConfig):
         for part, choices in CHOICES.items():
             self.check_choice(part, choices)
         for layer, text in self.structure.items():
-            self.parse(layer, text)
+            self.parse_structure(layer, text)
 
-    def parse(self, layer: str, text: str) -> dict[str, str]:
+    def parse_structure(self, layer: str, text: str) -> dict[str, str]:
         """'lora,none,...' -> {"a": "lora", "b": "none", ...}.
 
         Raises:
@@ -100,14 +100,14 @@ class GloraConfig(AdapterConfig):
         """The five choices of the layer of this name."""
         key = get_pattern_key(self.structure.keys(), layer)
         if key in self.structure:
-            return self.parse(key, self.structure[key])
+            return self.parse_structure(key, self.structure[key])
         return {part: getattr(self, part) for part in CHOICES}
 
 
 class GloraLayer(AdapterLayer, name="glora", config=GloraConfig, kind="RANKFOLD_GLORA"):
     """A linear layer or a convolution with GLoRA. What was chosen shows in the shapes: (out, 1) is a vector, (1, 1) a constant."""
 
-    def create(self, config: GloraConfig, r: int) -> dict[str, torch.Tensor]:
+    def init_tensors(self, config: GloraConfig, r: int) -> dict[str, torch.Tensor]:
         fan_in, fan_out = self.fan_in, self.fan_out
         shapes = {
             ("a", "lora"): {"a_up": (fan_in if config.form == "matmul" else fan_out, r), "a_down": (r, fan_in)},
@@ -134,7 +134,7 @@ class GloraLayer(AdapterLayer, name="glora", config=GloraConfig, kind="RANKFOLD_
                     nn.init.kaiming_uniform_(tensors[name], a=math.sqrt(5))
         return tensors
 
-    def rates(self, config: GloraConfig) -> dict[str, float]:
+    def lr_multipliers(self, config: GloraConfig) -> dict[str, float]:
         return {"a_up": config.a_rate, "a_down": config.a_rate}
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:

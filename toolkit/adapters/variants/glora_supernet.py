@@ -42,29 +42,29 @@ class GloraSupernetLayer(
         self.path: dict[str, Choices] = {}  # adapter -> choices
         self.pieces: dict[tuple[str, str], Change] = {}  # of (part, choice), while nothing is trained
 
-    def create(self, config: GloraSupernetConfig, r: int) -> dict[str, torch.Tensor]:
+    def init_tensors(self, config: GloraSupernetConfig, r: int) -> dict[str, torch.Tensor]:
         largest: dict[str, Any] = dict(zip(CHOICES, LARGEST, strict=True))
-        tensors = super().create(replace(config, structure={}, **largest), r)
+        tensors = super().init_tensors(replace(config, structure={}, **largest), r)
         if config.form == "matmul":
             tensors["a_rows"] = torch.zeros(self.fan_out, 1)
         return tensors
 
-    def rates(self, config: GloraSupernetConfig) -> dict[str, float]:
-        return super().rates(config) | {"a_rows": config.a_rate}
+    def lr_multipliers(self, config: GloraSupernetConfig) -> dict[str, float]:
+        return super().lr_multipliers(config) | {"a_rows": config.a_rate}
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
         choices = self.path.get(adapter, LARGEST)
         if not self.pieces:
-            return super().change(adapter, chosen(tensors, choices))
+            return super().change(adapter, select_tensors(tensors, choices))
         return Change.sum([self.pieces[piece] for piece in zip(CHOICES, choices, strict=True)])
 
     @torch.no_grad()
-    def made_piece(self, adapter: str, part: str, choice: str) -> Change:
+    def compute_piece(self, adapter: str, part: str, choice: str) -> Change:
         """What one choice of one part changes; a path's change is the sum of its five."""
-        return super().change(adapter, chosen(self.tensors(adapter), only(part, choice)))
+        return super().change(adapter, select_tensors(self.tensors(adapter), single_choice(part, choice)))
 
 
-def chosen(tensors: dict[str, torch.Tensor], choices: Choices) -> dict[str, torch.Tensor]:
+def select_tensors(tensors: dict[str, torch.Tensor], choices: Choices) -> dict[str, torch.Tensor]:
     """A layer's tensors as GloraLayer has them under these choices: parts of the supernet's."""
     picked: dict[str, torch.Tensor] = {}
     for part, choice in zip(CHOICES, choices, strict=True):
@@ -80,18 +80,18 @@ def chosen(tensors: dict[str, torch.Tensor], choices: Choices) -> dict[str, torc
     return picked
 
 
-def only(part: str, choice: str) -> Choices:
+def single_choice(part: str, choice: str) -> Choices:
     """Choices of which all but one are none."""
     return tuple(choice if part == name else "none" for name in CHOICES)
 
 
 @contextmanager
-def untrained(model: nn.Module, adapter: str = "default") -> Iterator[None]:
+def cache_pieces(model: nn.Module, adapter: str = "default") -> Iterator[None]:
     """Within the block the supernet's tensors do not change, so each choice is worked out once and not for every path."""
     layers = supernet_layers(model).values()
     for layer in layers:
         layer.pieces = {
-            (part, choice): layer.made_piece(adapter, part, choice)
+            (part, choice): layer.compute_piece(adapter, part, choice)
             for part, known in CHOICES.items()
             for choice in known
         }

@@ -55,7 +55,7 @@ class LoraTrfConfig(AdapterConfig):
         super().__post_init__()
         self.check_choice("filter", FILTERS)
         self.check_choice("task", TASKS)
-        self.check_least("filter_r", 1)
+        self.check_minimum("filter_r", 1)
         if not self.keep_unmerged:
             raise ValueError("keep_unmerged must stay on: LoRATRF's change depends on the weight it is merged into.")
         if not self.filter_scale > 0:
@@ -65,9 +65,9 @@ class LoraTrfConfig(AdapterConfig):
 class LoraTrfLayer(AdapterLayer, name="loratrf", config=LoraTrfConfig):
     """Linear with LoRATRF."""
 
-    kinds = (nn.Linear,)
+    supported_layers = (nn.Linear,)
 
-    def create(self, config: LoraTrfConfig, r: int) -> dict[str, torch.Tensor]:
+    def init_tensors(self, config: LoraTrfConfig, r: int) -> dict[str, torch.Tensor]:
         down = torch.empty(r, self.fan_in)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         tensors = {"down": down, "up": torch.zeros(self.fan_out, r)}
@@ -96,51 +96,53 @@ class LoraTrfLayer(AdapterLayer, name="loratrf", config=LoraTrfConfig):
     def is_linear(self, adapter: str) -> bool:
         return self.settings[adapter].filter in ("edit", "subspace")
 
-    def reader(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def input_projection(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         return tensors["down"]
 
-    def effect(
-        self, adapter: str, tensors: dict[str, torch.Tensor], read: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    def nonlinear_delta(
+        self, adapter: str, tensors: dict[str, torch.Tensor], projected: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.settings[adapter]
         t = {key: value.to(x.dtype) for key, value in tensors.items()}
         if config.filter == "code":
-            return torch.sigmoid(F.linear(read, t["gate"])) * read, t["up"]
-        g, filtered = gated(y, tensors["task"], t["filter_down"])
-        passed = self.share(adapter) * g.to(filtered.dtype) * filtered
+            return torch.sigmoid(F.linear(projected, t["gate"])) * projected, t["up"]
+        g, filtered = gate_and_filter(y, tensors["task"], t["filter_down"])
+        passed = self.filter_factor(adapter) * g.to(filtered.dtype) * filtered
         # One product for both parts.
-        return torch.cat((read, passed.to(read.dtype)), -1), torch.cat((t["up"], t["filter_up"]), 1)
+        return torch.cat((projected, passed.to(projected.dtype)), -1), torch.cat((t["up"], t["filter_up"]), 1)
 
-    def share(self, adapter: str) -> float:
+    def filter_factor(self, adapter: str) -> float:
         """Factor of the filter's part, free of the alpha / r that the whole effect is multiplied by."""
         return self.settings[adapter].filter_scale / self.initial_scaling(adapter)
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
-        kind, share, bias = self.settings[adapter].filter, self.share(adapter), self.base_bias()
+        kind, share, bias = self.settings[adapter].filter, self.filter_factor(adapter), self.base_bias()
         plain = Change(down=tensors["down"], up=tensors["up"])
         if kind == "edit":
             shift = tensors["shift"] if bias is None else tensors["shift"] + tensors["scale"] * bias
-            return plain + Change(rows=tensors["scale"], bias=shift).scaled(share)
+            return plain + Change(rows=tensors["scale"], bias=shift).scale(share)
         if kind == "subspace":
             difference = tensors["write"] - tensors["read"]
             shift = tensors["shift"] if bias is None else tensors["shift"] + difference @ bias.to(difference.dtype)
             down = difference @ self.base_weight().to(difference.dtype)
-            return plain + Change(down=down, up=tensors["read"].t(), bias=tensors["read"].t() @ shift).scaled(share)
+            return plain + Change(down=down, up=tensors["read"].t(), bias=tensors["read"].t() @ shift).scale(share)
         raise NotLinearError(
             f"LoRATRF with filter='{kind}' cannot be merged or folded exactly: its gate depends on the token. "
             "Keep it as an adapter, export an approximation, or train with filter='edit' or 'subspace'."
         )
 
 
-def gated(h: torch.Tensor, task: torch.Tensor, filter_down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def gate_and_filter(
+    h: torch.Tensor, task: torch.Tensor, filter_down: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Share of each token h (..., d) that points along the task vector (d,), (..., 1), in fp32 or finer; and filter_down @ h."""
     task = task.to(torch.promote_types(task.dtype, torch.float32))
-    along, norm, filtered = Readings.apply(h.reshape(-1, h.shape[-1]), task, filter_down.to(h.dtype))
+    along, norm, filtered = GateProducts.apply(h.reshape(-1, h.shape[-1]), task, filter_down.to(h.dtype))
     gate = (along / (norm * task.norm()).clamp(min=1e-8)).clamp(0, 1)
     return gate.view(*h.shape[:-1], 1), filtered.view(*h.shape[:-1], -1)
 
 
-class Readings(torch.autograd.Function):
+class GateProducts(torch.autograd.Function):
     """h (N, d) along a task vector (d,), its norm, both (N,) in the task's number format, and h @ filter_down.T (N, k).
 
     Taken together since they share h: its gradient is one product and one sum in place.

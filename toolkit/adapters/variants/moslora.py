@@ -55,24 +55,26 @@ class MosLoraConfig(AdapterConfig):
 class MosLoraLayer(AdapterLayer, name="moslora", config=MosLoraConfig):
     """A linear layer or a convolution with MoSLoRA."""
 
-    def create(self, config: MosLoraConfig, r: int) -> dict[str, torch.Tensor]:
+    def init_tensors(self, config: MosLoraConfig, r: int) -> dict[str, torch.Tensor]:
         down = torch.empty(r, self.fan_in)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         mixer = torch.eye(r)
         if config.mixer != "identity":
-            {"orthogonal": nn.init.orthogonal_, "kaiming": kaiming, "gaussian": gaussian}[config.mixer_init](mixer)
+            {"orthogonal": nn.init.orthogonal_, "kaiming": init_kaiming, "gaussian": init_gaussian}[config.mixer_init](
+                mixer
+            )
         return {"down": down, "mixer": mixer, "up": torch.zeros(self.fan_out, r)}
 
-    def frozen(self, config: MosLoraConfig) -> tuple[str, ...]:
+    def frozen_tensors(self, config: MosLoraConfig) -> tuple[str, ...]:
         return () if config.mixer == "learned" else ("mixer",)
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
         return Change(down=tensors["mixer"] @ tensors["down"], up=tensors["up"])
 
 
-def kaiming(mixer: torch.Tensor) -> None:
+def init_kaiming(mixer: torch.Tensor) -> None:
     nn.init.kaiming_uniform_(mixer, a=math.sqrt(5))
 
 
-def gaussian(mixer: torch.Tensor) -> None:
+def init_gaussian(mixer: torch.Tensor) -> None:
     nn.init.normal_(mixer, std=1 / math.sqrt(mixer.shape[0]))

@@ -6,17 +6,17 @@ Comes in what differs from family to family. Imports diffusion/model.py and core
 import pkgutil
 from importlib import import_module
 
-from ..model import PictureModel
+from ..model import DiffusionModel
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
 
-def _subclasses(kind: type[PictureModel]) -> list[type[PictureModel]]:
+def _subclasses(kind: type[DiffusionModel]) -> list[type[DiffusionModel]]:
     return [one for child in kind.__subclasses__() for one in (child, *_subclasses(child))]
 
 
-FAMILIES: tuple[type[PictureModel], ...] = tuple(
-    family for family in _subclasses(PictureModel) if family.__module__.startswith(f"{__name__}.")
+FAMILIES: tuple[type[DiffusionModel], ...] = tuple(
+    family for family in _subclasses(DiffusionModel) if family.__module__.startswith(f"{__name__}.")
 )
 """All families; each names the pipeline classes that it serves."""

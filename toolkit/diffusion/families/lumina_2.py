@@ -6,25 +6,25 @@ from collections.abc import Sequence
 
 import torch
 
-from ..model import PictureModel, Words
+from ..model import DiffusionModel, PromptEmbeds
 
 
-class Lumina2(PictureModel):
+class Lumina2(DiffusionModel):
     """One attention over words and picture."""
 
     pipelines = ("Lumina2Pipeline",)
     licence = "Apache-2.0; the text encoder is under the Gemma terms."
 
-    def words(self, prompts: Sequence[str]) -> Words:
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, mask, _, _ = self.text_pipeline().encode_prompt(
             list(prompts), do_classifier_free_guidance=False, device=self.device
         )
         return {"prompt_embeds": states, "prompt_attention_mask": mask}
 
-    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         return -self.transformer(
             hidden_states=noisy,
-            timestep=1 - levels_B,
-            encoder_hidden_states=words["prompt_embeds"],
-            encoder_attention_mask=words["prompt_attention_mask"],
+            timestep=1 - sigmas_B,
+            encoder_hidden_states=prompt_embeds["prompt_embeds"],
+            encoder_attention_mask=prompt_embeds["prompt_attention_mask"],
         ).sample

@@ -7,23 +7,23 @@ from typing import Any
 
 import torch
 
-from ..model import JOINT_ATTENTION, PictureModel, Words, packed, unpacked
+from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds, pack_latents, unpack_latents
 
 
-class QwenImage(PictureModel):
+class QwenImage(DiffusionModel):
     """Joint attention over picture and words."""
 
     pipelines = ("QwenImagePipeline",)
-    attention = JOINT_ATTENTION
+    attention_targets = JOINT_ATTENTION_TARGETS
     licence = "Apache-2.0."
 
     @property
     def latent_scale(self) -> int:
-        return 2 ** len(self.config_of("vae")["temperal_downsample"])
+        return 2 ** len(self.part_config("vae")["temperal_downsample"])
 
     @property
     def latent_channels(self) -> int:
-        return self.config_of("vae")["z_dim"]
+        return self.part_config("vae")["z_dim"]
 
     @property
     def native_resolution(self) -> int:
@@ -32,30 +32,30 @@ class QwenImage(PictureModel):
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior, config = self.vae.encode(pixels[:, :, None]).latent_dist, self.vae.config  # one frame
         mean = torch.tensor(config.latents_mean, device=pixels.device).view(1, -1, 1, 1)
-        spread = torch.tensor(config.latents_std, device=pixels.device).view(1, -1, 1, 1)
-        return (posterior.mean[:, :, 0] - mean) / spread, posterior.std[:, :, 0] / spread
+        std = torch.tensor(config.latents_std, device=pixels.device).view(1, -1, 1, 1)
+        return (posterior.mean[:, :, 0] - mean) / std, posterior.std[:, :, 0] / std
 
-    def words(self, prompts: Sequence[str]) -> Words:
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, mask = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
         mask = states.new_ones(states.shape[:2], dtype=torch.long) if mask is None else mask
         return {"prompt_embeds": states, "prompt_embeds_mask": mask}
 
     @classmethod
-    def call_inputs(
-        cls, prompts: Sequence[str] | Words, negative: Sequence[str] | Words | None, guidance_scale: float
+    def call_kwargs(
+        cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
         """Guidance is a second pass here, under a name of its own."""
-        given = super().call_inputs(prompts, negative if guidance_scale > 1 else None, guidance_scale)
+        given = super().call_kwargs(prompts, negative if guidance_scale > 1 else None, guidance_scale)
         return given | {"guidance_scale": None, "true_cfg_scale": guidance_scale}
 
-    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         height, width = noisy.shape[2:]
         tokens = self.transformer(
-            hidden_states=packed(noisy),
-            timestep=levels_B,
+            hidden_states=pack_latents(noisy),
+            timestep=sigmas_B,
             guidance=None,
-            encoder_hidden_states=words["prompt_embeds"],
-            encoder_hidden_states_mask=words["prompt_embeds_mask"],
+            encoder_hidden_states=prompt_embeds["prompt_embeds"],
+            encoder_hidden_states_mask=prompt_embeds["prompt_embeds_mask"],
             img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
         ).sample
-        return unpacked(tokens, height, width)
+        return unpack_latents(tokens, height, width)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..model import PictureModel, Words, stacked
+from ..model import DiffusionModel, PromptEmbeds, pad_and_stack
 
 
-class ZImage(PictureModel):
+class ZImage(DiffusionModel):
     """One attention over words and picture; prompts keep their own lengths."""
 
     pipelines = ("ZImagePipeline",)
@@ -20,35 +20,37 @@ class ZImage(PictureModel):
     def native_resolution(self) -> int:
         return 1024  # no config says it
 
-    def words(self, prompts: Sequence[str]) -> Words:
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, _ = self.text_pipeline().encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
         rows = [
             {"prompt_embeds": s[None], "mask": torch.ones(1, len(s), dtype=torch.bool, device=s.device)} for s in states
         ]
-        return stacked(rows)
+        return pad_and_stack(rows)
 
     @classmethod
-    def call_inputs(
-        cls, prompts: Sequence[str] | Words, negative: Sequence[str] | Words | None, guidance_scale: float
+    def call_kwargs(
+        cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
         """States go in as a list of tensors of their own lengths."""
-        given = super().call_inputs(prompts, negative, guidance_scale)
+        given = super().call_kwargs(prompts, negative, guidance_scale)
         for start in ("", "negative_"):
             mask = given.pop(f"{start}mask", None)
             if mask is not None:
-                given[f"{start}prompt_embeds"] = own_lengths(given[f"{start}prompt_embeds"], mask)
+                given[f"{start}prompt_embeds"] = unpad(given[f"{start}prompt_embeds"], mask)
         return given
 
-    def predict(self, noisy: torch.Tensor, levels_B: torch.Tensor, words: Words) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         rows = self.transformer(
-            list(noisy[:, :, None].unbind()), 1 - levels_B, own_lengths(words["prompt_embeds"], words.get("mask"))
+            list(noisy[:, :, None].unbind()),
+            1 - sigmas_B,
+            unpad(prompt_embeds["prompt_embeds"], prompt_embeds.get("mask")),
         ).sample
         return -torch.stack(list(rows))[:, :, 0]
 
 
-def own_lengths(states: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+def unpad(states: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
     """States (B, L, width) without what the mask (B, L) leaves out, one tensor a prompt; no mask leaves nothing out."""
     if mask is None:
         return list(states)
