@@ -1,4 +1,4 @@
-"""Rankfold: teach a diffusion model your subject from a handful of pictures, with the low-rank adapter that fits.
+"""Rankfold: teach a diffusion model your subject from a handful of images, with the low-rank adapter that fits.
 
 Names are imported when they are first used, so that `import rankfold` costs nothing. Its adapters are known to PEFT from
 here on (see toolkit/core/peft_hook.py).

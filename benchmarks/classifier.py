@@ -2,7 +2,7 @@
 
 Used by spurious.py, fewer_parameters.py and glora_few_shot.py. The tower is the embedded open_clip model's, its MLP layers adapted
 (open_clip's attention keeps its q, k and v in one bare parameter, which is no layer); alpha is the rank, so that every way's own factor
-is 1. Each way trains a linear head as well, at the rate that is best for the head alone. Of one seed all ways see the same pictures in
+is 1. Each way trains a linear head as well, at the rate that is best for the head alone. Of one seed all ways see the same images in
 the same batches.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from few_shot_classifier import Pictures, features
+from few_shot_classifier import Images, features
 from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
 
@@ -122,7 +122,7 @@ class Towers:
 def train_head(
     tower: nn.Module,
     rates: Rates,
-    data: Pictures,
+    data: Images,
     steps: int,
     seed: int,
     before_step: Callable[[int], None] = lambda step: None,
@@ -130,19 +130,19 @@ def train_head(
     """Trains a head and what is trainable of the tower, losses of adapters included; returns the head, the tower in eval mode."""
     random, groups = torch.Generator().manual_seed(seed), parameter_groups(tower, rates.tower)
     batches = [torch.randperm(len(data.classes), generator=random)[:BATCH] for _ in range(steps)]
-    head = nn.Linear(tower(data.pictures[:1]).shape[1], int(data.classes.max()) + 1)
+    head = nn.Linear(tower(data.images[:1]).shape[1], int(data.classes.max()) + 1)
     nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
     own = {"params": list(head.parameters()), "lr": rates.head}
     optimizer = torch.optim.AdamW([own, *groups], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    calibrate(tower, lambda: tower(data.pictures[batches[0]]))
-    frozen = None if groups else features(tower, data.pictures)
+    calibrate(tower, lambda: tower(data.images[batches[0]]))
+    frozen = None if groups else features(tower, data.images)
     torch.manual_seed(seed)
     tower.train()  # FVAE draws its codes and has its loss in training only
     for step, rows in enumerate(batches):
         before_step(step)
         with auxiliary_losses() as auxiliary:
-            seen = tower(data.pictures[rows]) if frozen is None else frozen[rows]
+            seen = tower(data.images[rows]) if frozen is None else frozen[rows]
             loss = F.cross_entropy(head_logits(head, seen), data.classes[rows])
         (loss + auxiliary.total()).backward()
         optimizer.step()
@@ -158,9 +158,9 @@ def head_logits(head: nn.Linear, seen: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def score_predictions(tower: nn.Module, head: nn.Linear, test: Pictures) -> torch.Tensor:
-    """1 where a test picture is put in its class, otherwise 0, (N,)."""
-    return (head_logits(head, features(tower, test.pictures)).argmax(1) == test.classes).float()
+def score_predictions(tower: nn.Module, head: nn.Linear, test: Images) -> torch.Tensor:
+    """1 where a test image is put in its class, otherwise 0, (N,)."""
+    return (head_logits(head, features(tower, test.images)).argmax(1) == test.classes).float()
 
 
 class AnswerCache:

@@ -2,8 +2,8 @@
 
     python benchmarks/demo_settings.py [--base tiny] [--creatures 3] [--rates 3e-4 1e-3] [--steps 200 400 800] [--out FILE.json]
 
-Each run learns one creature from five captioned pictures, as the demo does. Printed is the mean over the creatures of what
-`before_and_after` measures: share of the distance to drawn pictures closed, scene and place as asked; and seconds of training.
+Each run learns one creature from five captioned images, as the demo does. Printed is the mean over the creatures of what
+`before_and_after` measures: share of the distance to drawn images closed, scene and place as asked; and seconds of training.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FIRST = 2_000_600
 
 
 def write_captioned_folder(creature: int, folder: Path) -> Path:
-    """Folder with five drawn pictures of a creature and their captions."""
+    """Folder with five drawn images of a creature and their captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (picture, thing) in enumerate(world.subject_pictures(creature, 5, seed=0)):
-        picture.save(folder / f"{number}.png")
+    for number, (image, thing) in enumerate(world.subject_images(creature, 5, seed=0)):
+        image.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(prompt_for("sks creature", thing.scene, thing.place), encoding="utf-8")
     return folder
 

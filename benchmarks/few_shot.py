@@ -1,14 +1,14 @@
-"""Few-shot transfer: a new subject from 1 to 16 pictures, with a library of adapters trained on other subjects.
+"""Few-shot transfer: a new subject from 1 to 16 images, with a library of adapters trained on other subjects.
 
     python benchmarks/few_shot.py [--seeds 3] [--shots 1 2 4 8 16] [--work FOLDER] [--out FILE.json] [--plot FILE.png]
 
 Eight adapters are trained on eight creatures. Then a creature that nobody has seen, another one for each seed, is to be learned:
 by the uniform mean of the eight (no training), by learned weights (a softmax in each layer), by LoRA from scratch, and by training
-the whole denoiser and text encoder. All trained ways take as many steps of as many pictures.
+the whole denoiser and text encoder. All trained ways take as many steps of as many images.
 
-loss: denoising loss on 16 held-out pictures at noise and timesteps drawn once, as a share of the base model's own.
-closed: share of the distance to drawn pictures closed (CLIP-I, embedded open_clip), 16 generated pictures.
-Intervals: bootstrap over the pictures of all seeds.
+loss: denoising loss on 16 held-out images at noise and timesteps drawn once, as a share of the base model's own.
+closed: share of the distance to drawn images closed (CLIP-I, embedded open_clip), 16 generated images.
+Intervals: bootstrap over the images of all seeds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rankfold.training.subject.task import SubjectTask
 LIBRARY = 8
 FIRST, NEW = 2_000_300, 2_000_400  # creatures of the library, and those to be learned
 STEPS, LIBRARY_STEPS = 200, 400
-# Every way learns from the pictures alone: nothing of the class is held.
+# Every way learns from the images alone: nothing of the class is held.
 QUIET = {"preview_every": 0, "checkpoint_every": 10_000, "log_every": 50, "preservation_weight": 0.0}
 
 
@@ -68,7 +68,7 @@ def library(work: Path, threads: int) -> tuple[str, ...]:
     for number in range(LIBRARY):
         run = work / f"library{number}"
         if not (run / "adapter" / "rankfold.json").is_file():
-            images = draw_folder(FIRST + number, 5, work / f"pictures{number}", seed=0)
+            images = draw_folder(FIRST + number, 5, work / f"images{number}", seed=0)
             settings = DEMO_TRAINING | QUIET
             config = SubjectConfig(
                 images=images, out=run, steps=LIBRARY_STEPS, threads=threads, seed=number, **settings
@@ -79,10 +79,10 @@ def library(work: Path, threads: int) -> tuple[str, ...]:
 
 
 def draw_folder(creature: int, n: int, folder: Path, *, seed: int) -> Path:
-    """Folder with n drawn pictures of a creature."""
+    """Folder with n drawn images of a creature."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (picture, _) in enumerate(world.subject_pictures(creature, n, seed=seed)):
-        picture.save(folder / f"{number:02d}.png")
+    for number, (image, _) in enumerate(world.subject_images(creature, n, seed=seed)):
+        image.save(folder / f"{number:02d}.png")
     return folder
 
 
@@ -105,17 +105,17 @@ class Measure:
         self.held_out = find_samples(
             draw_folder(creature, 16, work / f"held{creature}", seed=1), flip=False, skip_bad=False
         )
-        drawn = [picture for picture, _ in world.subject_pictures(creature, 24, seed=2)]
+        drawn = [image for image, _ in world.subject_images(creature, 24, seed=2)]
         self.references = scorer.embed_images(drawn)
         among = self.references @ self.references.T
         self.real = float(((among.sum(1) - 1) / (len(drawn) - 1)).mean())
 
     def __call__(self, task: DiffusionTask) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of each held-out row, and likeness (CLIP-I) of each of 16 pictures."""
+        """Loss of each held-out row, and likeness (CLIP-I) of each of 16 images."""
         losses = task.losses_on(task.held_out_batch(4, seed=0))
         task.module.eval()
         prompts = [f"a sks creature {where}" for where in world.SCENES.values()] * 2
-        pictures = denoise(
+        images = denoise(
             task.model.pipeline(),
             prompts,
             negative=[""] * 16,
@@ -124,7 +124,7 @@ class Measure:
             guidance_scale=2.0,
             width=64,
         )
-        return losses, clip_i(self.scorer.embed_images(pictures), self.references)
+        return losses, clip_i(self.scorer.embed_images(images), self.references)
 
 
 def run_way(kind: type, config: object, measure: Measure) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +198,7 @@ def report(found: dict[tuple[str, int], list[dict[str, torch.Tensor]]], out: Pat
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Both figures against the number of pictures."""
+    """Both figures against the number of images."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")

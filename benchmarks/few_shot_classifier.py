@@ -1,10 +1,10 @@
-"""Few-shot transfer for a classifier: a new question about pictures from 1 to 16 of each class, with adapters of other questions.
+"""Few-shot transfer for a classifier: a new question about images from 1 to 16 of each class, with adapters of other questions.
 
     python benchmarks/few_shot_classifier.py [--seeds 3] [--shots 1 2 4 8 16] [--out FILE.json] [--plot FILE.png]
 
 The tower is the embedded open_clip model's, its MLP layers adapted at rank 4 (open_clip's attention keeps its q, k and v in one bare
-parameter, which is no layer). Six questions about pictures of the tiny world: colour, scene, pattern, size, place and count, an adapter
-for each, trained on 1,500 pictures. The new question is one of them, and the library the adapters of the five others. Every way trains a
+parameter, which is no layer). Six questions about images of the tiny world: colour, scene, pattern, size, place and count, an adapter
+for each, trained on 1,500 images. The new question is one of them, and the library the adapters of the five others. Every way trains a
 linear head as well:
 
     head alone          on the base's features
@@ -13,8 +13,8 @@ linear head as well:
     LoRA from scratch   and a new adapter
     whole tower         and every weight of the tower
 
-Accuracy on 500 other pictures. Size and place are not among the tests: in a first run every way was near chance there with up to
-four pictures of a class. Learning rates are chosen for each way on one question (colour) that is not among the tests. Intervals:
+Accuracy on 500 other images. Size and place are not among the tests: in a first run every way was near chance there with up to
+four images of a class. Learning rates are chosen for each way on one question (colour) that is not among the tests. Intervals:
 bootstrap over runs (question and seed).
 """
 
@@ -63,26 +63,26 @@ RATES = {
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """pictures (N, 3, 64, 64) and their classes (N,)."""
+class Images:
+    """images (N, 3, 64, 64) and their classes (N,)."""
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     classes: torch.Tensor
 
-    def first_of_each(self, shots: int) -> Pictures:
-        """The first so many pictures of each class."""
+    def first_of_each(self, shots: int) -> Images:
+        """The first so many images of each class."""
         rows = torch.cat([(self.classes == k).nonzero()[:shots, 0] for k in self.classes.unique()])
-        return Pictures(self.pictures[rows], self.classes[rows])
+        return Images(self.images[rows], self.classes[rows])
 
 
-def draw_images(task: str, count: int, seed: int, preprocess: Callable) -> Pictures:
-    """Fresh pictures and the answers to a question."""
-    rng, pictures, classes = np.random.default_rng((seed, 77)), [], []
+def draw_images(task: str, count: int, seed: int, preprocess: Callable) -> Images:
+    """Fresh images and the answers to a question."""
+    rng, images, classes = np.random.default_rng((seed, 77)), [], []
     for _ in range(count):
         thing = world.random_thing(rng)
-        pictures.append(preprocess(world.draw(thing, rng)))
+        images.append(preprocess(world.draw(thing, rng)))
         classes.append(QUESTIONS[task].index(getattr(thing, task)))
-    return Pictures(torch.stack(pictures), torch.tensor(classes))
+    return Images(torch.stack(images), torch.tensor(classes))
 
 
 class Bench:
@@ -122,7 +122,7 @@ class Bench:
         mixtures = composition.attach_sources(tower, library, weights_of)
         return tower, [m.coefficients.logits for m in mixtures.values()] if name == "learned" else []
 
-    def run(self, name: str, rate: float, task: str, shots: int, seed: int, test: Pictures) -> float:
+    def run(self, name: str, rate: float, task: str, shots: int, seed: int, test: Images) -> float:
         """Test accuracy of one way on one draw of the shots."""
         tower, parameters = self.make_tower(name, task)
         few = self.drawn(task, 400, 100 + seed).first_of_each(shots)
@@ -130,7 +130,7 @@ class Bench:
         return accuracy(tower, head, test)
 
     def chosen_rates(self) -> dict[str, float]:
-        """The best rate of each way on the task that is not tested on, at 4 pictures a class, two draws."""
+        """The best rate of each way on the task that is not tested on, at 4 images a class, two draws."""
         test, found = self.drawn(CHOSEN_ON, 300, 3), {}
         for name, rates in RATES.items():
             scores = {r: sum(self.run(name, r, CHOSEN_ON, 4, 50 + s, test) for s in range(2)) / 2 for r in rates}
@@ -140,20 +140,20 @@ class Bench:
 
 
 def fit_head(
-    tower: nn.Module, parameters: list, rate: float, data: Pictures, steps: int, batch: int, seed: int
+    tower: nn.Module, parameters: list, rate: float, data: Images, steps: int, batch: int, seed: int
 ) -> nn.Linear:
     """Trains a head and the given parameters of the tower; returns the head."""
     random = torch.Generator().manual_seed(seed)
-    head = nn.Linear(tower(data.pictures[:1]).shape[1], int(data.classes.max()) + 1)
+    head = nn.Linear(tower(data.images[:1]).shape[1], int(data.classes.max()) + 1)
     nn.init.zeros_(head.weight), nn.init.zeros_(head.bias)
     groups = [{"params": list(head.parameters()), "lr": HEAD_RATE}]
     groups += [{"params": parameters, "lr": rate}] if parameters else []
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    frozen = None if parameters else features(tower, data.pictures)
+    frozen = None if parameters else features(tower, data.images)
     for _ in range(steps):
         rows = torch.randperm(len(data.classes), generator=random)[:batch]
-        seen = tower(data.pictures[rows]) if frozen is None else frozen[rows]
+        seen = tower(data.images[rows]) if frozen is None else frozen[rows]
         F.cross_entropy(head(F.normalize(seen, dim=-1) * 10), data.classes[rows]).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -162,14 +162,14 @@ def fit_head(
 
 
 @torch.no_grad()
-def features(tower: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-    """What the tower says of pictures, (N, D)."""
-    return torch.cat([tower(rows) for rows in pictures.split(64)])
+def features(tower: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the tower says of images, (N, D)."""
+    return torch.cat([tower(rows) for rows in images.split(64)])
 
 
-def accuracy(tower: nn.Module, head: nn.Linear, test: Pictures) -> float:
-    """Share of the test pictures that are put in their class."""
-    guess = head(F.normalize(features(tower, test.pictures), dim=-1) * 10).argmax(1)
+def accuracy(tower: nn.Module, head: nn.Linear, test: Images) -> float:
+    """Share of the test images that are put in their class."""
+    guess = head(F.normalize(features(tower, test.images), dim=-1) * 10).argmax(1)
     return float((guess == test.classes).float().mean())
 
 
@@ -213,7 +213,7 @@ def of_each_question(runs: list[float]) -> list[list[float]]:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against the number of pictures a class."""
+    """Accuracy against the number of images a class."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 3.6), dpi=100, layout="constrained")
@@ -223,7 +223,7 @@ def draw(rows: list[dict], path: Path) -> None:
         shots = [row["shots"] for row in own]
         axes.plot(shots, [row["accuracy"] for row in own], marker="o", label=name)
         axes.fill_between(shots, *zip(*(row["accuracy_interval"] for row in own), strict=True), alpha=0.15)
-    axes.set(xscale="log", xlabel="pictures a class", ylabel="accuracy", xticks=shots, xticklabels=shots)
+    axes.set(xscale="log", xlabel="images a class", ylabel="accuracy", xticks=shots, xticklabels=shots)
     axes.legend()
     figure.savefig(path)
 

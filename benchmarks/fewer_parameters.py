@@ -7,8 +7,8 @@ The claim (Li et al. 2024, arXiv 2412.09827): better scores than low-rank baseli
 about language, has no released code and no formula that could be had; what is tried is the project's reading of it, on the embedded
 vision tower.
 
-Questions about pictures of the tiny world: pattern, place and count (at the base's features a head alone is right in 0.6 to 0.75 of
-pictures; scene and colour are no test, since there it always is). 600 pictures to train on, 600 others as the test.
+Questions about images of the tiny world: pattern, place and count (at the base's features a head alone is right in 0.6 to 0.75 of
+images; scene and colour are no test, since there it always is). 600 images to train on, 600 others as the test.
 
     head alone           a linear head on the base's features
     LoRA, rank 8         the reference: 40,960 numbers
@@ -19,10 +19,10 @@ pictures; scene and colour are no test, since there it always is). 600 pictures 
     LoRATRF, edit        a scale and a shift of the output, and rank 4, 62.5 %
     LoRATRF, subspace    an edit in a subspace of rank 1, and rank 4, 62.5 %
 
-All train a head as well, at the rate that is best for the head alone, with the same pictures, batches, 100 steps of 16, one schedule. The
+All train a head as well, at the rate that is best for the head alone, with the same images, batches, 100 steps of 16, one schedule. The
 task vector is calibrated on the first batch, as in the project's loop. Each way's learning rate is chosen by accuracy on a question that
 is not tested on (size), two seeds; from three rates, and on from there while the best is at an edge. A run is a question with a seed:
-other pictures, batches, start of the adapter. Differences are taken run by run; intervals: bootstrap over runs.
+other images, batches, start of the adapter. Differences are taken run by run; intervals: bootstrap over runs.
 Resumable: every training
 leaves one file in the work folder.
 
@@ -83,7 +83,7 @@ PAIRS = (
 
 
 class Bench:
-    """The towers, the pictures of each question, and what is known."""
+    """The towers, the images of each question, and what is known."""
 
     def __init__(self, work: Path) -> None:
         self.towers, self.kept = Towers(), AnswerCache(work)
@@ -91,7 +91,7 @@ class Bench:
         self.chosen = Chosen(WAYS, self.score)
 
     def accuracy(self, name: str, rates: Rates, question: str, seed: int) -> float:
-        """Accuracy on the test pictures of a question after training."""
+        """Accuracy on the test images of a question after training."""
 
         def measure() -> float:
             tower, data = self.towers.make_tower(WAYS[name], seed), self.drawn(question, TRAINING, 100 + seed)

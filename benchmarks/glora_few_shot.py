@@ -1,11 +1,11 @@
-"""Few-shot classification with GLoRA and a searched structure against LoRA: 1 to 16 pictures of each class.
+"""Few-shot classification with GLoRA and a searched structure against LoRA: 1 to 16 images of each class.
 
     python benchmarks/glora_few_shot.py [--seeds 3] [--shots 1 2 4 8 16] [--threads 1] [--work FOLDER]
         [--out benchmarks/results/glora_few_shot.json]
 
 The claim (Chavan et al. 2023, arXiv 2306.07967): with a structure of its own for each layer, found by an evolutionary search in a supernet,
-GLoRA beats LoRA where pictures are few. Here on the embedded vision tower, with three questions about pictures of the tiny world: scene
-(8 classes), pattern and count (3 each). Tested on as many pictures of each class, 480 and 180.
+GLoRA beats LoRA where images are few. Here on the embedded vision tower, with three questions about images of the tiny world: scene
+(8 classes), pattern and count (3 each). Tested on as many images of each class, 480 and 180.
 
     head alone        a linear head on the base's features
     LoRA              rank 4: the reference, and the limit of every structure (20,480 numbers)
@@ -16,15 +16,15 @@ GLoRA beats LoRA where pictures are few. Here on the embedded vision tower, with
     found, inherited  the structure found with the supernet's weights, not trained again, as the paper has it
 
 The search is the project's own: a supernet of rank 4 learns with another path in every step, as many steps as the others, then 150
-structures (the first generation of 30 and four more) are judged by the loss on pictures that were held out of the few, a fifth of each
-class and at least one; the test is never asked. The paper judges 1,050 structures, by accuracy. At one picture of each class nothing can
-be held out: there structures are judged on the pictures that the supernet learns from.
+structures (the first generation of 30 and four more) are judged by the loss on images that were held out of the few, a fifth of each
+class and at least one; the test is never asked. The paper judges 1,050 structures, by accuracy. At one image of each class nothing can
+be held out: there structures are judged on the images that the supernet learns from.
 
-All train a head as well, at the rate that is best for the head alone, with the same pictures, batches, 60 steps of 16 or fewer, one
-schedule. Each way's learning rate is chosen on the same questions at 4 pictures of each class, by other draws and other test pictures,
+All train a head as well, at the rate that is best for the head alone, with the same images, batches, 60 steps of 16 or fewer, one
+schedule. Each way's learning rate is chosen on the same questions at 4 images of each class, by other draws and other test images,
 two a question: from three, and on from there while the best is at an edge (of the questions that are not tested on, colour is answered
 rightly in 98 % by all ways at all rates, size and place by chance alone); what is chosen for random structures is taken for found ones
-and the supernet, too. A run is a question with a seed: other pictures, batches, starts, another search. Differences are taken run by run;
+and the supernet, too. A run is a question with a seed: other images, batches, starts, another search. Differences are taken run by run;
 intervals: bootstrap over runs.
 Resumable: every run leaves one file in the work folder.
 """
@@ -59,8 +59,8 @@ from classifier import (
     train_head,
     write,
 )
-from few_shot_classifier import Pictures, features
-from few_shot_classifier import draw_images as drawn_pictures
+from few_shot_classifier import Images, features
+from few_shot_classifier import draw_images as drawn_images
 from quiet import silence_libraries
 from torch import nn
 
@@ -92,14 +92,14 @@ PAIRS = (
 
 
 class TowerSearch(StructureSearch):
-    """The project's search on a tower with a head, judged by the loss on held-out pictures."""
+    """The project's search on a tower with a head, judged by the loss on held-out images."""
 
     def __init__(self, config: SearchConfig, towers: Towers) -> None:
         self.config, self.tower = config, towers.adapt_tower(supernet_config(config, TARGETS), config.seed)
         self.parts: dict[str, nn.Module] = {"tower": self.tower}
         self.open_space(None)
 
-    def train(self, few: Pictures, held_out: Pictures, rates: Rates) -> None:
+    def train(self, few: Images, held_out: Images, rates: Rates) -> None:
         """Trains the supernet, another path in every step."""
         self.held_out = held_out
         config = self.config
@@ -109,7 +109,7 @@ class TowerSearch(StructureSearch):
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        said = head_logits(self.head, features(self.tower, self.held_out.pictures))
+        said = head_logits(self.head, features(self.tower, self.held_out.images))
         return float(F.cross_entropy(said, self.held_out.classes))
 
     def data(self) -> Structure:
@@ -133,33 +133,33 @@ class TowerSearch(StructureSearch):
         return towers.adapt_tower(self.winner_config(path), self.config.seed)
 
 
-def split_images(few: Pictures, shots: int) -> tuple[Pictures, Pictures]:
-    """Pictures to train the supernet on, and pictures to judge structures on: the last fifth of each class, at least one."""
+def split_images(few: Images, shots: int) -> tuple[Images, Images]:
+    """Images to train the supernet on, and images to judge structures on: the last fifth of each class, at least one."""
     if shots == 1:
         return few, few
     out = max(1, round(shots / 5))
     rows = [(few.classes == k).nonzero()[:, 0] for k in few.classes.unique()]
     train, judged = torch.cat([own[:-out] for own in rows]), torch.cat([own[-out:] for own in rows])
-    return Pictures(few.pictures[train], few.classes[train]), Pictures(few.pictures[judged], few.classes[judged])
+    return Images(few.images[train], few.classes[train]), Images(few.images[judged], few.classes[judged])
 
 
 class Bench:
-    """The towers, the pictures of each question, and the rates."""
+    """The towers, the images of each question, and the rates."""
 
     def __init__(self, work: Path) -> None:
         self.towers, self.kept = Towers(), AnswerCache(work)
-        self.drawn = lru_cache(9)(partial(drawn_pictures, preprocess=self.towers.preprocess))
+        self.drawn = lru_cache(9)(partial(drawn_images, preprocess=self.towers.preprocess))
         self.chosen = Chosen(WAYS | STRUCTURES, self.score)
 
-    def draw_few(self, question: str, shots: int, seed: int) -> Pictures:
-        """So many pictures of each class."""
+    def draw_few(self, question: str, shots: int, seed: int) -> Images:
+        """So many images of each class."""
         return self.drawn(question, DRAWN, 100 + seed).first_of_each(shots)
 
-    def test(self, question: str, stream: int = TEST_STREAM) -> Pictures:
-        """As many test pictures of each class."""
+    def test(self, question: str, stream: int = TEST_STREAM) -> Images:
+        """As many test images of each class."""
         return self.drawn(question, TEST, stream).first_of_each(TEST_EACH)
 
-    def accuracy(self, tower: nn.Module, name: str, few: Pictures, seed: int, test: Pictures) -> float:
+    def accuracy(self, tower: nn.Module, name: str, few: Images, seed: int, test: Images) -> float:
         """Test accuracy of a tower after training as a way is trained."""
         return accuracy(tower, self.rates(name), few, seed, test)
 
@@ -173,7 +173,7 @@ class Bench:
         return TowerSearch(SearchConfig(**own, **EVOLUTION), self.towers)
 
     def score(self, name: str, rates: Rates) -> float:
-        """Accuracy by other draws of the few pictures and other test pictures."""
+        """Accuracy by other draws of the few images and other test images."""
 
         def measure(question: str, seed: int) -> float:
             search = self.search(seed) if name == BLIND else None
@@ -194,7 +194,7 @@ class Bench:
         )
 
     def run(self, question: str, shots: int, seed: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """Accuracy of every way on one draw of the few pictures; and what was found."""
+        """Accuracy of every way on one draw of the few images; and what was found."""
         own = f"{question}-{shots}-{seed}-{STEPS}"
         return self.kept.answer(own, partial(self.figures, question, shots, seed))
 
@@ -223,7 +223,7 @@ class Bench:
         return own, facts | {"choices": chosen_parts(search, best)}
 
 
-def accuracy(tower: nn.Module, rates: Rates, few: Pictures, seed: int, test: Pictures) -> float:
+def accuracy(tower: nn.Module, rates: Rates, few: Images, seed: int, test: Images) -> float:
     """Test accuracy of a tower after training."""
     head = train_head(tower, rates, few, STEPS, seed)
     return float(score_predictions(tower, head, test).mean())
@@ -245,7 +245,7 @@ def of_each_question(values: list[float]) -> dict[str, float]:
 
 
 def differences_of(found: Found, shots: list[int]) -> list[dict[str, Any]]:
-    """Each pair of ways at each number of shots, and at the mean over them, since the few pictures of a run lie in one another."""
+    """Each pair of ways at each number of shots, and at the mean over them, since the few images of a run lie in one another."""
     rows = []
     for way, reference in PAIRS:
         for among in [*([n] for n in shots), *([shots] if len(shots) > 1 else [])]:

@@ -3,8 +3,8 @@
     python benchmarks/instruct_speed.py [--rounds 3] [--steps 10] [--out benchmarks/results/instruct_speed.json]
 
 Each side runs in a process of its own, the two alternating. Two models: the embedded one (64 px, 511 words), and a LLaVA with random
-weights, 256 wide, with the picture size and the vocabulary of LLaVA-1.5 (336 px, 576 tokens a picture, 32,064 words). TRL is given
-prompts and completions, so that it masks questions as we do. Both sides read pictures with two workers.
+weights, 256 wide, with the image size and the vocabulary of LLaVA-1.5 (336 px, 576 tokens an image, 32,064 words). TRL is given
+prompts and completions, so that it masks questions as we do. Both sides read images with two workers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 def compare(folder: Path, options: argparse.Namespace) -> dict:
     """Medians and spread of both sides, and of their ratio round by round."""
     found = {}
-    for name, make in (("embedded, 64 px", make_embedded_case), ("LLaVA-1.5's picture and vocabulary", make_wide_case)):
+    for name, make in (("embedded, 64 px", make_embedded_case), ("LLaVA-1.5's image and vocabulary", make_wide_case)):
         base, data = make(folder)
         rounds: dict[str, list[dict]] = {"ours": [], "trl": []}
         for number in range(options.rounds):
@@ -92,7 +92,7 @@ def make_embedded_case(folder: Path) -> tuple[str, Path]:
 
 
 def make_wide_case(folder: Path) -> tuple[str, Path]:
-    """A LLaVA with random weights, and the same conversations about pictures of 336 px and more."""
+    """A LLaVA with random weights, and the same conversations about images of 336 px and more."""
     import torch
     from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
     from transformers import LlavaForConditionalGeneration as Llava
@@ -128,14 +128,14 @@ def conversations(folder: Path, *, side: int) -> Path:
     """160 rows in LLaVA's format, written as a camera would (JPEG)."""
     from PIL import Image
 
-    from rankfold.training.embedded.vlm import question_picture
+    from rankfold.training.embedded.vlm import question_image
 
     folder.mkdir(parents=True)
     rows = []
     for number in range(160):
-        picture, asked = question_picture(number, seed=3)
+        image, asked = question_image(number, seed=3)
         shape = (side, side * 3 // 4) if side > 64 else (side, side)
-        Image.fromarray(picture).resize(shape).save(folder / f"{number}.jpg", quality=95)
+        Image.fromarray(image).resize(shape).save(folder / f"{number}.jpg", quality=95)
         turns = []
         for at, (_, question, answer) in enumerate(asked[: 1 + number % 6]):
             turns.append({"from": "human", "value": ("<image>\n" if at == 0 else "") + question})
@@ -222,7 +222,7 @@ def run_trl(base: str, data: Path, steps: int, threads: int) -> dict:
     rows = []
     for row in read_conversations(data).rows:
         words = [{"role": m["role"], "content": "".join(p.get("text", "") for p in m["content"])} for m in row.messages]
-        rows.append({"images": [str(row.pictures[0])], "prompt": words[:-1], "completion": words[-1:]})
+        rows.append({"images": [str(row.images[0])], "prompt": words[:-1], "completion": words[-1:]})
     table = datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
     ticks: list[float] = []
 

@@ -1,8 +1,8 @@
-"""What measuring costs: the metrics of 100 pictures, and a demo's training with measurements over one without.
+"""What measuring costs: the metrics of 100 images, and a demo's training with measurements over one without.
 
     python benchmarks/measuring_cost.py [--rounds 3] [--threads 2] [--out FILE.json]
 
-metrics: seconds for likeness, prompt fidelity, diversity, drift, copies and their intervals of 100 pictures of the embedded model.
+metrics: seconds for likeness, prompt fidelity, diversity, drift, copies and their intervals of 100 images of the embedded model.
 training: the demo's training (300 steps) with --evaluate-every 100 over without, in alternation; median of the rounds, with all of them.
 """
 
@@ -29,12 +29,12 @@ CREATURE = 2_001_200
 
 
 def metrics_seconds(clip: ClipScorer) -> float:
-    """All figures of 100 pictures against 20 photos."""
-    pictures = [picture for picture, _ in world.subject_pictures(CREATURE, 100, seed=3)]
-    photos = [picture for picture, _ in world.subject_pictures(CREATURE, 20, seed=4)]
+    """All figures of 100 images against 20 photos."""
+    images = [image for image, _ in world.subject_images(CREATURE, 100, seed=3)]
+    photos = [image for image, _ in world.subject_images(CREATURE, 20, seed=4)]
     prompts = [f"a creature {text}" for text in world.SCENES.values()] * 13
     begin = time.perf_counter()
-    shown, real, wanted = clip.embed_images(pictures), clip.embed_images(photos), clip.embed_texts(prompts[:100])
+    shown, real, wanted = clip.embed_images(images), clip.embed_images(photos), clip.embed_texts(prompts[:100])
     for values in (
         metrics.clip_i(shown, real),
         metrics.clip_t(shown, wanted),

@@ -15,12 +15,12 @@ therefore taken at two thirds.
     MoSLoRA, frozen          an orthogonal mixer that is not trained
 
 alpha is the rank, so that every way's own factor is 1. Each way's learning rate is chosen for each rank by the loss on three data seeds
-that are not tested on, from three values, and on from there while the best is at an edge. A seed is new pictures to learn from and to be
+that are not tested on, from three values, and on from there while the best is at an edge. A seed is new images to learn from and to be
 asked about, another start and another order; all ways take the same rows in the same order, and the frozen mixer starts as the learned
 orthogonal one does. Seeds of one way differ so much that three of them choose a rate badly. Where two ways were given different rates,
 the second is therefore also tested at the rate of the first: what does not hold at both is the rates' doing.
 
-loss        cross-entropy of an answer to 200 held-out pictures, in nats, its end token counted
+loss        cross-entropy of an answer to 200 held-out images, in nats, its end token counted
 accuracy    share of them that is answered exactly, greedily
 time        of a step over LoRA's, the ways taking turns: median and quartiles of the rounds, in seconds of the processor, so that
             waiting for other work of the machine does not count; LoRA is PEFT's code and MoSLoRA ours, so it is not the mixer's alone
@@ -109,7 +109,7 @@ class Cell:
 
 
 def data_of(seed: int, work: Path) -> Path:
-    """Folder of a seed's pictures and questions."""
+    """Folder of a seed's images and questions."""
     folder = work / f"data{seed}"
     if not (folder / "test.json").is_file():
         write_demo_data(folder, seed=seed, old=0)

@@ -2,13 +2,13 @@
 
     python benchmarks/preservation.py [--creatures 3] [--work FOLDER] [--out FILE.json]
 
-The demo's training on creatures that no other benchmark uses, from five captioned pictures: alone, with --preservation-weight 1 (captions
-without the token are held to what the untrained model says), and with --prior-weight 1 (50 class pictures). Asked are 16 pictures with the
+The demo's training on creatures that no other benchmark uses, from five captioned images: alone, with --preservation-weight 1 (captions
+without the token are held to what the untrained model says), and with --prior-weight 1 (50 class images). Asked are 16 images with the
 token and 16 of the same prompts without it, the same seeds for all.
 
-identity    share of the base model's distance to drawn pictures of the subject closed, with the token (CLIP-I, embedded open_clip)
+identity    share of the base model's distance to drawn images of the subject closed, with the token (CLIP-I, embedded open_clip)
 leak        the same without the token: 0 is what the base model does
-Intervals: bootstrap over the pictures of all creatures. seconds: training, relative to alone.
+Intervals: bootstrap over the images of all creatures. seconds: training, relative to alone.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ FIRST = 2_000_800
 WAYS = {
     "alone": {"preservation_weight": 0.0},
     "preservation": {"preservation_weight": 1.0},
-    "class pictures": {"preservation_weight": 0.0, "prior_weight": 1.0},
+    "class images": {"preservation_weight": 0.0, "prior_weight": 1.0},
 }
 
 
 def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, ...], subject: str) -> torch.Tensor:
-    """CLIP-I of each of 16 pictures of the subject."""
+    """CLIP-I of each of 16 images of the subject."""
     pipe = load_sampling_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
     prompts = [prompt_for(subject, scene, place) for scene, place in scenes_and_places()]
-    pictures = denoise(
+    images = denoise(
         pipe,
         prompts,
         negative=[""] * len(prompts),
@@ -50,7 +50,7 @@ def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, 
         guidance_scale=DEMO_TRAINING["guidance_scale"],
         width=64,
     )
-    return clip_i(scorer.embed_images(pictures), references)
+    return clip_i(scorer.embed_images(images), references)
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     for number in range(options.creatures):
         creature = FIRST + number
         images = write_captioned_folder(creature, options.work / str(creature))
-        references = scorer.embed_images([picture for picture, _ in world.subject_pictures(creature, 24, seed=2)])
+        references = scorer.embed_images([image for image, _ in world.subject_images(creature, 24, seed=2)])
         among = references @ references.T
         real = float(((among.sum(1) - 1) / (len(references) - 1)).mean())
         asked = {"identity": "sks creature", "leak": "creature"}

@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py [--adapters 1 2 3] [--rounds 20] [--base tiny] [--out benchmarks/results/sampling.json]
 
-k adapters (LoRA, random, on attention and feed-forward layers) are kept as run folders and as diffusers files. Of one picture of 10
+k adapters (LoRA, random, on attention and feed-forward layers) are kept as run folders and as diffusers files. Of one image of 10
 steps, alternating: ours with k adapters, a pipeline with no adapter at all, stock diffusers with k active adapters, and stock
 diffusers behind fuse_lora. And of loading one adapter, and of loading and fusing it: our folder against load_lora_weights of the
 same adapter's file.

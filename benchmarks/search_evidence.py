@@ -2,16 +2,16 @@
 
     python benchmarks/search_evidence.py [--seeds 3] [--work FOLDER] [--out FILE.json]
 
-For each seed a creature that nobody has seen: five pictures to train on, of which the search holds one out; 16 others, never seen by
+For each seed a creature that nobody has seen: five images to train on, of which the search holds one out; 16 others, never seen by
 the search, are the test. The search runs with the paper's defaults on GLoRA in matmul form of rank 4; its limit is plain LoRA's size at
-that rank. Then, all trained from the start with the same pictures, steps and seed:
+that rank. Then, all trained from the start with the same images, steps and seed:
 
     found       the best structure
     random      structures drawn at random below the same limit (three)
     all-LoRA    GLoRA with every choice the largest (more parameters than the limit)
     lora        plain LoRA with as many parameters as the found one has
 
-Figure: denoising loss on the test pictures over the base model's. Intervals: bootstrap over test rows of all seeds.
+Figure: denoising loss on the test images over the base model's. Intervals: bootstrap over test rows of all seeds.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
     losses: dict[str, list[torch.Tensor]] = {}
     sizes: dict[str, list[int]] = {}
     for seed in range(options.seeds):
-        images = draw_folder(NEW + seed, 5, options.work / f"pictures{seed}", seed=0)
+        images = draw_folder(NEW + seed, 5, options.work / f"images{seed}", seed=0)
         held_out = find_samples(
             draw_folder(NEW + seed, 16, options.work / f"test{seed}", seed=1), flip=False, skip_bad=False
         )

@@ -69,7 +69,7 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
 
     torch.manual_seed(0)
     latents, states, steps = torch.randn(32, 24, 8, 8), torch.randn(32, 77, 1), torch.arange(32) * 30
-    picture = torch.randn(8, 3, 224, 224)
+    image = torch.randn(8, 3, 224, 224)
 
     def unet() -> nn.Module:
         return UNet2DConditionModel.from_pretrained(assets_folder() / "tiny" / "sd", subfolder="unet")
@@ -90,8 +90,8 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], tuple[str, ...], Callab
     return {
         "embedded UNet, 8 rows": (unet, attention, run_unet(8)),
         "embedded UNet, 32 rows": (unet, attention, run_unet(32)),
-        "ViT-B/16, 1 picture": (tower, ("c_fc", "c_proj"), lambda model: model(picture[:1])),
-        "ViT-B/16, 8 pictures": (tower, ("c_fc", "c_proj"), lambda model: model(picture)),
+        "ViT-B/16, 1 image": (tower, ("c_fc", "c_proj"), lambda model: model(image[:1])),
+        "ViT-B/16, 8 images": (tower, ("c_fc", "c_proj"), lambda model: model(image)),
     }
 
 

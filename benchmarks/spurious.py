@@ -6,10 +6,10 @@
 The claim (Kumar et al. 2025, arXiv 2510.19640): worst-group accuracy above LoRA's, 75.9 against 75.5 on Waterbirds, 43.3 against 40.0 on
 CelebA, 62.0 against 54.8 on Animals.
 
-A question with two answers (one thing or three, a small one or a large one, with a smile or without a face) about 600 pictures of the
-tiny world, each in one of two scenes. A share of the training pictures, 90 or 95 %, is in the scene that goes with the answer; of the 800
-test pictures a quarter is in each of the four groups of answer and scene. Shape would be the plainest question and is not among them: the
-embedded tower hardly knows shapes (circles from crosses: LoRA is right in 0.7 of pictures even where scenes tell nothing), so that
+A question with two answers (one thing or three, a small one or a large one, with a smile or without a face) about 600 images of the
+tiny world, each in one of two scenes. A share of the training images, 90 or 95 %, is in the scene that goes with the answer; of the 800
+test images a quarter is in each of the four groups of answer and scene. Shape would be the plainest question and is not among them: the
+embedded tower hardly knows shapes (circles from crosses: LoRA is right in 0.7 of images even where scenes tell nothing), so that
 every way answers by the scene alone and is never right about the worst group. Colour is not either: there no way is ever wrong.
 
     head alone       a linear head on the base's features
@@ -19,10 +19,10 @@ every way answers by the scene alone and is never right about the worst group. C
     whole tower      every weight
 
 FVAE's options are the project's defaults. Its decoder and second encoder are trained and thrown away: it trains 17 times LoRA's numbers,
-which no LoRA of these layers can have. All train a head as well, at the rate that is best for the head alone, with the same pictures,
+which no LoRA of these layers can have. All train a head as well, at the rate that is best for the head alone, with the same images,
 batches, 150 steps of 16, one schedule. Groups are used by no training: the last step is taken. Each way's learning rate is the one with
-the highest accuracy on 1,200 other pictures of a question that is not tested on (plain or striped), trained at 95 %, half of them in each
-scene; from three, and on from there while the best is at an edge. Pictures drawn as those of the training are would tell nothing: the
+the highest accuracy on 1,200 other images of a question that is not tested on (plain or striped), trained at 95 %, half of them in each
+scene; from three, and on from there while the best is at an edge. Images drawn as those of the training are would tell nothing: the
 scene alone is right in 95 % of them, and all ways at all rates score 95.5 to 96.
 
 average     accuracy, all groups counting alike
@@ -30,7 +30,7 @@ worst       that of the group with the lowest
 gap         average less worst
 likely      accuracy where groups are as frequent as in training
 
-A run is a question with a seed: other pictures, scenes, batches, start of the adapter. Differences from LoRA are taken run by run.
+A run is a question with a seed: other images, scenes, batches, start of the adapter. Differences from LoRA are taken run by run.
 Intervals: bootstrap over runs.
 Resumable: every training leaves one file in the work folder.
 """
@@ -64,7 +64,7 @@ from classifier import (
     train_head,
     write,
 )
-from few_shot_classifier import Pictures
+from few_shot_classifier import Images
 from quiet import silence_libraries
 
 from rankfold.toolkit.embedded import world
@@ -95,7 +95,7 @@ FIGURES = {"average": 1, "worst": 1, "gap": -1, "likely": 1}  # and the sign of 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, the share of training pictures in the scene that goes with the answer, and the seed."""
+    """What is asked, the share of training images in the scene that goes with the answer, and the seed."""
 
     name: str
     share: float
@@ -123,29 +123,29 @@ def thing_of(question: Question, answer: int, scene: int, rng: np.random.Generat
 
 def draw_images(
     question: Question, count: int, stream: int, even: bool, preprocess: Callable
-) -> tuple[Pictures, torch.Tensor]:
-    """Fresh pictures with their answers, and whether each is in the scene of its answer; even: in half of them, in each group alike."""
+) -> tuple[Images, torch.Tensor]:
+    """Fresh images with their answers, and whether each is in the scene of its answer; even: in half of them, in each group alike."""
     rng = np.random.default_rng((question.seed, stream, list(ANSWERS).index(question.name)))
-    pictures, answers, matching = [], [], []
+    images, answers, matching = [], [], []
     for number in range(count):
         match = number % 4 < 2 if even else bool(rng.random() < question.share)
         answer = number % 2
         thing = thing_of(question, answer, answer if match else 1 - answer, rng)
-        pictures.append(preprocess(world.draw(thing, rng)))
+        images.append(preprocess(world.draw(thing, rng)))
         answers.append(answer), matching.append(match)
-    return Pictures(torch.stack(pictures), torch.tensor(answers)), torch.tensor(matching)
+    return Images(torch.stack(images), torch.tensor(answers)), torch.tensor(matching)
 
 
 class Bench:
-    """The towers, the pictures of each question, and what is known."""
+    """The towers, the images of each question, and what is known."""
 
     def __init__(self, work: Path) -> None:
         self.towers, self.kept = Towers(), AnswerCache(work)
         self.drawn = lru_cache(2)(partial(draw_images, preprocess=self.towers.preprocess))
         self.chosen = Chosen(WAYS, self.score)
 
-    def score_predictions(self, name: str, rates: Rates, question: Question, test: Pictures) -> torch.Tensor:
-        """1 where a test picture is answered rightly after training, otherwise 0."""
+    def score_predictions(self, name: str, rates: Rates, question: Question, test: Images) -> torch.Tensor:
+        """1 where a test image is answered rightly after training, otherwise 0."""
         data, _ = self.drawn(question, TRAINING, 1, False)
         tower = self.towers.make_tower(WAYS[name], question.seed)
         return score_predictions(tower, train_head(tower, rates, data, STEPS, question.seed), test)
@@ -196,7 +196,7 @@ def result_row(name: str, share: float, runs: list[dict[str, Any]], facts: dict[
 
 
 def differences_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each way against LoRA, at each share and at the mean over them, since a run's test pictures are the same at every share."""
+    """Each way against LoRA, at each share and at the mean over them, since a run's test images are the same at every share."""
     found, shares = [], list(dict.fromkeys(row["share"] for row in rows))
     for name in (name for name in WAYS if name != REFERENCE):
         for among in [*([share] for share in shares), *([shares] if len(shares) > 1 else [])]:

@@ -69,7 +69,7 @@ class Step:
 
 
 class TwoForwards(Step):
-    """Class pictures in a forward pass of their own, behind the subject's."""
+    """Class images in a forward pass of their own, behind the subject's."""
 
     def __call__(self) -> dict[str, float]:
         import torch
@@ -127,7 +127,7 @@ def tricks(folder: Path, base: str) -> dict[str, tuple[Callable, Callable]]:
         "fused AdamW over foreach": (with_optimizer(foreach=True), with_optimizer(fused=True)),
         "fused AdamW over a loop": (with_optimizer(foreach=False), with_optimizer(fused=True)),
         "torch.compile": (steps(), compile_step()),
-        "subject and class pictures in one forward": (separate_forwards(), steps(prior_weight=1.0, prior_pictures=8)),
+        "subject and class images in one forward": (separate_forwards(), steps(prior_weight=1.0, prior_pictures=8)),
         "PEFT LoRA over MoSLoRA": (steps("moslora"), steps("lora")),
     }
 

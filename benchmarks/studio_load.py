@@ -157,8 +157,8 @@ def main() -> None:
     options = parser.parse_args()
     images = options.work / "photos"
     images.mkdir(parents=True, exist_ok=True)
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_011, 5)):
-        picture.save(images / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(2_000_011, 5)):
+        image.save(images / f"{number}.png")
     beyond = start_times(options.work, options.rounds)
     process, address = start_app(options.work)
     try:

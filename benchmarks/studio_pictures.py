@@ -1,8 +1,8 @@
-"""The pictures of docs/studio.md: every page in both themes and as wide as a phone, on a studio with something in it.
+"""The images of docs/studio.md: every page in both themes and as wide as a phone, on a studio with something in it.
 
     python benchmarks/studio_pictures.py [--out docs/studio] [--work FOLDER]
 
-Starts the app as a user does, trains a short run through the browser, draws, and takes the pictures with the system's Chromium.
+Starts the app as a user does, trains a short run through the browser, draws, and takes the images with the system's Chromium.
 Prints how long the first paint and the app's start took.
 """
 
@@ -51,13 +51,13 @@ def story(page: Any, address: str, work: Path) -> None:
     """A short run, so that the pages have something to show."""
     images = work / "photos"
     images.mkdir(exist_ok=True)
-    for number, (picture, thing) in enumerate(world.subject_pictures(2_000_010, 5)):
-        picture.save(images / f"{number}.png")
+    for number, (image, thing) in enumerate(world.subject_images(2_000_010, 5)):
+        image.save(images / f"{number}.png")
         (images / f"{number}.txt").write_text(f"a sks creature {world.SCENES[thing.scene]}", encoding="utf-8")
     page.goto(address)
     page.locator("#folder textarea, #folder input").first.fill(str(images.resolve()))
     page.locator("#use-folder").click()
-    page.get_by_text("5 pictures.").wait_for()
+    page.get_by_text("5 images.").wait_for()
     page.locator("#run-name textarea, #run-name input").first.fill("my-creature")
     page.locator("#start").click()
     page.get_by_role("link", name="Watch it").click()
@@ -66,11 +66,11 @@ def story(page: Any, address: str, work: Path) -> None:
     page.locator("#adapter-1 input").click()
     page.get_by_role("option", name="my-creature").first.click()
     page.locator("#generate").click()
-    page.locator("#pictures img").first.wait_for()
+    page.locator("#images img").first.wait_for()
 
 
 def take(browser: Any, address: str, out: Path) -> None:
-    """One picture a page and view."""
+    """One image a page and view."""
     out.mkdir(parents=True, exist_ok=True)
     for view, (width, theme) in VIEWS.items():
         page = browser.new_page(viewport={"width": width, "height": 844 if view == "phone" else 900})
@@ -82,8 +82,8 @@ def take(browser: Any, address: str, out: Path) -> None:
             page.wait_for_timeout(4000)
             file = out / f"{name}-{view}.png"
             page.screenshot(path=file, full_page=view == "light")
-            with Image.open(file) as picture:
-                small = picture.convert("RGB").quantize(128)
+            with Image.open(file) as image:
+                small = image.convert("RGB").quantize(128)
             small.save(file, optimize=True)
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         print(f"{view}: first paint of {PAGES[-1]} {paint / 1000:.2f} s")

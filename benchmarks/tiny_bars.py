@@ -2,8 +2,8 @@
 
 judge      accuracy on fresh renders (seed never used in training), each question
 vae        PSNR on fresh renders, and the judge on its reconstructions
-pictures   fresh prompts from held-out (shape, colour, scene) combinations: does the judge see what was asked?
-clip       100 creatures that no model has seen: is the nearest picture the same creature?
+images   fresh prompts from held-out (shape, colour, scene) combinations: does the judge see what was asked?
+clip       100 creatures that no model has seen: is the nearest image the same creature?
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from rankfold.pipelines.generate import Recipe, denoise, image_grid, load_pipeline
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, label_indices, load_judge, pictures_to_pixels
+from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, images_to_pixels, label_indices, load_judge
 from rankfold.toolkit.metrics.clip import ClipScorer, psnr
 from rankfold.toolkit.metrics.statistics import bootstrap_interval
 
@@ -26,10 +26,10 @@ UNSEEN = 3_000_000  # creatures from here on are in no training set
 
 
 @torch.no_grad()
-def judge_accuracy(judge, pictures, things) -> dict[str, float]:
-    """Share of right answers on pictures whose descriptions are known."""
+def judge_accuracy(judge, images, things) -> dict[str, float]:
+    """Share of right answers on images whose descriptions are known."""
     goal = torch.tensor([label_indices(thing) for thing in things])
-    logits = judge(pictures_to_pixels(pictures))
+    logits = judge(images_to_pixels(images))
     out = {}
     for number, name in enumerate(ANSWERS):
         known = goal[:, number] != IGNORE
@@ -38,9 +38,9 @@ def judge_accuracy(judge, pictures, things) -> dict[str, float]:
 
 
 @torch.no_grad()
-def vae_bars(pipe, judge, pictures, things) -> dict[str, object]:
+def vae_bars(pipe, judge, images, things) -> dict[str, object]:
     """PSNR of reconstructions and what the judge reads off them."""
-    pixels = pictures_to_pixels(pictures)
+    pixels = images_to_pixels(images)
     back = torch.cat([pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample for x in pixels.split(50)]).clamp(
         -1, 1
     )
@@ -55,8 +55,8 @@ def vae_bars(pipe, judge, pictures, things) -> dict[str, object]:
     }
 
 
-def picture_bars(pipe, judge, prompts: int, steps: int, guidance: float, sheet: Path | None) -> dict[str, object]:
-    """Share of generated pictures that show what a held-out prompt asks for, with intervals."""
+def image_bars(pipe, judge, prompts: int, steps: int, guidance: float, sheet: Path | None) -> dict[str, object]:
+    """Share of generated images that show what a held-out prompt asks for, with intervals."""
     rng = np.random.default_rng(FRESH)
     things = [world.random_thing(rng, held=True) for _ in range(prompts)]
     made = []
@@ -81,10 +81,10 @@ def picture_bars(pipe, judge, prompts: int, steps: int, guidance: float, sheet: 
 
 
 def clip_bars(scorer: ClipScorer) -> dict[str, float]:
-    """Nearest-neighbour identity among 100 unseen creatures, one gallery and one query picture each."""
+    """Nearest-neighbour identity among 100 unseen creatures, one gallery and one query image each."""
     gallery, query = [], []
     for number in range(100):
-        views = world.subject_pictures(UNSEEN + number, 2, seed=FRESH)
+        views = world.subject_images(UNSEEN + number, 2, seed=FRESH)
         gallery.append(views[0][0])
         query.append(views[1][0])
     similarity = scorer.embed_images(query) @ scorer.embed_images(gallery).T
@@ -111,18 +111,18 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--sheet", type=Path, default=None, help="write the first 64 pictures here")
+    parser.add_argument("--sheet", type=Path, default=None, help="write the first 64 images here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     judge = load_judge(options.models / "judge.safetensors")
     pipe = load_pipeline(Recipe(prompt="", base=options.base))
     drawn = [world.draw_sample(FRESH, number) for number in range(options.renders)]
-    pictures, things = [row[0] for row in drawn], [row[2] for row in drawn]
+    images, things = [row[0] for row in drawn], [row[2] for row in drawn]
     result = {
-        "judge_on_renders": judge_accuracy(judge, pictures, things),
-        "vae": vae_bars(pipe, judge, pictures, things),
+        "judge_on_renders": judge_accuracy(judge, images, things),
+        "vae": vae_bars(pipe, judge, images, things),
         "clip": clip_bars(ClipScorer(f"local-dir:{options.models / 'clip'}")),
-        "pictures": picture_bars(pipe, judge, options.prompts, options.steps, options.guidance, options.sheet),
+        "pictures": image_bars(pipe, judge, options.prompts, options.steps, options.guidance, options.sheet),
     }
     print(json.dumps(result, indent=1))
     if options.out:

@@ -1,8 +1,8 @@
-"""What the embedded vision-language model can do: exact answers on held-out pictures, by kind of question.
+"""What the embedded vision-language model can do: exact answers on held-out images, by kind of question.
 
     python benchmarks/tiny_vlm_bars.py [--pictures 600] [--out benchmarks/results/tiny_vlm_bars.json]
 
-Pictures of things are of the combinations of shape, colour and scene that training never draws; those of groups are new draws.
+Images of things are of the combinations of shape, colour and scene that training never draws; those of groups are new draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quiet import silence_libraries
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.toolkit.data.conversations import Conversation
 from rankfold.toolkit.metrics import statistics
-from rankfold.training.embedded.vlm import HELD_OUT, question_picture
+from rankfold.training.embedded.vlm import HELD_OUT, question_image
 
 
 def main() -> None:
@@ -32,15 +32,13 @@ def main() -> None:
     silence_libraries()
     torch.set_num_threads(1)
     rows, wanted, kinds = [], [], []
-    for number in range(options.pictures):
-        picture, asked = question_picture(number, seed=1_000, stream=HELD_OUT)
+    for number in range(options.images):
+        image, asked = question_image(number, seed=1_000, stream=HELD_OUT)
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="png")
+        Image.fromarray(image).save(buffer, format="png")
         for kind, question, answer in asked:
             content = [{"type": "image"}, {"type": "text", "text": question}]
-            rows.append(
-                Conversation(({"role": "user", "content": content},), (buffer.getvalue(),), f"picture {number}")
-            )
+            rows.append(Conversation(({"role": "user", "content": content},), (buffer.getvalue(),), f"image {number}"))
             wanted.append(answer)
             kinds.append(kind)
     start = time.time()

@@ -2,7 +2,7 @@
 
     python benchmarks/training_speed.py [--rounds 5] [--steps 200] [--out benchmarks/results/training_speed.json]
 
-Same model, pictures, batch, adapter, optimizer and steps on both sides. For each round and side the whole run is timed
+Same model, images, batch, adapter, optimizer and steps on both sides. For each round and side the whole run is timed
 (set-up, caching and all) and so is the median step. The parts of a step are timed too, and the ratio that the removed work
 predicts is computed from them: (encode + denoise + optimizer) / (denoise + optimizer).
 """
@@ -97,7 +97,7 @@ def ours(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
 
 
 def run_example_loop(images: Path, base: str, steps: int, threads: int) -> dict[str, float]:
-    """The common example script's loop: pictures and prompts are encoded in every step."""
+    """The common example script's loop: images and prompts are encoded in every step."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from diffusers.optimization import get_scheduler
@@ -135,7 +135,7 @@ def run_example_loop(images: Path, base: str, steps: int, threads: int) -> dict[
     files = sorted(images.glob("*.png"))
     texts = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in files]
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self):
             return 10**6
 
@@ -146,7 +146,7 @@ def run_example_loop(images: Path, base: str, steps: int, threads: int) -> dict[
 
     gaps, encoding = [], []
     before = time.perf_counter()
-    for step, (pixels, ids) in enumerate(torch.utils.data.DataLoader(Pictures(), batch_size=BATCH)):
+    for step, (pixels, ids) in enumerate(torch.utils.data.DataLoader(Images(), batch_size=BATCH)):
         if step == steps:
             break
         with torch.no_grad():

@@ -1,13 +1,13 @@
-"""Two subjects in one picture: what becomes of each, by every way of putting two adapters together.
+"""Two subjects in one image: what becomes of each, by every way of putting two adapters together.
 
     python benchmarks/two_subjects.py [--pairs 3] [--work FOLDER] [--out FILE.json] [--picture FILE.png]
 
-For each pair of creatures that no embedded model has seen, an adapter each is trained on five pictures of it alone. Then the same
-prompts and seeds for each way. Learned ways see eight pictures of both (also the LoRA from scratch, for as many steps).
+For each pair of creatures that no embedded model has seen, an adapter each is trained on five images of it alone. Then the same
+prompts and seeds for each way. Learned ways see eight images of both (also the LoRA from scratch, for as many steps).
 
-identity: cosine (CLIP-I, embedded open_clip) of the left or right part of a picture with such parts of drawn pictures of the
-subject, the two parts given to the two subjects in the better way; "closed" puts the base model at 0 and drawn pictures at 1.
-both: the lesser identity of a picture's two. Intervals: bootstrap over all pictures.
+identity: cosine (CLIP-I, embedded open_clip) of the left or right part of an image with such parts of drawn images of the
+subject, the two parts given to the two subjects in the better way; "closed" puts the base model at 0 and drawn images at 1.
+both: the lesser identity of an image's two. Intervals: bootstrap over all images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rankfold.toolkit.metrics.statistics import bootstrap_interval
 from rankfold.training.embedded.demo import DEMO_TRAINING
 
 FIRST = 2_000_101  # creatures of pair p: FIRST + 10 p and the next
-FEW = 8  # pictures of both that the learned ways see
+FEW = 8  # images of both that the learned ways see
 STEPS = 200  # of the learned ways
 PROMPT = "a sks1 creature and a sks2 creature {where}"
 MERGES = ("linear", "svd", "ties", "dare_ties", "magnitude_prune")
@@ -43,15 +43,15 @@ def single_adapters(pair: int, work: Path, threads: int) -> list[str]:
     """Adapter folders of the pair's two creatures, trained once."""
     folders = []
     for side in (1, 2):
-        run, pictures = work / f"pair{pair}" / f"adapter{side}", work / f"pair{pair}" / f"pictures{side}"
+        run, images = work / f"pair{pair}" / f"adapter{side}", work / f"pair{pair}" / f"images{side}"
         if not (run / "adapter" / "rankfold.json").is_file():
-            pictures.mkdir(parents=True, exist_ok=True)
-            for number, (picture, _) in enumerate(world.subject_pictures(FIRST + 10 * pair + side - 1, 5)):
-                picture.save(pictures / f"{number}.png")
+            images.mkdir(parents=True, exist_ok=True)
+            for number, (image, _) in enumerate(world.subject_images(FIRST + 10 * pair + side - 1, 5)):
+                image.save(images / f"{number}.png")
             settings = DEMO_TRAINING | QUIET
             train(
                 SubjectConfig(
-                    images=pictures, out=run, token=f"sks{side}", steps=800, threads=threads, seed=pair, **settings
+                    images=images, out=run, token=f"sks{side}", steps=800, threads=threads, seed=pair, **settings
                 ),
                 overwrite=run.is_dir(),
             )
@@ -59,8 +59,8 @@ def single_adapters(pair: int, work: Path, threads: int) -> list[str]:
     return folders
 
 
-def few_pictures(pair: int, work: Path) -> Path:
-    """Folder with FEW drawn pictures of both creatures, captioned."""
+def few_images(pair: int, work: Path) -> Path:
+    """Folder with FEW drawn images of both creatures, captioned."""
     folder = work / f"pair{pair}" / "both"
     folder.mkdir(parents=True, exist_ok=True)
     for number, (scene, where) in enumerate(list(world.SCENES.items())[:FEW]):
@@ -74,7 +74,7 @@ def few_pictures(pair: int, work: Path) -> Path:
 
 def make_recipes(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recipe]]:
     """Name -> the recipe for a place such as 'on the beach'."""
-    singles, few = single_adapters(pair, work, threads), few_pictures(pair, work)
+    singles, few = single_adapters(pair, work, threads), few_images(pair, work)
     here = work / f"pair{pair}"
     general = Recipe(prompt="", guidance_scale=2.0)
     learning = {"images": few, "steps": STEPS, "learning_rate": 0.05, "min_snr_gamma": 5.0, "threads": threads} | QUIET
@@ -112,20 +112,20 @@ def make_recipes(pair: int, work: Path, threads: int) -> dict[str, Callable[[str
     }
 
 
-def embeddings(scorer: ClipScorer, pictures: list[Image.Image]) -> torch.Tensor:
-    """Of the left and the right part of each picture, (N, 2, D)."""
-    parts = [picture.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for picture in pictures for box in PARTS]
-    return scorer.embed_images(parts).view(len(pictures), 2, -1)
+def embeddings(scorer: ClipScorer, images: list[Image.Image]) -> torch.Tensor:
+    """Of the left and the right part of each image, (N, 2, D)."""
+    parts = [image.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for image in images for box in PARTS]
+    return scorer.embed_images(parts).view(len(images), 2, -1)
 
 
 def references(scorer: ClipScorer, creature: int, n: int = 24) -> torch.Tensor:
-    """Mean embedding (D,) of a subject's parts of drawn pictures, left and right, beside others."""
+    """Mean embedding (D,) of a subject's parts of drawn images, left and right, beside others."""
     scenes, found = list(world.SCENES), []
     for number in range(n):
         random, other = np.random.default_rng((creature, number, 1)), 2_500_000 + number
         left = number % 2 == 0
-        picture = world.draw_pair(*((creature, other) if left else (other, creature)), scenes[number % 8], random)
-        found.append(embeddings(scorer, [picture])[0, 0 if left else 1])
+        image = world.draw_pair(*((creature, other) if left else (other, creature)), scenes[number % 8], random)
+        found.append(embeddings(scorer, [image])[0, 0 if left else 1])
     return torch.stack(found).mean(0)
 
 
@@ -155,27 +155,27 @@ def main() -> None:
         drawn = [
             world.draw_pair(*creatures, s, np.random.default_rng((pair, i, 7))) for i, (s, _) in enumerate(scenes * 2)
         ]
-        scores.setdefault("drawn pictures", []).append(identities(embeddings(scorer, drawn), subjects))
-        rows = [("drawn pictures", drawn[:8])]
+        scores.setdefault("drawn images", []).append(identities(embeddings(scorer, drawn), subjects))
+        rows = [("drawn images", drawn[:8])]
         for name, recipe in make_recipes(pair, options.work, options.threads).items():
-            pipe, pictures = load_pipeline(recipe(scenes[0][1])), []
+            pipe, images = load_pipeline(recipe(scenes[0][1])), []
             for _, where in scenes:
-                pictures += [p for p, _ in generate(replace(recipe(where), seed=1000), options.seeds, pipe=pipe)]
-            scores.setdefault(name, []).append(identities(embeddings(scorer, pictures), subjects))
-            rows.append((name, pictures[:: options.seeds]))
+                images += [p for p, _ in generate(replace(recipe(where), seed=1000), options.seeds, pipe=pipe)]
+            scores.setdefault(name, []).append(identities(embeddings(scorer, images), subjects))
+            rows.append((name, images[:: options.seeds]))
         if pair == 0:
             sheet = rows
     report(scores, options.out)
-    if options.picture:
-        pictures = image_grid([picture for _, row in sheet for picture in row], columns=8, gap=2)
-        pictures.resize((pictures.width * 2, pictures.height * 2), Image.Resampling.NEAREST).save(options.picture)
+    if options.image:
+        images = image_grid([image for _, row in sheet for image in row], columns=8, gap=2)
+        images.resize((images.width * 2, images.height * 2), Image.Resampling.NEAREST).save(options.image)
         print("rows:", ", ".join(name for name, _ in sheet))
 
 
 def report(scores: dict[str, list[torch.Tensor]], out: Path | None) -> None:
     """Prints the table and writes it."""
     table, all_of = [], {name: torch.cat(found) for name, found in scores.items()}
-    floor, ceiling = all_of["base model"].mean(), all_of["drawn pictures"].mean()
+    floor, ceiling = all_of["base model"].mean(), all_of["drawn images"].mean()
     for name, found in all_of.items():
         closed = (found - floor) / (ceiling - floor)
         both = closed.min(1).values

@@ -12,12 +12,12 @@ Resumable: every training leaves one file in the work folder, and what is there 
 5. Every method trains on every subject of --photos with every seed, and is measured after --steps (equal steps) and after as many steps
    as it makes in the time that plain LoRA needs for these (equal time).
 
-Without --photos the subjects are creatures of the tiny world that no embedded model has seen: five captioned pictures to train on and
+Without --photos the subjects are creatures of the tiny world that no embedded model has seen: five captioned images to train on and
 16 others to compare with. Of a folder of photos every third is held out to compare with.
 
-identity    share of the way from the base's pictures to real ones that is closed (CLIP-I)
-fidelity    cosine of picture and prompt without the token (CLIP-T), less the base's
-drift       1 - cosine with the base's picture of the same seed, for prompts that have nothing to do with the subject
+identity    share of the way from the base's images to real ones that is closed (CLIP-I)
+fidelity    cosine of image and prompt without the token (CLIP-T), less the base's
+drift       1 - cosine with the base's image of the same seed, for prompts that have nothing to do with the subject
 score       identity less the share of the base's prompt fidelity that is lost, as `--keep best` has it; learning rates go by it
 """
 
@@ -70,7 +70,7 @@ QUIET = {"preview_every": 0, "checkpoint_every": 10**9, "log_every": 50}
 
 @dataclass(frozen=True)
 class Subject:
-    """Pictures to learn from, and others to compare with."""
+    """Images to learn from, and others to compare with."""
 
     name: str
     images: str
@@ -124,8 +124,8 @@ def drawn_subject(creature: int, work: Path) -> Subject:
     if not references.is_dir():
         write_captioned_folder(creature, images)
         references.mkdir(parents=True)
-        for number, (picture, _) in enumerate(world.subject_pictures(creature, REFERENCES, seed=1)):
-            picture.save(references / f"{number:02d}.png")
+        for number, (image, _) in enumerate(world.subject_images(creature, REFERENCES, seed=1)):
+            image.save(references / f"{number:02d}.png")
     return Subject(str(creature), str(images), str(references))
 
 
@@ -159,15 +159,15 @@ def test_of(settings: Settings) -> SubjectTest:
 
 
 def draw_embeddings(settings: Settings, adapter: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the pictures of all prompts, and of the unrelated ones, with an adapter or without."""
+    """Embeddings of the images of all prompts, and of the unrelated ones, with an adapter or without."""
     test, clip = test_of(settings), scorer(settings.clip)
     guidance = DEMO_TRAINING["guidance_scale"] if settings.base in EMBEDDED else Recipe("").guidance_scale
     recipe = Recipe(prompt="", base=settings.base, seed=7000, guidance_scale=guidance)
     if adapter:
         recipe = replace(recipe, adapters=(adapter,), strengths=(1.0,))
     pipe = load_sampling_pipeline(recipe)
-    own = draw(recipe, test.texts(token=True), EACH, pipe).pictures
-    unrelated = draw(recipe, test.unrelated, 1, pipe).pictures
+    own = draw(recipe, test.texts(token=True), EACH, pipe).images
+    unrelated = draw(recipe, test.unrelated, 1, pipe).images
     return clip.embed_images(own), clip.embed_images(unrelated)
 
 

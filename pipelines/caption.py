@@ -19,14 +19,14 @@ OPENINGS = re.compile(
 
 
 def generate_captions(
-    vision: Any, pictures: Sequence[Path], token: str, class_noun: str, *, question: str = DESCRIBE
+    vision: Any, images: Sequence[Path], token: str, class_noun: str, *, question: str = DESCRIBE
 ) -> Iterator[str]:
-    """A caption for each picture, as soon as it is made. vision: from `open_chat`.
+    """A caption for each image, as soon as it is made. vision: from `open_chat`.
 
     Raises:
-        UserError: when the model says nothing of a picture.
+        UserError: when the model says nothing of an image.
     """
-    for path in pictures:
+    for path in images:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         row = Conversation(({"role": "user", "content": content},), (path,), path.name)
         vision.chat.check_row(row)

@@ -1,4 +1,4 @@
-"""Questions about pictures, answered by a vision-language model, with any adapters at any strengths or with none."""
+"""Questions about images, answered by a vision-language model, with any adapters at any strengths or with none."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def open_chat(
 def question_inputs(vision: VisionLanguageModel, rows: Sequence[Conversation]) -> dict[str, Any]:
     """What generation is given for rows that end with a question."""
     return vision.to_device(
-        vision.chat.collate_questions(rows, [[load_rgb(picture) for picture in row.pictures] for row in rows])
+        vision.chat.collate_questions(rows, [[load_rgb(image) for image in row.images] for row in rows])
     )
 
 
@@ -121,16 +121,16 @@ def stream(vision: VisionLanguageModel, row: Conversation, *, max_new_tokens: in
 @torch.no_grad()
 def option_scores(vision: VisionLanguageModel, row: Conversation, options: Sequence[str]) -> list[float]:
     """Log-likelihood of each option as the answer to a row that ends with a question, its end token counted."""
-    pictures = [load_rgb(picture) for picture in row.pictures]
+    images = [load_rgb(image) for image in row.images]
     asked = [
         Conversation(
             (*row.messages, {"role": "assistant", "content": [{"type": "text", "text": option}]}),
-            row.pictures,
+            row.images,
             row.location,
         )
         for option in options
     ]
-    made = vision.chat.collate(asked, [pictures] * len(options))
+    made = vision.chat.collate(asked, [images] * len(options))
     labels = made.pop("labels")
     inputs = vision.to_device(made)
     places = (labels != IGNORE).any(0).nonzero()[:, 0] - 1

@@ -15,7 +15,7 @@ from ..toolkit.core.files import write_png
 from ..toolkit.data.images import load_rgb
 from ..toolkit.formats.source import adapter_facts, adapter_path
 from ..toolkit.metrics.clip import ClipScorer, clip_i, clip_t, leave_one_out_similarity
-from .generate import Recipe, generate, save_picture
+from .generate import Recipe, generate, save_image
 from .grids import add_heading, draw_grid
 
 NOTHING = "nothing"  # along an axis that does not vary
@@ -124,10 +124,10 @@ def compare(plan: Comparison, draw: Callable[[Recipe], Path]) -> ComparisonResul
     scorer = ClipScorer(plan.clip) if plan.clip else None  # before the images: a wrong name should not cost them
     drawn = {recipe: draw(recipe) for recipe in drawing_order(plan.recipes)}
     files = [drawn[recipe] for recipe in plan.recipes]
-    pictures = [load_rgb(file) for file in files]
+    images = [load_rgb(file) for file in files]
     path = files[0].with_name(f"{files[0].stem}-sheet.png")
-    write_png(path, add_heading(draw_grid(pictures, plan.columns.labels, plan.rows.labels), plan.heading))
-    figures, real = measure_cells(scorer, plan, pictures) if scorer else ([], None)
+    write_png(path, add_heading(draw_grid(images, plan.columns.labels, plan.rows.labels), plan.heading))
+    figures, real = measure_cells(scorer, plan, images) if scorer else ([], None)
     return ComparisonResult(str(path), [str(file) for file in files], figures, real)
 
 
@@ -135,32 +135,32 @@ def draw_into(folder: Path) -> Callable[[Recipe], Path]:
     """For `compare`: draws each image into a numbered file of a folder."""
 
     def draw(recipe: Recipe) -> Path:
-        [(picture, exact)] = generate(recipe, 1)
+        [(image, exact)] = generate(recipe, 1)
         path = folder / f"{len(list(folder.glob('*.png'))):06d}.png"
-        save_picture(path, picture, exact)
+        save_image(path, image, exact)
         return path
 
     return draw
 
 
 def measure_cells(
-    scorer: ClipScorer, plan: Comparison, pictures: Sequence[Image.Image]
+    scorer: ClipScorer, plan: Comparison, images: Sequence[Image.Image]
 ) -> tuple[list[CellScores], float | None]:
     """The figures of every cell, and how like a photo is to the other photos."""
     texts = scorer.embed_texts([remove_tokens(recipe.prompt, plan.tokens) for recipe in plan.recipes])
     photos = scorer.embed_images([load_rgb(path) for path in plan.photos]) if plan.photos else None
     real = float(leave_one_out_similarity(photos).mean()) if photos is not None and len(photos) > 1 else None
-    return score_images(scorer.embed_images(pictures), texts, photos), real
+    return score_images(scorer.embed_images(images), texts, photos), real
 
 
 def score_images(
-    pictures_ND: torch.Tensor, texts_ND: torch.Tensor, photos_MD: torch.Tensor | None = None
+    images_ND: torch.Tensor, texts_ND: torch.Tensor, photos_MD: torch.Tensor | None = None
 ) -> list[CellScores]:
-    """Figures of pictures, their prompts and the photos, all as unit embeddings."""
-    fidelity = clip_t(pictures_ND, texts_ND).tolist()
+    """Figures of images, their prompts and the photos, all as unit embeddings."""
+    fidelity = clip_t(images_ND, texts_ND).tolist()
     if photos_MD is None:
         return [CellScores(one) for one in fidelity]
-    likeness = clip_i(pictures_ND, photos_MD).tolist()
+    likeness = clip_i(images_ND, photos_MD).tolist()
     return [CellScores(*both) for both in zip(fidelity, likeness, strict=True)]
 
 

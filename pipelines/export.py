@@ -31,10 +31,10 @@ from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_represen
 from .generate import Recipe, adapter_precision, denoise, load_pipeline, native_resolution
 
 ADAPTER = "adapter_0"
-STEPS = 8  # of the pictures that are compared, and of those that an approximation is fitted to
+STEPS = 8  # of the images that are compared, and of those that an approximation is fitted to
 GUIDANCE = 4.0
 HALF_PRECISION_TOLERANCE = (
-    0.2  # of what the adapter changes: what the order of sums makes of a picture in 16 bit (0.02 to 0.07 seen)
+    0.2  # of what the adapter changes: what the order of sums makes of an image in 16 bit (0.02 to 0.07 seen)
 )
 FLUX_WIDTH = 3072
 KOHYA_READERS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -56,9 +56,9 @@ class Proof:
     """Largest relative error of a layer's approximation; 0 when exact."""
     weight_error: float
     """Largest difference of a weight or bias change between what was written and what was read back, over all layers."""
-    picture_difference: float
-    """Largest difference of a pixel, 0..1, between pictures made with the adapter and with the file from the same noise."""
-    picture_error: float
+    image_difference: float
+    """Largest difference of a pixel, 0..1, between images made with the adapter and with the file from the same noise."""
+    image_error: float
     """Root mean square of that difference over the root mean square of what the adapter changes."""
     effect: float
     """Largest difference of a pixel that the adapter makes to the base model, for scale."""
@@ -66,26 +66,26 @@ class Proof:
     ranks: tuple[int, int] | None
     """Least and greatest rank in the file."""
     precision: str = "fp32"
-    """Number format of the base that the pictures were made with; the file itself is fp32."""
+    """Number format of the base that the images were made with; the file itself is fp32."""
 
     def summary(self) -> list[str]:
         """What was found, for people."""
         least, greatest = self.ranks or (0, 0)
         ranks = "" if not greatest else f", rank {least}" + (f" to {greatest}" if greatest != least else "")
         lines = [
-            f"Read back by {self.reader}: {self.layers} layers{ranks}, largest weight error {self.weight_error:.1e}, largest picture "
-            f"difference {self.picture_difference:.1e} (the adapter itself changes it by {self.effect:.2f})."
+            f"Read back by {self.reader}: {self.layers} layers{ranks}, largest weight error {self.weight_error:.1e}, largest image "
+            f"difference {self.image_difference:.1e} (the adapter itself changes it by {self.effect:.2f})."
         ]
         if self.precision != "fp32":
             lines.append(
-                f"Compared in {self.precision}, whose rounding is in the picture difference; the file holds fp32."
+                f"Compared in {self.precision}, whose rounding is in the image difference; the file holds fp32."
             )
         if self.exact:
             lines.append("It is exact.")
         else:
             lines.append(
                 f"An approximation: a layer's change is missed by up to {self.approximation:.0%}, "
-                f"and {self.picture_error:.0%} of what the adapter does to a picture."
+                f"and {self.image_error:.0%} of what the adapter does to an image."
             )
         if self.token_files:
             names = ", ".join(file.name for file in self.token_files)
@@ -94,12 +94,10 @@ class Proof:
 
     def check(self) -> None:
         """Raises UserError when the file does not do what the adapter does."""
-        pictures_differ = (
-            self.picture_difference > 1e-5
-            if self.precision == "fp32"
-            else self.picture_error > HALF_PRECISION_TOLERANCE
+        images_differ = (
+            self.image_difference > 1e-5 if self.precision == "fp32" else self.image_error > HALF_PRECISION_TOLERANCE
         )
-        if self.weight_error > 1e-5 or (self.exact and pictures_differ):
+        if self.weight_error > 1e-5 or (self.exact and images_differ):
             raise UserError(PROOF_FAILED.format(self.path))
 
 
@@ -119,7 +117,7 @@ def export_adapter(
     """Writes the adapter of `folder` in `format` and proves the file through the reader's own loader.
 
     max_error: approximate what the format cannot say exactly, each layer to this relative error where that can be chosen;
-    None refuses instead. drop_bias: leave changes of biases out. side: of the pictures that are compared, pixels; 0 means the
+    None refuses instead. drop_bias: leave changes of biases out. side: of the images that are compared, pixels; 0 means the
     base model's own. precision: number format of the base in the proof, unset the adapter's own; the file
     itself is always fp32.
 
@@ -160,8 +158,8 @@ def export_adapter(
         reader=reader,
         weight_error=error,
         layers=layers,
-        picture_difference=float(np.abs(tuned - again).max()),
-        picture_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
+        image_difference=float(np.abs(tuned - again).max()),
+        image_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
         effect=float(np.abs(tuned - plain).max()),
     )
     facts |= {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name, "words": [file.name for file in words]})}
@@ -213,7 +211,7 @@ def exportable_changes(
 def fold_or_linearize(
     pipe: Any, model: torch.nn.Module, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None
 ) -> tuple[Folded, dict[str, float]]:
-    """The exact fold, or for an adapter that has none, when asked for, its linearisation while pictures are made.
+    """The exact fold, or for an adapter that has none, when asked for, its linearisation while images are made.
 
     Raises:
         UserError: when there is no exact fold and none was asked for.
@@ -317,5 +315,5 @@ def bias_difference(a: Change, b: Change) -> float:
 
 @torch.no_grad()
 def draw_image(pipe: Any, prompt: str, side: int) -> np.ndarray:
-    """One picture, (1, side, side, 3) in 0..1, without rounding to bytes."""
+    """One image, (1, side, side, 3) in 0..1, without rounding to bytes."""
     return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=side, output_type="np")

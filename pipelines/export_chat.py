@@ -46,7 +46,7 @@ class ChatProof:
     path: Path
     reader: str
     difference: float
-    """Largest difference of a next token's probability on a question about a noise picture."""
+    """Largest difference of a next token's probability on a question about a noise image."""
     effect: float
     """Largest difference that the adapter makes to the base's, for scale."""
 
@@ -106,15 +106,15 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
 
 @torch.no_grad()
 def next_token_probabilities(vision: VisionLanguageModel, model: Any) -> torch.Tensor:
-    """Probabilities of the next token behind every token of a question about a noise picture, (L, vocabulary).
+    """Probabilities of the next token behind every token of a question about a noise image, (L, vocabulary).
 
     model: in the place of the vision model's own.
     """
     noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
-    picture = Image.fromarray((noise * 255).byte().numpy())
+    image = Image.fromarray((noise * 255).byte().numpy())
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     row = Conversation(({"role": "user", "content": content},), (b"",), "the question")
-    inputs = vision.to_device(vision.chat.collate_questions([row], [[picture]]))
+    inputs = vision.to_device(vision.chat.collate_questions([row], [[image]]))
     return (model or vision.model)(**inputs, use_cache=False).logits[0].float().softmax(-1).cpu()
 
 

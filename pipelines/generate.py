@@ -1,4 +1,4 @@
-"""From a prompt, seeds and adapters to pictures that carry their own settings."""
+"""From a prompt, seeds and adapters to images that carry their own settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT_CHUNK = "rankfold"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a picture. A recipe read back from a PNG makes the same picture again."""
+    """Everything that decides an image. A recipe read back from a PNG makes the same image again."""
 
     prompt: str
     base: str = "tiny"
@@ -55,9 +55,9 @@ class Recipe:
     precision: str = "fp32"
     seed: int = 0
     batch: tuple[int, int] | None = None
-    """First seed and number of the pictures made together with this one: a batch of another size rounds differently."""
+    """First seed and number of the images made together with this one: a batch of another size rounds differently."""
     hashes: tuple[str, ...] = ()
-    """Content hash of each adapter, filled in when the picture is made."""
+    """Content hash of each adapter, filled in when the image is made."""
 
 
 def denoise(
@@ -73,9 +73,9 @@ def denoise(
     output_type: str = "pil",
     on_step: Callable[[], None] | None = None,
 ) -> Any:
-    """Pictures from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed.
+    """Images from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed.
 
-    side: width, and height where that is 0, pixels. on_step: called behind every denoising step; what it raises ends the pictures.
+    side: width, and height where that is 0, pixels. on_step: called behind every denoising step; what it raises ends the images.
     """
 
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def denoise(
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
-    with oom_context(f"drawing {len(seeds)} picture{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
+    with oom_context(f"drawing {len(seeds)} image{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
         return pipe(
             **pipeline_family(pipe).call_kwargs(prompts, negative, guidance_scale),
             generator=[generator(seed, 101) for seed in seeds],
@@ -110,7 +110,7 @@ def pipeline_family(pipe: Any) -> type[DiffusionModel]:
 
 
 def native_resolution(pipe: Any) -> int:
-    """Side of the pictures that a loaded pipeline's base was made for, pixels."""
+    """Side of the images that a loaded pipeline's base was made for, pixels."""
     return open_model(pipe.name_or_path).native_resolution
 
 
@@ -174,7 +174,7 @@ def check_recipe(recipe: Recipe) -> None:
 def generate(
     recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8, on_step: Callable[[], None] | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
-    """`n` pictures from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
+    """`n` images from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
     with oom_context("", lambda: memory_advice(recipe)):
         pipe = pipe or load_sampling_pipeline(recipe)
         made = []
@@ -184,14 +184,14 @@ def generate(
 
 
 def memory_advice(recipe: Recipe) -> str:
-    """What takes less memory, for who asks for pictures."""
+    """What takes less memory, for who asks for images."""
     number_format = "--precision bf16, " if recipe.precision == "fp32" else ""
     cpu = "" if device_type() == "cpu" else " With ACCELERATE_USE_CPU=true before the command it runs in main memory."
-    return f"Take {number_format}fewer pictures at once (--n), or a smaller --side.{cpu}"
+    return f"Take {number_format}fewer images at once (--n), or a smaller --side.{cpu}"
 
 
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
-    """The picture that this recipe was written into, equal to the byte."""
+    """The image that this recipe was written into, equal to the byte."""
     batch = recipe.batch or (recipe.seed, 1)
     return generate_batch(recipe, batch, pipe or load_sampling_pipeline(recipe))[recipe.seed - batch[0]]
 
@@ -199,7 +199,7 @@ def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
 def generate_batch(
     recipe: Recipe, batch: tuple[int, int], pipe: Any, on_step: Callable[[], None] | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
-    """Pictures of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
+    """Images of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
     side = recipe.side or native_resolution(pipe)
     hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
@@ -220,36 +220,36 @@ def generate_batch(
             pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size
         ) as states:
             wanted, unwanted = (value.expand(n, -1, -1) for value in states)
-            pictures = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
+            images = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
     else:
-        pictures = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
-    check_finite(pictures)
-    pictures = pipe.image_processor.numpy_to_pil(pictures)
+        images = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
+    check_finite(images)
+    images = pipe.image_processor.numpy_to_pil(images)
     whole = replace(
         recipe, batch=batch, side=side, height=height, hashes=hashes, scheduler=type(pipe.scheduler).__name__
     )
-    return [(picture, replace(whole, seed=seed)) for picture, seed in zip(pictures, seeds, strict=True)]
+    return [(image, replace(whole, seed=seed)) for image, seed in zip(images, seeds, strict=True)]
 
 
 def max_batch_size(width: int) -> int:
-    """How many pictures of this side are drawn together: as many as take the memory of four of 1024 pixels, eight at most."""
+    """How many images of this side are drawn together: as many as take the memory of four of 1024 pixels, eight at most."""
     return max(1, min(8, 4 * 1024**2 // width**2))
 
 
-def check_finite(pictures: np.ndarray) -> None:
-    """Raises UserError for pictures (B, H, W, 3) that are not numbers; as files they would be black."""
-    if not np.isfinite(pictures).all():
+def check_finite(images: np.ndarray) -> None:
+    """Raises UserError for images (B, H, W, 3) that are not numbers; as files they would be black."""
+    if not np.isfinite(images).all():
         raise UserError(
-            "The pictures came out as values that are no numbers: take --precision fp32 (or bf16), or less --strength; an "
+            "The images came out as values that are no numbers: take --precision fp32 (or bf16), or less --strength; an "
             "adapter that does so at strength 1 in fp32 is spoilt, see 'rankfold inspect'."
         )
 
 
-def save_picture(path: Path, picture: Image.Image, recipe: Recipe) -> None:
+def save_image(path: Path, image: Image.Image, recipe: Recipe) -> None:
     """Writes a PNG with the recipe in its text chunk."""
     info = PngImagePlugin.PngInfo()
     info.add_text(TEXT_CHUNK, json.dumps(asdict(recipe)))
-    write_png(path, picture, info)
+    write_png(path, image, info)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -262,9 +262,7 @@ def read_recipe(path: Path) -> Recipe:
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         check_adapter(Path(folder))
         if content_hash(adapter_path(Path(folder))) != expected:
-            raise UserError(
-                f"The adapter {folder} has changed since {path} was made, so the picture cannot be repeated."
-            )
+            raise UserError(f"The adapter {folder} has changed since {path} was made, so the image cannot be repeated.")
     return recipe
 
 
@@ -278,7 +276,7 @@ def parse_recipe(path: Path) -> Recipe:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(TEXT_CHUNK)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"--from {path} is not a picture that can be read.") from error
+        raise UserError(f"--from {path} is not an image that can be read.") from error
     if text is None:
         raise UserError(
             f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since."
@@ -294,11 +292,11 @@ def parse_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def image_grid(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
-    """Pictures of one size on a white sheet."""
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
+def image_grid(images: Sequence[Image.Image], columns: int, *, gap: int = 4) -> Image.Image:
+    """Images of one size on a white sheet."""
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * (width + gap), number // columns * (height + gap)))
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * (width + gap), number // columns * (height + gap)))
     return sheet

@@ -1,4 +1,4 @@
-"""Sheets: pictures in a grid with labels above and at the left, and a text over all of it."""
+"""Sheets: images in a grid with labels above and at the left, and a text over all of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SMALLEST, LARGEST = 192, 8192  # pixels: smaller cells are shown larger; no side
 GAP, LINES = 6, 8  # pixels between cells; lines of a label at most
 
 
-def draw_grid(pictures: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
-    """Pictures of one size, row by row, with the labels above and at the left; a single long row goes on below itself."""
+def draw_grid(images: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
+    """Images of one size, row by row, with the labels above and at the left; a single long row goes on below itself."""
     if list(rows) == [""] and len(columns) > MAX_COLUMNS:
         parts = [slice(start, start + MAX_COLUMNS) for start in range(0, len(columns), MAX_COLUMNS)]
-        return stack_vertically([draw_grid(pictures[part], columns[part], rows) for part in parts])
-    cell = cell_size(pictures[0].size, len(columns), len(rows))
+        return stack_vertically([draw_grid(images[part], columns[part], rows) for part in parts])
+    cell = cell_size(images[0].size, len(columns), len(rows))
     font = label_font(max(14, cell[0] // 24))
     height = round(font.size * 1.3)
     heads = [wrap_text(text, font, cell[0], LINES) for text in columns]
@@ -32,24 +32,24 @@ def draw_grid(pictures: Sequence[Image.Image], columns: Sequence[str], rows: Seq
         draw_lines(draw, lines, (left + number * (cell[0] + GAP) + cell[0] // 2, (top - GAP) // 2), font, height, "mm")
     for number, lines in enumerate(sides):
         draw_lines(draw, lines, (left - GAP, top + number * (cell[1] + GAP) + cell[1] // 2), font, height, "rm")
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         row, column = divmod(number, len(columns))
-        page.paste(resize_to_cell(picture, cell), (left + column * (cell[0] + GAP), top + row * (cell[1] + GAP)))
+        page.paste(resize_to_cell(image, cell), (left + column * (cell[0] + GAP), top + row * (cell[1] + GAP)))
     return page
 
 
 def cell_size(size: tuple[int, int], columns: int, rows: int) -> tuple[int, int]:
-    """Width and height of a cell on the sheet: small pictures larger by a whole number, large ones so that the sheet has an end."""
+    """Width and height of a cell on the sheet: small images larger by a whole number, large ones so that the sheet has an end."""
     larger = -(-SMALLEST // min(size)) if min(size) < SMALLEST else 1
     width, height = size[0] * larger, size[1] * larger
     less = min(1.0, LARGEST / (width * columns), LARGEST / (height * rows))
     return max(1, int(width * less)), max(1, int(height * less))
 
 
-def resize_to_cell(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at its size on the sheet; a whole number larger, its pixels stay squares."""
-    whole = size[0] % picture.width == 0 and size[1] % picture.height == 0
-    return picture.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+def resize_to_cell(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image at its size on the sheet; a whole number larger, its pixels stay squares."""
+    whole = size[0] % image.width == 0 and size[1] % image.height == 0
+    return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
 
 
 def stack_vertically(sheets: Sequence[Image.Image]) -> Image.Image:

@@ -10,7 +10,7 @@ from torch import nn
 from ..toolkit.core.devices import device, free_memory
 
 WEIGHT_SHARE = 0.8
-"""Share of the free memory that weights may take; the rest is for what the pictures need."""
+"""Share of the free memory that weights may take; the rest is for what the images need."""
 
 
 def place_pipeline(pipe: Any) -> Any:

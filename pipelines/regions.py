@@ -1,8 +1,8 @@
-"""Several subjects in one picture: each region is denoised with an adapter and a prompt of its own.
+"""Several subjects in one image: each region is denoised with an adapter and a prompt of its own.
 
 All regions share the latents, so each is drawn in sight of the others; what the denoiser predicts is mixed by soft masks in every
 step (as in MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113). It costs one pass of the denoiser a region. For its own pass a
-region is moved sideways to the middle (the picture is closed to a ring), where a model puts a subject most readily: so prompts
+region is moved sideways to the middle (the image is closed to a ring), where a model puts a subject most readily: so prompts
 speak of the middle, not of left and right.
 """
 
@@ -18,7 +18,7 @@ from ..toolkit.core.errors import UserError
 from ..toolkit.formats import native
 from .place import execution_device
 
-Region = tuple[str, float, float, float, float]  # prompt; left, top, right, bottom as shares of the picture
+Region = tuple[str, float, float, float, float]  # prompt; left, top, right, bottom as shares of the image
 NAMED_REGIONS = {
     "left": (0.0, 0.0, 0.5, 1.0),
     "right": (0.5, 0.0, 1.0, 1.0),
@@ -49,7 +49,7 @@ def parse_region(text: str) -> Region:
     if not sound:
         raise UserError(
             f"--regions '{text}': write 'left: PROMPT' (or right, top, bottom), or '0,0,0.5,1: PROMPT' with left, top, right "
-            "and bottom as shares of the picture."
+            "and bottom as shares of the image."
         )
     return prompt.strip(), left, top, right, bottom
 

@@ -1,4 +1,4 @@
-"""Fixtures: a real Stable Diffusion pipeline with random weights, pictures of a creature, a cache of their own."""
+"""Fixtures: a real Stable Diffusion pipeline with random weights, images of a creature, a cache of their own."""
 
 import os
 
@@ -36,12 +36,12 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """Folder with five pictures of one creature."""
+    """Folder with five images of one creature."""
     from rankfold.toolkit.embedded import world
 
     folder = tmp_path_factory.mktemp("images")
-    for number, (picture, _) in enumerate(world.subject_pictures(4_000_000, 5)):
-        picture.save(folder / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(4_000_000, 5)):
+        image.save(folder / f"{number}.png")
     return folder
 
 
@@ -81,12 +81,12 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Folder with three pictures of a creature, in the size of the tiny families."""
+    """Folder with three images of a creature, in the size of the tiny families."""
     from tiny_families import SIDE
 
     from rankfold.toolkit.embedded import world
 
     root = tmp_path_factory.mktemp("photos")
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_700, 3)):
-        picture.resize((SIDE, SIDE)).save(root / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(2_000_700, 3)):
+        image.resize((SIDE, SIDE)).save(root / f"{number}.png")
     return root

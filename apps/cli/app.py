@@ -29,7 +29,7 @@ class AppOptions:
     user: str = ""
     """Name to log in with; the password is read from $RANKFOLD_PASSWORD."""
     readable: tuple[Path, ...] = ()
-    """Folders that pictures and models may be taken from by typing their path; unset means the current one, on this machine only."""
+    """Folders that images and models may be taken from by typing their path; unset means the current one, on this machine only."""
     device: str = "0"
     """Number of the GPU for runs that are started here."""
     worker: bool = True

@@ -13,9 +13,9 @@ from .options import parse_options, positional
 @dataclass(frozen=True)
 class CaptionOptions:
     images: Annotated[Path, positional()]
-    """Folder of pictures. Those that have a caption keep it."""
+    """Folder of images. Those that have a caption keep it."""
     base: str = "tiny-vlm"
-    """Vision-language model that says what is to be seen: a folder, a hub id, or tiny-vlm, which knows drawn pictures only."""
+    """Vision-language model that says what is to be seen: a folder, a hub id, or tiny-vlm, which knows drawn images only."""
     token: str = "sks"
     """Rare word that calls the subject."""
     class_noun: str = "creature"
@@ -45,7 +45,7 @@ def caption(argv: list[str]) -> None:
     samples = find_samples(options.images)
     missing = [sample.path for sample in samples if options.overwrite or not sample.caption]
     if not missing:
-        print(f"All {len(samples)} pictures have captions; --overwrite writes them anew.")
+        print(f"All {len(samples)} images have captions; --overwrite writes them anew.")
         return
     vision = open_chat(options.base, precision=options.precision, device=parse_device(options.device))
     made = generate_captions(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)

@@ -1,4 +1,4 @@
-"""`rankfold chat`: questions about pictures, answered by a tuned model, and by its base beside it."""
+"""`rankfold chat`: questions about images, answered by a tuned model, and by its base beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ChatOptions:
     question: Annotated[tuple[str, ...], positional()] = ()
     """What to ask; without one a conversation begins, a line a question."""
     image: tuple[Path, ...] = ()
-    """Pictures that the first question is about."""
+    """Images that the first question is about."""
     run: Path | None = None
     """Run folder whose adapter answers."""
     adapters: tuple[Path, ...] = ()
@@ -40,9 +40,9 @@ def chat(argv: list[str]) -> None:
     from ...toolkit.data.images import parse_source
     from .evaluate_instruct import open_tuned
 
-    pictures = tuple(parse_source(path, None) for path in options.image)
+    images = tuple(parse_source(path, None) for path in options.image)
     vision, _ = open_tuned(options)
-    talk = ChatSession(vision, pictures, options)
+    talk = ChatSession(vision, images, options)
     if options.question:
         talk.ask(" ".join(options.question))
         return
@@ -60,10 +60,10 @@ def read_line() -> str:
 
 
 class ChatSession:
-    """A conversation so far: the pictures belong to its first question."""
+    """A conversation so far: the images belong to its first question."""
 
-    def __init__(self, vision: Any, pictures: tuple[Any, ...], options: ChatOptions) -> None:
-        self.vision, self.pictures, self.options = vision, pictures, options
+    def __init__(self, vision: Any, images: tuple[Any, ...], options: ChatOptions) -> None:
+        self.vision, self.images, self.options = vision, images, options
         self.messages: list[dict[str, Any]] = []
 
     def ask(self, question: str) -> str:
@@ -71,9 +71,9 @@ class ChatSession:
         from ...pipelines.chat import base_model_only, stream
         from ...toolkit.data.conversations import Conversation
 
-        parts = [{"type": "image"}] * (0 if self.messages else len(self.pictures))
+        parts = [{"type": "image"}] * (0 if self.messages else len(self.images))
         asked = [*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        row = Conversation(tuple(asked), self.pictures, "the question")
+        row = Conversation(tuple(asked), self.images, "the question")
         self.vision.chat.check_row(row)
         most = self.options.max_new_tokens
         if self.options.compare:

@@ -29,10 +29,10 @@ COMMANDS = {
         "demo_instruct:demo_instruct",
     ),
     "train subject": Command(
-        "Teach a diffusion model your subject from a folder of pictures.", "train_subject:train_subject"
+        "Teach a diffusion model your subject from a folder of images.", "train_subject:train_subject"
     ),
     "train instruct": Command(
-        "Teach a vision-language model your task from pictures with questions and answers.",
+        "Teach a vision-language model your task from images with questions and answers.",
         "train_instruct:train_instruct",
     ),
     "plan subject": Command(
@@ -51,15 +51,15 @@ COMMANDS = {
         "evaluate_instruct:evaluate_instruct",
     ),
     "caption": Command("Write captions beside a subject's photos, by a vision-language model.", "caption:caption"),
-    "chat": Command("Ask a tuned vision-language model about pictures.", "chat:chat"),
+    "chat": Command("Ask a tuned vision-language model about images.", "chat:chat"),
     "resume": Command("Go on with a stopped or killed run, exactly where it was.", "resume:resume"),
     "stop": Command("Ask a run to write a checkpoint and stop.", "stop:stop"),
     "queue": Command("Put a run into the queue.", "queue:queue"),
     "work": Command("Carry out queued runs, one after another for each device.", "work:work"),
     "app": Command("Train, watch, sample and compare in the browser.", "app:app"),
-    "sample": Command("Make pictures with a trained adapter.", "sample:sample"),
+    "sample": Command("Make images with a trained adapter.", "sample:sample"),
     "compose": Command(
-        "Make one adapter of several, with weights given, alike, or learned on a few pictures.", "compose:compose"
+        "Make one adapter of several, with weights given, alike, or learned on a few images.", "compose:compose"
     ),
     "compose instruct": Command(
         "The same for adapters of a vision-language model, learned on a few conversations.", "compose:compose_instruct"

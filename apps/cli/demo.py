@@ -1,4 +1,4 @@
-"""`rankfold demo`: five pictures in, an adapter out, on the embedded models, without a network."""
+"""`rankfold demo`: five images in, an adapter out, on the embedded models, without a network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DemoConfig(OverwriteOption):
     base: Literal["tiny", "tiny-dit"] = "tiny"
     """Embedded model: the UNet, or the flow transformer."""
     out: Path = Path("runs/demo")
-    """Run folder; the pictures and numbers lie there."""
+    """Run folder; the images and numbers lie there."""
     steps: int = 300
     """Training steps."""
     adapter: str = "moslora"
@@ -35,7 +35,7 @@ class DemoConfig(OverwriteOption):
     threads: int = 0
     """Torch threads; 0 takes as many as find a free core."""
     seed: int = 0
-    """Seed of training and pictures."""
+    """Seed of training and images."""
 
 
 def demo(argv: list[str]) -> None:
@@ -61,19 +61,19 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     overwrite = config.overwrite or is_demo(Run(config.out))
     if overwrite and not config.overwrite:
         print(f"{config.out} holds a demo already, which this one takes the place of.")
-    print(f"Teaching the embedded model the creature in {settings.images} (five pictures, {config.steps} steps)")
+    print(f"Teaching the embedded model the creature in {settings.images} (five images, {config.steps} steps)")
     run = train(settings, overwrite=overwrite)
     if run.status()["state"] != "done":
         print_outcome(run.folder)
         return {}
     trained = time.time()
     figures = measure_before_and_after(run, DEMO_CREATURE, seed=config.seed)
-    print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five pictures, 2: before, 3: after)")
+    print(f"\npictures        {run.folder / 'before_after.png'}  (row 1: the five images, 2: before, 3: after)")
     print(
         f"likeness        before {figures['clip_i_before']:.3f}  after {figures['clip_i_after']:.3f}  real {figures['clip_i_real']:.3f}"
     )
     print(
-        f"                {figures['closed']:.0%} of the distance to the real pictures closed (CLIP-I, embedded open_clip)"
+        f"                {figures['closed']:.0%} of the distance to the real images closed (CLIP-I, embedded open_clip)"
     )
     print(f"scene as asked  before {figures['scene_before']:.0%}  after {figures['scene_after']:.0%}")
     print(f"place as asked  before {figures['place_before']:.0%}  after {figures['place_after']:.0%}")

@@ -28,7 +28,7 @@ class DemoInstructConfig(OverwriteOption):
     threads: int = 1
     """Torch threads."""
     seed: int = 0
-    """Seed of pictures and training."""
+    """Seed of images and training."""
 
 
 def demo_instruct(argv: list[str]) -> None:
@@ -60,7 +60,7 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
         print(f"{config.out} holds a demo already, which this one takes the place of.")
     files = write_demo_data(config.out / "data", seed=config.seed)
     settings = {"adapter": config.adapter, "threads": config.threads, "seed": config.seed}
-    print(f"Teaching the embedded model to answer '{QUESTION}' from 400 pictures ({files['train']})")
+    print(f"Teaching the embedded model to answer '{QUESTION}' from 400 images ({files['train']})")
     found: dict[str, Any] = {}
     for name, steps in zip(RUNS, (config.steps, config.steps * 4 // 3), strict=True):
         run = train_demo(
@@ -114,8 +114,8 @@ def print_figures(found: dict[str, Any]) -> None:
     for words, pick in (
         ("new task, before", lambda f: f["base"]["accuracy"]),
         ("new task, after", lambda f: f["tuned"]["accuracy"]),
-        ("  with another row's picture", lambda f: f["controls"]["another row's picture"]),
-        ("  with a blank picture", lambda f: f["controls"]["blank picture"]),
+        ("  with another row's image", lambda f: f["controls"]["another row's image"]),
+        ("  with a blank image", lambda f: f["controls"]["blank image"]),
         ("old questions, before", lambda f: f["retention"]["base"]),
         ("old questions, after", lambda f: f["retention"]["tuned"]),
     ):

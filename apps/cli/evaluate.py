@@ -20,7 +20,7 @@ class EvaluateOptions:
     """object, live (the protocol's 25 each), world (the embedded models'), or a file with {token} and {noun} in each line;
     unset means world for embedded bases and object for others."""
     n: int = 4
-    """Pictures a prompt."""
+    """Images a prompt."""
     strength: float = 1.0
     """Of the adapter."""
     base: str | None = None
@@ -37,11 +37,11 @@ class EvaluateOptions:
     steps: int = 25
     """Denoising steps."""
     side: int = 0
-    """Side of the pictures in pixels; 0 means the base model's own."""
+    """Side of the images in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Number format; unset means the one that the adapter was trained in."""
     seed: int = 0
-    """Seed of the first picture."""
+    """Seed of the first image."""
     out: Path | None = None
     """Folder for metrics.json, pictures.png and report.html; unset means the run's, or NAME-evaluation beside a file."""
 
@@ -64,7 +64,7 @@ def evaluate(argv: list[str]) -> None:
     test = SubjectTest(read_prompts(name), unrelated_prompts(name), facts["token"], facts["class_noun"], options.n)
     if not options.clip and not embedded:
         raise UserError(
-            "--clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as ViT-B-32-quickgelu:openai."
+            "--clip is missing: the embedded model knows only drawn images. Name one of open_clip, such as ViT-B-32-quickgelu:openai."
         )
     folder = options.images or (trained_on[0].parent if trained_on else None)
     if folder is None:
@@ -85,7 +85,7 @@ def evaluate(argv: list[str]) -> None:
 
 
 def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]]:
-    """How pictures are made, what the subject is called, and what was trained on where that is known."""
+    """How images are made, what the subject is called, and what was trained on where that is known."""
     from ...pipelines.generate import Recipe, adapter_precision
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.formats.as_folder import check_adapter

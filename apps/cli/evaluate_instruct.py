@@ -23,7 +23,7 @@ class EvaluateOptions:
     data: Path | None = None
     """Questions with answers: {"image", "question", "answer" | "answers" | "choices" and "answer"}, or conversations."""
     images: Path | None = None
-    """Folder that the pictures' paths start from; unset means the data file's own."""
+    """Folder that the images' paths start from; unset means the data file's own."""
     retention: Path | None = None
     """Questions of what the base could do before; what was forgotten is shown."""
     ask_short: bool = False
@@ -35,7 +35,7 @@ class EvaluateOptions:
     device: str = ""
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
     seed: int = 0
-    """Which pictures are given to whom in the control."""
+    """Which images are given to whom in the control."""
     out: Path | None = None
     """Folder for evaluation.json and answers.jsonl; unset means evaluation/ in the run."""
     vlmevalkit: bool = False

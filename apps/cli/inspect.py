@@ -13,11 +13,11 @@ def inspect(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
-        """A LoRA file, the folder it lies in, a run or its adapter; or conversations about pictures (.json, .jsonl, .parquet)."""
+        """A LoRA file, the folder it lies in, a run or its adapter; or conversations about images (.json, .jsonl, .parquet)."""
         base: str | None = None
         """Base model: each layer's change is set against its weight, conversations are written in its tokens."""
         images: Path | None = None
-        """Folder that the pictures' paths of conversations start from; unset means the data file's own."""
+        """Folder that the images' paths of conversations start from; unset means the data file's own."""
         rows: int = 1
         """Conversations that are shown in full."""
         skip_bad: bool = False

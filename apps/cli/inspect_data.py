@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 DATA = (".json", ".jsonl", ".parquet")
-SHOWN_PICTURE_TOKENS = 2  # of a picture, at its beginning
+SHOWN_IMAGE_TOKENS = 2  # of an image, at its beginning
 
 
 def inspect_data(file: Path, base: str, images: Path | None, *, rows: int, skip_bad: bool, max_length: int) -> None:
@@ -20,7 +20,7 @@ def inspect_data(file: Path, base: str, images: Path | None, *, rows: int, skip_
     planned = plan_rows(file, config, chat)
     proven = verify_rows(planned, chat)
     lengths = sorted(planned.lengths)
-    print(f"{file}\n  rows     {len(planned)}, with {sum(len(row.pictures) for row in planned.rows)} pictures")
+    print(f"{file}\n  rows     {len(planned)}, with {sum(len(row.images) for row in planned.rows)} images")
     print(
         f"  tokens   {lengths[0]} to {lengths[-1]} a row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all"
     )
@@ -45,18 +45,18 @@ def show_row(chat: Any, row: Any) -> None:
 
     from ...toolkit.data.images import image_size
 
-    tokens = chat.labels_by_marks(row, [image_size(picture) for picture in row.pictures])
+    tokens = chat.labels_by_marks(row, [image_size(image) for image in row.images])
     colour = Console().is_terminal
-    text, learning, pictures = Text(), False, 0
+    text, learning, images = Text(), False, 0
     for number, label in zip(tokens.ids, tokens.labels, strict=True):
-        pictures = pictures + 1 if number in chat.image_token_ids() else 0
-        if pictures > SHOWN_PICTURE_TOKENS:
+        images = images + 1 if number in chat.image_token_ids() else 0
+        if images > SHOWN_IMAGE_TOKENS:
             continue
         if not colour and (label >= 0) != learning:
             learning = label >= 0
             text.append("«" if learning else "»")
-        piece = "…" if pictures == SHOWN_PICTURE_TOKENS else chat.tokenizer.decode([number])
-        text.append(piece, style="bold green" if label >= 0 else "dim" if pictures else "")
+        piece = "…" if images == SHOWN_IMAGE_TOKENS else chat.tokenizer.decode([number])
+        text.append(piece, style="bold green" if label >= 0 else "dim" if images else "")
     if not colour and learning:
         text.append("»")
     print(

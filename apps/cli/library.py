@@ -21,7 +21,7 @@ def add(argv: list[str]) -> None:
         trigger: str = ""
         """Words that call the subject; unset means what the adapter says."""
         thumbnail: Path | None = None
-        """Picture of it; unset means a run's newest preview."""
+        """Image of it; unset means a run's newest preview."""
 
     options = parse_options(Options, argv, "library add")
     from ...training.runs import library

@@ -16,7 +16,7 @@ def resume(argv: list[str]) -> None:
         run: Annotated[Path, positional()]
         """Run folder."""
         accept_changes: bool = False
-        """Go on though pictures, captions, rows, adapters or the base are not those that the run was trained on so far."""
+        """Go on though images, captions, rows, adapters or the base are not those that the run was trained on so far."""
 
     options = parse_options(Options, argv, "resume")
     from ...training.config.instruct import ConversationConfig

@@ -27,9 +27,9 @@ class SampleOptions:
     negative_prompt: str = ""
     """What to steer away from."""
     n: int = 1
-    """Number of pictures, from seeds seed, seed + 1, ..."""
+    """Number of images, from seeds seed, seed + 1, ..."""
     seed: int = 0
-    """Seed of the first picture."""
+    """Seed of the first image."""
     steps: int = 25
     """Denoising steps."""
     guidance_scale: float | None = None
@@ -37,35 +37,35 @@ class SampleOptions:
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
     side: int = 0
-    """Side of the pictures in pixels, or their width; 0 means the base model's own."""
+    """Side of the images in pixels, or their width; 0 means the base model's own."""
     height: int = 0
     """Their height, where it is another."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Number format; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
     out: Path = Path("samples")
-    """Folder for the pictures."""
+    """Folder for the images."""
     grid: bool = False
-    """Also write all pictures on one sheet."""
+    """Also write all images on one sheet."""
     again: Path | None = field(default=None)
-    """Repeat the picture of this PNG exactly (also spelled --from)."""
+    """Repeat the image of this PNG exactly (also spelled --from)."""
 
 
 def sample(argv: list[str]) -> None:
     argv = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in argv]
     options = parse_options(SampleOptions, argv, "sample")
-    from ...pipelines.generate import generate, image_grid, read_recipe, repeat, save_picture
+    from ...pipelines.generate import generate, image_grid, read_recipe, repeat, save_image
 
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}.")
     made = [repeat(read_recipe(options.again))] if options.again else generate(sampling_recipe(options), options.n)
     options.out.mkdir(parents=True, exist_ok=True)
-    for picture, own in made:
+    for image, own in made:
         path = options.out / f"{own.seed:06d}.png"
-        save_picture(path, picture, own)
+        save_image(path, image, own)
         print(path)
     if options.grid:
-        sheet = image_grid([picture for picture, _ in made], columns=min(4, len(made)))
-        save_picture(options.out / "grid.png", sheet, made[0][1])
+        sheet = image_grid([image for image, _ in made], columns=min(4, len(made)))
+        save_image(options.out / "grid.png", sheet, made[0][1])
         print(options.out / "grid.png")
 
 
@@ -91,7 +91,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
     for path in adapters:
         check_adapter(Path(path))
     if prompt is None:
-        raise UserError("--prompt is missing: say what the picture should show.")
+        raise UserError("--prompt is missing: say what the image should show.")
     strengths = options.strength or (1.0,)
     if len(strengths) == 1:
         strengths *= len(adapters)

@@ -100,11 +100,11 @@ def page(browser):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     files = []
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_007, 5)):
+    for number, (image, _) in enumerate(world.subject_images(2_000_007, 5)):
         files.append(tmp_path / f"creature{number}.png")
-        picture.save(files[-1])
+        image.save(files[-1])
     return files
 
 
@@ -134,14 +134,14 @@ def choose(page, place, text):
 
 
 @pytest.mark.timeout(900)
-def test_the_whole_story(page, browser, pictures, tmp_path):
-    """Upload, have captions written, train, watch, reload, stop, resume, and pictures with two adapters."""
+def test_the_whole_story(page, browser, images, tmp_path):
+    """Upload, have captions written, train, watch, reload, stop, resume, and images with two adapters."""
     with serving(tmp_path) as (address, _):
         page.goto(address)
         page.get_by_role("heading", name="Train", exact=True).wait_for()
-        page.locator("#files input[type=file]").set_input_files([str(file) for file in pictures])
+        page.locator("#files input[type=file]").set_input_files([str(file) for file in images])
         page.locator("#add").click()
-        page.get_by_text("5 pictures.").wait_for()
+        page.get_by_text("5 images.").wait_for()
         assert page.get_by_text("5 have no caption").is_visible()
         page.locator("#write-captions").click()
         page.get_by_text("5 captions written by tiny-vlm").wait_for()
@@ -183,7 +183,7 @@ def test_the_whole_story(page, browser, pictures, tmp_path):
 
 
 def draw(page, address, made):
-    """Two pictures with two adapters, whose settings come back from one of them."""
+    """Two images with two adapters, whose settings come back from one of them."""
     page.goto(f"{address}/generate")
     choose(page, "#adapter-1", "first")
     page.get_by_role("button", name="One more adapter").click()
@@ -193,11 +193,11 @@ def draw(page, address, made):
     page.locator("#steps input").fill("4")
     page.locator("#seed input").fill("7")
     page.locator("#generate button, button#generate").first.click()
-    page.locator("#pictures img").first.wait_for()
+    page.locator("#images img").first.wait_for()
     files = sorted(made.glob("*.png"))
     assert len(files) == 2
-    with Image.open(files[0]) as picture:
-        assert picture.size == (64, 64)
+    with Image.open(files[0]) as image:
+        assert image.size == (64, 64)
     page.locator("#prompt textarea").fill("something else")
     page.locator("#dropped input[type=file]").set_input_files(str(files[0]))
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks creature in the snow'")
@@ -230,7 +230,7 @@ def export(page, address, folder):
 
 
 def load(file):
-    """Stock diffusers takes it and draws another picture with it."""
+    """Stock diffusers takes it and draws another image with it."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -265,8 +265,8 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studio")
     images = folder / "photos"
     images.mkdir()
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_008, 4)):
-        picture.save(images / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(2_000_008, 4)):
+        image.save(images / f"{number}.png")
     (folder / "secret.txt").write_text("secret")
     with serving(folder) as (address, process):
         yield folder, address, process
@@ -290,7 +290,7 @@ def test_a_program_trains_with_the_same_endpoints(client, server):
     folder = server[0]
     with pytest.raises(AppError, match="outside what the studio may read"):
         client.predict("/etc", api_name="/use_folder")
-    with pytest.raises(AppError, match="There are no pictures yet"):
+    with pytest.raises(AppError, match="There are no images yet"):
         client.predict("method: subject", "by-program", api_name="/start")
     client.predict(str(folder / "photos"), api_name="/use_folder")
     with pytest.raises(AppError, match="unknown key 'stps'"):
@@ -362,8 +362,8 @@ def test_the_app_dies_and_nothing_is_lost(tmp_path):
 
     images = tmp_path / "photos"
     images.mkdir()
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_009, 4)):
-        picture.save(images / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(2_000_009, 4)):
+        image.save(images / f"{number}.png")
     with serving(tmp_path) as (address, process):
         own = Client(address, verbose=False)
         own.predict(str(images), api_name="/use_folder")
@@ -404,19 +404,19 @@ def fill(folder):
 
 
 @pytest.mark.timeout(900)
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, pictures, small_disk, tmp_path):
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_disk, tmp_path):
     """Uploads are refused, a run fails or is lost with its last checkpoint whole, and goes on when there is space again."""
     with serving(tmp_path) as (address, _):
         ballast = fill(small_disk)
         page.goto(address)
-        page.locator("#files input[type=file]").set_input_files([str(file) for file in pictures])
+        page.locator("#files input[type=file]").set_input_files([str(file) for file in images])
         page.locator("#add").click()
         page.get_by_text("No space left on device").first.wait_for()
         ballast.unlink()
         page.reload()
-        page.locator("#files input[type=file]").set_input_files([str(file) for file in pictures])
+        page.locator("#files input[type=file]").set_input_files([str(file) for file in images])
         page.locator("#add").click()
-        page.get_by_text("5 pictures.").wait_for()
+        page.get_by_text("5 images.").wait_for()
         page.locator("#subject-steps input").fill("80")
         page.locator("#subject-all").get_by_text("All settings").click()
         page.locator("#subject-checkpoint_every input").fill("10")

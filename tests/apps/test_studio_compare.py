@@ -193,7 +193,7 @@ def test_values_are_proposed():
 # ---------------------------------------------------------------------------------------------- order
 
 
-def test_each_pipeline_is_loaded_once_and_each_picture_drawn_once():
+def test_each_pipeline_is_loaded_once_and_each_image_drawn_once():
     def recipe(strength, seed):
         return Recipe(prompt="p", adapters=("/a",), strengths=(strength,), seed=seed)
 
@@ -260,13 +260,13 @@ def test_a_heading_stands_above():
 
 
 def test_figures_by_hand():
-    pictures = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    images = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     texts = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     photos = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = compare.score_images(pictures, texts, photos)
+    found = compare.score_images(images, texts, photos)
     assert [one.fidelity for one in found] == pytest.approx([0.0, 0.6])
     assert [one.likeness for one in found] == pytest.approx([0.5, 0.7])
-    assert [one.likeness for one in compare.score_images(pictures, texts)] == [None, None]
+    assert [one.likeness for one in compare.score_images(images, texts)] == [None, None]
 
 
 def test_rare_words_are_not_measured():
@@ -312,7 +312,7 @@ def test_a_small_comparison(trained):
     name = result.files[0].split("/")[-1]
     assert page.find_generated_image(places, name) == result.files[0]
     for wrong in ("../cat/config.yaml", result.files[0], "none.png"):
-        with pytest.raises(UserError, match="There is no picture named"):
+        with pytest.raises(UserError, match="There is no image named"):
             page.find_generated_image(places, wrong)
 
 
@@ -327,7 +327,7 @@ def test_a_comparison_from_python(tmp_path):
 def test_a_page_is_told_how_far_it_is(places):
     plan = replace(comparison.parse_comparison(places, boxes(steps=2)), clip="")
     shown = [values for _, values in page.stream_comparison(plan, PipelineWorker(), places.generated_folder())]
-    assert "0 of 2 pictures" in shown[0][0]
+    assert "0 of 2 images" in shown[0][0]
     assert shown[0][1:4] == (None, [], [])
     assert "2 cells in" in shown[-1][0]
     assert [caption for _, caption in shown[-1][2]] == ["seed 0", "seed 1"]
@@ -340,10 +340,10 @@ def test_a_stop_keeps_what_was_drawn(places):
         drawing.stopped = drawing.done > 70
         said = values[0]
     assert "Stopped; " in said
-    assert f"{len(list(places.generated_folder().iterdir()))} of 3 pictures" in said
+    assert f"{len(list(places.generated_folder().iterdir()))} of 3 images" in said
 
 
-def test_it_stops_between_pictures(places):
+def test_it_stops_between_images(places):
     plan, drawing = comparison.parse_comparison(places, boxes(steps=2)), Job(4)
     drawing.stopped = True
     with pytest.raises(JobStopped):

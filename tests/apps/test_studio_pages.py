@@ -65,7 +65,7 @@ def places(trained, base, images, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
+def image(tmp_path_factory):
     path = tmp_path_factory.mktemp("upload") / "red.png"
     Image.new("RGB", (40, 32), "red").save(path)
     return str(path)
@@ -140,7 +140,7 @@ def test_composes_by_weights_and_says_what_it_was_made_of(places):
     ] in [library_page.table_row(one) for one in library_page.list_adapters(places).values()]
 
 
-def test_learns_weights_on_pictures_cut_to_a_rank(places, images):
+def test_learns_weights_on_images_cut_to_a_rank(places, images):
     library_page.add_to_library(places, "mine", "kept", "")
     names = ["mine", "library: kept"]
     run = compose(places, names, "learned", "few", folder=str(images), steps=2, rate=0.1, rank=3, token=" zwx ")
@@ -155,13 +155,13 @@ def test_learns_weights_on_pictures_cut_to_a_rank(places, images):
     assert "missed by up to" in lines[2]
 
 
-def test_pictures_of_an_uploaded_set(places, images):
+def test_images_of_an_uploaded_set(places, images):
     folder = places.upload_folder("cat")
-    assert compose_page.picture_sets(places) == ["cat"]
+    assert compose_page.image_sets(places) == ["cat"]
     assert compose_page.resolve_images(places, "cat", "") == folder
     with pytest.raises(UserError, match="leave one of them empty"):
         compose_page.resolve_images(places, "cat", str(images))
-    with pytest.raises(UserError, match=r"no set of pictures named \.\./mine"):
+    with pytest.raises(UserError, match=r"no set of images named \.\./mine"):
         compose_page.resolve_images(places, "../mine", "")
 
 
@@ -175,7 +175,7 @@ def test_pictures_of_an_uploaded_set(places, images):
         (["mine"], "weights", {"weights": "0.5 0.5"}, "x", "There are 2 weights for 1 adapters"),
         (["mine"], "weights", {"weights": "half"}, "x", "are not numbers"),
         (["mine"], "weights", {"weights": "inf"}, "x", "are not all finite"),
-        (["mine"], "learned", {}, "x", "need a few pictures"),
+        (["mine"], "learned", {}, "x", "need a few images"),
         (["mine"], "learned", {"folder": "/"}, "x", "lies outside what the studio may read"),
         (["mine"], "learned", {"folder": "/nowhere"}, "x", "does not exist"),
         (["mine"], "all alike", {"rank": -1}, "x", "--max-rank must be at least 0"),
@@ -199,13 +199,13 @@ def test_what_was_not_composed_is_said(places):
 # ---------------------------------------------------------------------------------------------- chat
 
 
-def chat(handler, before, question, *, tuned="", base="", picture=None, compare=False, most=12, precision="fp32"):
+def chat(handler, before, question, *, tuned="", base="", image=None, compare=False, most=12, precision="fp32"):
     """Asks; returns all that the page is sent."""
-    return list(handler(before, tuned, base, picture, question, compare, most, precision))
+    return list(handler(before, tuned, base, image, question, compare, most, precision))
 
 
-def test_an_answer_of_the_base_comes_in_pieces(places, picture):
-    models, talk = ChatModels(), ChatState(ChatModelSpec("tiny-vlm"), picture)
+def test_an_answer_of_the_base_comes_in_pieces(places, image):
+    models, talk = ChatModels(), ChatState(ChatModelSpec("tiny-vlm"), image)
     *pieces, last = chat_page.ask(models, talk, "What is in the picture?", compare=True, most=12)
     texts = [piece.tuned for piece in pieces]
     known = answers(open_chat("tiny-vlm"), [chat_page.add_question(talk, "What is in the picture?")], max_new_tokens=12)
@@ -217,23 +217,23 @@ def test_an_answer_of_the_base_comes_in_pieces(places, picture):
     assert not models.loaded.model.model._forward_pre_hooks
 
 
-def test_the_tuned_model_and_its_base_answer_side_by_side_over_several_questions(places, picture):
+def test_the_tuned_model_and_its_base_answer_side_by_side_over_several_questions(places, image):
     handler = handlers(places, chat_page)["chat"]
-    shown = chat(handler, ChatState(), "What colour?", tuned="colours", picture=picture, compare=True)
+    shown = chat(handler, ChatState(), "What colour?", tuned="colours", image=image, compare=True)
     assert shown[0][1] == [{"role": "user", "content": "What colour?"}]
     talk, own, base, said, _ = shown[-1]
-    row = chat_page.add_question(ChatState(picture=picture), "What colour?")
+    row = chat_page.add_question(ChatState(image=image), "What colour?")
     adapter = places.adapter("colours", chat=True)
     assert own[-1]["content"] == answers(open_chat("tiny-vlm", [adapter]), [row], max_new_tokens=12)[0]
     assert base[-1]["content"] == answers(open_chat("tiny-vlm"), [row], max_new_tokens=12)[0]
     assert own[-1] != base[-1]
     assert said == ""
-    again, own, base, *_ = chat(handler, talk, "And <b>now</b>?", tuned="colours", picture=picture)[-1]
+    again, own, base, *_ = chat(handler, talk, "And <b>now</b>?", tuned="colours", image=image)[-1]
     assert [len(own), len(base)] == [4, 2]
     assert own[2]["content"] == "And &lt;b&gt;now&lt;/b&gt;?"  # Gradio takes text for HTML
     content = [part["type"] for message in again.messages for part in message["content"]]
     assert content == ["image", "text", "text", "text", "text"]
-    fresh, own, *_ = chat(handler, again, "What colour?", picture=picture)[-1]  # another model, another conversation
+    fresh, own, *_ = chat(handler, again, "What colour?", image=image)[-1]  # another model, another conversation
     assert len(own) == len(fresh.messages) == 2
 
 
@@ -255,10 +255,10 @@ def test_pages_share_the_one_model_in_memory(places):
     assert pipes.pipeline(Recipe(prompt="another", base="tiny")) is pipe
 
 
-def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, picture):
+def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, image):
     models, talk, said, drawing = (
         ChatModels(),
-        ChatState(ChatModelSpec("tiny-vlm"), picture),
+        ChatState(ChatModelSpec("tiny-vlm"), image),
         PartialAnswers(),
         Job(100),
     )
@@ -298,11 +298,11 @@ def test_mistakes_in_chat(places, values, sentence):
         chat(handlers(places, chat_page)["chat"], ChatState(), **({"question": "What colour?"} | values))
 
 
-def test_a_text_file_is_no_picture(places, tmp_path):
+def test_a_text_file_is_no_image(places, tmp_path):
     file = tmp_path / "notes.png"
-    file.write_text("no picture")
-    with pytest.raises(gr.Error, match=r"^'notes\.png is not a whole picture"):
-        chat(handlers(places, chat_page)["chat"], ChatState(), "What colour?", picture=str(file))
+    file.write_text("no image")
+    with pytest.raises(gr.Error, match=r"^'notes\.png is not a whole image"):
+        chat(handlers(places, chat_page)["chat"], ChatState(), "What colour?", image=str(file))
 
 
 def test_a_failed_answer_leaves_the_conversation_as_it_was(places, monkeypatch):
@@ -329,15 +329,15 @@ def test_a_failed_answer_leaves_the_conversation_as_it_was(places, monkeypatch):
 
 
 def test_lists_runs_and_library_with_thumbnails(places):
-    rows, pictures = handlers(places, library_page)["library"]()
+    rows, images = handlers(places, library_page)["library"]()
     base = places.config("mine").base
     assert ["mine", "runs", base, "sks creature", "moslora"] in rows
     assert ["colours", "runs", "tiny-vlm", "-", "moslora"] in rows
-    assert pictures == []
+    assert images == []
     assert "kept is in the library" in library_page.add_to_library(places, "mine", "kept", " my words ")
-    rows, pictures = handlers(places, library_page)["library"]()
+    rows, images = handlers(places, library_page)["library"]()
     assert ["library: kept", "library", base, "my words", "moslora"] in rows
-    assert [(picture.size, name) for picture, name in pictures] == [((64, 64), "kept")]
+    assert [(image.size, name) for image, name in images] == [((64, 64), "kept")]
 
 
 @pytest.mark.parametrize(
@@ -409,10 +409,10 @@ def test_an_exported_file_does_the_same_in_a_stock_pipeline(places, base):
     stock.load_lora_weights(files[0])
     own = load_pipeline(Recipe(prompt="", base=str(base), adapters=(str(places.adapter("mine")),), strengths=(1.0,)))
     draw = {"seeds": [3], "steps": 2, "guidance_scale": 2.0, "side": 64, "output_type": "np"}
-    pictures = [torch.from_numpy(denoise(pipe, ["a sks creature"], **draw)) for pipe in (stock, own)]
-    torch.testing.assert_close(*pictures, atol=1e-5, rtol=0)
+    images = [torch.from_numpy(denoise(pipe, ["a sks creature"], **draw)) for pipe in (stock, own)]
+    torch.testing.assert_close(*images, atol=1e-5, rtol=0)
     plain = torch.from_numpy(denoise(StableDiffusionPipeline.from_pretrained(base), ["a sks creature"], **draw))
-    assert (plain - pictures[0]).abs().max() > 1e-3
+    assert (plain - images[0]).abs().max() > 1e-3
 
 
 def test_a_peft_folder_comes_as_a_zip(places, tmp_path):

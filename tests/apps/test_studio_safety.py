@@ -1,4 +1,4 @@
-"""What the studio refuses: paths and names that lead elsewhere, archives and pictures that are not what they say, strangers."""
+"""What the studio refuses: paths and names that lead elsewhere, archives and images that are not what they say, strangers."""
 
 import io
 import socket
@@ -117,7 +117,7 @@ def test_adapters_are_those_of_the_lists(places):
 # ---------------------------------------------------------------------------------------------- uploads
 
 
-def test_pictures_and_captions_are_kept(tmp_path):
+def test_images_and_captions_are_kept(tmp_path):
     archive = write_zip(
         tmp_path / "a.zip", {"one/a.png": png(), "one/a.txt": "a sks cat", "__MACOSX/a.png": b"x", ".b.png": b"x"}
     )
@@ -181,14 +181,14 @@ def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a whole picture"),
-        ("a.png", b"<html><script>alert(1)</script></html>", "not a whole picture"),
-        ("a.svg", b"<svg/>", "neither a picture"),
-        ("a.html", b"<html/>", "neither a picture"),
-        ("a.png", png()[:100], "not a whole picture"),
+        ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a whole image"),
+        ("a.png", b"<html><script>alert(1)</script></html>", "not a whole image"),
+        ("a.svg", b"<svg/>", "neither an image"),
+        ("a.html", b"<html/>", "neither an image"),
+        ("a.png", png()[:100], "not a whole image"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_name(tmp_path, name, data, words):
+def test_what_is_no_image_is_refused_with_its_name(tmp_path, name, data, words):
     file = tmp_path / name
     file.write_bytes(data)
     (tmp_path / "kept").mkdir()
@@ -198,7 +198,7 @@ def test_what_is_no_picture_is_refused_with_its_name(tmp_path, name, data, words
     assert not list((tmp_path / "kept").iterdir())
 
 
-def test_a_picture_of_200_megapixels_is_refused(tmp_path):
+def test_a_image_of_200_megapixels_is_refused(tmp_path):
     file = tmp_path / "a.png"
     Image.new("1", (14_200, 14_200)).save(file)
     (tmp_path / "kept").mkdir()
@@ -207,9 +207,9 @@ def test_a_picture_of_200_megapixels_is_refused(tmp_path):
 
 
 def test_near_duplicates_are_noticed(tmp_path):
-    picture = Image.effect_noise((64, 64), 80).convert("RGB").resize((256, 256))
-    picture.save(tmp_path / "a.png")
-    picture.resize((200, 200)).save(tmp_path / "b.jpg", quality=60)
+    image = Image.effect_noise((64, 64), 80).convert("RGB").resize((256, 256))
+    image.save(tmp_path / "a.png")
+    image.resize((200, 200)).save(tmp_path / "b.jpg", quality=60)
     Image.effect_noise((64, 64), 80).convert("RGB").resize((256, 256)).save(tmp_path / "c.png")
     assert [one.like for one in uploads.scan_folder(tmp_path)] == ["", "a.png", ""]
 
@@ -220,7 +220,7 @@ def test_captions_are_written_and_removed(tmp_path):
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "a sks cat"
     uploads.write_captions(tmp_path, {"a.png": ""})
     assert not (tmp_path / "a.txt").exists()
-    with pytest.raises(UserError, match="no picture named"):
+    with pytest.raises(UserError, match="no image named"):
         uploads.write_captions(tmp_path, {"../b.png": "x"})
 
 
@@ -440,7 +440,7 @@ def test_wrong_passwords_make_everybody_wait(monkeypatch):
     ],
 )
 def test_settings_in_a_png_are_not_trusted(places, tmp_path, said, words):
-    """A picture that somebody has prepared: nothing that it names is looked at before it is known to be ours."""
+    """An image that somebody has prepared: nothing that it names is looked at before it is known to be ours."""
     info = PngImagePlugin.PngInfo()
     info.add_text("rankfold", said)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)

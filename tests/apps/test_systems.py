@@ -120,7 +120,7 @@ def test_a_run_without_posix(elsewhere, images, tmp_path):
 
 @pytest.mark.slow
 def test_a_queue_and_readers_without_posix(elsewhere, images, tmp_path):
-    """A worker, the process of a run, and processes that read pictures: each started anew, as where nothing can be forked."""
+    """A worker, the process of a run, and processes that read images: each started anew, as where nothing can be forked."""
     rows = [{"image": f"photos\\{n}.png", "question": "What is it?", "answer": SAYING} for n in range(4)]
     (tmp_path / "photos").mkdir()
     for row in rows:
@@ -259,12 +259,12 @@ def test_file_addresses(address, windows, path):
     assert path_from_uri(address, windows=windows) == path
 
 
-def test_pictures_with_backslashes(images, tmp_path):
+def test_images_with_backslashes(images, tmp_path):
     assert parse_source(f"{images.name}\\0.png", images.parent) == images / "0.png"
     assert parse_source((images / "0.png").as_uri(), None) == images / "0.png"
     (tmp_path / "a b%20c.png").write_bytes((images / "0.png").read_bytes())
     assert parse_source((tmp_path / "a b%20c.png").as_uri(), None).name == "a b%20c.png"
-    with pytest.raises(UserError, match=r"there is no picture .*C:\\photos\\a.png"):
+    with pytest.raises(UserError, match=r"there is no image .*C:\\photos\\a.png"):
         parse_source(r"C:\photos\a.png", None)
 
 

@@ -93,7 +93,7 @@ def gemma():
     return transformers.Gemma2Model(config), tokenizer
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
 def vae(channels: int = 4, blocks: int = 3, **more):
@@ -255,7 +255,7 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "lumina2": lumina_2,
     "z-image": z_image,
 }
-SIDE = 32  # of the pictures these models are tried with, pixels
+SIDE = 32  # of the images these models are tried with, pixels
 
 
 def build(name: str, folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """A random picture-and-text model of each family with its true classes, well under a megabyte, saved as a folder.
 
-Widths and depths are the smallest that the architectures allow. Layouts, special tokens, the counts of picture tokens
+Widths and depths are the smallest that the architectures allow. Layouts, special tokens, the counts of image tokens
 and the shape of the chat templates are those of the published models; the templates themselves are written anew here.
 """
 
@@ -94,7 +94,7 @@ def gemma(*extra: str, **named: str):
 # ---------------------------------------------------------------------------------------------- chat templates
 
 MACROS = (
-    "{% macro pictures(content) %}{% if content is not string %}{% for part in content if part.type == 'image' %}"
+    "{% macro images(content) %}{% if content is not string %}{% for part in content if part.type == 'image' %}"
     "IMAGE{% endfor %}{% endif %}{% endmacro %}"
     "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
     "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{% endmacro %}"
@@ -104,27 +104,27 @@ MACROS = (
 
 
 def template(image: str, body: str) -> str:
-    """A template whose body may call `say(content)`, or `pictures(content)` and then `words(content)`."""
+    """A template whose body may call `say(content)`, or `images(content)` and then `words(content)`."""
     return MACROS.replace("IMAGE", image) + body
 
 
-# pictures first; no token ends an answer, and the prompt stops short of the space that the answer begins with
+# images first; no token ends an answer, and the prompt stops short of the space that the answer begins with
 LLAVA = template(
     "<image>\n",
     "{% for m in messages %}{{ '' if m.role == 'system' else (m.role | upper) ~ ': ' }}"
-    "{{ pictures(m.content) ~ words(m.content) ~ ' ' }}{% endfor %}{{ 'ASSISTANT:' if add_generation_prompt else '' }}",
+    "{{ images(m.content) ~ words(m.content) ~ ' ' }}{% endfor %}{{ 'ASSISTANT:' if add_generation_prompt else '' }}",
 )
 # the prompt is no turn of its own, `[/INST]` ends it; marks what is learnt
 LLAVA_NEXT = template(
     "<image>\n",
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ ' ' ~ words(m.content) ~ '</s>' }}"
     "{% endgeneration %}{% elif m.role == 'system' %}{{ words(m.content) ~ '\n' }}"
-    "{% else %}{{ '[INST] ' ~ pictures(m.content) ~ words(m.content) ~ ' [/INST]' }}{% endif %}{% endfor %}",
+    "{% else %}{{ '[INST] ' ~ images(m.content) ~ words(m.content) ~ ' [/INST]' }}{% endif %}{% endfor %}",
 )
 # an answer's role is followed by a space and the prompt's is not, so that the prompt is no beginning of the whole
 ONEVISION = template(
     "<image>",
-    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' ' ~ pictures(m.content) ~ '\n' ~ words(m.content) }}"
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' ' ~ images(m.content) ~ '\n' ~ words(m.content) }}"
     "<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
 )
 TURNS = (
@@ -153,11 +153,11 @@ IDEFICS = template(
     "{{ ' ' if m.content is string or m.content[0].type == 'text' else '' }}"
     "{{ say(m.content) ~ '<end_of_utterance>\n' }}{% endfor %}{{ 'Assistant:' if add_generation_prompt else '' }}",
 )
-# the processor itself puts `<bos>` behind the pictures and a line break behind everything
+# the processor itself puts `<bos>` behind the images and a line break behind everything
 PALIGEMMA = template(
     "<image>",
     "{% for m in messages %}{% if m.role == 'assistant' %}{{ '\n' ~ words(m.content) ~ eos_token }}{% else %}"
-    "{{ pictures(m.content) ~ words(m.content) }}{% endif %}{% endfor %}",
+    "{{ images(m.content) ~ words(m.content) }}{% endif %}{% endfor %}",
 )
 # begins with the token that the tokenizer puts first too; the answers' role is `model`, every text is trimmed and the
 # system's goes before the next turn's
@@ -206,7 +206,7 @@ def ends(model, tokenizer, *tokens: str):
 
 
 def llava():
-    """LLaVA 1.5: the last but one layer of CLIP less its first token; every picture is cropped to the same square."""
+    """LLaVA 1.5: the last but one layer of CLIP less its first token; every image is cropped to the same square."""
     tokenizer = llama("<image>", pad="<pad>")
     config = transformers.LlavaConfig(
         text_config=text(transformers.LlamaConfig, tokenizer), vision_config=tower(transformers.CLIPVisionConfig),
@@ -237,7 +237,7 @@ def llava_siglip():
 
 
 def llava_next():
-    """LLaVA 1.6 on Mistral: the picture as a whole and cut into tiles, whose number depends on its shape."""
+    """LLaVA 1.6 on Mistral: the image as a whole and cut into tiles, whose number depends on its shape."""
     tokenizer = llama("<image>", pad="<pad>")
     config = transformers.LlavaNextConfig(
         text_config=text(transformers.MistralConfig, tokenizer, sliding_window=None),
@@ -245,18 +245,18 @@ def llava_next():
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )  # fmt: skip
-    pictures = transformers.LlavaNextImageProcessor(
+    images = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": SIDE}, crop_size=SQUARE, image_grid_pinpoints=TILES[1:]
     )
     processor = transformers.LlavaNextProcessor(
-        pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=LLAVA_NEXT,
     )  # fmt: skip
     return ends(transformers.LlavaNextForConditionalGeneration(config), tokenizer, "</s>"), processor
 
 
 def llava_onevision():
-    """LLaVA OneVision: tiles for a picture that is alone in its row, one small square for each of several."""
+    """LLaVA OneVision: tiles for an image that is alone in its row, one small square for each of several."""
     tokenizer = qwen("<image>", "<video>")
     config = transformers.LlavaOnevisionConfig(
         text_config=text(transformers.Qwen2Config, tokenizer),
@@ -273,7 +273,7 @@ def llava_onevision():
 
 
 def qwen_vl(config: type, kind: type, processor: type, chat: str, vision: dict, words: dict, videos: type, **more):
-    """What the Qwen-VL families share: as many patches as the picture is large, positions in three dimensions."""
+    """What the Qwen-VL families share: as many patches as the image is large, positions in three dimensions."""
     tokenizer = qwen("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     patch = {"patch_size": vision["patch_size"], "temporal_patch_size": 2}
     made = config(
@@ -285,10 +285,10 @@ def qwen_vl(config: type, kind: type, processor: type, chat: str, vision: dict, 
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"), **more,
     )  # fmt: skip
     size = {"shortest_edge": SIDE**2, "longest_edge": (2 * SIDE) ** 2}
-    pictures = transformers.Qwen2VLImageProcessor(size=size, merge_size=2, **patch)
+    images = transformers.Qwen2VLImageProcessor(size=size, merge_size=2, **patch)
     films = videos(size=size, merge_size=2, **patch)
     model = ends(kind(made), tokenizer, "<|im_end|>", "<|endoftext|>")
-    return model, processor(pictures, tokenizer, films, chat_template=chat)
+    return model, processor(images, tokenizer, films, chat_template=chat)
 
 
 def qwen_2_vl():
@@ -302,7 +302,7 @@ def qwen_2_vl():
 
 
 def qwen_2_5_vl():
-    """Qwen2.5-VL: windows in the first layer of the vision tower, all of the picture in the second; gated MLPs."""
+    """Qwen2.5-VL: windows in the first layer of the vision tower, all of the image in the second; gated MLPs."""
     return qwen_vl(
         transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration,
         transformers.Qwen2_5_VLProcessor, QWEN_2,
@@ -342,7 +342,7 @@ SPLIT = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": 
 
 
 def idefics(config: type, tower_config: type, kind: type, tokenizer, stops: list[str]):
-    """What Idefics 3 and SmolVLM share: a picture is cut into rows and columns that words announce."""
+    """What Idefics 3 and SmolVLM share: an image is cut into rows and columns that words announce."""
     config = config(
         text_config=text(transformers.LlamaConfig, tokenizer), vision_config=tower(tower_config), scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=tokenizer.pad_token_id,
@@ -351,15 +351,15 @@ def idefics(config: type, tower_config: type, kind: type, tokenizer, stops: list
 
 
 def idefics_3():
-    """Idefics 3 on Llama 3: every picture has more than one cell here, whose rows end with line breaks."""
+    """Idefics 3 on Llama 3: every image has more than one cell here, whose rows end with line breaks."""
     tokenizer = llama_3("<end_of_utterance>", *CELLS, **FRAME)
     model = idefics(
         transformers.Idefics3Config, transformers.Idefics3VisionConfig, transformers.Idefics3ForConditionalGeneration,
         tokenizer, ["<end_of_utterance>", "<|end_of_text|>"],
     )  # fmt: skip
-    pictures = transformers.Idefics3ImageProcessor(**SPLIT)
+    images = transformers.Idefics3ImageProcessor(**SPLIT)
     tokens = (GRID // 2) ** 2
-    return model, transformers.Idefics3Processor(pictures, tokenizer, image_seq_len=tokens, chat_template=IDEFICS)
+    return model, transformers.Idefics3Processor(images, tokenizer, image_seq_len=tokens, chat_template=IDEFICS)
 
 
 def smolvlm():
@@ -385,9 +385,9 @@ def smolvlm():
 def paligemma():
     """PaliGemma: what comes before the answer is seen in both directions. The published ones have no chat template."""
     tokenizer = gemma(image_token="<image>")
-    pictures = transformers.SiglipImageProcessor(size=SQUARE)
-    pictures.image_seq_length = GRID**2
-    processor = transformers.PaliGemmaProcessor(pictures, tokenizer, chat_template=PALIGEMMA)  # adds a thousand tokens
+    images = transformers.SiglipImageProcessor(size=SQUARE)
+    images.image_seq_length = GRID**2
+    processor = transformers.PaliGemmaProcessor(images, tokenizer, chat_template=PALIGEMMA)  # adds a thousand tokens
     words = text(transformers.GemmaConfig, tokenizer, num_key_value_heads=1)
     config = transformers.PaliGemmaConfig(
         text_config=words, vision_config=tower(transformers.SiglipVisionConfig, vision_use_head=False),
@@ -398,7 +398,7 @@ def paligemma():
 
 
 def gemma_3():
-    """Gemma 3: the tokens of a picture see each other in both directions; one layer of the two has a sliding window."""
+    """Gemma 3: the tokens of an image see each other in both directions; one layer of the two has a sliding window."""
     tokenizer = gemma(
         "<start_of_turn>", "<end_of_turn>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
         image_token="<image_soft_token>",
@@ -420,7 +420,7 @@ def gemma_3():
 
 
 def internvl():
-    """InternVL 3: the picture cut into tiles and as a whole, all of it one run of tokens between two that frame it."""
+    """InternVL 3: the image cut into tiles and as a whole, all of it one run of tokens between two that frame it."""
     tokenizer = qwen(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
     )

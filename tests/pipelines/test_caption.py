@@ -18,10 +18,10 @@ CREATURE = 4_000_100
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six pictures of a creature; returns the folder and their scenes."""
+    """Six images of a creature; returns the folder and their scenes."""
     scenes = []
-    for number, (picture, thing) in enumerate(world.subject_pictures(CREATURE, 6)):
-        picture.save(tmp_path / f"{number}.png")
+    for number, (image, thing) in enumerate(world.subject_images(CREATURE, 6)):
+        image.save(tmp_path / f"{number}.png")
         scenes.append(thing.scene)
     return tmp_path, scenes
 
@@ -53,7 +53,7 @@ def test_captions_say_what_is_there(photos, capsys):
     assert right >= 4, written
     capsys.readouterr()
     main(["caption", str(folder)])
-    assert "All 6 pictures have captions" in capsys.readouterr().out
+    assert "All 6 images have captions" in capsys.readouterr().out
     main(["caption", str(folder), "--overwrite"])
     assert "sks" in (folder / "0.txt").read_text(encoding="utf-8")
 

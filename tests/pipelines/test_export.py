@@ -78,7 +78,7 @@ def test_export_is_exact(adapters, base, tmp_path, label, format):
     proof = export_adapter(adapters(label), str(base), format, tmp_path)
     assert proof.exact
     assert proof.weight_error < 1e-5
-    assert proof.picture_difference < 1e-5
+    assert proof.image_difference < 1e-5
     assert proof.effect > 0.01
     assert proof.layers == 56 + 8
     assert proof.reader == {"diffusers": "diffusers", "peft": "PEFT", "kohya": "diffusers"}.get(format, "rankfold")
@@ -115,10 +115,10 @@ def test_approximations_say_their_error(adapters, base, tmp_path, label):
     assert proof.weight_error < 1e-5  # the file itself is faithful to the approximation
     linear = label not in ("fvae", "loratrf")
     assert 0 < proof.approximation <= (0.05 if linear else 1.0)
-    assert 0 < proof.picture_error < 1  # nearer than no adapter
+    assert 0 < proof.image_error < 1  # nearer than no adapter
     with safe_open(proof.path, "pt") as file:
         said = json.loads(file.metadata()["rankfold_proof"])
-    assert said["image_error"] == pytest.approx(proof.picture_error)
+    assert said["image_error"] == pytest.approx(proof.image_error)
     assert said["approximation"] == pytest.approx(proof.approximation)
 
 
@@ -128,13 +128,13 @@ def test_a_tighter_bound_needs_more_rank_and_misses_less(adapters, base, tmp_pat
         for bound in (0.3, 0.01)
     )
     assert tight.ranks[1] > loose.ranks[1]
-    assert tight.picture_error < loose.picture_error
+    assert tight.image_error < loose.image_error
 
 
 def test_dropped_biases_are_dropped_and_said(adapters, base, tmp_path):
     proof = export_adapter(adapters("glora"), str(base), "kohya", tmp_path, drop_bias=True)
     assert not proof.exact
-    assert proof.picture_error > 0
+    assert proof.image_error > 0
     assert not any(key.endswith("diff_b") for key in load_file(proof.path))
 
 
@@ -144,7 +144,7 @@ def test_the_proof_can_fail(adapters, base, tmp_path, monkeypatch):
     monkeypatch.setattr(lora_write, "lora_factors", lambda c, m: (2 * original(c, m)[0], original(c, m)[1]))
     proof = export_adapter(adapters("lora"), str(base), "diffusers", tmp_path)
     assert proof.weight_error > 1e-4
-    assert proof.picture_difference > 1e-4
+    assert proof.image_difference > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_convolutions_leave_as_kernels(base, tmp_path):
     for format in ("diffusers", "kohya", "kohya-full"):
         proof = export_adapter(tmp_path / "adapter", str(base), format, tmp_path)
         assert proof.weight_error < 1e-5, format
-        assert proof.picture_difference < 1e-5, format
+        assert proof.image_difference < 1e-5, format
         assert proof.effect > 0.01
 
 
@@ -192,7 +192,7 @@ def test_text_encoders_without_an_output_projection_load_too(base, tmp_path):
     proof = export_adapter(tmp_path / "adapter", str(base), "kohya", tmp_path)
     assert (proof.reader, proof.exact) == ("diffusers", True)
     assert proof.weight_error < 1e-5
-    assert proof.picture_difference < 1e-5
+    assert proof.image_difference < 1e-5
 
 
 # ---------------------------------------------------------------------------------------------- reading files of others

@@ -20,7 +20,7 @@ from rankfold.pipelines.generate import (
     load_sampling_pipeline,
     read_recipe,
     repeat,
-    save_picture,
+    save_image,
 )
 from rankfold.pipelines.place import place_on_device, weight_bytes
 from rankfold.pipelines.regions import parse_region, region_masks
@@ -55,7 +55,7 @@ def recipe_for(trained, base, **changes):
 
 
 def test_diffusers_file_loads_with_nothing_but_diffusers(trained, base, tmp_path):
-    """A separate process that never imports rankfold gets the same picture."""
+    """A separate process that never imports rankfold gets the same image."""
     import subprocess
     import sys
 
@@ -86,13 +86,13 @@ def test_headers_say_alpha_is_rank(trained, base, tmp_path):
     assert set(alphas) == {4.0}
 
 
-def test_a_picture_repeats_exactly(trained, base, tmp_path):
+def test_a_image_repeats_exactly(trained, base, tmp_path):
     made = generate(recipe_for(trained, base, seed=3), n=3)
-    save_picture(tmp_path / "a.png", *made[1])
+    save_image(tmp_path / "a.png", *made[1])
     recipe = read_recipe(tmp_path / "a.png")
     assert recipe.seed == 4
-    picture, _ = repeat(recipe)
-    assert picture.tobytes() == Image.open(tmp_path / "a.png").tobytes()
+    image, _ = repeat(recipe)
+    assert image.tobytes() == Image.open(tmp_path / "a.png").tobytes()
 
 
 def test_a_changed_adapter_cannot_repeat(trained, base, tmp_path):
@@ -101,7 +101,7 @@ def test_a_changed_adapter_cannot_repeat(trained, base, tmp_path):
     copy = tmp_path / "adapter"
     shutil.copytree(trained.adapter, copy)
     made = generate(recipe_for(trained, base, adapters=(str(copy),)), n=1)
-    save_picture(tmp_path / "a.png", *made[0])
+    save_image(tmp_path / "a.png", *made[0])
     weights = copy / "unet" / "adapter_config.json"
     weights.write_text(weights.read_text(encoding="utf-8") + " ")
     with pytest.raises(UserError, match="has changed since"):
@@ -117,7 +117,7 @@ def test_strength_zero_is_the_base_and_strength_matters(trained, base):
 
 
 def test_sampling_fuses_what_can_be_fused(trained, base):
-    """Linear adapters are put into the weights and gone; the picture is the same but for rounding."""
+    """Linear adapters are put into the weights and gone; the image is the same but for rounding."""
     recipe = recipe_for(trained, base, adapters=(str(trained.adapter),) * 2, strengths=(0.5, 0.7))
     apart, fused = load_pipeline(recipe), load_sampling_pipeline(recipe)
     assert adapter_layers(apart.unet)
@@ -143,10 +143,10 @@ def test_sampling_leaves_what_cannot_be_fused(base, adapter, dtype):
     assert len(adapter_layers(fuse_adapters(pipe).unet)) == before
 
 
-def test_pictures_need_not_be_square(trained, base, tmp_path):
+def test_images_need_not_be_square(trained, base, tmp_path):
     recipe = recipe_for(trained, base, side=48, height=72)
     made = generate(recipe)
-    save_picture(tmp_path / "a.png", *made[0])
+    save_image(tmp_path / "a.png", *made[0])
     assert made[0][0].size == (48, 72)
     again, _ = repeat(read_recipe(tmp_path / "a.png"))
     assert again.tobytes() == made[0][0].tobytes()
@@ -166,7 +166,7 @@ def test_two_adapters_at_once(trained, base):
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya", "kohya-full"])
 def test_files_of_any_origin_are_adapters(format, trained, base, tmp_path):
-    """A file makes the picture of the run it was exported from, at any strength, and is read only once."""
+    """A file makes the image of the run it was exported from, at any strength, and is read only once."""
     file = export_adapter(trained.adapter, str(base), format, tmp_path).path
     recipe = recipe_for(trained, base, adapters=(str(file),), strengths=(0.7,), steps=2)
     ours = generate(recipe_for(trained, base, strengths=(0.7,), steps=2))[0][0]
@@ -179,7 +179,7 @@ def test_files_of_any_origin_are_adapters(format, trained, base, tmp_path):
 
 
 def test_a_kohya_file_whose_layers_differ_in_rank(base, images, tmp_path):
-    """diffusers reads it as it is meant: the proof, which is its picture, says so."""
+    """diffusers reads it as it is meant: the proof, which is its image, says so."""
     from safetensors.torch import load_file
 
     from rankfold.training.config.subject import SubjectConfig
@@ -209,7 +209,7 @@ def test_a_file_of_another_base_is_refused(trained, base, tmp_path):
         load_pipeline(recipe_for(trained, base, adapters=(str(file),)))
 
 
-def test_pictures_that_are_no_numbers_are_refused(trained, base):
+def test_images_that_are_no_numbers_are_refused(trained, base):
     recipe = recipe_for(trained, base, adapters=(), strengths=(), steps=1)
     pipe = load_pipeline(recipe)
     with torch.no_grad():
@@ -222,8 +222,8 @@ def test_prior_is_free_of_the_adapter(trained, base):
     """The library call takes any stock pipeline."""
     pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    pictures = denoise(pipe, ["a creature"], seeds=[0], steps=2, guidance_scale=4.0, width=64)
-    assert pictures[0].size == (64, 64)
+    images = denoise(pipe, ["a creature"], seeds=[0], steps=2, guidance_scale=4.0, width=64)
+    assert images[0].size == (64, 64)
 
 
 def test_sample_command(trained, base, tmp_path, capsys):
@@ -257,7 +257,7 @@ def test_a_plain_png_has_no_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("adapter", adapter_names())
-def test_every_adapter_makes_pictures(adapter, base, images, tmp_path):
+def test_every_adapter_makes_images(adapter, base, images, tmp_path):
     from rankfold.training.config.subject import SubjectConfig
     from rankfold.training.launch.start import train
 
@@ -275,7 +275,7 @@ def test_every_adapter_makes_pictures(adapter, base, images, tmp_path):
         assert len(generate(recipe_for(run, base, steps=2, strengths=(0.5,)))) == 1
 
 
-def test_one_region_over_everything_is_the_plain_picture(trained, base):
+def test_one_region_over_everything_is_the_plain_image(trained, base):
     plain = generate(recipe_for(trained, base, seed=3))[0][0]
     regions = (("a sks creature", 0.0, 0.0, 1.0, 1.0),)
     whole = generate(recipe_for(trained, base, seed=3, prompt="", regions=regions))[0][0]
@@ -323,7 +323,7 @@ def test_as_many_regions_as_adapters(trained, base):
 
 @pytest.mark.parametrize("regions", [(), (("left", 0, 0, 0.5, 1), ("right", 0.5, 0, 1, 1))])
 def test_parts_that_come_while_they_are_at_work(trained, base, regions):
-    """A pipeline too large for the free memory is moved part by part, and draws the same picture, more than once."""
+    """A pipeline too large for the free memory is moved part by part, and draws the same image, more than once."""
     adapters = (str(trained.adapter),) * len(regions or "1")
     recipe = recipe_for(trained, base, adapters=adapters, strengths=(1.0,) * len(adapters), regions=regions)
     expected = generate(recipe)[0][0].tobytes()

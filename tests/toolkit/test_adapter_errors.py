@@ -91,13 +91,13 @@ def test_attach_says_which_option():
 
 def test_attach_needs_no_integration_of_other_libraries(monkeypatch):
     """A release of diffusers or transformers that asks for a PEFT that is not out yet does not stop a training."""
-    from diffusers.loaders import peft as pictures
+    from diffusers.loaders import peft as images
     from transformers.integrations import peft as language
 
     from rankfold.toolkit.adapters.attach import adapter_layers, disable_adapters, remove_adapters, set_active
     from rankfold.toolkit.embedded import tiny_sd as tiny
 
-    for library in (pictures, language):
+    for library in (images, language):
         monkeypatch.setattr(library, "MIN_PEFT_VERSION", "99.0")
     for model in (tiny.make_unet(), tiny.make_text_encoder(tiny.make_tokenizer())):
         with pytest.raises((ValueError, ImportError), match=r"99\.0"):

@@ -117,7 +117,7 @@ def test_a_run_is_refused_before_anything_is_loaded(where, words, said, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_are_refused_too(monkeypatch):
+def test_images_are_refused_too(monkeypatch):
     monkeypatch.setattr(devices, "this_machine", lambda: OLD_MAC)
     with pytest.raises(UserError, match="macOS 14"):
         check_recipe(Recipe(prompt="x", precision="bf16"))

@@ -6,7 +6,7 @@ import torch
 
 from rankfold.toolkit.core.paths import assets_folder
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.embedded.judge import pictures_to_pixels
+from rankfold.toolkit.embedded.judge import images_to_pixels
 from rankfold.toolkit.metrics.clip import ClipScorer, load_embedded_judge, psnr
 
 TINY = assets_folder() / "tiny"
@@ -39,20 +39,20 @@ def test_size():
 
 
 def test_the_vision_language_model_answers():
-    """Held-out pictures, every kind of question, through the stock classes alone."""
+    """Held-out images, every kind of question, through the stock classes alone."""
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from rankfold.training.embedded.vlm import HELD_OUT, question_picture
+    from rankfold.training.embedded.vlm import HELD_OUT, question_image
 
     model = AutoModelForImageTextToText.from_pretrained(TINY / "vlm").eval()
     processor = AutoProcessor.from_pretrained(TINY / "vlm")
     assert model.dtype == torch.float32
     talks, wanted = [], []
     for number in range(12):
-        picture, asked = question_picture(number, seed=77, stream=HELD_OUT)
+        image, asked = question_image(number, seed=77, stream=HELD_OUT)
         for _, question, answer in asked:
-            content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": question}]
+            content = [{"type": "image", "image": Image.fromarray(image)}, {"type": "text", "text": question}]
             talks.append([{"role": "user", "content": content}])
             wanted.append(answer)
     inputs = processor.apply_chat_template(
@@ -73,16 +73,14 @@ def test_tokenizer_spells_rare_words(pipe):
 
 
 @pytest.mark.parametrize("name", ["pipe", "dit"])
-def test_prompts_steer_the_picture(request, name):
+def test_prompts_steer_the_image(request, name):
     from rankfold.pipelines.generate import denoise
 
     pipe = request.getfixturevalue(name)
     rng = np.random.default_rng(5)
     things = [world.random_thing(rng, held=True) for _ in range(16)]
-    pictures = denoise(
-        pipe, [world.caption(t) for t in things], seeds=range(16), steps=20, guidance_scale=4.0, width=64
-    )
-    answers = load_embedded_judge().classify(pictures)
+    images = denoise(pipe, [world.caption(t) for t in things], seeds=range(16), steps=20, guidance_scale=4.0, width=64)
+    answers = load_embedded_judge().classify(images)
     for name in ("shape", "colour", "scene"):
         right = sum(answer[name] == getattr(thing, name) for answer, thing in zip(answers, things, strict=True))
         assert right >= 12, name
@@ -90,14 +88,14 @@ def test_prompts_steer_the_picture(request, name):
 
 @torch.no_grad()
 def test_autoencoder(pipe):
-    pixels = pictures_to_pixels([world.draw_sample(77, index)[0] for index in range(40)])
+    pixels = images_to_pixels([world.draw_sample(77, index)[0] for index in range(40)])
     back = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
     assert psnr(back / 2 + 0.5, pixels / 2 + 0.5).mean() > 28
 
 
 def test_clip_tells_creatures_apart():
     scorer = ClipScorer()
-    views = [world.subject_pictures(3_500_000 + number, 2) for number in range(40)]
+    views = [world.subject_images(3_500_000 + number, 2) for number in range(40)]
     first, second = (scorer.embed_images([pair[side][0] for pair in views]) for side in (0, 1))
     nearest = (first @ second.T).argmax(1)
     assert (nearest == torch.arange(40)).float().mean() >= 0.9
@@ -107,9 +105,9 @@ def test_clip_reads_captions():
     scorer = ClipScorer()
     rng = np.random.default_rng(9)
     things = [world.random_thing(rng, held=True) for _ in range(30)]
-    pictures = scorer.embed_images([world.draw(thing, rng) for thing in things])
+    images = scorer.embed_images([world.draw(thing, rng) for thing in things])
     texts = scorer.embed_texts([world.caption(thing) for thing in things])
-    assert ((pictures @ texts.T).argmax(1) == torch.arange(30)).float().mean() > 0.8
+    assert ((images @ texts.T).argmax(1) == torch.arange(30)).float().mean() > 0.8
 
 
 @torch.no_grad()
@@ -136,7 +134,7 @@ def test_the_autoencoder_has_no_spread():
     from rankfold.toolkit.diffusion.load import open_model, resolve_base
     from rankfold.toolkit.embedded import world
 
-    picture, _ = world.subject_pictures(2_000_004, 1)[0]
-    latents = open_model(resolve_base("tiny")).encode_picture(picture)
+    image, _ = world.subject_images(2_000_004, 1)[0]
+    latents = open_model(resolve_base("tiny")).encode_image(image)
     assert latents["mean"].std() > 0.5
     assert latents["std"].max() < 1e-3

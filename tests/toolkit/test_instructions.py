@@ -17,7 +17,7 @@ PLAIN_TOLD = ["user: Why?", "assistant: So."]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two pictures, and a cache for tables beside them."""
+    """Two images, and a cache for tables beside them."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -33,15 +33,15 @@ def read(folder, *rows, **options):
 
 
 def messages_as_text(row):
-    """Messages as 'role: text', marks where the pictures stand."""
+    """Messages as 'role: text', marks where the images stand."""
     parts = [[part.get("text", IMAGE_MARK) for part in message["content"]] for message in row.messages]
     return [f"{message['role']}: {''.join(words)}" for message, words in zip(row.messages, parts, strict=True)]
 
 
 def image_names(row):
-    """Names of a row's pictures, by their colours."""
+    """Names of a row's images, by their colours."""
     names = {colour: name[0] for name, colour in COLOURS.items()}
-    return "".join(names[load_rgb(picture).getpixel((0, 0))] for picture in row.pictures)
+    return "".join(names[load_rgb(image).getpixel((0, 0))] for image in row.images)
 
 
 def user(content):
@@ -60,7 +60,7 @@ SEEN = ["user: <image>Why?", "assistant: So."]
 
 
 @pytest.mark.parametrize(
-    ("row", "words", "pictures"),
+    ("row", "words", "images"),
     [
         ({"image": "a.png", "conversations": human("<image>\nWhy?")}, SEEN, "a"),
         ({"image": "a.png", "conversations": human("Why?\n<image>")}, ["user: Why?<image>", SEEN[1]], "a"),
@@ -79,24 +79,24 @@ SEEN = ["user: <image>Why?", "assistant: So."]
         ({"image": "a.png", "question": "Why?", "answers": ["So.", "Thus."]}, SEEN, "a"),
         ({"question": "Why?", "answer": 3}, ["user: Why?", "assistant: 3"], ""),
         ({**PLAIN, "image": None, "images": None, "conversations": None, "messages": None}, PLAIN_TOLD, ""),
-        # Blocks as in the table llava-instruct-mix-vsft: which of the pictures beside stands there.
+        # Blocks as in the table llava-instruct-mix-vsft: which of the images beside stands there.
         ({"images": ["a.png"], "messages": user(block(index=0, text=None))}, SEEN, "a"),
         ({"images": ["a.png"], "messages": user([{"type": "text", "text": "<image>\nWhy?"}])}, SEEN, "a"),
         ({"images": [], "image": "a.png", **PLAIN}, SEEN, "a"),
         ({"question": "Why?", "answers": "So."}, PLAIN_TOLD, ""),
     ],
 )  # fmt: skip
-def test_every_format_becomes_the_same_messages(folder, row, words, pictures):
+def test_every_format_becomes_the_same_messages(folder, row, words, images):
     [got] = read(folder, row).rows
-    assert (messages_as_text(got), image_names(got)) == (words, pictures)
+    assert (messages_as_text(got), image_names(got)) == (words, images)
 
 
-def test_pictures_in_a_block_as_data(folder):
+def test_images_in_a_block_as_data(folder):
     url = "data:image/png;base64," + base64.b64encode((folder / "a.png").read_bytes()).decode()
     blocks = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Why?"}]
     [row] = read(folder, {"messages": user(blocks)}).rows
     assert (messages_as_text(row), image_names(row)) == (SEEN, "a")
-    assert isinstance(row.pictures[0], bytes)
+    assert isinstance(row.images[0], bytes)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def test_text_files(folder, name, text):
 
 
 def table(folder):
-    """A table with two pictures as pixels in row 1, a text in row 2, and messages in row 3 that are null elsewhere."""
+    """A table with two images as pixels in row 1, a text in row 2, and messages in row 3 that are null elsewhere."""
     import datasets
 
-    pictures = [Image.open(folder / name) for name in COLOURS]
+    images = [Image.open(folder / name) for name in COLOURS]
     columns = {
-        "images": [pictures, None, pictures[:1]],
+        "images": [images, None, images[:1]],
         "question": ["<image><image>Why?", "Why?", None],
         "answer": ["So.", "So.", None],
         "messages": [None, None, [{"role": turn["role"], "content": turn["content"], "name": None} for turn in user("Why?")]],
@@ -137,8 +137,8 @@ def test_tables(folder, kind):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
-def test_pictures_deep_in_a_table(folder, mode):
-    """Pictures in the blocks of messages, which the library datasets unpacks on its own."""
+def test_images_deep_in_a_table(folder, mode):
+    """Images in the blocks of messages, which the library datasets unpacks on its own."""
     import datasets
 
     Image.open(folder / "a.png").convert(mode).save(folder / "a.tif")
@@ -150,7 +150,7 @@ def test_pictures_deep_in_a_table(folder, mode):
     datasets.Dataset.from_list([{"messages": messages}], features=kinds).to_parquet(folder / "x.parquet")
     [row] = read_conversations(folder / "x.parquet").rows
     assert messages_as_text(row) == SEEN
-    assert load_rgb(row.pictures[0]).getpixel((0, 0))[0] > 200
+    assert load_rgb(row.images[0]).getpixel((0, 0))[0] > 200
 
 
 def test_several_splits_are_refused(folder):
@@ -197,13 +197,13 @@ def test_files_and_folders_that_are_not_there(folder):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"image": "a.png", "conversations": human("<image><image>")}, "2 marks <image> for 1 pictures"),
-        ({"images": ["a.png", "b.png"], "conversations": human("<image>Why?")}, "1 marks <image> for 2 pictures"),
-        ({"conversations": human("<image>Why?")}, "1 marks <image> for 0 pictures"),
-        ({"image": "z.png", **PLAIN}, "there is no picture"),
+        ({"image": "a.png", "conversations": human("<image><image>")}, "2 marks <image> for 1 images"),
+        ({"images": ["a.png", "b.png"], "conversations": human("<image>Why?")}, "1 marks <image> for 2 images"),
+        ({"conversations": human("<image>Why?")}, "1 marks <image> for 0 images"),
+        ({"image": "z.png", **PLAIN}, "there is no image"),
         ({"image": "https://localhost/a.png", **PLAIN}, "is on the network: fetch it first"),
-        ({"image": "", **PLAIN}, "a picture cannot be ''"),
-        ({"image": "a" * 300, **PLAIN}, "there is no picture"),
+        ({"image": "", **PLAIN}, "an image cannot be ''"),
+        ({"image": "a" * 300, **PLAIN}, "there is no image"),
         ({"messages": [{"role": "robot", "content": "Why?"}]}, "the role 'robot' is unknown; known are human, user"),
         ({"messages": [{"content": "Why?"}]}, "the role 'None' is unknown"),
         ({"messages": [{"role": ["user"], "content": "Why?"}]}, "the role "),
@@ -211,7 +211,7 @@ def test_files_and_folders_that_are_not_there(folder):
         ({"messages": user("Why?")[::-1]}, "message 1 is the assistant's where the user's should be"),
         ({"conversations": human("Why?", " \n")}, "an answer is empty"),
         ({"messages": [*user("Why?")[:1], {"role": "assistant", "content": [{"type": "text", "text": ""}]}]}, "an answer is empty"),
-        ({"image": "a.png", "conversations": human("Why?", "<image>")}, "an answer holds a picture"),
+        ({"image": "a.png", "conversations": human("Why?", "<image>")}, "an answer holds an image"),
         ({"messages": user("Why?") + user("How?")[:1]}, "the last question has no answer"),
         ({"conversations": human(" ")}, "a question is empty"),
         ({"messages": user([{"type": "text", "text": " "}])}, "a question is empty"),
@@ -219,8 +219,8 @@ def test_files_and_folders_that_are_not_there(folder):
         ({"messages": user([{"type": "video", "video": "a.mp4"}])}, "a block of type 'video' cannot be used"),
         ({"messages": user(["Why?"])}, "block"),
         ({"messages": user(block(image="a.png")), "images": ["a.png"]}, "keep one of the two"),
-        ({"messages": user([*block(image="a.png"), {"type": "image"}])}, "2 marks <image> for 1 pictures"),
-        ({"messages": user(block(image="a.png")) + user("<image>?")}, "2 marks <image> for 1 pictures"),
+        ({"messages": user([*block(image="a.png"), {"type": "image"}])}, "2 marks <image> for 1 images"),
+        ({"messages": user(block(image="a.png")) + user("<image>?")}, "2 marks <image> for 1 images"),
         ({"question": "Why?"}, "a question and no answer"),
         ({"question": "Why?", "answer": None}, "a question and no answer"),
         ({"question": "Why?", "answers": []}, "no answer"),
@@ -248,7 +248,7 @@ def test_bad_rows_are_named_or_left_out(folder, row, words):
     assert words in kept.faults[0]
 
 
-def test_pictures_are_looked_for_beside_the_file(folder):
+def test_images_are_looked_for_beside_the_file(folder):
     (folder / "x.jsonl").write_text(json.dumps({"image": "b.png", **PLAIN}))
     assert [image_names(row) for row in read_conversations(folder / "x.jsonl").rows] == ["b"]
 
@@ -265,7 +265,7 @@ def test_no_row_is_left(folder):
         read(folder, 1, 2, skip_bad=True)
 
 
-def test_until_takes_the_pictures_of_its_messages(folder):
+def test_until_takes_the_images_of_its_messages(folder):
     [row] = read(folder, {"images": ["a.png", "b.png"], "messages": user("<image>?") + user("<image>!")}).rows
     assert [image_names(row.until(count)) for count in range(5)] == ["", "a", "a", "ab", "ab"]
     assert messages_as_text(row.until(2)) == ["user: <image>?", "assistant: So."]

@@ -45,7 +45,7 @@ def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):
     assert proof.reader == "rankfold"  # diffusers' converter knows the released width only; see below
     assert proof.exact
     assert proof.weight_error < 1e-5
-    assert proof.picture_difference < 1e-4 < proof.effect
+    assert proof.image_difference < 1e-4 < proof.effect
     report = inspect_lora(proof.path, load_pipeline(Recipe(prompt="", base=str(flux))))
     assert report.is_valid
     assert len(report.layers) >= proof.layers
@@ -81,7 +81,7 @@ def test_sd3_is_written_and_read_back(photos, tmp_path, adapter, format):
     proof = export_adapter(run.adapter, str(base), format, tmp_path / "export", side=SIDE)
     assert (proof.reader, proof.exact) == ("rankfold", True)  # diffusers reads no such file
     assert proof.weight_error < 1e-5
-    assert proof.picture_difference < 1e-4 < proof.effect
+    assert proof.image_difference < 1e-4 < proof.effect
 
 
 def test_original_layers_of_sd3_are_those_that_diffusers_makes_ours_of():

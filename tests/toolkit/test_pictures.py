@@ -1,4 +1,4 @@
-"""Pictures of every mode, orientation and source, and the one sentence for what is none."""
+"""Images of every mode, orientation and source, and the one sentence for what is none."""
 
 import base64
 import io
@@ -24,21 +24,21 @@ def quarters():
 
 
 def encode_image(image, kind="png", **options):
-    """The bytes of a picture's file."""
+    """The bytes of an image's file."""
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
 def encode_rotated(orientation, kind="png"):
-    """The bytes of a file that says how its picture is to be turned."""
+    """The bytes of a file that says how its image is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode_image(quarters(), kind, exif=exif)
 
 
 def grey(source):
-    """The values of a picture without colour, row by row."""
+    """The values of an image without colour, row by row."""
     pixels = np.asarray(load_rgb(source)).astype(int)
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0].ravel()
@@ -111,7 +111,7 @@ def test_a_ramp_of_wide_numbers_stays_a_ramp(kind, most):
 
 
 def test_a_ramp_from_0_to_1_stays_a_ramp():
-    """Fractions, as most programs write pictures of floating point numbers."""
+    """Fractions, as most programs write images of floating point numbers."""
     source = encode_image(Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)), "tiff")
     assert abs(grey(source) - np.arange(256)).max() <= 1
 
@@ -128,7 +128,7 @@ def test_truncated_files(tmp_path, kind):
     path = tmp_path / f"cut.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path.write_bytes(encode_image(Image.fromarray(noise), kind)[:-1500])
-    with pytest.raises(UserError, match=rf"cut\.{kind} is not a whole picture"):
+    with pytest.raises(UserError, match=rf"cut\.{kind} is not a whole image"):
         load_rgb(path)
 
 
@@ -136,19 +136,19 @@ def test_truncated_files(tmp_path, kind):
 def test_a_damaged_avif():
     whole = encode_image(quarters(), "avif")
     for damaged in (whole.replace(b"pitm", b"xxxx"), whole.replace(b"iloc", b"xxxx"), whole[: len(whole) // 2]):
-        with pytest.raises(UserError, match="is not a whole picture"):
+        with pytest.raises(UserError, match="is not a whole image"):
             load_rgb(damaged)
 
 
-@pytest.mark.parametrize("text", [b"not a picture", b""])
+@pytest.mark.parametrize("text", [b"not an image", b""])
 def test_another_kind_of_file(tmp_path, text):
     path = tmp_path / "notes.png"
     path.write_bytes(text)
-    with pytest.raises(UserError, match=r"notes\.png is not a whole picture"):
+    with pytest.raises(UserError, match=r"notes\.png is not a whole image"):
         load_rgb(path)
-    with pytest.raises(UserError, match=r"notes\.png is not a picture that can be read"):
+    with pytest.raises(UserError, match=r"notes\.png is not an image that can be read"):
         image_size(path)
-    with pytest.raises(UserError, match=f"a picture of {len(text)} bytes is not"):
+    with pytest.raises(UserError, match=f"an image of {len(text)} bytes is not"):
         load_rgb(text)
 
 
@@ -163,7 +163,7 @@ def test_decompression_bombs(monkeypatch, most):
 @pytest.mark.parametrize("key", ["image", "bytes", "path", "url", "image_url"])
 @pytest.mark.parametrize("kind", ["name", "file", "bytes", "data", "picture", "block"])
 def test_sources(tmp_path, kind, key):
-    """Whatever a data file puts, bare or in a block, shows the same picture."""
+    """Whatever a data file puts, bare or in a block, shows the same image."""
     whole = encode_image(quarters())
     (tmp_path / "a.png").write_bytes(whole)
     given = {
@@ -184,11 +184,11 @@ def test_base64_in_a_block():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
-def test_pictures_of_any_mode_as_source(mode):
+def test_images_of_any_mode_as_source(mode):
     assert load_rgb(parse_source(Image.new(mode, SIZE), None)).size == SIZE
 
 
-def test_a_picture_that_was_opened_keeps_its_orientation():
+def test_a_image_that_was_opened_keeps_its_orientation():
     with Image.open(io.BytesIO(encode_rotated(6, "jpeg"))) as image:
         assert load_rgb(parse_source(image, None)).size == SIZE[::-1]
 
@@ -196,16 +196,16 @@ def test_a_picture_that_was_opened_keeps_its_orientation():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("nowhere.png", "there is no picture"),
-        (".", "there is no picture"),
-        ("x" * 300, "there is no picture"),
+        ("nowhere.png", "there is no image"),
+        (".", "there is no image"),
+        ("x" * 300, "there is no image"),
         ("http://localhost/a.png", "is on the network: fetch it first and give its path"),
         ({"image_url": {"url": "https://localhost/a.png"}}, "is on the network"),
         ("data:image/png;base64", "not valid base64"),
         ("data:image/png;base64,abc*", "not valid base64"),
         ("data:image/png;base64,abc", "not valid base64"),
         ("data:image/png;base64,ü", "not valid base64"),
-        ({"type": "image"}, "names no picture"),
+        ({"type": "image"}, "names no image"),
         ("", "cannot be ''"),
         (None, "cannot be None"),
         (3, "cannot be 3"),

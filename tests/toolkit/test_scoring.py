@@ -22,7 +22,7 @@ DOGS = ("a cat", "a dog")
 
 @pytest.fixture
 def items(tmp_path):
-    """Makes items of rows; without more to say, a row shows a.png and asks 'What?'. There are five pictures, a.png to e.png."""
+    """Makes items of rows; without more to say, a row shows a.png and asks 'What?'. There are five images, a.png to e.png."""
     for n, name in enumerate("abcde"):
         Image.new("RGB", (8, 6), (40 * n, 0, 0)).save(tmp_path / f"{name}.png")
 
@@ -123,7 +123,7 @@ def test_mcnemar(gained, lost, p):
 
 
 def test_what_repeats_within_a_cluster_is_not_more_evidence():
-    """20 pictures with five questions each, all five right or all wrong: as sure as 20 rows, not as 100."""
+    """20 images with five questions each, all five right or all wrong: as sure as 20 rows, not as 100."""
     values, clusters = (
         [float(n % 2) for n in range(20) for _ in range(5)],
         [str(n) for n in range(20) for _ in range(5)],
@@ -158,7 +158,7 @@ def test_share_is_wilsons_where_rows_are_independent():
     ],
 )  # fmt: skip
 def test_no_verdict_without_evidence(gains, clusters):
-    """Neither after a handful of rows (a fair coin falls like this in more than 5 % of all cases), nor after one picture."""
+    """Neither after a handful of rows (a fair coin falls like this in more than 5 % of all cases), nor after one image."""
     clusters = [str(name) for name in clusters]
     assert statistics.verdict(gains, clusters)[0] == "no difference shown"
     assert statistics.verdict([-gain for gain in gains], clusters)[0] == "no difference shown"
@@ -222,7 +222,7 @@ def test_ten_answers_to_yes_or_no_count_together(items):
         ({"answer": "a bird", "choices": DOGS}, "the answer 'a bird' is none of the choices"),
         ({"answer": "C", "choices": DOGS}, "the answer 'C' is none of the choices"),
         ({"answer": "A", "type": "mcq"}, "the answer 'A' is none of the choices"),
-        ({"answer": "x", "image": "z.png"}, "there is no picture"),
+        ({"answer": "x", "image": "z.png"}, "there is no image"),
         ({"answer": "x1", "choices": [f"x{n}" for n in range(30)]}, "choices"),
         ({"answer": "x29", "choices": [f"x{n}" for n in range(30)]}, "choices"),
     ],
@@ -252,47 +252,47 @@ def test_first_questions_of_conversations(tmp_path):
     assert [message["role"] for message in item.conversation.messages] == ["system", "user"]
 
 
-def pictures(items):
-    return [item.conversation.pictures for item in items]
+def images(items):
+    return [item.conversation.images for item in items]
 
 
 def pair(first, second):
     return {"image": None, "images": [f"{first}.png", f"{second}.png"], "answer": "x"}
 
 
-def test_shuffled_shows_pictures_of_others(items, tmp_path):
-    """Also where a copy has another name; as many pictures as before, and the same for the same seed."""
+def test_shuffled_shows_images_of_others(items, tmp_path):
+    """Also where a copy has another name; as many images as before, and the same for the same seed."""
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     many = [{"image": f"{name}.png", "answer": "x"} for name in ("a", "a", "copy", "b", "b", "b")]
     made = items(*many, pair("c", "d"), pair("d", "e"), {"image": None, "answer": "x"})
-    contents = [[module.image_bytes(picture) for picture in own] for own in pictures(made)]
+    contents = [[module.image_bytes(image) for image in own] for own in images(made)]
     for seed in range(20):
         mixed = module.shuffle_images(made, seed)
-        others = [[module.image_bytes(picture) for picture in own] for own in pictures(mixed)]
+        others = [[module.image_bytes(image) for image in own] for own in images(mixed)]
         assert [len(own) for own in others] == [len(own) for own in contents]
         assert all(own != other for own, other in zip(contents[:8], others[:8], strict=True))
-        assert pictures(mixed) == pictures(module.shuffle_images(made, seed))
+        assert images(mixed) == images(module.shuffle_images(made, seed))
         assert [words(item) for item in mixed] == [words(item) for item in made]
 
 
 def test_shuffled_differs_by_seed(items):
     made = items(*({"image": f"{name}.png", "answer": "x"} for name in "abcde"))
-    assert len({str(pictures(module.shuffle_images(made, seed))) for seed in range(9)}) > 1
+    assert len({str(images(module.shuffle_images(made, seed))) for seed in range(9)}) > 1
 
 
-def test_shuffled_keeps_the_only_picture(items):
+def test_shuffled_keeps_the_only_image(items):
     made = items({"answer": "x"}, {"answer": "y"}, pair("b", "c"))
-    assert pictures(module.shuffle_images(made, 0)) == pictures(made)
+    assert images(module.shuffle_images(made, 0)) == images(made)
 
 
-def test_blank_pictures_are_grey_and_as_large(items):
+def test_blank_images_are_grey_and_as_large(items):
     made = items({"answer": "x"}, pair("a", "b"), {"image": None, "answer": "x"})
-    grey = [[load_rgb(picture) for picture in own] for own in pictures(module.blank_images(made))]
+    grey = [[load_rgb(image) for image in own] for own in images(module.blank_images(made))]
     assert [len(own) for own in grey] == [1, 2, 0]
     assert all((one.size, one.getcolors()) == ((8, 6), [(48, (128, 128, 128))]) for own in grey for one in own)
 
 
-def test_leaked_counts_rows_by_what_pictures_show(items, tmp_path):
+def test_leaked_counts_rows_by_what_images_show(items, tmp_path):
     """A copy under another name is found, too."""
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     url = "data:image/png;base64," + base64.b64encode((tmp_path / "b.png").read_bytes()).decode()
@@ -305,7 +305,7 @@ def test_leaked_counts_rows_by_what_pictures_show(items, tmp_path):
 
 
 def figures(made, base, tuned, gain):
-    """Figures as evaluate() puts them together, with a control of which the right picture gains this much: low, high."""
+    """Figures as evaluate() puts them together, with a control of which the right image gains this much: low, high."""
     base, tuned = make_answers(made, *base), make_answers(made, *tuned)
     control = {
         "mean": 0.4,
@@ -318,12 +318,12 @@ def figures(made, base, tuned, gain):
         "base": evaluate.compute_metrics(base, made),
         "tuned": evaluate.compute_metrics(tuned, made),
         "compared": evaluate.compare_models(base, tuned, [item.cluster for item in made]),
-        "controls": {"commonest answer": {"answer": "yes", "mean": 0.5}, "blank picture": control},
+        "controls": {"commonest answer": {"answer": "yes", "mean": 0.5}, "blank image": control},
     }  # fmt: skip
 
 
 def test_report_of_a_model_that_learned(items, tmp_path):
-    """40 pictures, half of them yes: the base always says no, and cannot be read in two cases."""
+    """40 images, half of them yes: the base always says no, and cannot be read in two cases."""
     for n in range(40):
         Image.new("RGB", (4, 4), (n, n, 0)).save(tmp_path / f"{n}.png")
     right = ["yes", "no"] * 20
@@ -335,8 +335,8 @@ def test_report_of_a_model_that_learned(items, tmp_path):
     assert "same rows: improved (+0.525" in text
     assert "21 rows gained, 0 lost, McNemar p 9.5e-07" in text
     assert "always 'yes' would score 0.500" in text
-    assert "with the right picture +0.100 (+0.020 to +0.200): it looks" in text
-    assert "3 rows show a picture that was trained on" in text
+    assert "with the right image +0.100 (+0.020 to +0.200): it looks" in text
+    assert "3 rows show an image that was trained on" in text
     assert "tuned, b                        1.000" in text
     assert own["tuned"]["mean_of_splits"] == 1.0
 
@@ -376,7 +376,7 @@ def test_tables_for_vlmevalkit(items, tmp_path):
     ]
 
 
-def test_tables_for_vlmevalkit_need_one_picture_a_row(items, tmp_path):
+def test_tables_for_vlmevalkit_need_one_image_a_row(items, tmp_path):
     made = items({"answer": "x"}, pair("a", "b"))
-    with pytest.raises(UserError, match=r"data\.json, row 2: .* one picture a row, not 2"):
+    with pytest.raises(UserError, match=r"data\.json, row 2: .* one image a row, not 2"):
         module.write_vlmevalkit(made, tmp_path / "x.tsv")

@@ -1,4 +1,4 @@
-"""Pictures and captions: what is found, and the one sentence for each kind of bad input."""
+"""Images and captions: what is found, and the one sentence for each kind of bad input."""
 
 import json
 
@@ -6,18 +6,18 @@ import pytest
 from PIL import Image
 
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.subjects import Sample, find_samples, load_picture
+from rankfold.toolkit.data.subjects import Sample, find_samples, load_image
 
 
-def picture(path, size=(80, 64), colour="red", mode="RGB", **options):
+def image(path, size=(80, 64), colour="red", mode="RGB", **options):
     Image.new(mode, size, colour).save(path, **options)
     return path
 
 
 def test_captions_from_text_files_and_metadata(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.jpg")
-    picture(tmp_path / "c.webp")
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.jpg")
+    image(tmp_path / "c.webp")
     (tmp_path / "a.txt").write_text("a sks creature asleep\n")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "b.jpg", "text": "a sks creature awake"}) + "\n")
     captions = {s.path.name: s.caption for s in find_samples(tmp_path)}
@@ -25,7 +25,7 @@ def test_captions_from_text_files_and_metadata(tmp_path):
 
 
 def test_flip_doubles(tmp_path):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     assert [s.flip for s in find_samples(tmp_path, flip=True)] == [False, True]
 
 
@@ -33,16 +33,16 @@ def test_flip_doubles(tmp_path):
     ("make", "words"),
     [
         (lambda d: None, "is empty"),
-        (lambda d: (d / "notes.md").write_text("x"), "holds no pictures"),
-        (lambda d: (d / "a.png").write_bytes(b"not a picture"), "a.png: is not a whole picture"),
-        (lambda d: picture(d / "tiny.png", (1, 1)), "tiny.png: is 1 x 1 pixels"),
-        (lambda d: picture(d / "long.png", (20000, 20)), "20000 x 20 pixels"),
-        (lambda d: (picture(d / "a.png"), (d / "b.txt").write_text("x")), "b.txt is a caption without a picture"),
+        (lambda d: (d / "notes.md").write_text("x"), "holds no images"),
+        (lambda d: (d / "a.png").write_bytes(b"not an image"), "a.png: is not a whole image"),
+        (lambda d: image(d / "tiny.png", (1, 1)), "tiny.png: is 1 x 1 pixels"),
+        (lambda d: image(d / "long.png", (20000, 20)), "20000 x 20 pixels"),
+        (lambda d: (image(d / "a.png"), (d / "b.txt").write_text("x")), "b.txt is a caption without an image"),
         (
-            lambda d: (picture(d / "a.png"), (d / "metadata.jsonl").write_text('{"file_name": "z.png", "text": "x"}')),
+            lambda d: (image(d / "a.png"), (d / "metadata.jsonl").write_text('{"file_name": "z.png", "text": "x"}')),
             "z.png",
         ),
-        (lambda d: (picture(d / "a.png"), (d / "metadata.jsonl").write_text("{")), "line 1"),
+        (lambda d: (image(d / "a.png"), (d / "metadata.jsonl").write_text("{")), "line 1"),
     ],
 )
 def test_bad_folders(tmp_path, make, words):
@@ -58,8 +58,8 @@ def test_missing_folder(tmp_path):
         find_samples(tmp_path / "nowhere")
 
 
-def test_truncated_picture_is_named_and_skipped_on_wish(tmp_path):
-    whole = picture(tmp_path / "whole.jpg", (200, 200))
+def test_truncated_image_is_named_and_skipped_on_wish(tmp_path):
+    whole = image(tmp_path / "whole.jpg", (200, 200))
     (tmp_path / "broken.jpg").write_bytes(whole.read_bytes()[:400])
     with pytest.raises(UserError, match=r"broken\.jpg.*--skip-bad"):
         find_samples(tmp_path)
@@ -67,7 +67,7 @@ def test_truncated_picture_is_named_and_skipped_on_wish(tmp_path):
 
 
 def test_decompression_bomb(tmp_path):
-    picture(tmp_path / "bomb.png", (16000, 12000), 0, "1")
+    image(tmp_path / "bomb.png", (16000, 12000), 0, "1")
     with pytest.raises(UserError, match="decompression bomb"):
         find_samples(tmp_path)
 
@@ -78,30 +78,30 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "a.png", exif=exif)
-    shown = load_picture(Sample(tmp_path / "a.png"), (40, 40), "pad")
+    shown = load_image(Sample(tmp_path / "a.png"), (40, 40), "pad")
     assert shown.getpixel((20, 4)) == (255, 0, 0)
     assert shown.getpixel((20, 36)) == (0, 0, 255)
 
 
 def test_transparency_becomes_white(tmp_path):
-    picture(tmp_path / "a.png", colour=(255, 0, 0, 0), mode="RGBA")
-    assert load_picture(Sample(tmp_path / "a.png"), (32, 32), "center").getpixel((5, 5)) == (255, 255, 255)
+    image(tmp_path / "a.png", colour=(255, 0, 0, 0), mode="RGBA")
+    assert load_image(Sample(tmp_path / "a.png"), (32, 32), "center").getpixel((5, 5)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "LA"])
 def test_other_modes(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
-    picture(path, mode=mode, colour=0)
+    image(path, mode=mode, colour=0)
     assert find_samples(tmp_path)
-    assert load_picture(Sample(path), (32, 32), "center").mode == "RGB"
+    assert load_image(Sample(path), (32, 32), "center").mode == "RGB"
 
 
 def test_crop_and_pad_and_flip(tmp_path):
     image = Image.new("RGB", (90, 30), "white")
     image.paste("red", (0, 0, 30, 30))
     image.save(tmp_path / "a.png")
-    assert load_picture(Sample(tmp_path / "a.png"), (30, 30), "center").getpixel((15, 15)) == (255, 255, 255)
-    padded = load_picture(Sample(tmp_path / "a.png"), (30, 30), "pad")
+    assert load_image(Sample(tmp_path / "a.png"), (30, 30), "center").getpixel((15, 15)) == (255, 255, 255)
+    padded = load_image(Sample(tmp_path / "a.png"), (30, 30), "pad")
     assert padded.getpixel((3, 15))[1] < 60
-    mirrored = load_picture(Sample(tmp_path / "a.png", flip=True), (30, 30), "pad")
+    mirrored = load_image(Sample(tmp_path / "a.png", flip=True), (30, 30), "pad")
     assert mirrored.getpixel((26, 15))[1] < 60

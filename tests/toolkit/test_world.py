@@ -52,7 +52,7 @@ def test_every_scene_and_shape_looks_different():
                 assert np.abs(looks[a] - looks[b]).mean() > 1
 
 
-def test_labels_leave_out_what_a_picture_does_not_settle():
+def test_labels_leave_out_what_a_image_does_not_settle():
     names = list(ANSWERS)
     creature = dict(zip(names, label_indices(world.Thing(world.CREATURE_SHAPE, "sea", creature=1)), strict=True))
     assert creature["colour"] == IGNORE

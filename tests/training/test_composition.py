@@ -245,7 +245,7 @@ def test_uniform_weighted_and_its_exports(base, runs, tmp_path):
     assert check_adapter_folder(run.adapter) == ["unet", "text_encoder"]
     proof = export_adapter(run.adapter, str(base), "diffusers", tmp_path / "export")
     assert proof.weight_error < 1e-6
-    assert proof.picture_difference < 1e-5
+    assert proof.image_difference < 1e-5
     with safe_open(proof.path, "pt") as file:
         header = file.metadata()
     assert [s["name"] for s in json.loads(header["composed_of"])] == [r.folder.name for r in runs]
@@ -291,10 +291,10 @@ def test_peft_cat_agrees_with_the_sum(base, runs, tmp_path):
 @pytest.mark.parametrize("method", ["svd", "ties", "dare_ties", "magnitude_prune"])
 def test_peft_merges(base, runs, tmp_path, method):
     run = compose(compose_config(base, [runs[0], runs[0]], tmp_path / method, merge=method))
-    pictures = generate(
+    images = generate(
         Recipe(prompt="a sks creature", base=str(base), adapters=(str(run.adapter),), strengths=(1.0,), steps=2)
     )
-    assert len(pictures) == 1
+    assert len(images) == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie": "block", "free": True}, {"tie": "global", "temperature": 0.5}])
@@ -323,7 +323,7 @@ def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, c
 
 
 def test_learning_finds_the_right_source(base, images, runs, tmp_path):
-    """On the pictures that one source was trained on for long, and the others not, its weight grows."""
+    """On the images that one source was trained on for long, and the others not, its weight grows."""
     good = train(
         SubjectConfig(
             base=str(base), images=images, out=tmp_path / "good", steps=60, batch_size=4, rank=4, learning_rate=0.01,

@@ -45,8 +45,8 @@ def prompts(tmp_path):
     return file
 
 
-def test_texts_share_batches_and_each_picture_keeps_its_noise(base):
-    """As many pictures as do not fit into one batch, each as it is when it is drawn alone."""
+def test_texts_share_batches_and_each_image_keeps_its_noise(base):
+    """As many images as do not fit into one batch, each as it is when it is drawn alone."""
     recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, side=32)
     pipe, texts = (
         load_sampling_pipeline(recipe),
@@ -57,12 +57,12 @@ def test_texts_share_batches_and_each_picture_keeps_its_noise(base):
     alone = [
         generate(replace(recipe, prompt=text, seed=3 + n), pipe=pipe)[0][0] for n, text in enumerate(drawn.prompts)
     ]
-    for one, other in zip(drawn.pictures, alone, strict=True):
+    for one, other in zip(drawn.images, alone, strict=True):
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 2
 
 
 @pytest.mark.parametrize(("side", "count"), [(64, 8), (512, 8), (1024, 4), (2048, 1), (4096, 1)])
-def test_large_pictures_are_drawn_fewer_at_once(side, count):
+def test_large_images_are_drawn_fewer_at_once(side, count):
     assert max_batch_size(side) == count
 
 
@@ -201,7 +201,7 @@ def test_mistakes_are_one_sentence(words, says, capsys):
 
 
 def test_a_real_base_asks_for_a_backbone(config, images, capsys):
-    """The embedded CLIP knows drawn pictures only."""
+    """The embedded CLIP knows drawn images only."""
     run = train(replace(config, steps=2))
     with pytest.raises(SystemExit):
         main(["evaluate", str(run.folder), "--images", str(images)])

@@ -46,7 +46,7 @@ def as_latents(model, tensor):
 
 
 def record_sampling(model, pipe, words):
-    """One picture by the stock pipeline without guidance: what went into each scheduler step and came out, and into the VAE."""
+    """One image by the stock pipeline without guidance: what went into each scheduler step and came out, and into the VAE."""
     steps, decoded = [], []
     step, decode = pipe.scheduler.step, pipe.vae.decode
 
@@ -95,10 +95,10 @@ def test_encodes_what_the_stock_pipeline_decodes(folder, monkeypatch):
     assert mean.shape[2:] == (SIDE // model.latent_scale,) * 2
 
 
-def test_encodes_pictures(folder):
+def test_encodes_images(folder):
     model = open_model(str(folder))
-    picture = Image.effect_noise((SIDE, SIDE), 80).convert("RGB")
-    latents = model.encode_picture(picture)
+    image = Image.effect_noise((SIDE, SIDE), 80).convert("RGB")
+    latents = model.encode_image(image)
     shape = latents["mean"].shape
     assert shape == latents["std"].shape
     assert shape[1:] == (SIDE // model.latent_scale,) * 2
@@ -112,7 +112,7 @@ def test_released_parts_leave_memory_at_once(folder):
     denoise(
         pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=0.0 if type(model).__name__ == "ZImage" else 1.0, width=SIDE
     )
-    model.encode_picture(Image.effect_noise((SIDE, SIDE), 80).convert("RGB"))
+    model.encode_image(Image.effect_noise((SIDE, SIDE), 80).convert("RGB"))
     held = [weakref.ref(model.loaded[name]) for name in ("vae", *model.text_encoders())]
     gc.collect()
     gc.disable()
@@ -131,7 +131,7 @@ def test_prompts_of_other_lengths_do_not_change_each_other(folder):
     with torch.no_grad():
         rows = [model.encode_prompts([text]) for text in (short, long)]
         both = pad_and_stack(rows)
-        latents = torch.randn(1, *model.encode_picture(Image.new("RGB", (SIDE, SIDE)))["mean"].shape)
+        latents = torch.randn(1, *model.encode_image(Image.new("RGB", (SIDE, SIDE)))["mean"].shape)
         level = torch.tensor([0.5]) if model.is_flow else torch.tensor([500])
         together = model.predict(latents.expand(2, -1, -1, -1).contiguous(), level.expand(2), both)
         for number, row in enumerate(rows):
@@ -148,7 +148,7 @@ ADAPTERS = ("lora", "moslora", "fvae", "loratrf", "glora")
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_trains_and_is_used(folder, photos, tmp_path, adapter):
-    """Two steps on denoiser and text encoders; the adapter, on a stock pipeline, changes the picture."""
+    """Two steps on denoiser and text encoders; the adapter, on a stock pipeline, changes the image."""
     run = train(a_config(folder, photos, tmp_path / "run", adapter=adapter, train_text_encoder=True))
     model = open_model(str(folder))
     assert native.check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
@@ -192,7 +192,7 @@ def test_exports_to_stock_diffusers(folder, photos, tmp_path):
     assert proof.reader == "diffusers"
     assert proof.layers > 0
     assert proof.weight_error < 1e-5
-    assert proof.picture_difference < 1e-3
+    assert proof.image_difference < 1e-3
     assert proof.effect > 1e-4
 
 
@@ -221,7 +221,7 @@ def test_exports_text_encoders_or_says_why_not(folder, photos, tmp_path, format)
     if format == "peft" or {model.denoiser_name, *model.text_encoders()} <= readable[format]:
         proof = export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)
         assert proof.weight_error < 1e-5
-        assert proof.picture_difference < 1e-3
+        assert proof.image_difference < 1e-3
     else:
         with pytest.raises(UserError, match="use --format"):
             export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)

@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Twelve rows: plain colours, with one or two exchanges, and one row without a picture."""
+    """Twelve rows: plain colours, with one or two exchanges, and one row without an image."""
     folder = tmp_path_factory.mktemp("data")
     rows = []
     for number in range(11):
@@ -155,7 +155,7 @@ def test_resume_goes_on_in_the_middle_of_a_pass(config, tmp_path):
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
-    """Also where a process's rows have no picture, so that the tower has no gradient there, and where the base is shared out."""
+    """Also where a process's rows have no image, so that the tower has no gradient there, and where the base is shared out."""
     tower = {"adapt": ("language-attention", "vision-attention"), "train_projector": True}
     more = {"plain": {}, "tower": tower, "shared": tower | {"preview_every": 2, "preview_tokens": 4}}
     ones = {name: train(replace(config, **own, out=tmp_path / name)) for name, own in more.items()}
@@ -239,13 +239,13 @@ def test_control_tokens_in_texts_are_refused(config, tmp_path, text, words):
     assert len(plan_rows(file, replace(config, skip_bad=True), VisionLanguageModel(config.base).chat)) == 1
 
 
-def test_a_picture_that_breaks_off_stops_with_its_row(config, tmp_path):
+def test_a_image_that_breaks_off_stops_with_its_row(config, tmp_path):
     Image.effect_noise((64, 64), 80).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     rows = [{"image": "cut.png", "question": "What?", "answer": "red"}]
     (tmp_path / "cut.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"cut\.json, row 1: .*not a whole picture"):
+    with pytest.raises(UserError, match=r"cut\.json, row 1: .*not a whole image"):
         train(replace(config, data=tmp_path / "cut.json"))
 
 
@@ -328,7 +328,7 @@ def test_a_diffusion_pipeline_is_sent_elsewhere(config, tmp_path):
 def test_inspect_shows_what_is_learned(config, data, capsys):
     main(["inspect", str(data), "--base", config.base, "--rows", "1"])
     said = capsys.readouterr().out
-    assert "rows     12, with 11 pictures" in said
+    assert "rows     12, with 11 images" in said
     assert "found in two ways, which agree" in said
     assert "«red<|im_end|>»" in said
     assert "What colour?" in said.split("row 1")[1]
@@ -352,7 +352,7 @@ def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     assert figures["leaked"] == 8
     assert figures["compared"]["verdict"] in said
     assert figures["settings"]["rows"] == 8
-    assert set(figures["controls"]) == {"blank picture", "another row's picture", "commonest answer"}
+    assert set(figures["controls"]) == {"blank image", "another row's image", "commonest answer"}
     assert figures["tuned"]["by_likelihood"]["rows"] == 2
     assert "unparsed" in said
     assert (run.folder / "evaluation" / "test.tsv").is_file()
@@ -362,7 +362,7 @@ def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     assert {"base:  ", "tuned: "} <= {line[:7] for line in capsys.readouterr().out.splitlines()}
 
 
-def test_a_picture_run_is_no_chat(tmp_path):
+def test_a_image_run_is_no_chat(tmp_path):
     (tmp_path / "config.yaml").write_text("method: subject\n")
     with pytest.raises(SystemExit):
         main(["chat", "--run", str(tmp_path), "Hello?"])
@@ -430,7 +430,7 @@ def test_what_no_format_can_say_is_said_so(config, capsys, format):
 
 
 def test_trl_trains_a_vision_language_model(base, data, tmp_path):
-    """TRL's SFTTrainer takes our config on a model with pictures as it is, and saves what loads."""
+    """TRL's SFTTrainer takes our config on a model with images as it is, and saves what loads."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     from peft import PeftModel
@@ -441,7 +441,7 @@ def test_trl_trains_a_vision_language_model(base, data, tmp_path):
         messages = [
             {"role": m["role"], "content": "".join(p.get("text", "") for p in m["content"])} for m in row.messages[:2]
         ]
-        rows.append({"images": [Image.open(row.pictures[0])], "messages": messages})
+        rows.append({"images": [Image.open(row.images[0])], "messages": messages})
     settings = trl.SFTConfig(
         output_dir=str(tmp_path / "out"), max_steps=6, per_device_train_batch_size=4, learning_rate=0.02, logging_steps=2,
         max_length=None, report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
@@ -590,11 +590,11 @@ def test_a_frame_keeps_what_a_processor_would_crop(tmp_path):
     base = build("llava", tmp_path / "base")
     pixels = []
     for edge in ("red", "blue"):
-        picture = Image.new("RGB", (90, 30), "white")
-        picture.paste(Image.new("RGB", (8, 30), edge), (0, 0))
+        image = Image.new("RGB", (90, 30), "white")
+        image.paste(Image.new("RGB", (8, 30), edge), (0, 0))
         for framed in (False, True):
             chat = VisionLanguageModel(str(base), pad_to_square=framed).chat
             text = chat.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}])
-            pixels.append(chat.processor_inputs([text], [[picture]], padding_side="right")["pixel_values"])
+            pixels.append(chat.processor_inputs([text], [[image]], padding_side="right")["pixel_values"])
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels[1] - pixels[3]).abs().max() > 0.5

@@ -77,8 +77,8 @@ def test_the_rows_that_are_kept_do_not_depend_on_the_batch(config):
         assert kept == [0, 4, 8]
 
 
-def test_class_pictures_and_preservation_keep_their_weights_together(config):
-    """Both count for the mean over the pictures of the subject, whatever else is in the batch."""
+def test_class_images_and_preservation_keep_their_weights_together(config):
+    """Both count for the mean over the images of the subject, whatever else is in the batch."""
     config = replace(config, preservation_weight=0.5, prior_weight=0.25, prior_pictures=2, preview_steps=2)
     batch = task_of(config).batch(0, [0, 1, 2, 3])
     assert batch["kept_weight"].sum() / len(batch["weight"]) == 0.5
@@ -122,8 +122,8 @@ def test_several_subjects_in_one_adapter(config, tmp_path):
     """Each has its own prompt, loses its own token for preservation, and is previewed."""
     cats = tmp_path / "cats"
     cats.mkdir()
-    for number, (picture, _) in enumerate(world.subject_pictures(4_000_009, 3)):
-        picture.save(cats / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(4_000_009, 3)):
+        image.save(cats / f"{number}.png")
     (cats / "0.txt").write_text("a large sks2 cat at night")
     config = replace(config, also={"sks2 cat": str(cats)}, preview_every=3, preview_steps=2)
     _, (samples, _) = preflight(config)
@@ -186,7 +186,7 @@ def test_what_is_masked_out_has_no_part_in_the_loss(config, masks):
     assert soft.min() / soft.max() == pytest.approx(0.5)
 
 
-def test_masks_with_class_pictures(config, masks):
+def test_masks_with_class_images(config, masks):
     batch = task_of(replace(config, masks=str(masks), prior_weight=1.0, prior_pictures=2, preview_steps=1)).batch(
         0, [0]
     )
@@ -220,7 +220,7 @@ def test_buckets_keep_shape_and_area():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_no_picture_is_dropped(batch):
+def test_no_image_is_dropped(batch):
     sizes = [5, 1, 3]
     batches = sum(-(-size // batch) for size in sizes)
     for epoch in range(3):
@@ -234,7 +234,7 @@ def test_no_picture_is_dropped(batch):
     assert len({str(pick_rows(sizes, seed, 0, 1)) for seed in range(20)}) > 3
 
 
-def test_pictures_of_any_shape_train(config, tmp_path):
+def test_images_of_any_shape_train(config, tmp_path):
     folder = tmp_path / "shapes"
     folder.mkdir()
     for number, size in enumerate(((64, 64), (96, 48), (48, 96), (64, 60))):
@@ -265,7 +265,7 @@ def test_caption_orders(config, tmp_path):
     assert all(sorted(text.split(", ")) == sorted(said[0].split(", ")) for text in said)
     assert len(set(said)) > 3
     assert shuffle_tags("a sks creature", 6, 0) == ["a sks creature"]
-    own = shutil.copytree(config.images, tmp_path / "own")  # other tests use the same pictures, without captions
+    own = shutil.copytree(config.images, tmp_path / "own")  # other tests use the same images, without captions
     for path in own.glob("*.png"):
         path.with_suffix(".txt").write_text("a sks creature, red, small, happy")
     task = task_of(replace(config, images=own, caption_orders=3))

@@ -65,11 +65,11 @@ def test_a_word_is_trained_and_resumed(config, tmp_path, text):
 
 
 def test_stock_diffusers_reads_word_and_adapter(config, base, tmp_path):
-    """A separate process that never imports rankfold gets the same picture."""
+    """A separate process that never imports rankfold gets the same image."""
     run = train(replace(config, train_text_encoder=True))
     proof = export_adapter(run.adapter, str(base), "diffusers", tmp_path / "export", prompt=PROMPT)
     assert proof.exact
-    assert proof.picture_difference < 1e-5 < proof.effect
+    assert proof.image_difference < 1e-5 < proof.effect
     (word,) = proof.token_files
     code = f"""
 import numpy, torch
@@ -95,7 +95,7 @@ def test_families_with_several_encoders(family, keys, photos, tmp_path):
     config = a_config(folder, photos, tmp_path / "run", token="<sks>", token_vectors=3, learning_rate=0.05)
     run = train(config)
     proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", prompt=PROMPT, side=SIDE)
-    assert proof.picture_difference < 1e-5
+    assert proof.image_difference < 1e-5
     assert load_file(proof.token_files[0]).keys() == keys
 
 

@@ -56,8 +56,8 @@ MARKS = dict.fromkeys(BUILDERS, pytest.mark.campaign) | dict.fromkeys(("sd", "fl
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     root = tmp_path_factory.mktemp("photos")
-    for number, (picture, _) in enumerate(world.subject_pictures(2_000_700, 4)):
-        picture.resize((SIDE, SIDE)).save(root / f"{number}.png")
+    for number, (image, _) in enumerate(world.subject_images(2_000_700, 4)):
+        image.resize((SIDE, SIDE)).save(root / f"{number}.png")
     return root
 
 

@@ -74,13 +74,13 @@ def test_plan_of_a_text_encoder(photos, tmp_path):
     ],
 )
 def test_plan_of_the_tasks_own_batch(photos, tmp_path, settings):
-    """Class pictures double the batch, a word of its own keeps the text encoders."""
+    """Class images double the batch, a word of its own keeps the text encoders."""
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64, **settings)
     check(config, 0.15)
     assert plan(config).peak > plan(replace(config, prior_weight=0.0, token_vectors=0, token="sks")).peak
 
 
-def test_plan_of_pictures_in_their_own_shape(photos, tmp_path):
+def test_plan_of_images_in_their_own_shape(photos, tmp_path):
     """The largest of them is what counts."""
     wide = tmp_path / "wide"
     wide.mkdir()
@@ -153,7 +153,7 @@ def test_fitting_takes_no_more_than_it_must(photos, tmp_path):
     gib = whole.peak / 2**30
     assert fit_to_memory(whole, gib * 1.01) == ([], whole)
     smallest = fit_to_memory(whole, gib * 0.2)[1].config
-    assert (smallest.batch_size, smallest.gradient_accumulation) == (1, 8)  # a step sees as many pictures as before
+    assert (smallest.batch_size, smallest.gradient_accumulation) == (1, 8)  # a step sees as many images as before
     flags, estimate = fit_to_memory(whole, gib * 0.7)
     assert flags == ["--precision bf16"]
     assert estimate.config == replace(config, precision="bf16")

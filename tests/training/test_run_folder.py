@@ -65,7 +65,7 @@ def as_killed(run):
 
 @pytest.fixture
 def photos(images, tmp_path):
-    """The pictures, in a folder that may be changed."""
+    """The images, in a folder that may be changed."""
     return Path(shutil.copytree(images, tmp_path / "photos"))
 
 
@@ -644,11 +644,11 @@ def talk(tmp_path):
     )  # fmt: skip
 
 
-def test_changed_rows_and_their_pictures_are_named(talk, tmp_path, capsys):
+def test_changed_rows_and_their_images_are_named(talk, tmp_path, capsys):
     run = train_until(talk, 2)
     rows = json.loads(talk.data.read_text())
     Image.new("RGB", (32, 32), "white").save(tmp_path / "1.png")
-    assert "picture 1.png has changed" in expect_refusal(capsys, "resume", run.folder)
+    assert "image 1.png has changed" in expect_refusal(capsys, "resume", run.folder)
     Image.new("RGB", (32, 32), "green").save(tmp_path / "1.png")
     talk.data.write_text(json.dumps(rows, indent=3))  # the same rows, written in another way
     check_resume(run.folder)
@@ -783,7 +783,7 @@ def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
     assert not is_demo_data(tmp_path / "data")
     for file in (tmp_path / "data").glob("*.json"):
         file.unlink()
-    assert is_demo_data(tmp_path / "data")  # killed while the pictures were drawn
+    assert is_demo_data(tmp_path / "data")  # killed while the images were drawn
     (tmp_path / "data" / "train.json").write_text('[{"image": "1.png", "question": "mine?", "answer": "yes"}]')
     before = tree(tmp_path)
     assert "holds files that no demo has written" in expect_refusal(

@@ -307,7 +307,7 @@ def test_paths_are_drawn_by_the_step(search):
     assert {name: layer.path["default"] for name, layer in task.layers.items()} == first[2]
 
 
-def test_held_out_pictures_are_not_trained_on(search, images, tmp_path):
+def test_held_out_images_are_not_trained_on(search, images, tmp_path):
     task = task_of(replace(search, held_out_share=0.4))
     (own,), (out,) = task.instance, task.held_out
     assert (len(own), len(out)) == (3, 2)

@@ -70,10 +70,10 @@ def test_what_was_being_done():
         pytest.raises(OutOfMemory) as told,
         oom_context("measuring", "Buy more."),
         oom_context("", lambda: "Take less."),
-        oom_context("drawing 4 pictures"),
+        oom_context("drawing 4 images"),
     ):
         torch.empty(MORE_THAN_THERE_IS)
-    assert str(told.value) == "Memory ran out while drawing 4 pictures (measuring). Take less."
+    assert str(told.value) == "Memory ran out while drawing 4 images (measuring). Take less."
     assert isinstance(told.value.__cause__, RuntimeError)
     with pytest.raises(ZeroDivisionError), oom_context("dividing"):
         1 / 0  # noqa: B018
@@ -190,7 +190,7 @@ for number, words in enumerate(commands):
 
 
 def test_commands_in_little_memory(config, tmp_path):
-    """A process that may have 300 MiB more than the libraries take: training works, large pictures and batches do not."""
+    """A process that may have 300 MiB more than the libraries take: training works, large images and batches do not."""
     run = train(replace(config, steps=2, base="tiny"))
     common = [
         "--images",
@@ -221,10 +221,10 @@ def test_commands_in_little_memory(config, tmp_path):
     assert last[1].startswith("rankfold: Memory ran out while ")
     assert "Start again with --precision bf16" in last[1]
     assert last[2].startswith(
-        "rankfold: Memory ran out while drawing 1 picture of 4096 x 4096 pixels. Take --precision bf16"
+        "rankfold: Memory ran out while drawing 1 image of 4096 x 4096 pixels. Take --precision bf16"
     )
     assert last[3].startswith(
-        "rankfold: Memory ran out while drawing 2 pictures of 4096 x 4096 pixels. Take fewer pictures"
+        "rankfold: Memory ran out while drawing 2 images of 4096 x 4096 pixels. Take fewer images"
     )
     assert last[4].startswith("step 2/2")  # what the others held has been let go
     assert [lines[0] for lines in told[1:]] == ["0", "2", "2", "2", "0"]

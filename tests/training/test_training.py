@@ -236,7 +236,7 @@ def test_two_processes_give_the_same_curve(config, tmp_path):
 
 
 def test_two_processes_share_what_is_cached(config, tmp_path, monkeypatch):
-    """Latents, words and class pictures made in shares, from an empty cache, give the curve of one process."""
+    """Latents, words and class images made in shares, from an empty cache, give the curve of one process."""
     more = {"batch_size": 4, "log_every": 1, "prior_weight": 1.0, "prior_pictures": 3, "preview_steps": 2}
     config = replace(config, **more)
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "first"))
@@ -244,7 +244,7 @@ def test_two_processes_share_what_is_cached(config, tmp_path, monkeypatch):
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "second"))
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "run.yaml")
     run_in_two_processes(tmp_path, ["train", "subject", "--config", str(file)])
-    # Class pictures made in other batches are rounded in another way, so the latents' hashes are others.
+    # Class images made in other batches are rounded in another way, so the latents' hashes are others.
     files = [sorted(p.suffix for p in (tmp_path / cache).rglob("*.*")) for cache in ("first", "second")]
     assert files[0] == files[1]
     assert files[0].count(".png") == 3
@@ -347,8 +347,8 @@ def test_checkpoint_of_another_config_is_refused(config):
         resume(run.folder)
 
 
-def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch):
-    """A second run encodes nothing; a changed picture is encoded anew."""
+def test_caches_follow_the_image(config, images, tmp_path, cache, monkeypatch):
+    """A second run encodes nothing; a changed image is encoded anew."""
     import shutil
 
     from rankfold.toolkit.diffusion.model import DiffusionModel
@@ -357,10 +357,8 @@ def test_caches_follow_the_picture(config, images, tmp_path, cache, monkeypatch)
     shutil.copytree(images, copy)
     train(replace(config, images=copy))
     encoded = []
-    original = DiffusionModel.encode_picture
-    monkeypatch.setattr(
-        DiffusionModel, "encode_image", lambda self, picture: encoded.append(1) or original(self, picture)
-    )
+    original = DiffusionModel.encode_image
+    monkeypatch.setattr(DiffusionModel, "encode_image", lambda self, image: encoded.append(1) or original(self, image))
     train(replace(config, images=copy, out=tmp_path / "b"))
     assert not encoded
     shutil.copy(copy / "1.png", copy / "0.png")

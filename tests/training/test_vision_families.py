@@ -48,7 +48,7 @@ ROWS = [
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     Image.effect_noise((40, 40), 80).convert("RGB").save(folder / "a.png")
     Image.effect_noise((90, 40), 80).convert("RGB").save(folder / "b.png")
@@ -73,30 +73,30 @@ def vlm(request, bases):
     return bases(request.param)
 
 
-def rows_for(folder, pictures):
-    """PaliGemma takes no row without a picture."""
+def rows_for(folder, images):
+    """PaliGemma takes no row without an image."""
     known = ROWS[:3] if "paligemma" in str(folder) else ROWS
-    return [parse_conversation(row, pictures, f"row {number}") for number, row in enumerate(known, 1)]
+    return [parse_conversation(row, images, f"row {number}") for number, row in enumerate(known, 1)]
 
 
-def write_data(folder, pictures, file):
+def write_data(folder, images, file):
     import json
 
     file.write_text(json.dumps(ROWS[:3] if "paligemma" in str(folder) else ROWS))
     return file
 
 
-def a_config(folder, pictures, tmp_path, **more):
+def a_config(folder, images, tmp_path, **more):
     settings = {"steps": 2, "batch_size": 2, "rank": 4, "alpha": 4.0, "learning_rate": 0.02, "workers": 0, "threads": 1}
     settings |= {"preview_rows": 2, "preview_tokens": 3, "preview_every": 2}
-    data = write_data(folder, pictures, tmp_path / "data.json")
-    return InstructConfig(base=str(folder), data=data, images=pictures, out=tmp_path / "run", **(settings | more))
+    data = write_data(folder, images, tmp_path / "data.json")
+    return InstructConfig(base=str(folder), data=data, images=images, out=tmp_path / "run", **(settings | more))
 
 
-def test_labels_of_two_ways_agree(vlm, pictures):
-    """With one, two and no pictures, several exchanges, and a system message."""
+def test_labels_of_two_ways_agree(vlm, images):
+    """With one, two and no images, several exchanges, and a system message."""
     chat = VisionLanguageModel(resolve_vision_base(str(vlm))).chat
-    for row in rows_for(vlm, pictures):
+    for row in rows_for(vlm, images):
         tokens = chat.verify_labels(row, load_images(row))
         said = chat.tokenizer.decode([label for label in tokens.labels if label != IGNORE], skip_special_tokens=True)
         for message in row.messages:
@@ -106,11 +106,11 @@ def test_labels_of_two_ways_agree(vlm, pictures):
 
 
 @pytest.mark.parametrize("name", ["llava-next", "qwen3-vl"])
-def test_the_processors_own_mask_agrees(bases, pictures, name):
+def test_the_processors_own_mask_agrees(bases, images, name):
     """Where a template marks what is generated, transformers finds the same tokens (from 5.20 on; before, none at all)."""
     folder = bases(name)
     chat = VisionLanguageModel(str(folder)).chat
-    for row in rows_for(folder, pictures):
+    for row in rows_for(folder, images):
         shown, messages = iter(load_images(row)), []
         for message in row.messages:
             parts = [{"type": "image", "image": next(shown)} if p["type"] == "image" else p for p in message["content"]]
@@ -118,15 +118,15 @@ def test_the_processors_own_mask_agrees(bases, pictures, name):
         theirs = chat.processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        ours = chat.labels_by_marks(row, [picture.size for picture in load_images(row)])
+        ours = chat.labels_by_marks(row, [image.size for image in load_images(row)])
         assert list(theirs["input_ids"][0]) == ours.ids
         assert list(theirs["assistant_masks"][0]) == [int(label != IGNORE) for label in ours.labels]
 
 
-def test_a_batch_is_its_rows(vlm, pictures):
+def test_a_batch_is_its_rows(vlm, images):
     """Losses of rows in one padded batch are those of each row alone, and weigh as asked."""
     vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
-    module, rows = AnswerLoss(vision.model).eval(), rows_for(vlm, pictures)
+    module, rows = AnswerLoss(vision.model).eval(), rows_for(vlm, images)
     weight = {"weight": torch.tensor(0.5)}
     with torch.no_grad():
         together = module(vision.chat.collate(rows, [load_images(row) for row in rows]) | weight)
@@ -134,10 +134,10 @@ def test_a_batch_is_its_rows(vlm, pictures):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-3, atol=1e-3)
 
 
-def test_the_loss_is_the_models_own(vlm, pictures):
+def test_the_loss_is_the_models_own(vlm, images):
     """One row: the summed cross-entropy over its learned tokens is transformers' mean times their number."""
     vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
-    row = rows_for(vlm, pictures)[1]
+    row = rows_for(vlm, images)[1]
     batch = vision.chat.collate([row], [load_images(row)])
     learned = int((batch["labels"] != IGNORE).sum())
     with torch.no_grad():
@@ -146,12 +146,12 @@ def test_the_loss_is_the_models_own(vlm, pictures):
     assert ours.item() == pytest.approx(theirs.item() * learned, rel=1e-4)
 
 
-def test_packed_rows_do_not_see_one_another(vlm, pictures, tmp_path):
+def test_packed_rows_do_not_see_one_another(vlm, images, tmp_path):
     """The losses of rows end to end in one sequence are those of a padded batch, and so are the gradients."""
-    vision, rows = VisionLanguageModel(resolve_vision_base(str(vlm))), rows_for(vlm, pictures)
+    vision, rows = VisionLanguageModel(resolve_vision_base(str(vlm))), rows_for(vlm, images)
     if not vision.family.supports_packing:
         with pytest.raises(UserError, match="packing"):
-            train(a_config(vlm, pictures, tmp_path, packing=True))
+            train(a_config(vlm, images, tmp_path, packing=True))
         return
     batch = vision.chat.collate(rows, [load_images(row) for row in rows]) | {"weight": torch.ones(())}
     layer = vision.model.get_submodule(vision.linear_layers(("language-attention",))[0]).requires_grad_(True)
@@ -165,10 +165,10 @@ def test_packed_rows_do_not_see_one_another(vlm, pictures, tmp_path):
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-2, atol=1e-4)
 
 
-def test_answers_do_not_see_themselves(vlm, pictures):
+def test_answers_do_not_see_themselves(vlm, images):
     """Changing a learned token changes nothing that is predicted at or before it."""
     vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
-    row = rows_for(vlm, pictures)[0]
+    row = rows_for(vlm, images)[0]
     batch = vision.chat.collate([row], [load_images(row)])
     labels = batch.pop("labels")
     at = int((labels[0] != IGNORE).nonzero()[1])
@@ -181,11 +181,11 @@ def test_answers_do_not_see_themselves(vlm, pictures):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_trains_and_is_used(vlm, pictures, tmp_path, adapter):
+def test_trains_and_is_used(vlm, images, tmp_path, adapter):
     """Two steps; the saved adapter, by stock PEFT and by us, says what the trained model says, merged or not."""
-    run = train(a_config(vlm, pictures, tmp_path, adapter=adapter))
+    run = train(a_config(vlm, images, tmp_path, adapter=adapter))
     vision = open_chat(str(vlm), [run.adapter])
-    row = rows_for(vlm, pictures)[0].until(1)
+    row = rows_for(vlm, images)[0].until(1)
     inputs = question_inputs(vision, [row])
     stock = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(vlm, dtype=torch.float32), str(run.adapter / "model")
@@ -204,18 +204,18 @@ def test_trains_and_is_used(vlm, pictures, tmp_path, adapter):
     assert len(list((tmp_path / "run" / "samples").glob("*.json"))) == 2
 
 
-def test_resume_is_exact(vlm, pictures, tmp_path):
+def test_resume_is_exact(vlm, images, tmp_path):
     """With tower, projector and language model adapted, dropout, checkpointing and previews on the way."""
     parts = ("language-attention", "vision-attention")
     more = {"steps": 4, "checkpoint_every": 2, "adapt": parts, "dropout": 0.1, "gradient_checkpointing": True}
-    config = a_config(vlm, pictures, tmp_path, train_projector=True, projector_learning_rate=1e-3, **more)
+    config = a_config(vlm, images, tmp_path, train_projector=True, projector_learning_rate=1e-3, **more)
     whole, part = train(config), train_until(replace(config, out=tmp_path / "b"), 2)
     resume(part.folder)
     files = [run.adapter / "model" / "adapter_model.safetensors" for run in (whole, part)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_adapters_stand_where_they_were_asked_for(vlm, pictures, tmp_path):
+def test_adapters_stand_where_they_were_asked_for(vlm, images, tmp_path):
     """Each part's layers are its own, and none gets an adapter that learns nothing."""
     vision = VisionLanguageModel(resolve_vision_base(str(vlm)))
     parts = [part for part in PARTS if not ("gemma3" in str(vlm) and part == "projector")]
@@ -223,7 +223,7 @@ def test_adapters_stand_where_they_were_asked_for(vlm, pictures, tmp_path):
     assert all(seen)
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert vision.projectors()
-    run = train(a_config(vlm, pictures, tmp_path, adapt=("vision-attention", "vision-mlp"), steps=1))
+    run = train(a_config(vlm, images, tmp_path, adapt=("vision-attention", "vision-mlp"), steps=1))
     tuned = open_chat(str(vlm), [run.adapter])
     names = set(adapter_layers(tuned.model))
     assert names <= set().union(*seen[2:4])
@@ -234,24 +234,24 @@ def test_adapters_stand_where_they_were_asked_for(vlm, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["peft", "merged"])
-def test_exports_are_proven(vlm, pictures, tmp_path, format):
-    run = train(a_config(vlm, pictures, tmp_path, train_projector=True))
+def test_exports_are_proven(vlm, images, tmp_path, format):
+    run = train(a_config(vlm, images, tmp_path, train_projector=True))
     proof = export_chat(run.adapter, str(vlm), format, tmp_path / "export")
     assert proof.difference < 1e-5
     assert proof.effect > 1e-4
 
 
-def test_a_projector_of_several_adapters_is_refused(bases, pictures, tmp_path):
-    run = train(a_config(bases("llava"), pictures, tmp_path, train_projector=True))
+def test_a_projector_of_several_adapters_is_refused(bases, images, tmp_path):
+    run = train(a_config(bases("llava"), images, tmp_path, train_projector=True))
     with pytest.raises(UserError, match="only one"):
         open_chat(str(bases("llava")), [run.adapter, run.adapter])
 
 
-def test_strength_goes_from_base_to_trained(bases, pictures, tmp_path):
+def test_strength_goes_from_base_to_trained(bases, images, tmp_path):
     """The projector that was trained in full, too."""
     folder = bases("llava")
-    run = train(a_config(folder, pictures, tmp_path, train_projector=True, learning_rate=0.05))
-    row = rows_for(folder, pictures)[0].until(1)
+    run = train(a_config(folder, images, tmp_path, train_projector=True, learning_rate=0.05))
+    row = rows_for(folder, images)[0].until(1)
     logits = {}
     for strength in (0.0, 0.5, 1.0):
         vision = open_chat(str(folder), [run.adapter], [strength])

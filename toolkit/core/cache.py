@@ -1,4 +1,4 @@
-"""Tensors on disk under a key that names everything they depend on; a changed picture or model is another key."""
+"""Tensors on disk under a key that names everything they depend on; a changed image or model is another key."""
 
 from __future__ import annotations
 

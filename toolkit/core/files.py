@@ -55,8 +55,8 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, text.encode())
 
 
-def write_png(path: Path, picture: Image.Image, info: PngInfo | None = None) -> None:
+def write_png(path: Path, image: Image.Image, info: PngInfo | None = None) -> None:
     """Writes a PNG atomically, with text chunks if given."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="png", pnginfo=info)
+    image.save(buffer, format="png", pnginfo=info)
     write_atomic(path, buffer.getbuffer())

@@ -55,7 +55,7 @@ def general_advice() -> str:
     from .devices import device_type  # heavy, and loaded by the time that memory runs out
 
     if device_type() == "cpu":
-        return "Close other programs, or take smaller pictures or a smaller base."
+        return "Close other programs, or take smaller images or a smaller base."
     return "Free what else is on it, or put ACCELERATE_USE_CPU=true before the command, which then runs in main memory."
 
 
@@ -68,7 +68,7 @@ def device_phrase(error: BaseException) -> str:
 def oom_context(doing: str, cure: Callable[[], str] | str = "") -> Iterator[None]:
     """Whatever lacks memory within becomes an OutOfMemory that says what was being done, the innermost first. Also a decorator.
 
-    doing: behind "while", such as "drawing 4 pictures"; '' only adds a cure. cure: a sentence, or what gives it.
+    doing: behind "while", such as "drawing 4 images"; '' only adds a cure. cure: a sentence, or what gives it.
     """
     try:
         yield

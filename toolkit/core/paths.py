@@ -22,7 +22,7 @@ def assets_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where latents, prompt states and class pictures are kept: $RANKFOLD_CACHE or ~/.cache/rankfold."""
+    """Where latents, prompt states and class images are kept: $RANKFOLD_CACHE or ~/.cache/rankfold."""
     return expand_user(Path(os.environ.get("RANKFOLD_CACHE", "~/.cache/rankfold")))
 
 

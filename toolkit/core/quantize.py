@@ -93,10 +93,10 @@ def fp8_quantizer(model: nn.Module) -> Any:
         from transformers.quantizers.auto import AutoHfQuantizer
 
         return AutoHfQuantizer.from_config(TorchAoConfig(Float8WeightOnlyConfig()))
-    from diffusers import TorchAoConfig as PicturesConfig
+    from diffusers import TorchAoConfig as ImagesConfig
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
 
-    return DiffusersAutoQuantizer.from_config(PicturesConfig(Float8WeightOnlyConfig()))
+    return DiffusersAutoQuantizer.from_config(ImagesConfig(Float8WeightOnlyConfig()))
 
 
 class FrozenLinear(nn.Linear):

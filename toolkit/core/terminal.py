@@ -173,6 +173,6 @@ def print_held(held: deque[str], stream: TextIO) -> None:
 
 if (
     "multiprocessing.spawn" in sys.modules and SILENT in os.environ
-):  # spawned to read pictures ahead: for as long as it lives
+):  # spawned to read images ahead: for as long as it lives
     silence = own_output_only()
     silence.__enter__()

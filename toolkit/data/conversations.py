@@ -1,12 +1,12 @@
-"""Conversations about pictures, read from the files that people have.
+"""Conversations about images, read from the files that people have.
 
     LLaVA     [{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}]
     ShareGPT  the same with "images": ["a.jpg", "b.jpg"]
     chat      [{"messages": [{"role": "user", "content": "..." or [{"type": "image", ...}, {"type": "text", ...}]}], "images": [...]}]
     questions [{"image": "a.jpg", "question": "What is it?", "answer": "a cat"}]
 
-as JSON, JSON lines, or parquet and data-set folders (by the library datasets). Rows without a picture are welcome. Whatever the file
-says, a row becomes chat messages whose content is a list of {"type": "image"} and {"type": "text", "text": ...}, and its pictures in
+as JSON, JSON lines, or parquet and data-set folders (by the library datasets). Rows without an image are welcome. Whatever the file
+says, a row becomes chat messages whose content is a list of {"type": "image"} and {"type": "text", "text": ...}, and its images in
 the order of those blocks. Blanks around texts and fields that are null are dropped: chat templates disagree about both.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.texts import read_text
-from .images import PICTURE_KEYS, ImageSource, parse_source
+from .images import IMAGE_KEYS, ImageSource, parse_source
 
-IMAGE_MARK = "<image>"  # where a picture stands in a text
+IMAGE_MARK = "<image>"  # where an image stands in a text
 ROLES = {
     "human": "user",
     "user": "user",
@@ -40,18 +40,18 @@ HINTS = {  # by what json says
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row: messages as chat templates take them, and their pictures."""
+    """One row: messages as chat templates take them, and their images."""
 
     messages: tuple[Message, ...]
-    pictures: tuple[ImageSource, ...]
+    images: tuple[ImageSource, ...]
     location: str
     """Where it stands, for errors: 'data.json, row 3'."""
 
     def until(self, count: int) -> Conversation:
-        """Its first `count` messages, with their pictures."""
+        """Its first `count` messages, with their images."""
         messages = self.messages[:count]
-        pictures = sum(part["type"] == "image" for message in messages for part in message["content"])
-        return replace(self, messages=messages, pictures=self.pictures[:pictures])
+        images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        return replace(self, messages=messages, images=self.images[:images])
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ConversationFile:
 def read_conversations(file: Path, images: Path | None = None, *, skip_bad: bool = False) -> ConversationFile:
     """All conversations of a file.
 
-    images: what pictures' paths start from, by default the file's own folder; skip_bad: leave out rows that cannot be used, instead of
+    images: what images' paths start from, by default the file's own folder; skip_bad: leave out rows that cannot be used, instead of
     stopping at the first.
 
     Raises:
@@ -138,7 +138,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def dataset_rows(path: Path) -> Iterator[Any]:
-    """The rows of a parquet file or of a folder that `datasets` saved; pictures come as bytes."""
+    """The rows of a parquet file or of a folder that `datasets` saved; images come as bytes."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -182,18 +182,18 @@ def parse_conversation(row: Any, images: Path, location: str) -> Conversation:
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if inline and given:
-        raise UserError("pictures stand both in the messages and beside them: keep one of the two.")
+        raise UserError("images stand both in the messages and beside them: keep one of the two.")
     check_turns(messages)
     if given and not marks:
         first = next(message for message in messages if message["role"] == "user")
         first["content"][:0] = [{"type": "image"}] * len(given)
     elif marks != len(inline or given):
-        raise UserError(f"there are {marks} marks {IMAGE_MARK} for {len(inline or given)} pictures.")
+        raise UserError(f"there are {marks} marks {IMAGE_MARK} for {len(inline or given)} images.")
     return Conversation(tuple(messages), tuple(parse_source(value, images) for value in inline or given), location)
 
 
 def parse_messages(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
-    """The messages of a row, and the pictures that stand within them."""
+    """The messages of a row, and the images that stand within them."""
     inline: list[Any] = []
     if "question" in row:
         known = reference_answers(row)
@@ -223,7 +223,7 @@ def reference_answers(row: dict[str, Any]) -> list[str]:
 
 
 def parse_content(content: Any, inline: list[Any]) -> list[dict[str, str]]:
-    """A message's content as blocks; pictures named in blocks are appended to `inline`."""
+    """A message's content as blocks; images named in blocks are appended to `inline`."""
     if isinstance(content, str):
         return split_image_marks(content)
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
@@ -235,8 +235,8 @@ def parse_content(content: Any, inline: list[Any]) -> list[dict[str, str]]:
             parts += split_image_marks(str(block.get("text", "")))
         elif kind in ("image", "image_url"):
             parts.append({"type": "image"})
-            if set(block) & set(PICTURE_KEYS):
-                inline.append({key: value for key, value in block.items() if key in PICTURE_KEYS})
+            if set(block) & set(IMAGE_KEYS):
+                inline.append({key: value for key, value in block.items() if key in IMAGE_KEYS})
         else:
             raise UserError(f"a block of type '{kind}' cannot be used: known are text and image.")
     return parts
@@ -254,7 +254,7 @@ def split_image_marks(text: str) -> list[dict[str, str]]:
 
 
 def check_turns(messages: list[Message]) -> None:
-    """Raises UserError when questions and answers do not take turns, or an answer is empty or holds a picture."""
+    """Raises UserError when questions and answers do not take turns, or an answer is empty or holds an image."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     if not turns:
         raise UserError("the row has no messages.")
@@ -264,7 +264,7 @@ def check_turns(messages: list[Message]) -> None:
             raise UserError(f"message {number + 1} is the {message['role']}'s where the {wanted}'s should be.")
         if wanted == "assistant":
             if any(part["type"] == "image" for part in message["content"]):
-                raise UserError("an answer holds a picture, which a model that answers in text cannot learn.")
+                raise UserError("an answer holds an image, which a model that answers in text cannot learn.")
             if not any(part["text"] for part in message["content"]):
                 raise UserError("an answer is empty.")
         elif not message["content"]:

@@ -1,4 +1,4 @@
-"""Pictures from files, bytes and data sets, of any mode and orientation, as RGB."""
+"""Images from files, bytes and data sets, of any mode and orientation, as RGB."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..core.paths import is_file, resolve_data_path
 ImageSource = Path | bytes
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
-PICTURE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names a picture
+IMAGE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names an image
 READ_ERRORS = (
     UnidentifiedImageError,
     OSError,
     SyntaxError,
     ValueError,
     RuntimeError,
-)  # what Pillow raises for no picture
+)  # what Pillow raises for no image
 ORIENTATION = 0x0112
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """The picture, its header read and its pixels not."""
+    """The image, its header read and its pixels not."""
     return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
 
 
@@ -37,7 +37,7 @@ def load_rgb(source: ImageSource) -> Image.Image:
     """The first frame as RGB: turned as EXIF says, transparency on white, 16 bit brought to 8.
 
     Raises:
-        UserError: for what is no whole picture, or a decompression bomb.
+        UserError: for what is no whole image, or a decompression bomb.
     """
     try:
         with warnings.catch_warnings():
@@ -48,7 +48,7 @@ def load_rgb(source: ImageSource) -> Image.Image:
         raise UserError(f"{describe_source(source)} unpacks to far more pixels than its size suggests.") from error
     except READ_ERRORS as error:
         raise UserError(
-            f"{describe_source(source)} is not a whole picture (truncated, or another kind of file)."
+            f"{describe_source(source)} is not a whole image (truncated, or another kind of file)."
         ) from error
 
 
@@ -67,10 +67,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """(width, height) as the picture is seen, from its header alone.
+    """(width, height) as the image is seen, from its header alone.
 
     Raises:
-        UserError: for what is no picture.
+        UserError: for what is no image.
     """
     try:
         with warnings.catch_warnings():
@@ -78,11 +78,11 @@ def image_size(source: ImageSource) -> tuple[int, int]:
             with open_image(source) as image:
                 return (image.height, image.width) if is_rotated(image, source) else image.size
     except (*READ_ERRORS, Image.DecompressionBombError) as error:
-        raise UserError(f"{describe_source(source)} is not a picture that can be read.") from error
+        raise UserError(f"{describe_source(source)} is not an image that can be read.") from error
 
 
 def is_rotated(image: Image.Image, source: ImageSource) -> bool:
-    """Whether EXIF says to turn an opened picture by a right angle."""
+    """Whether EXIF says to turn an opened image by a right angle."""
     if image.format == "TIFF":  # Pillow has turned its size already
         return False
     if (
@@ -96,11 +96,11 @@ def is_rotated(image: Image.Image, source: ImageSource) -> bool:
 
 def describe_source(source: ImageSource) -> str:
     """What an error calls a source."""
-    return str(source) if isinstance(source, Path) else f"a picture of {len(source)} bytes"
+    return str(source) if isinstance(source, Path) else f"an image of {len(source)} bytes"
 
 
 def parse_source(value: Any, folder: Path | None) -> ImageSource:
-    """The source behind what data files put for a picture: a path, a data URL, bytes, a block with one of these, a PIL picture.
+    """The source behind what data files put for an image: a path, a data URL, bytes, a block with one of these, a PIL image.
 
     folder: what relative paths start from.
 
@@ -108,10 +108,10 @@ def parse_source(value: Any, folder: Path | None) -> ImageSource:
         UserError: for an address on the network, a file that is not there, or anything else.
     """
     if isinstance(value, dict):
-        for key in PICTURE_KEYS:
+        for key in IMAGE_KEYS:
             if value.get(key) is not None:
                 return decode_data_url(f",{value[key]}") if key == "base64" else parse_source(value[key], folder)
-        raise UserError("a picture's block names no picture: give it a path.")
+        raise UserError("an image's block names no image: give it a path.")
     if isinstance(value, bytes):
         return value
     if isinstance(value, Image.Image):
@@ -119,14 +119,14 @@ def parse_source(value: Any, folder: Path | None) -> ImageSource:
         to_rgb(ImageOps.exif_transpose(value)).save(buffer, format="png")
         return buffer.getvalue()
     if not isinstance(value, (str, Path)) or not str(value).strip():
-        raise UserError(f"a picture cannot be {value!r}: give its path.")
+        raise UserError(f"an image cannot be {value!r}: give its path.")
     if isinstance(value, str) and value.startswith("data:"):
         return decode_data_url(value)
     if str(value).startswith(("http://", "https://")):
-        raise UserError(f"the picture {value} is on the network: fetch it first and give its path.")
+        raise UserError(f"the image {value} is on the network: fetch it first and give its path.")
     path = resolve_data_path(str(value), folder)
     if not is_file(path):
-        raise UserError(f"there is no picture {path}. Is --images right?")
+        raise UserError(f"there is no image {path}. Is --images right?")
     return path
 
 
@@ -135,4 +135,4 @@ def decode_data_url(url: str) -> bytes:
     try:
         return base64.b64decode(url.split(",", 1)[1], validate=True)
     except (IndexError, ValueError) as error:
-        raise UserError("a picture given as data is not valid base64.") from error
+        raise UserError("an image given as data is not valid base64.") from error

@@ -1,4 +1,4 @@
-"""Base models for picture generation: found, and checked before anything of them is loaded."""
+"""Base models for image generation: found, and checked before anything of them is loaded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A picture model's parts behind one face for training: encode pictures, encode prompts, predict.
+"""An image model's parts behind one face for training: encode images, encode prompts, predict.
 
 A family (a file of its own in this folder) says only what is different. Everything else is the stock pipeline's: its parts are
-loaded by its own classes, prompts are encoded by its own encode_prompt, pictures are made by its own __call__.
+loaded by its own classes, prompts are encoded by its own encode_prompt, images are made by its own __call__.
 
 Words: what a prompt is to the denoiser, as a dict from the name of the pipeline's argument (prompt_embeds,
 pooled_prompt_embeds, ...) to a tensor (B, ...). Shapes: B batch, C H W latents, L tokens.
@@ -148,12 +148,12 @@ class DiffusionModel:
         return pipe
 
     def excluded_parts(self) -> dict[str, None]:
-        """Parts that a pipeline is loaded without: what judges or conditions on other pictures, and what this base lacks."""
+        """Parts that a pipeline is loaded without: what judges or conditions on other images, and what this base lacks."""
         parts = [name for name, value in self.index.items() if isinstance(value, list)]
         return {name: None for name in parts if name in UNUSED_PARTS or not self.has_part(name)}
 
     def sampling_scheduler(self) -> Any:
-        """The scheduler that pictures are made with when nobody asks for another: the base's own."""
+        """The scheduler that images are made with when nobody asks for another: the base's own."""
         return self.load("scheduler")
 
     def fingerprint(self, *names: str) -> str:
@@ -168,7 +168,7 @@ class DiffusionModel:
                             digest.update(block)
         return digest.hexdigest()
 
-    # -------------------------------------------------------------------------- pictures
+    # -------------------------------------------------------------------------- images
 
     def part_config(self, name: str) -> dict[str, Any]:
         """A part's config.json."""
@@ -181,7 +181,7 @@ class DiffusionModel:
 
     @property
     def native_resolution(self) -> int:
-        """Side of the pictures the model was made for, pixels."""
+        """Side of the images the model was made for, pixels."""
         return self.part_config(self.denoiser_name)["sample_size"] * self.latent_scale
 
     @property
@@ -190,18 +190,18 @@ class DiffusionModel:
         return self.part_config("vae")["latent_channels"]
 
     def check_side(self, side: int, flag: str) -> None:
-        """Raises UserError when pictures of this side, pixels, cannot be made into whole latents; 0 is the base's own side."""
+        """Raises UserError when images of this side, pixels, cannot be made into whole latents; 0 is the base's own side."""
         unit = self.latent_scale * self.patch_size
         if side % unit:
             near = max(unit, round(side / unit) * unit)
             kind = self.index["_class_name"]
             raise UserError(f"{flag} {side} cannot be divided by {unit}, as a {kind} needs it: take {near}.")
 
-    @oom_context("encoding a picture")
+    @oom_context("encoding an image")
     @torch.no_grad()
-    def encode_picture(self, picture: Image.Image) -> dict[str, torch.Tensor]:
-        """RGB picture -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""
-        pixels = pil_to_tensor(picture).float()[None] / 127.5 - 1
+    def encode_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """RGB image -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""
+        pixels = pil_to_tensor(image).float()[None] / 127.5 - 1
         mean, std = self.encode_pixels(pixels.to(self.device))
         return {"mean": mean[0].cpu(), "std": std[0].cpu()}
 

@@ -75,7 +75,7 @@ class FlowNoise:
     """The straight way between latents and noise (rectified flow, Esser et al. 2024, arXiv 2403.03206).
 
     sampling: uniform, logit_normal or mode (section 3.1). shift: levels s are drawn as shift s / (1 + (shift - 1) s), which
-    for large pictures puts more of them where the noise is (equation 23).
+    for large images puts more of them where the noise is (equation 23).
     """
 
     def __init__(self, sampling: str = "logit_normal", shift: float = 1.0) -> None:

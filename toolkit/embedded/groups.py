@@ -1,4 +1,4 @@
-"""Pictures of up to four different things, one in a corner each: what a vision-language model is asked about."""
+"""Images of up to four different things, one in a corner each: what a vision-language model is asked about."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from . import world
 
 CORNERS = {"top left": (-15, -15), "top right": (15, -15), "bottom left": (-15, 15), "bottom right": (15, 15)}
-RADIUS = 11.0  # of each thing, picture pixels
+RADIUS = 11.0  # of each thing, image pixels
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def random_group(rng: np.random.Generator) -> Group:
 
 
 def draw_group(group: Group, rng: np.random.Generator) -> Image.Image:
-    """Draws a group as a 64 px RGB picture; `rng` moves everything a little."""
+    """Draws a group as a 64 px RGB image; `rng` moves everything a little."""
     side = world.SIZE * world.ZOOM
     image = Image.new("RGB", (side, side))
     world.draw_scene(ImageDraw.Draw(image), group.scene, rng)

@@ -1,6 +1,6 @@
-"""The judge: a small classifier that reads shape, colour, scene and the rest off a 64 px picture.
+"""The judge: a small classifier that reads shape, colour, scene and the rest off a 64 px image.
 
-It is trained on rendered pictures only, so what it says of generated ones is a fair reading, not a memory.
+It is trained on rendered images only, so what it says of generated ones is a fair reading, not a memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "place": tuple(PLACES),
     "count": COUNTS,
 }
-IGNORE = -100  # label of a question that a picture does not answer
+IGNORE = -100  # label of a question that an image does not answer
 
 
 class Judge(nn.Module):
@@ -42,26 +42,26 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(1024, len(answers)) for name, answers in ANSWERS.items()})
 
     def forward(self, pixels_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pictures (B, 3, 64, 64) in [-1, 1] -> logits (B, answers) a question."""
+        """Images (B, 3, 64, 64) in [-1, 1] -> logits (B, answers) a question."""
         features = self.body(pixels_BCHW)
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
-    def classify(self, pictures: list[Image.Image]) -> list[dict[str, str]]:
-        """The judge's answers for each picture."""
-        logits = self(pictures_to_pixels(pictures))
+    def classify(self, images: list[Image.Image]) -> list[dict[str, str]]:
+        """The judge's answers for each image."""
+        logits = self(images_to_pixels(images))
         best = {name: value.argmax(-1).tolist() for name, value in logits.items()}
-        return [{name: ANSWERS[name][best[name][i]] for name in ANSWERS} for i in range(len(pictures))]
+        return [{name: ANSWERS[name][best[name][i]] for name in ANSWERS} for i in range(len(images))]
 
 
-def pictures_to_pixels(pictures: list[Image.Image]) -> torch.Tensor:
-    """PIL pictures -> (B, 3, 64, 64) in [-1, 1]; other sizes are reduced first."""
-    small = [p.convert("RGB") if p.size == (64, 64) else p.convert("RGB").resize((64, 64)) for p in pictures]
+def images_to_pixels(images: list[Image.Image]) -> torch.Tensor:
+    """PIL images -> (B, 3, 64, 64) in [-1, 1]; other sizes are reduced first."""
+    small = [p.convert("RGB") if p.size == (64, 64) else p.convert("RGB").resize((64, 64)) for p in images]
     return torch.stack([pil_to_tensor(p) for p in small]).float() / 127.5 - 1
 
 
 def label_indices(thing: Thing) -> list[int]:
-    """The right answer's index for each question of ANSWERS; IGNORE where the picture does not settle it."""
+    """The right answer's index for each question of ANSWERS; IGNORE where the image does not settle it."""
     creature = thing.shape == CREATURE_SHAPE
     asked = {name: getattr(thing, name) for name in ANSWERS}
     if creature:

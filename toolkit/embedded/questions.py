@@ -1,4 +1,4 @@
-"""Questions about the tiny world's pictures, with their answers: what the embedded vision-language model is trained on."""
+"""Questions about the tiny world's images, with their answers: what the embedded vision-language model is trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Question = tuple[str, str, str]  # kind, question, answer
 
 
 def thing_questions(thing: Thing) -> list[Question]:
-    """All that is asked about a picture of one kind of thing, or of a creature."""
+    """All that is asked about an image of one kind of thing, or of a creature."""
     asked = [
         ("caption", DESCRIBE, world.caption(thing)),
         ("scene", "What is the scene?", thing.scene),
@@ -33,7 +33,7 @@ def thing_questions(thing: Thing) -> list[Question]:
 
 
 def group_questions(group: Group, rng: np.random.Generator) -> list[Question]:
-    """What is asked about a picture of several things: each by its place, and how many of a kind there are."""
+    """What is asked about an image of several things: each by its place, and how many of a kind there are."""
     asked = [
         ("group caption", DESCRIBE, group_caption(group)),
         ("scene", "What is the scene?", group.scene),

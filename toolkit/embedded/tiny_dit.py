@@ -22,7 +22,7 @@ HEADS = 4
 LAYERS = 5
 SECOND_TEXT_WIDTH = 24
 LATENT_SIDE = 8
-LARGEST_SIDE = 12  # latent pixels: pictures of up to 96 px
+LARGEST_SIDE = 12  # latent pixels: images of up to 96 px
 
 
 def make_transformer() -> SD3Transformer2DModel:
@@ -69,5 +69,5 @@ def make_second_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection
 
 
 def make_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Straight paths, steps evenly spaced: small pictures need no shift."""
+    """Straight paths, steps evenly spaced: small images need no shift."""
     return FlowMatchEulerDiscreteScheduler(shift=1.0)

@@ -98,7 +98,7 @@ def make_unet() -> UNet2DConditionModel:
     """A Stable Diffusion UNet with cross-attention in every block.
 
     `addition_embed_type="text"` adds the pooled prompt to the time embedding, so a few minutes of training are
-    enough for the words to steer the picture; the stock pipeline feeds it with no change.
+    enough for the words to steer the image; the stock pipeline feeds it with no change.
     """
     return UNet2DConditionModel(
         sample_size=8,

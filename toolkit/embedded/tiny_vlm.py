@@ -72,13 +72,13 @@ def make_chat_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pictures of any size become 64 px squares, IMAGE_TOKENS tokens each."""
+    """Images of any size become 64 px squares, IMAGE_TOKENS tokens each."""
     side = {"height": world.SIZE, "width": world.SIZE}
-    pictures = CLIPImageProcessor(
+    images = CLIPImageProcessor(
         size=side, do_center_crop=False, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return LlavaProcessor(
-        image_processor=pictures,
+        image_processor=images,
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",

@@ -1,4 +1,4 @@
-"""The tiny world: 64 px pictures of things and creatures, drawn from a description.
+"""The tiny world: 64 px images of things and creatures, drawn from a description.
 
 A *thing* has a shape, colour, pattern, face, size, place, count and scene, and a caption that names them.
 A *creature* has a body, ears, legs, a tail and markings that no caption describes: the caption only says
@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-SIZE = 64  # side of a finished picture, pixels
-ZOOM = 4  # pictures are drawn this much larger, then reduced, which smooths the edges
+SIZE = 64  # side of a finished image, pixels
+ZOOM = 4  # images are drawn this much larger, then reduced, which smooths the edges
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "ring")
 COLOURS = {
@@ -51,7 +51,7 @@ CREATURE_SHAPE = "creature"
 
 @dataclass(frozen=True)
 class Thing:
-    """What a picture shows, in words. `shape` may be CREATURE_SHAPE; then `creature` says which one."""
+    """What an image shows, in words. `shape` may be CREATURE_SHAPE; then `creature` says which one."""
 
     shape: str
     scene: str
@@ -146,7 +146,7 @@ def caption(thing: Thing, rng: np.random.Generator | None = None, *, noun: str |
 
 
 def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = None) -> Image.Image:
-    """Draws a thing as a 64 px RGB picture; `rng` moves it a little, as no two photos are the same."""
+    """Draws a thing as a 64 px RGB image; `rng` moves it a little, as no two photos are the same."""
     side = SIZE * ZOOM
     image = Image.new("RGB", (side, side))
     draw_scene(ImageDraw.Draw(image), thing.scene, rng)
@@ -180,13 +180,13 @@ def finalize(canvas: Image.Image) -> Image.Image:
 
 
 def place_centre(place: str, rng: np.random.Generator) -> tuple[float, float]:
-    """Centre of a single figure in picture pixels."""
+    """Centre of a single figure in image pixels."""
     dx, dy = PLACES[place]
     return SIZE / 2 + dx + rng.uniform(-2, 2), SIZE / 2 + dy + rng.uniform(-2, 2)
 
 
 def layout(thing: Thing, rng: np.random.Generator) -> list[tuple[tuple[float, float], float]]:
-    """(centre, radius) of every figure, in picture pixels."""
+    """(centre, radius) of every figure, in image pixels."""
     if thing.count == "one":
         radius = {"small": 10.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         return [(place_centre(thing.place, rng), radius)]
@@ -196,7 +196,7 @@ def layout(thing: Thing, rng: np.random.Generator) -> list[tuple[tuple[float, fl
 
 
 def paste_centred(image: Image.Image, figure: Image.Image, centre: tuple[float, float]) -> None:
-    """Pastes an RGBA figure with its middle at `centre` (picture pixels)."""
+    """Pastes an RGBA figure with its middle at `centre` (image pixels)."""
     x, y = round(centre[0] * ZOOM - figure.width / 2), round(centre[1] * ZOOM - figure.height / 2)
     image.paste(figure, (x, y), figure)
 
@@ -265,7 +265,7 @@ def draw_scene(pen: ImageDraw.ImageDraw, scene: str, rng: np.random.Generator) -
 
 
 def shape_mask(shape: str, radius: float) -> Image.Image:
-    """The filled outline of a shape: an "L" picture of side about 2.6 radius, white inside."""
+    """The filled outline of a shape: an "L" image of side about 2.6 radius, white inside."""
     half = int(1.3 * radius)
     mask = Image.new("L", (2 * half, 2 * half), 0)
     pen = ImageDraw.Draw(mask)
@@ -537,9 +537,9 @@ def draw_eyes(pen, build: Creature, half: int, wide: float, high: float, r: floa
 
 
 def draw_sample(seed: int, index: int, *, creatures: float = 0.3, held: bool = False) -> tuple[Image.Image, str, Thing]:
-    """Picture, caption and description number `index` of the endless training set with this seed.
+    """Image, caption and description number `index` of the endless training set with this seed.
 
-    `creatures` is the share of pictures that show a creature; `held` draws from the held-out combinations.
+    `creatures` is the share of images that show a creature; `held` draws from the held-out combinations.
     Creature numbers stay below TRAINING_CREATURES, so larger numbers are never trained on.
     """
     rng = np.random.default_rng((seed, index))
@@ -552,13 +552,13 @@ def draw_sample(seed: int, index: int, *, creatures: float = 0.3, held: bool = F
 TRAINING_CREATURES = 1_000_000  # creatures with a smaller number may be seen in training
 
 
-def subject_pictures(creature: int, n: int, *, seed: int = 0) -> list[tuple[Image.Image, Thing]]:
-    """`n` pictures of one creature in different scenes and places, large enough to see."""
+def subject_images(creature: int, n: int, *, seed: int = 0) -> list[tuple[Image.Image, Thing]]:
+    """`n` images of one creature in different scenes and places, large enough to see."""
     rng = np.random.default_rng((seed, creature))
     scenes = list(SCENES)
     order = [scenes[i] for i in rng.permutation(len(scenes))]
-    pictures = []
+    images = []
     for k in range(n):
         thing = replace(random_creature_thing(rng, creature), scene=order[k % len(order)], size="large")
-        pictures.append((draw(thing, rng), thing))
-    return pictures
+        images.append((draw(thing, rng), thing))
+    return images

@@ -1,6 +1,6 @@
-"""What generated pictures are measured by: pure functions of embeddings and answers.
+"""What generated images are measured by: pure functions of embeddings and answers.
 
-CLIP-I: mean cosine between generated and reference pictures. CLIP-T: mean cosine between pictures and their prompts.
+CLIP-I: mean cosine between generated and reference images. CLIP-T: mean cosine between images and their prompts.
 Both by an open_clip model, named in every result.
 """
 
@@ -51,9 +51,9 @@ class ClipScorer:
         self.tokenizer: Any = open_clip.get_tokenizer(place)
 
     @torch.no_grad()
-    def embed_images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Unit embeddings of pictures, (N, D)."""
-        batch = torch.stack([self.preprocess(picture.convert("RGB")) for picture in pictures])
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Unit embeddings of images, (N, D)."""
+        batch = torch.stack([self.preprocess(image.convert("RGB")) for image in images])
         return F.normalize(self.model.encode_image(batch), dim=-1)
 
     @torch.no_grad()
@@ -63,31 +63,31 @@ class ClipScorer:
 
 
 def clip_i(generated_ND: torch.Tensor, references_MD: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of each generated picture with all references, (N,)."""
+    """Mean cosine of each generated image with all references, (N,)."""
     return (generated_ND @ references_MD.T).mean(1)
 
 
 def clip_t(generated_ND: torch.Tensor, texts_ND: torch.Tensor) -> torch.Tensor:
-    """Cosine of each picture with its own prompt, (N,)."""
+    """Cosine of each image with its own prompt, (N,)."""
     return (generated_ND * texts_ND).sum(1)
 
 
 def drift(before_ND: torch.Tensor, after_ND: torch.Tensor) -> torch.Tensor:
-    """How far each picture of the same seed and prompt has moved: 1 - cosine, (N,); 0 is not at all."""
+    """How far each image of the same seed and prompt has moved: 1 - cosine, (N,); 0 is not at all."""
     return 1 - (before_ND * after_ND).sum(1)
 
 
-def diversity(pictures_ND: torch.Tensor) -> torch.Tensor:
-    """1 - mean cosine of each picture with the others of its prompt, (N,); near 0 they are all the same picture."""
-    if len(pictures_ND) < 2:
-        return torch.zeros(len(pictures_ND))
-    alike = pictures_ND @ pictures_ND.T
+def diversity(images_ND: torch.Tensor) -> torch.Tensor:
+    """1 - mean cosine of each image with the others of its prompt, (N,); near 0 they are all the same image."""
+    if len(images_ND) < 2:
+        return torch.zeros(len(images_ND))
+    alike = images_ND @ images_ND.T
     return 1 - (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
 
 
-def nearest_similarity(pictures_ND: torch.Tensor, others_MD: torch.Tensor) -> torch.Tensor:
-    """Cosine of each picture with the most like of others, (N,): for the copy check, the photos it was trained on."""
-    return (pictures_ND @ others_MD.T).max(1).values
+def nearest_similarity(images_ND: torch.Tensor, others_MD: torch.Tensor) -> torch.Tensor:
+    """Cosine of each image with the most like of others, (N,): for the copy check, the photos it was trained on."""
+    return (images_ND @ others_MD.T).max(1).values
 
 
 def leave_one_out_similarity(references_ND: torch.Tensor) -> torch.Tensor:
@@ -96,9 +96,9 @@ def leave_one_out_similarity(references_ND: torch.Tensor) -> torch.Tensor:
     return (alike.sum(1) - alike.diagonal()) / (len(alike) - 1)
 
 
-def psnr(pictures_NCHW: torch.Tensor, others_NCHW: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio of each pair, dB, (N,); pictures in 0..1."""
-    error = (pictures_NCHW - others_NCHW).square().flatten(1).mean(1)
+def psnr(images_NCHW: torch.Tensor, others_NCHW: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio of each pair, dB, (N,); images in 0..1."""
+    error = (images_NCHW - others_NCHW).square().flatten(1).mean(1)
     return -10 * torch.log10(error)
 
 

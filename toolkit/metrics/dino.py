@@ -1,4 +1,4 @@
-"""Models that turn pictures into unit embeddings, to measure likeness by: DINO beside CLIP."""
+"""Models that turn images into unit embeddings, to measure likeness by: DINO beside CLIP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ImageScorer(Protocol):
 
     name: str
 
-    def embed_images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Unit embeddings, (N, D)."""
         ...
 
@@ -45,10 +45,10 @@ class DinoScorer:
             ) from error
 
     @torch.no_grad()
-    def embed_images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def embed_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         found = []
-        for start in range(0, len(pictures), BATCH):
-            chunk = [picture.convert("RGB") for picture in pictures[start : start + BATCH]]
+        for start in range(0, len(images), BATCH):
+            chunk = [image.convert("RGB") for image in images[start : start + BATCH]]
             inputs = self.processor(images=chunk, return_tensors="pt")
             found.append(F.normalize(self.model(**inputs).last_hidden_state[:, 0], dim=-1))
         return torch.cat(found)

@@ -35,7 +35,7 @@ def mcnemar_p(gained: int, lost: int) -> float:
 def cluster_interval(
     values: Sequence[float], clusters: Sequence[str], *, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a mean whose values come in clusters (questions about one picture): whole clusters are drawn."""
+    """The 95 % bootstrap interval of a mean whose values come in clusters (questions about one image): whole clusters are drawn."""
     names = sorted(set(clusters))
     sums, counts = Counter(), Counter()
     for value, name in zip(values, clusters, strict=True):

@@ -3,11 +3,11 @@
 Where answers are is found in two independent ways, which `prove` requires to agree:
 
 - by marks: two private characters are put around each answer, the template is rendered with them, and the characters between them
-  are followed through the expansion of pictures into tokens (`labels_by_marks`, used in training);
+  are followed through the expansion of images into tokens (`labels_by_marks`, used in training);
 - by prefixes: the conversation up to a question, with the words that ask for an answer, must be how its tokens begin; the tokens
   behind are the answer (`labels_by_prefixes`). This is also what generation does.
 
-Everything is known without reading a pixel: pictures of the same size become the same text. So no row is ever cut.
+Everything is known without reading a pixel: images of the same size become the same text. So no row is ever cut.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class ChatTokens:
         self.reset_cache()
 
     def reset_cache(self) -> None:
-        """Remembers what pictures' marks become, by the pictures' sizes."""
+        """Remembers what images' marks become, by the images' sizes."""
         self.replacements = lru_cache(maxsize=65536)(self.find_replacements)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For processes that are spawned, and read pictures with a memory of their own."""
+        """For processes that are spawned, and read images with a memory of their own."""
         return {name: value for name, value in vars(self).items() if name != "replacements"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -138,44 +138,42 @@ class ChatTokens:
         """The text of messages as it is trained and generated from; ask: with the words that ask for the next answer."""
         return self.spans(messages)[0] + (self.generation_prompt if ask else "")
 
-    # -------------------------------------------------------------------------- pictures
+    # -------------------------------------------------------------------------- images
 
     @cached_property
     def image_mark(self) -> str:
-        """What the template writes for a picture, and the processor replaces."""
-        picture = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
+        """What the template writes for an image, and the processor replaces."""
+        image = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
         words = {"role": "user", "content": [{"type": "text", "text": "Q"}]}
         mark = getattr(self.processor, "image_token", None)
-        if mark is None or self.render([picture]).count(mark) != 1 or mark in self.render([words]):
-            raise UserError(
-                "The base's chat template writes no mark for a picture: give one with --chat-template FILE."
-            )
+        if mark is None or self.render([image]).count(mark) != 1 or mark in self.render([words]):
+            raise UserError("The base's chat template writes no mark for an image: give one with --chat-template FILE.")
         return mark
 
     def find_replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
-        """What the marks of pictures of these sizes become, when they stand together in one conversation."""
+        """What the marks of images of these sizes become, when they stand together in one conversation."""
         blanks = [self.pad_image(Image.new("RGB", size)) for size in sizes]
         out = self.processor(text=[self.image_mark * len(sizes)], images=[blanks], return_text_replacement_offsets=True)
         return tuple(one["replacement"] for one in out["text_replacement_offsets"][0])
 
-    def pad_image(self, picture: Image.Image) -> Image.Image:
-        """The picture as the processor is given it: in a square of its mean colour, if so wished (LLaVA-1.5 was trained so)."""
-        if not self.pad_to_square or picture.width == picture.height:
-            return picture
-        side, mean = max(picture.size), getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
+    def pad_image(self, image: Image.Image) -> Image.Image:
+        """The image as the processor is given it: in a square of its mean colour, if so wished (LLaVA-1.5 was trained so)."""
+        if not self.pad_to_square or image.width == image.height:
+            return image
+        side, mean = max(image.size), getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
         ground = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
-        ground.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        ground.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return ground
 
     def image_token_ids(self) -> set[int]:
-        """Tokens that stand for what pictures become."""
+        """Tokens that stand for what images become."""
         known = [*getattr(self.processor, "image_token_ids", []), getattr(self.processor, "image_token_id", None)]
         return {number for number in known if number is not None}
 
     # -------------------------------------------------------------------------- the first way: marks
 
     def labels_by_marks(self, row: Conversation, sizes: Sequence[Size]) -> Tokens:
-        """Tokens and labels of a row whose pictures have these sizes.
+        """Tokens and labels of a row whose images have these sizes.
 
         Raises:
             UserError: when a text holds a control token, or the template rewrites an answer.
@@ -228,12 +226,12 @@ class ChatTokens:
     def expand_images(
         self, text: str, spans: list[tuple[int, int]], replacements: Sequence[str]
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text as the processor makes it, with what pictures become, and the spans where they are then."""
+        """The text as the processor makes it, with what images become, and the spans where they are then."""
         pieces = text.split(self.image_mark) if replacements else [text]
         if len(pieces) != len(replacements) + 1:
-            raise UserError(f"the chat template writes {len(pieces) - 1} marks for {len(replacements)} pictures.")
+            raise UserError(f"the chat template writes {len(pieces) - 1} marks for {len(replacements)} images.")
         insertions = [(len(self.image_mark), replacement) for replacement in replacements]
-        if self.prefix_attention:  # the first token stands behind the last picture
+        if self.prefix_attention:  # the first token stands behind the last image
             insertions[-1] = (len(self.image_mark), insertions[-1][1] + self.tokenizer.bos_token)
         whole, at, gains = pieces[0], len(pieces[0]), []
         for (length, replacement), piece in zip(insertions, pieces[1:], strict=True):
@@ -244,9 +242,9 @@ class ChatTokens:
         return whole + self.suffix, [(start + gain(start), stop + gain(start)) for start, stop in spans]
 
     def check_row(self, row: Conversation) -> None:
-        """Raises UserError when a text holds what the base reads as a control token, or a picture is missing that it must have."""
-        if self.prefix_attention and not row.pictures:
-            raise UserError(f"{row.location}: this base takes no row without a picture.")
+        """Raises UserError when a text holds what the base reads as a control token, or an image is missing that it must have."""
+        if self.prefix_attention and not row.images:
+            raise UserError(f"{row.location}: this base takes no row without an image.")
         for message in row.messages:
             for part in message["content"]:
                 text = part.get("text", "")
@@ -254,7 +252,7 @@ class ChatTokens:
                 if found or ANSWER_START in text or ANSWER_END in text:
                     raise UserError(
                         f"{row.location}: a text holds '{(found or ['a private character'])[0]}', which this base reads as a control token: "
-                        "take it out (where it stands for a picture, write <image> and name the picture)."
+                        "take it out (where it stands for an image, write <image> and name the image)."
                     )
 
     @cached_property
@@ -265,19 +263,19 @@ class ChatTokens:
 
     # -------------------------------------------------------------------------- the second way: prefixes
 
-    def labels_by_prefixes(self, row: Conversation, pictures: Sequence[Image.Image]) -> Tokens:
+    def labels_by_prefixes(self, row: Conversation, images: Sequence[Image.Image]) -> Tokens:
         """The same by the processor itself, from the tokens of ever longer parts of the conversation.
 
         Raises:
             UserError: when a part's tokens are not how those of the whole begin.
         """
-        whole = self.encode(row, pictures)
+        whole = self.encode(row, images)
         labels = [IGNORE] * len(whole)
         for number, message in enumerate(row.messages):
             if message["role"] != "assistant":
                 continue
-            before = self.encode(row.until(number), pictures, ask=True)
-            through = self.encode(row.until(number + 1), pictures)
+            before = self.encode(row.until(number), images, ask=True)
+            through = self.encode(row.until(number + 1), images)
             if whole[: len(before)] != before:
                 raise UserError(
                     f"{row.location}: what asks for answer {number} is not how the tokens of the conversation begin."
@@ -288,10 +286,10 @@ class ChatTokens:
             labels[len(before) : stop + 1] = whole[len(before) : stop + 1]
         return Tokens(whole, labels)
 
-    def encode(self, row: Conversation, pictures: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
+    def encode(self, row: Conversation, images: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
         """The processor's own tokens."""
         text = self.render_text(row.messages, ask=ask)
-        padded = [self.pad_image(picture) for picture in pictures[: len(row.pictures)]]
+        padded = [self.pad_image(image) for image in images[: len(row.images)]]
         out = self.processor(
             text=[text], images=[padded] if padded else None, add_special_tokens=self.adds_special_tokens(text)
         )
@@ -299,14 +297,14 @@ class ChatTokens:
 
     # -------------------------------------------------------------------------- the proof
 
-    def verify_labels(self, row: Conversation, pictures: Sequence[Image.Image]) -> Tokens:
+    def verify_labels(self, row: Conversation, images: Sequence[Image.Image]) -> Tokens:
         """The row's tokens, once both ways agree and they are what a model can learn from.
 
         Raises:
             UserError: naming what is wrong.
         """
-        tokens = self.labels_by_marks(row, [picture.size for picture in pictures])
-        other = self.labels_by_prefixes(row, pictures)
+        tokens = self.labels_by_marks(row, [image.size for image in images])
+        other = self.labels_by_prefixes(row, images)
         if tokens.ids != other.ids:
             raise UserError(f"{row.location}: the processor's tokens are not those that were planned.")
         if tokens.labels != other.labels:
@@ -318,14 +316,14 @@ class ChatTokens:
         return tokens
 
     def check_learned(self, tokens: Tokens, row: Conversation) -> None:
-        """Raises UserError when labels are what nobody would want: empty, without an end, on a picture; or the first token is doubled."""
+        """Raises UserError when labels are what nobody would want: empty, without an end, on an image; or the first token is doubled."""
         answers = sum(message["role"] == "assistant" for message in row.messages)
         ended = sum(label in self.end_ids for label in tokens.labels)
         first = self.tokenizer.bos_token_id
         if ended != answers:
             raise UserError(f"{row.location}: {answers} answers have {ended} end tokens among what is learned.")
         if set(tokens.labels) & self.image_token_ids():
-            raise UserError(f"{row.location}: tokens of a picture are among what is learned.")
+            raise UserError(f"{row.location}: tokens of an image are among what is learned.")
         if first is not None and first not in self.end_ids and tokens.ids.count(first) > 1:
             raise UserError(
                 f"{row.location}: the token {self.tokenizer.bos_token} stands {tokens.ids.count(first)} times."
@@ -333,20 +331,18 @@ class ChatTokens:
 
     # -------------------------------------------------------------------------- batches
 
-    def collate(
-        self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]
-    ) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
         """What the model is given for rows: the processor's tensors, padded on the right, and labels (B, L).
 
         Raises:
             UserError: when the processor's tokens are not the planned ones.
         """
         texts = [self.render_text(row.messages) for row in rows]
-        inputs = self.processor_inputs(texts, pictures, padding_side="right")
+        inputs = self.processor_inputs(texts, images, padding_side="right")
         labels = torch.full_like(inputs["input_ids"], IGNORE)
         lengths = []
-        for number, (row, own) in enumerate(zip(rows, pictures, strict=True)):
-            tokens = self.labels_by_marks(row, [picture.size for picture in own])
+        for number, (row, own) in enumerate(zip(rows, images, strict=True)):
+            tokens = self.labels_by_marks(row, [image.size for image in own])
             length = len(tokens.ids)
             if inputs["input_ids"][number, :length].tolist() != tokens.ids:
                 raise UserError(f"{row.location}: the processor's tokens are not those that were planned.")
@@ -360,13 +356,13 @@ class ChatTokens:
         return inputs | {"labels": labels}
 
     def processor_inputs(
-        self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], *, padding_side: str
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], *, padding_side: str
     ) -> dict[str, torch.Tensor]:
         """The processor's tensors for rendered texts, padded on this side."""
-        some = any(len(own) for own in pictures)
+        some = any(len(own) for own in images)
         out = self.processor(
             text=list(texts),
-            images=[[self.pad_image(picture) for picture in own] for own in pictures] if some else None,
+            images=[[self.pad_image(image) for image in own] for own in images] if some else None,
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
@@ -375,8 +371,8 @@ class ChatTokens:
         return {key: value for key, value in out.items() if key != "labels"}
 
     def collate_questions(
-        self, rows: Sequence[Conversation], pictures: Sequence[Sequence[Image.Image]]
+        self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
     ) -> dict[str, torch.Tensor]:
         """What generation is given: rows that end with a question, asked for an answer, padded on the left."""
         texts = [self.render_text(row.messages, ask=True) for row in rows]
-        return self.processor_inputs(texts, pictures, padding_side="left")
+        return self.processor_inputs(texts, images, padding_side="left")

@@ -33,7 +33,7 @@ LLAVA = ("model.language_model", "model.vision_tower", ("model.multi_modal_proje
 QWEN = ("model.language_model", "model.visual", ("model.visual.merger", "model.visual.deepstack_merger_list"))
 
 
-# Pictures, question, answer; the processor puts a line break between the last two when it asks.
+# Images, question, answer; the processor puts a line break between the last two when it asks.
 PALIGEMMA = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '\n' }}{% endif %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}"
@@ -44,7 +44,7 @@ PALIGEMMA = (
 
 FAMILIES = (
     VisionLanguageFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
-    # transformers 5.23 looks pictures of packed rows up by their place in their own row, and so takes another row's.
+    # transformers 5.23 looks images of packed rows up by their place in their own row, and so takes another row's.
     VisionLanguageFamily(("gemma3",), *LLAVA, **CLIP, supports_packing=False),
     VisionLanguageFamily(
         ("paligemma",),

@@ -136,7 +136,7 @@ class VisionLanguageModel:
         return model.to(self.device).requires_grad_(False).eval()
 
     def to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors where the model is, pictures in its number format."""
+        """Tensors where the model is, images in its number format."""
         return {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
             for key, value in tensors.items()

@@ -22,12 +22,12 @@ def pack_rows(model: Any, batch: dict[str, torch.Tensor]) -> tuple[dict[str, tor
     core = model.model
     if hasattr(
         core, "get_rope_index"
-    ):  # pictures have places of their own there: (3, B, L), in front of them those in the text
+    ):  # images have places of their own there: (3, B, L), in front of them those in the text
         known = inspect.signature(core.get_rope_index).parameters
         theirs, _ = core.get_rope_index(**{key: value for key, value in batch.items() if key in known})
         places = torch.cat([places[None], theirs.to(places.device)[:, real][:, None]])
     for key in ("pixel_values", "pixel_attention_mask"):
-        if "pixel_attention_mask" in batch:  # pictures lie in rows: (B, N, ...)
+        if "pixel_attention_mask" in batch:  # images lie in rows: (B, N, ...)
             out[key] = batch[key].flatten(0, 1)[None]
     rows = torch.arange(len(real), device=real.device)[:, None].expand_as(real)[real]
     return out | {"position_ids": places}, rows

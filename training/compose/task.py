@@ -1,4 +1,4 @@
-"""Composition: one adapter of several, by fixed weights, by weights learned on a few pictures, or by PEFT's merges."""
+"""Composition: one adapter of several, by fixed weights, by weights learned on a few images, or by PEFT's merges."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ class CompositionMixin:
 
 
 class ComposeTask(CompositionMixin, DiffusionTask):
-    """The Task of learning the weights on a few pictures; all else is frozen."""
+    """The Task of learning the weights on a few images; all else is frozen."""
 
     config: ComposeConfig
 

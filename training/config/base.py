@@ -23,7 +23,7 @@ class LoopConfig:
     steps: Annotated[int, Ge(1)] = 300
     """Optimizer steps."""
     batch_size: Annotated[int, Ge(1)] = 4
-    """Pictures per forward pass, over all processes together."""
+    """Images per forward pass, over all processes together."""
     gradient_accumulation: Annotated[int, Ge(1)] = 1
     """Forward passes per optimizer step."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3

@@ -73,10 +73,10 @@ def check_folder_names(out: PurePath, *, windows: bool) -> None:
 
 
 def check_diffusion_settings(config: DiffusionConfig) -> None:
-    """Raises UserError when settings of training on pictures contradict each other."""
+    """Raises UserError when settings of training on images contradict each other."""
     if config.crop == "bucket" and config.prior_weight:
         raise UserError(
-            "--prior-weight works with square pictures only: take --preservation-weight, or --crop center or pad."
+            "--prior-weight works with square images only: take --preservation-weight, or --crop center or pad."
         )
     if config.debiased and config.min_snr_gamma is not None:
         raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")

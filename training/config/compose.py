@@ -37,7 +37,7 @@ class ComposeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ComposeConfig(DiffusionConfig, ComposeSettings):
-    """Makes one adapter of several; with pictures, learns how much of each to take in every layer."""
+    """Makes one adapter of several; with images, learns how much of each to take in every layer."""
 
     out: Path = Path("runs/composed")
     """Run folder."""

@@ -13,10 +13,10 @@ from .base import LoopConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(LoopConfig):
-    """What every training on a folder of pictures has (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
+    """What every training on a folder of images has (DreamBooth, Ruiz et al. 2022, arXiv 2208.12242)."""
 
     images: Path | None = None
-    """Folder with the pictures of the subject."""
+    """Folder with the images of the subject."""
     base: str = "tiny"
     """Base model: 'tiny' (embedded), a folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
     token: str = "sks"
@@ -24,15 +24,15 @@ class DiffusionConfig(LoopConfig):
     class_noun: str = "creature"
     """What the subject is an instance of."""
     resolution: Annotated[int, Ge(0), Le(16_384)] = 0
-    """Side of the training pictures in pixels; 0 means the base model's own."""
+    """Side of the training images in pixels; 0 means the base model's own."""
     crop: Literal["center", "pad", "bucket"] = "center"
-    """center: crop the middle square; pad: the whole picture on a border; bucket: its own shape, with about as many pixels."""
+    """center: crop the middle square; pad: the whole image on a border; bucket: its own shape, with about as many pixels."""
     flip: bool = False
-    """Also train on mirrored pictures (not for subjects whose left and right differ)."""
+    """Also train on mirrored images (not for subjects whose left and right differ)."""
     skip_bad: bool = False
-    """Leave out pictures that cannot be read instead of stopping."""
+    """Leave out images that cannot be read instead of stopping."""
     masks: str = ""
-    """Folder with a PNG for each picture, white where the subject is; 'alpha' takes the pictures' own transparency."""
+    """Folder with a PNG for each image, white where the subject is; 'alpha' takes the images' own transparency."""
     unmasked_weight: Annotated[float, Ge(0), Lt(1)] = 0.0
     """What the error outside the masks counts for."""
     caption_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -42,34 +42,34 @@ class DiffusionConfig(LoopConfig):
     preservation_weight: Annotated[float, Ge(0)] = 1.0
     """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
     prior_weight: Annotated[float, Ge(0)] = 0.0
-    """Weight of the prior preservation loss (class pictures); 0 turns it off, 1 is usual."""
+    """Weight of the prior preservation loss (class images); 0 turns it off, 1 is usual."""
     prior_pictures: Annotated[int, Ge(1)] = 50
-    """Class pictures, made once by the base model and kept."""
+    """Class images, made once by the base model and kept."""
     min_snr_gamma: Annotated[float, Gt(0)] | None = None
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""
     debiased: bool = False
     """Debiased loss weighting (Yu et al. 2024, arXiv 2310.08442), instead of --min-snr-gamma."""
     noise_offset: Annotated[float, Ge(0)] = 0.0
-    """Adds noise that is alike in all of a picture, so that light and dark are learned too; 0.05 is usual."""
+    """Adds noise that is alike in all of an image, so that light and dark are learned too; 0.05 is usual."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
-    """Where flow models are trained on the way from noise to picture (Esser et al. 2024, section 3.1); others draw alike."""
+    """Where flow models are trained on the way from noise to image (Esser et al. 2024, section 3.1); others draw alike."""
     timestep_shift: Annotated[float, Gt(0)] = 1.0
-    """Above 1 flow models are trained more where the noise is, as large pictures ask for."""
+    """Above 1 flow models are trained more where the noise is, as large images ask for."""
     preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
     """Prompts of the previews; {token} and {noun} are filled in."""
     preview_steps: Annotated[int, Ge(1)] = 20
     """Denoising steps of a preview."""
     guidance_scale: float = 4.0
-    """Guidance of previews and class pictures, and of `rankfold sample --run`."""
+    """Guidance of previews and class images, and of `rankfold sample --run`."""
 
     @property
     def prompt(self) -> str:
-        """The prompt of a picture without a caption."""
+        """The prompt of an image without a caption."""
         return f"a {self.token} {self.class_noun}"
 
     @property
     def class_prompt(self) -> str:
-        """The prompt of the class pictures."""
+        """The prompt of the class images."""
         return f"a {self.class_noun}"
 
     @property

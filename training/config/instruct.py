@@ -16,22 +16,22 @@ Part = Literal["language-attention", "language-mlp", "vision-attention", "vision
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationConfig(LoopConfig):
-    """What every training on conversations about pictures has (visual instruction tuning, Liu et al. 2023, arXiv 2304.08485)."""
+    """What every training on conversations about images has (visual instruction tuning, Liu et al. 2023, arXiv 2304.08485)."""
 
-    unused_parameters: ClassVar[bool] = True  # rows without a picture use no part of the tower
+    unused_parameters: ClassVar[bool] = True  # rows without an image use no part of the tower
 
     out: Path = Path("runs/instruct")
     """Run folder."""
     data: Path | None = None
     """Conversations: LLaVA JSON, ShareGPT, chat messages or questions, as .json, .jsonl, .parquet or a data-set folder."""
     images: Path | None = None
-    """Folder that the pictures' paths start from; unset means the data file's own."""
+    """Folder that the images' paths start from; unset means the data file's own."""
     base: str = "tiny-vlm"
     """Base model: 'tiny-vlm' (embedded), a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
     chat_template: Path | None = None
     """File with a chat template in the place of the base's own."""
     pad_to_square: bool = False
-    """Give pictures borders in the processor's mean colour, so that one that crops cuts nothing off; LLaVA-1.5 was trained so."""
+    """Give images borders in the processor's mean colour, so that one that crops cuts nothing off; LLaVA-1.5 was trained so."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """How attention is calculated."""
     epochs: Annotated[float, Gt(0)] | None = None
@@ -45,15 +45,15 @@ class ConversationConfig(LoopConfig):
     skip_bad: bool = False
     """Leave out rows that cannot be used instead of stopping."""
     max_length: Annotated[int, Ge(16)] = 2048
-    """Most tokens of a row, those of pictures counted; longer rows are left out."""
+    """Most tokens of a row, those of images counted; longer rows are left out."""
     shorten: bool = False
-    """Of a longer row keep as many exchanges as fit, from the first; a picture is never cut."""
+    """Of a longer row keep as many exchanges as fit, from the first; an image is never cut."""
     group_by_length: bool = True
     """Batches of rows of similar length, so that little is padding."""
     packing: bool = False
     """Put a batch's rows end to end in one sequence, in which none sees another, so that no padding is computed."""
     workers: Annotated[int, Ge(0)] = 2
-    """Processes that read pictures ahead; 0 reads them when they are wanted."""
+    """Processes that read images ahead; 0 reads them when they are wanted."""
     preview_rows: Annotated[int, Ge(0)] = 4
     """Rows whose first question is answered in previews."""
     preview_tokens: Annotated[int, Ge(1)] = 64
@@ -62,7 +62,7 @@ class ConversationConfig(LoopConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InstructConfig(ConversationConfig, AdapterSettings):
-    """Teaches a vision-language model a task from pictures with questions and answers."""
+    """Teaches a vision-language model a task from images with questions and answers."""
 
     adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
     """Parts whose linear layers get the adapter."""

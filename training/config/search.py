@@ -64,7 +64,7 @@ class SearchSettings(EvolutionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(DiffusionConfig, SearchSettings):
-    """Searches each layer's own GLoRA structure: a supernet is trained, then structures are bred and judged on held-out pictures."""
+    """Searches each layer's own GLoRA structure: a supernet is trained, then structures are bred and judged on held-out images."""
 
     unused_parameters: ClassVar[bool] = True
 
@@ -79,9 +79,9 @@ class SearchConfig(DiffusionConfig, SearchSettings):
     text_target_modules: tuple[str, ...] = ()
     """Names of the text encoders' layers; unset means their attention layers."""
     held_out: Path | None = None
-    """Folder with the pictures that structures are judged on, in the place of a share of --images."""
+    """Folder with the images that structures are judged on, in the place of a share of --images."""
     held_out_draws: Annotated[int, Ge(1)] = 32
-    """Noise and timesteps drawn once for each held-out picture."""
+    """Noise and timesteps drawn once for each held-out image."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from .images import DiffusionConfig
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
-    """Teaches a diffusion model a subject, or several, from a few pictures."""
+    """Teaches a diffusion model a subject, or several, from a few images."""
 
     also: dict[str, str] = field(default_factory=dict)
     """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""

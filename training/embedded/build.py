@@ -1,8 +1,8 @@
 """Builds the embedded models from scratch: `rankfold build-tiny`.
 
-Stages: pictures -> judge -> vae -> clip -> draft -> unet, dit beside the last two, and vlm-draft -> vlm, which need none of them. A
+Stages: images -> judge -> vae -> clip -> draft -> unet, dit beside the last two, and vlm-draft -> vlm, which need none of them. A
 finished stage leaves its file, so a stopped build goes on where it was. Every stage appends its curve to curves.jsonl. Nothing is
-downloaded; the pictures are drawn by toolkit/embedded/world.py.
+downloaded; the images are drawn by toolkit/embedded/world.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...toolkit.embedded import judge as judging
 from ...toolkit.embedded import tiny_sd as tiny
 from ...toolkit.embedded import world
 from .dit import train_dit
-from .loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, log_values, shuffled_batches, to_pixels
+from .loop import BuildTinyConfig, fit, load_as_fp32, load_images, log_values, shuffled_batches, to_pixels
 from .unet import train_draft, train_unet
 from .vlm import train_vlm, train_vlm_draft
 
@@ -32,7 +32,7 @@ def build_tiny(config: BuildTinyConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     config.work.mkdir(parents=True, exist_ok=True)
     stages = {
-        "pictures": (config.work / "pairs.npy", draw_pictures),
+        "pictures": (config.work / "pairs.npy", draw_images),
         "judge": (config.out / "judge.safetensors", train_judge),
         "vae": (config.out / "sd" / "vae" / "config.json", train_vae),
         "clip": (config.out / "clip" / "open_clip_config.json", train_clip),
@@ -53,13 +53,13 @@ def build_tiny(config: BuildTinyConfig) -> None:
         log_values(config, stage=name, seconds=round(time.time() - start, 1))
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
 def _draw(job: tuple[int, int]) -> tuple[np.ndarray, str, list[int]]:
     seed, index = job
-    picture, text, thing = world.draw_sample(seed, index)
-    return np.asarray(picture), text, judging.label_indices(thing)
+    image, text, thing = world.draw_sample(seed, index)
+    return np.asarray(image), text, judging.label_indices(thing)
 
 
 def _draw_pair(job: tuple[int, int]) -> np.ndarray:
@@ -69,10 +69,10 @@ def _draw_pair(job: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(view) for view in views])
 
 
-def draw_pictures(config: BuildTinyConfig) -> None:
-    """Draws the training set once: pictures (N, 64, 64, 3), captions, labels, and pairs of views of one creature."""
+def draw_images(config: BuildTinyConfig) -> None:
+    """Draws the training set once: images (N, 64, 64, 3), captions, labels, and pairs of views of one creature."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        jobs = [(config.seed, i) for i in range(config.pictures)]
+        jobs = [(config.seed, i) for i in range(config.images)]
         rows = pool.map(_draw, jobs, chunksize=500)
         pairs = pool.map(_draw_pair, [(config.seed, i) for i in range(config.creature_pairs)], chunksize=500)
     np.save(config.work / "pictures.npy", np.stack([row[0] for row in rows]))
@@ -85,13 +85,13 @@ def draw_pictures(config: BuildTinyConfig) -> None:
 
 
 def train_judge(config: BuildTinyConfig) -> None:
-    """Trains the judge on the drawn pictures."""
-    pictures = load_pictures(config)
+    """Trains the judge on the drawn images."""
+    images = load_images(config)
     labels = torch.from_numpy(np.load(config.work / "labels.npy"))
     model = judging.Judge()
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        logits = model(to_pixels(pictures[rows]))
+        logits = model(to_pixels(images[rows]))
         losses = [
             F.cross_entropy(logits[name].float(), labels[rows, i], ignore_index=judging.IGNORE, label_smoothing=0.02)
             for i, name in enumerate(judging.ANSWERS)
@@ -99,7 +99,7 @@ def train_judge(config: BuildTinyConfig) -> None:
         return torch.stack(losses).sum()
 
     steps = 3_000
-    batches = shuffled_batches(len(pictures), 64, steps, config.seed)
+    batches = shuffled_batches(len(images), 64, steps, config.seed)
     fit(config, "judge", list(model.parameters()), batches, loss_of, steps=steps, lr=3e-3, bf16=False)
     judging.save_judge(model, config.out / "judge.safetensors")
 
@@ -114,24 +114,24 @@ def pixel_gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train_vae(config: BuildTinyConfig) -> None:
     """Trains the autoencoder: L1 + squared error + edges + a little KL; then measures the latents' scale."""
-    pictures = load_pictures(config)
+    images = load_images(config)
     pairs = torch.from_numpy(np.load(config.work / "pairs.npy")[:10_000, 0]).permute(0, 3, 1, 2)
-    pictures = torch.cat((pictures, pairs))
+    images = torch.cat((images, pairs))
     vae = tiny.make_vae()
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        pixels = to_pixels(pictures[rows])
+        pixels = to_pixels(images[rows])
         posterior = vae.encode(pixels).latent_dist
         back = vae.decode(posterior.sample()).sample.float()
         sharp = sum((a - b).abs().mean() for a, b in zip(pixel_gradients(back), pixel_gradients(pixels), strict=True))
         return F.l1_loss(back, pixels) + 2 * F.mse_loss(back, pixels) + 0.5 * sharp + 1e-6 * posterior.kl().mean()
 
-    # Small batches: edges are learned by many steps rather than by many pictures.
-    batches = shuffled_batches(len(pictures), 12, config.vae_steps, config.seed)
+    # Small batches: edges are learned by many steps rather than by many images.
+    batches = shuffled_batches(len(images), 12, config.vae_steps, config.seed)
     fit(config, "vae", list(vae.parameters()), batches, loss_of, steps=config.vae_steps, lr=2e-3, bf16=True, every=250)
     vae.eval()
     with torch.no_grad():
-        latents = vae.encode(to_pixels(pictures[:2000])).latent_dist.mean
+        latents = vae.encode(to_pixels(images[:2000])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     tiny.collapse_posterior(vae).half().save_pretrained(config.out / "sd" / "vae")
 
@@ -143,7 +143,7 @@ def train_clip(config: BuildTinyConfig) -> None:
     """Trains the open_clip model on captions and on pairs of views of creatures; copies its text tower out."""
     import open_clip
 
-    pictures = load_pictures(config)
+    images = load_images(config)
     captions = json.loads((config.work / "captions.json").read_text(encoding="utf-8"))
     pairs = torch.from_numpy(np.load(config.work / "pairs.npy")).permute(0, 1, 4, 2, 3)
     tokenizer = tiny.make_tokenizer()
@@ -154,7 +154,7 @@ def train_clip(config: BuildTinyConfig) -> None:
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         pair = to_pixels(pairs[next(twins)])
-        pixels = torch.cat((to_pixels(pictures[rows]), pair[:, 0], pair[:, 1]))
+        pixels = torch.cat((to_pixels(images[rows]), pair[:, 0], pair[:, 1]))
         image = F.normalize(model.encode_image(pixels).float(), dim=-1)
         text = F.normalize(model.encode_text(ids[rows]).float(), dim=-1)
         seen, first, second = image.split((len(rows), len(pair), len(pair)))
@@ -169,7 +169,7 @@ def train_clip(config: BuildTinyConfig) -> None:
         twin = torch.arange(len(views)).roll(len(pair))
         return words + 2 * F.cross_entropy(views, twin)
 
-    batches = shuffled_batches(len(pictures), 96, config.clip_steps, config.seed)
+    batches = shuffled_batches(len(images), 96, config.clip_steps, config.seed)
     fit(config, "clip", list(model.parameters()), batches, loss_of, steps=config.clip_steps, lr=1e-3, bf16=True)
     save_clip(model.eval(), settings, tokenizer, config.out)
 

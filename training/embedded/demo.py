@@ -1,4 +1,4 @@
-"""Before and after: likeness to held-out pictures of the subject, and whether scene and place still follow the prompt."""
+"""Before and after: likeness to held-out images of the subject, and whether scene and place still follow the prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...toolkit.metrics.statistics import bootstrap_interval
 from ..config.yaml_file import from_yaml
 
 REFERENCES = 24  # held-out renders of the subject
-HELD_OUT_SEED = 1  # the training pictures are drawn with seed 0
+HELD_OUT_SEED = 1  # the training images are drawn with seed 0
 
 
 def scenes_and_places() -> list[tuple[str, str]]:
@@ -34,12 +34,12 @@ def prompt_for(subject: str, scene: str, place: str) -> str:
 def measure_before_and_after(run: Run, creature: int, *, seed: int = 0, each: int = 4) -> dict[str, float]:
     """Measures base and adapter on the same prompts and seeds; writes figures.json and before_after.png into the run.
 
-    `closed` is the share of the base model's distance to the real pictures (mean cosine among references) that the
-    adapter has closed. Intervals are bootstrap, over pictures.
+    `closed` is the share of the base model's distance to the real images (mean cosine among references) that the
+    adapter has closed. Intervals are bootstrap, over images.
     """
     config = from_yaml(run.config_file)
     judge, scorer = load_embedded_judge(), ClipScorer()
-    references = scorer.embed_images([p for p, _ in world.subject_pictures(creature, REFERENCES, seed=HELD_OUT_SEED)])
+    references = scorer.embed_images([p for p, _ in world.subject_images(creature, REFERENCES, seed=HELD_OUT_SEED)])
     real = leave_one_out_similarity(references)
     subject = f"{config.token} {config.class_noun}"
     base = Recipe(prompt="", base=config.base, seed=seed + 1000, guidance_scale=config.guidance_scale)
@@ -48,15 +48,15 @@ def measure_before_and_after(run: Run, creature: int, *, seed: int = 0, each: in
     rows = []
     for name, recipe in (("before", base), ("after", tuned)):
         pipe = load_sampling_pipeline(recipe)
-        scenes, places, pictures, shown = [], [], [], []
+        scenes, places, images, shown = [], [], [], []
         for scene, place in scenes_and_places():
             made = [p for p, _ in generate(replace(recipe, prompt=prompt_for(subject, scene, place)), each, pipe=pipe)]
             answers = judge.classify(made)
             scenes += [answer["scene"] == scene for answer in answers]
             places += [answer["place"] == place for answer in answers]
-            pictures += made
+            images += made
             shown.append(made[0])
-        likeness = clip_i(scorer.embed_images(pictures), references)
+        likeness = clip_i(scorer.embed_images(images), references)
         low, high = bootstrap_interval(likeness)
         figures |= {f"clip_i_{name}": float(likeness.mean()), f"clip_i_{name}_low": low, f"clip_i_{name}_high": high}
         figures |= {f"scene_{name}": sum(scenes) / len(scenes), f"place_{name}": sum(places) / len(places)}
@@ -69,7 +69,7 @@ def measure_before_and_after(run: Run, creature: int, *, seed: int = 0, each: in
 
 
 def write_sheet(path: Path, images: Path, rows: list[list]) -> None:
-    """The training pictures above the generated ones, at twice their size."""
+    """The training images above the generated ones, at twice their size."""
     from PIL import Image
 
     real = [Image.open(file).convert("RGB").resize((64, 64)) for file in sorted(images.glob("*.png"))[:8]]

@@ -26,9 +26,9 @@ from ..launch.start import train
 
 QUESTION = "Which box does it go into?"
 BOXES = {"one": ("red", "orange", "yellow"), "two": ("green", "blue", "purple")}
-PICTURE = re.compile(r"\d-\d{5}\.png|\..*\.tmp")
+IMAGE = re.compile(r"\d-\d{5}\.png|\..*\.tmp")
 RUNS = ("alone", "replay")
-TRAIN, TEST, REPLAY, RETENTION = 0, 1, 2, 3  # streams of pictures
+TRAIN, TEST, REPLAY, RETENTION = 0, 1, 2, 3  # streams of images
 SETTINGS: dict[str, Any] = {
     "base": "tiny-vlm",
     "batch_size": 16,
@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
 def write_demo_data(
     folder: Path, *, seed: int = 0, rows: int = 400, test: int = 200, old: int = 200
 ) -> dict[str, Path]:
-    """Draws the pictures and writes train.json (LLaVA's format), test.json, replay.json and retention.json."""
+    """Draws the images and writes train.json (LLaVA's format), test.json, replay.json and retention.json."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     made = {
         "train": [new_row(folder, seed, TRAIN, number) for number in range(rows)],
@@ -70,13 +70,13 @@ def is_demo_data(folder: Path) -> bool:
                 QUESTION
                 in json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]["conversations"][0]["value"]
             )
-        return names == {"pictures"} and all(PICTURE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
+        return names == {"pictures"} and all(IMAGE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
 def new_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
-    """A picture of one thing, and its box."""
+    """An image of one thing, and its box."""
     rng = np.random.default_rng((seed, 23, stream, number))
     box = sorted(BOXES)[number % 2]
     thing = world.random_thing(rng)
@@ -86,7 +86,7 @@ def new_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]
 
 
 def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
-    """A picture and one of the questions that the base can answer, each kind in turn."""
+    """An image and one of the questions that the base can answer, each kind in turn."""
     rng = np.random.default_rng((seed, 29, stream, number))
     if number % 2:
         group = groups.random_group(rng)
@@ -104,7 +104,7 @@ def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]
 
 
 def write_thing(folder: Path, thing: Thing, rng: np.random.Generator, stream: int, number: int) -> str:
-    """Writes a picture of a thing; returns its path from the folder."""
+    """Writes an image of a thing; returns its path from the folder."""
     name = f"pictures/{stream}-{number:05d}.png"
     write_png(folder / name, world.draw(thing, rng))
     return name

@@ -67,13 +67,13 @@ class RepeatedTokenAttention:
     """
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any) -> Any:
-        """Picture tokens (B, N, D) and words (B, L, D) -> the same."""
+        """Image tokens (B, N, D) and words (B, L, D) -> the same."""
         split = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731
-        picture = [split(layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+        image = [split(layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v)]
         words = [split(layer(encoder_hidden_states)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
-        query = torch.cat((attn.norm_q(picture[0]), attn.norm_added_q(words[0])), 2)
-        key = torch.cat((attn.norm_k(picture[1]), attn.norm_added_k(words[1])), 2)
-        value = torch.cat((picture[2], words[2]), 2)
+        query = torch.cat((attn.norm_q(image[0]), attn.norm_added_q(words[0])), 2)
+        key = torch.cat((attn.norm_k(image[1]), attn.norm_added_k(words[1])), 2)
+        value = torch.cat((image[2], words[2]), 2)
         bias = torch.zeros(key.shape[2], dtype=query.dtype)
         bias[-1] = math.log(T5_TOKENS)
         mixed = F.scaled_dot_product_attention(query, key, value, bias.expand(1, 1, query.shape[2], -1))

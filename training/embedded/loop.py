@@ -1,4 +1,4 @@
-"""What every stage of building the embedded models shares: settings, drawn pictures, the small training loop."""
+"""What every stage of building the embedded models shares: settings, drawn images, the small training loop."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class BuildTinyConfig:
-    """Builds the embedded models from drawn pictures (about four hours on two cores)."""
+    """Builds the embedded models from drawn images (about four hours on two cores)."""
 
     out: Path = Path("assets/tiny")
     """Folder of the finished models."""
     work: Path = Path("runs/build-tiny")
-    """Folder of pictures, latents and curves; may be deleted afterwards."""
-    pictures: int = 60_000
-    """Number of drawn training pictures."""
+    """Folder of images, latents and curves; may be deleted afterwards."""
+    images: int = 60_000
+    """Number of drawn training images."""
     creature_pairs: int = 20_000
     """Number of creatures drawn twice, for the CLIP model's sense of identity."""
     vae_steps: int = 10_000
@@ -33,13 +33,13 @@ class BuildTinyConfig:
     """Steps of each of the denoiser's two rounds."""
     dit_steps: int = 12_000
     """Steps of the flow transformer."""
-    vlm_pictures: int = 80_000
-    """Number of pictures that the vision-language model is asked about, in each of two rounds."""
+    vlm_images: int = 80_000
+    """Number of images that the vision-language model is asked about, in each of two rounds."""
     vlm_steps: int = 8_000
     """Its steps in each round."""
     seed: int = 0
     stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit", "vlm-draft", "vlm")
-    """Stages to run; each needs the ones before it (clip needs only the pictures, vlm-draft nothing)."""
+    """Stages to run; each needs the ones before it (clip needs only the images, vlm-draft nothing)."""
     threads: int = 2
     """Torch threads."""
 
@@ -51,8 +51,8 @@ def log_values(config: BuildTinyConfig, **values: object) -> None:
         file.write(json.dumps(values) + "\n")
 
 
-def load_pictures(config: BuildTinyConfig) -> torch.Tensor:
-    """The drawn pictures, uint8 (N, 3, 64, 64)."""
+def load_images(config: BuildTinyConfig) -> torch.Tensor:
+    """The drawn images, uint8 (N, 3, 64, 64)."""
     return torch.from_numpy(np.load(config.work / "pictures.npy")).permute(0, 3, 1, 2).contiguous()
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...toolkit.embedded import tiny_sd as tiny
-from .loop import BuildTinyConfig, fit, load_as_fp32, load_pictures, shuffled_batches, to_pixels
+from .loop import BuildTinyConfig, fit, load_as_fp32, load_images, shuffled_batches, to_pixels
 
 
 @torch.no_grad()
@@ -25,8 +25,8 @@ def encode_all(config: BuildTinyConfig) -> tuple[torch.Tensor, torch.Tensor, tor
     vae = AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float32)
     encoder = CLIPTextModel.from_pretrained(config.out / "sd" / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
-    pictures = load_pictures(config)
-    latents = [vae.encode(to_pixels(rows)).latent_dist.mean.half() for rows in pictures.split(250)]
+    images = load_images(config)
+    latents = [vae.encode(to_pixels(rows)).latent_dist.mean.half() for rows in images.split(250)]
     captions = json.loads((config.work / "captions.json").read_text(encoding="utf-8"))
     distinct = ["", *sorted(set(captions))]
     number = {text: i for i, text in enumerate(distinct)}

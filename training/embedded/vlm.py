@@ -1,4 +1,4 @@
-"""The embedded vision-language model's training, from scratch, on questions about drawn pictures."""
+"""The embedded vision-language model's training, from scratch, on questions about drawn images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ...toolkit.embedded.questions import Question
 from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled_batches, to_pixels
 
 ImageQuestions = tuple[np.ndarray, list[Question]]
-TRAIN, HELD_OUT = 0, 1  # streams of pictures
-CREATURES = 0.1  # share of the pictures of things that show a creature
+TRAIN, HELD_OUT = 0, 1  # streams of images
+CREATURES = 0.1  # share of the images of things that show a creature
 IGNORE = -100
-LENGTH = 192  # tokens of a picture's row; questions beyond are left out
+LENGTH = 192  # tokens of an image's row; questions beyond are left out
 
 
-def question_picture(number: int, *, seed: int, stream: int = TRAIN, group_every: int = 2) -> ImageQuestions:
-    """Picture `number` (64, 64, 3) and all that is asked about it: a group of things, a kind of thing, or a creature.
+def question_image(number: int, *, seed: int, stream: int = TRAIN, group_every: int = 2) -> ImageQuestions:
+    """Image `number` (64, 64, 3) and all that is asked about it: a group of things, a kind of thing, or a creature.
 
-    Held-out pictures of things are of the combinations that training never draws.
+    Held-out images of things are of the combinations that training never draws.
     """
     rng = np.random.default_rng((seed, 17, stream, number))
     if number % group_every == 1:
@@ -48,7 +48,7 @@ def train_vlm_draft(config: BuildTinyConfig) -> None:
 
 
 def train_vlm(config: BuildTinyConfig) -> None:
-    """The second round, on other pictures, fewer of them groups: what is left to learn are patterns and shapes behind faces."""
+    """The second round, on other images, fewer of them groups: what is left to learn are patterns and shapes behind faces."""
     tokenizer = tiny_vlm.make_chat_tokenizer()
     model = LlavaForConditionalGeneration.from_pretrained(config.work / "vlm-draft", dtype=torch.float32)
     train_round(config, "vlm", model, tokenizer, seed=config.seed + 1, lr=7e-4, group_every=4)
@@ -66,19 +66,19 @@ def train_round(
     group_every: int,
 ) -> None:
     """Trains tower, projector and language model together. The step is compiled, for which torch needs a C++ compiler."""
-    draw = partial(question_picture, seed=seed, group_every=group_every)
+    draw = partial(question_image, seed=seed, group_every=group_every)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        rows = pool.map(draw, range(config.vlm_pictures), chunksize=500)
-    pictures = torch.from_numpy(np.stack([picture for picture, _ in rows])).permute(0, 3, 1, 2).contiguous()
+        rows = pool.map(draw, range(config.vlm_images), chunksize=500)
+    images = torch.from_numpy(np.stack([image for image, _ in rows])).permute(0, 3, 1, 2).contiguous()
     texts = Texts(tokenizer, [asked for _, asked in rows])
     forward = torch.compile(answers_loss, dynamic=False)
     model.train()
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
-        return forward(model, to_pixels(pictures[rows]), *texts.batch(rows))
+        return forward(model, to_pixels(images[rows]), *texts.batch(rows))
 
     steps = config.vlm_steps
-    batches = shuffled_batches(len(pictures), 32, steps, seed)
+    batches = shuffled_batches(len(images), 32, steps, seed)
     fit(config, name, list(model.parameters()), batches, loss_of, steps=steps, lr=lr, bf16=True)
 
 
@@ -90,7 +90,7 @@ def answers_loss(
     places: torch.Tensor,
     blocks: torch.Tensor,
 ) -> torch.Tensor:
-    """Cross-entropy of the answers to many questions about one picture each, none of which sees another.
+    """Cross-entropy of the answers to many questions about one image each, none of which sees another.
 
     pixels (B, 3, H, W); ids, targets, places, blocks (B, L): tokens, the tokens to be said next (or IGNORE), their position as if
     their question stood alone, and its number, 0 for what all share.
@@ -113,7 +113,7 @@ def answers_loss(
 
 
 class Texts:
-    """All questions as tokens: what every picture's row shares, then each question with its answer."""
+    """All questions as tokens: what every image's row shares, then each question with its answer."""
 
     def __init__(self, tokenizer, asked: list[list[Question]]) -> None:
         _, self.begin, self.user, self.assistant, self.end, self.image = tokenizer.convert_tokens_to_ids(
@@ -125,7 +125,7 @@ class Texts:
         self.rows = torch.stack([self.row([own[0], *order.permutation(np.array(own[1:])).tolist()]) for own in asked])
 
     def row(self, asked: Sequence[Sequence[str]]) -> torch.Tensor:
-        """ids, targets, places, blocks (4, LENGTH) of one picture's questions, as many as fit, as `answers_loss` takes them."""
+        """ids, targets, places, blocks (4, LENGTH) of one image's questions, as many as fit, as `answers_loss` takes them."""
         ids = [self.begin, self.user] + [self.image] * tiny_vlm.IMAGE_TOKENS
         shared = len(ids)
         targets, places, blocks = [IGNORE] * shared, list(range(shared)), [0] * shared

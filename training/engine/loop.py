@@ -69,7 +69,7 @@ class Task(Protocol):
         ...
 
     def preview(self) -> Sequence[Image.Image | str]:
-        """Pictures, or texts in JSON, that show what has been learned so far; asked of all processes, written by the first."""
+        """Images, or texts in JSON, that show what has been learned so far; asked of all processes, written by the first."""
         ...
 
     def is_dead(self) -> bool:
@@ -264,8 +264,8 @@ class Loop:
         self.window.zero_()
         self.window_steps = 0
         now = time.perf_counter()
-        pictures = (self.step - self.logged_step) * self.config.batch_size * self.config.gradient_accumulation
-        speed = pictures / max(now - self.logged_at, 1e-9)
+        images = (self.step - self.logged_step) * self.config.batch_size * self.config.gradient_accumulation
+        speed = images / max(now - self.logged_at, 1e-9)
         self.logged_at, self.logged_step = now, self.step
         if self.accelerator.is_main_process:
             rate = self.schedule.get_last_lr()[0]

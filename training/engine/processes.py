@@ -58,7 +58,7 @@ def check_devices(config: LoopConfig) -> None:
     if config.batch_size % num_processes():
         raise UserError(
             f"--batch-size {config.batch_size} cannot be shared evenly by {num_processes()} processes; "
-            "it counts the pictures of all processes together."
+            "it counts the images of all processes together."
         )
 
 

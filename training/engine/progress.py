@@ -1,4 +1,4 @@
-"""The live line of a training run: step, loss, pictures per second, time left, memory."""
+"""The live line of a training run: step, loss, images per second, time left, memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Progress:
         self.console.print(text, highlight=False, markup=False)
 
     def update(self, step: int, loss: float, speed: float) -> str:
-        """Shows a log line and returns it; `speed` in pictures per second."""
+        """Shows a log line and returns it; `speed` in images per second."""
         text = f"loss {loss:.4f}  {speed:.1f} images/s  {peak_memory_gib():.2f} GiB"
         self.bar.update(self.task, completed=step, text=text)
         if not self.live:

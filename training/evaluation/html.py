@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, curves and pictures inside it, nothing fetched."""
+"""One self-contained HTML page: tables, curves and images inside it, nothing fetched."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def format_value(value: Any) -> str:
 
 
 def image_figures(images: Sequence[tuple[Image.Image, str]], side: int = 160) -> str:
-    """Pictures with captions, side by side."""
-    return '<div class="pictures">' + "".join(image_figure(picture, text, side) for picture, text in images) + "</div>"
+    """Images with captions, side by side."""
+    return '<div class="pictures">' + "".join(image_figure(image, text, side) for image, text in images) + "</div>"
 
 
-def image_figure(picture: Image.Image, text: str, side: int) -> str:
-    """One picture inside the page; larger ones are reduced."""
-    small = picture.convert("RGB")
+def image_figure(image: Image.Image, text: str, side: int) -> str:
+    """One image inside the page; larger ones are reduced."""
+    small = image.convert("RGB")
     if max(small.size) > 2 * side:
         small.thumbnail((2 * side, 2 * side))
     buffer = io.BytesIO()

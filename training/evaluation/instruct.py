@@ -1,7 +1,7 @@
 """What a tuned vision-language model can do and its base cannot, with controls that would show if it did not look.
 
-Each row is asked of the base and of the tuned model. The tuned model is also asked with a blank picture and with another row's
-picture: what it still gets right then it did not see. A retention set shows what was forgotten.
+Each row is asked of the base and of the tuned model. The tuned model is also asked with a blank image and with another row's
+image: what it still gets right then it did not see. A retention set shows what was forgotten.
 """
 
 from __future__ import annotations
@@ -107,16 +107,16 @@ def ask_base_and_tuned(
 def control_metrics(
     vision: VisionLanguageModel, items: Sequence[Item], tuned: ModelAnswers, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    """What is right without looking: the commonest answer, and the tuned model's with blank and with other pictures."""
+    """What is right without looking: the commonest answer, and the tuned model's with blank and with other images."""
     right = [item.references[0] for item in items]
     answer, score = scoring.majority_baseline(right, lambda said, n: items[n].score(items[n].parse_answer(said)))
     found: dict[str, Any] = {"commonest answer": {"answer": answer, "mean": score}}
-    if not any(item.conversation.pictures for item in items):
+    if not any(item.conversation.images for item in items):
         return found
     clusters = [item.cluster for item in items]
     for name, others in (
-        ("blank picture", blank_images(items)),
-        ("another row's picture", shuffle_images(items, seed)),
+        ("blank image", blank_images(items)),
+        ("another row's image", shuffle_images(items, seed)),
     ):
         other = ask_items(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
         gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]

@@ -42,7 +42,7 @@ def format_report(figures: dict[str, Any]) -> str:
         seen = own["seen"]
         word = "it looks" if seen["it_looks"] else "no sign that it looks"
         lines.append(
-            f"{'':28} with the right picture {seen['mean']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}): {word}"
+            f"{'':28} with the right image {seen['mean']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}): {word}"
         )
     if "retention" in figures:
         kept = figures["retention"]
@@ -51,7 +51,7 @@ def format_report(figures: dict[str, Any]) -> str:
         for split, own in kept["splits"].items():
             lines.append(f"  {split:26} {own['base']:.3f} -> {own['tuned']:.3f}")
     if "leaked" in figures:
-        lines.append(f"{figures['leaked']} rows show a picture that was trained on")
+        lines.append(f"{figures['leaked']} rows show an image that was trained on")
     return "\n".join(lines)
 
 

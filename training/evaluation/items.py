@@ -1,4 +1,4 @@
-"""Questions with right answers: read from files, shown with other pictures, written as other harnesses read them."""
+"""Questions with right answers: read from files, shown with other images, written as other harnesses read them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Item:
     split: str
     """Such as POPE's random, popular and adversarial; '' when there is none."""
     cluster: str
-    """What the picture is, by its content."""
+    """What the image is, by its content."""
 
     def parse_answer(self, text: str) -> str | None:
         """What was said, None when it cannot be read."""
@@ -143,58 +143,57 @@ def answer_letter(answer: str, options: Sequence[str], place: str) -> str:
 
 
 def image_cluster(row: Conversation) -> str:
-    """The row's pictures by their content; a row without one is its own cluster."""
-    if not row.pictures:
+    """The row's images by their content; a row without one is its own cluster."""
+    if not row.images:
         return row.location
-    return hashlib.sha256(b"".join(image_bytes(picture) for picture in row.pictures)).hexdigest()
+    return hashlib.sha256(b"".join(image_bytes(image) for image in row.images)).hexdigest()
 
 
-def image_bytes(picture: ImageSource) -> bytes:
-    """A picture's bytes."""
-    return picture.read_bytes() if isinstance(picture, Path) else picture
+def image_bytes(image: ImageSource) -> bytes:
+    """An image's bytes."""
+    return image.read_bytes() if isinstance(image, Path) else image
 
 
-# ---------------------------------------------------------------------------------------------- other pictures
+# ---------------------------------------------------------------------------------------------- other images
 
 
 def replace_images(items: Sequence[Item], change: Callable[[int], Sequence[ImageSource]]) -> list[Item]:
-    """The items with other pictures."""
+    """The items with other images."""
     return [
-        replace(item, conversation=replace(item.conversation, pictures=tuple(change(n))))
-        for n, item in enumerate(items)
+        replace(item, conversation=replace(item.conversation, images=tuple(change(n)))) for n, item in enumerate(items)
     ]
 
 
 def blank_images(items: Sequence[Item]) -> list[Item]:
-    """The items with grey pictures of the same sizes."""
+    """The items with grey images of the same sizes."""
 
-    def grey_image(picture: ImageSource) -> bytes:
+    def grey_image(image: ImageSource) -> bytes:
         buffer = io.BytesIO()
-        Image.new("RGB", load_rgb(picture).size, (128, 128, 128)).save(buffer, format="png")
+        Image.new("RGB", load_rgb(image).size, (128, 128, 128)).save(buffer, format="png")
         return buffer.getvalue()
 
-    return replace_images(items, lambda n: [grey_image(picture) for picture in items[n].conversation.pictures])
+    return replace_images(items, lambda n: [grey_image(image) for image in items[n].conversation.images])
 
 
 def shuffle_images(items: Sequence[Item], seed: int) -> list[Item]:
-    """The items with the pictures of another item that has as many; an item whose like is nowhere keeps its own."""
+    """The items with the images of another item that has as many; an item whose like is nowhere keeps its own."""
     others: dict[int, list[int]] = {}
     for number, item in enumerate(items):
-        others.setdefault(len(item.conversation.pictures), []).append(number)
+        others.setdefault(len(item.conversation.images), []).append(number)
     source = list(range(len(items)))
     for group in others.values():
         mixed = [group[i] for i in permutation(seed, len(group), 0)]
         for at, number in enumerate(mixed):
             turn = [mixed[(at + step) % len(mixed)] for step in range(1, len(mixed))]
             source[number] = next((n for n in turn if items[n].cluster != items[number].cluster), number)
-    return replace_images(items, lambda n: items[source[n]].conversation.pictures)
+    return replace_images(items, lambda n: items[source[n]].conversation.images)
 
 
 def count_leaked(items: Sequence[Item], training: Sequence[Conversation]) -> int:
-    """Items whose pictures were trained on."""
-    known = {hashlib.sha256(image_bytes(picture)).hexdigest() for row in training for picture in row.pictures}
+    """Items whose images were trained on."""
+    known = {hashlib.sha256(image_bytes(image)).hexdigest() for row in training for image in row.images}
     return sum(
-        any(hashlib.sha256(image_bytes(p)).hexdigest() in known for p in item.conversation.pictures) for item in items
+        any(hashlib.sha256(image_bytes(p)).hexdigest() in known for p in item.conversation.images) for item in items
     )
 
 
@@ -202,22 +201,22 @@ def count_leaked(items: Sequence[Item], training: Sequence[Conversation]) -> int
 
 
 def write_vlmevalkit(items: Sequence[Item], path: Path) -> Path:
-    """The items as a table that VLMEvalKit reads (tab-separated, pictures in base64).
+    """The items as a table that VLMEvalKit reads (tab-separated, images in base64).
 
     Raises:
-        UserError: for a row without exactly one picture, which its tables do not have.
+        UserError: for a row without exactly one image, which its tables do not have.
     """
     buffer = io.StringIO()
     most = max(len(item.options) for item in items)
     table = csv.writer(buffer, delimiter="\t", lineterminator="\n")
     table.writerow(["index", "image", "question", *scoring.LETTERS[:most], "answer", "category"])
     for number, item in enumerate(items):
-        if len(item.conversation.pictures) != 1:
+        if len(item.conversation.images) != 1:
             raise UserError(
-                f"{item.conversation.location}: VLMEvalKit's tables hold one picture a row, not {len(item.conversation.pictures)}."
+                f"{item.conversation.location}: VLMEvalKit's tables hold one image a row, not {len(item.conversation.images)}."
             )
-        picture = base64.b64encode(image_bytes(item.conversation.pictures[0])).decode()
+        image = base64.b64encode(image_bytes(item.conversation.images[0])).decode()
         options = [*item.options, *[""] * (most - len(item.options))]
-        table.writerow([number, picture, item.question, *options, item.references[0], item.split])
+        table.writerow([number, image, item.question, *options, item.references[0], item.split])
     write_text(path, buffer.getvalue())
     return path

@@ -1,7 +1,7 @@
 """Measurements while a subject is learned: likeness to photos that are held out, prompt fidelity, and which step was best.
 
-Each measurement draws the same prompts from the same seeds, so that two steps are compared picture by picture. Likeness counts as the
-share of the way from the base's pictures to real photos, prompt fidelity as the share of the base's that is lost; a step's score is the
+Each measurement draws the same prompts from the same seeds, so that two steps are compared image by image. Likeness counts as the
+share of the way from the base's images to real photos, prompt fidelity as the share of the base's that is lost; a step's score is the
 first less the second. Steps that cannot be told apart from the best (paired bootstrap over prompts, 95 %) count as equal, and of
 these the earliest is kept: it has been trained least.
 """
@@ -27,7 +27,7 @@ from ...toolkit.metrics.clip import ClipScorer
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement: a value a picture."""
+    """One measurement: a value an image."""
 
     step: int
     likeness: tuple[float, ...]
@@ -60,14 +60,14 @@ class ValidationScorer:
         texts_without_token: Sequence[str],
         trained_on: Sequence[Image.Image],
     ) -> None:
-        """texts: prompts, one a picture; bare: the same without the rare token."""
+        """texts: prompts, one an image; bare: the same without the rare token."""
         self.clip, self.photos, self.texts = clip, clip.embed_images(photos), tuple(texts)
         self.bare_texts = clip.embed_texts(texts_without_token)
         self.real = float(metrics.clip_i(clip.embed_images(trained_on), self.photos).mean())
 
-    def measure(self, step: int, pictures: Sequence[Image.Image]) -> Measurement:
-        """The pictures of all texts."""
-        shown = self.clip.embed_images(pictures)
+    def measure(self, step: int, images: Sequence[Image.Image]) -> Measurement:
+        """The images of all texts."""
+        shown = self.clip.embed_images(images)
         likeness, fidelity = metrics.clip_i(shown, self.photos), metrics.clip_t(shown, self.bare_texts)
         return Measurement(step, tuple(likeness.tolist()), tuple(fidelity.tolist()), self.texts)
 
@@ -90,7 +90,7 @@ class Series:
         return cls(base, tuple(steps), real[-1])
 
     def scores(self) -> dict[int, torch.Tensor]:
-        """Step -> the score of each picture: way closed to real photos, less the share of prompt fidelity lost."""
+        """Step -> the score of each image: way closed to real photos, less the share of prompt fidelity lost."""
         before, fidelity = torch.tensor(self.base.likeness).mean(), torch.tensor(self.base.fidelity).mean()
         found = {}
         for one in self.steps:
@@ -101,7 +101,7 @@ class Series:
 
 
 def choose_step(runs: Sequence[Series]) -> StepChoice:
-    """The step to keep, by the pictures of all runs at once: one run, or those of a cross-validation."""
+    """The step to keep, by the images of all runs at once: one run, or those of a cross-validation."""
     scored = [run.scores() for run in runs]
     steps = [step for step in scored[0] if all(step in own for own in scored)]
     own = {step: torch.cat([one[step] for one in scored]) for step in steps}
@@ -123,7 +123,7 @@ def choose_step(runs: Sequence[Series]) -> StepChoice:
 
 
 def is_significantly_below(one: torch.Tensor, other: torch.Tensor, prompts: Sequence[str]) -> bool:
-    """Whether the first scores less, picture by picture, beyond what prompts by chance do."""
+    """Whether the first scores less, image by image, beyond what prompts by chance do."""
     return statistics.cluster_interval((one - other).tolist(), list(prompts))[1] < 0
 
 

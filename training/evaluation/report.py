@@ -1,4 +1,4 @@
-"""Runs side by side on one page: settings that differ, curves, what was measured, pictures of the same step."""
+"""Runs side by side on one page: settings that differ, curves, what was measured, images of the same step."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def flatten_metrics(values: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def last_previews(run: Run) -> list[tuple[Image.Image, str]]:
-    """The pictures of the last step that has any."""
+    """The images of the last step that has any."""
     files = sorted(run.samples.glob("*.png"))
     if not files:
         return []
@@ -107,6 +107,6 @@ def last_previews(run: Run) -> list[tuple[Image.Image, str]]:
     shown = []
     for file in files:
         if file.name.startswith(f"{step}_"):
-            with Image.open(file) as picture:
-                shown.append((picture.convert("RGB"), f"step {int(step)}"))
+            with Image.open(file) as image:
+                shown.append((image.convert("RGB"), f"step {int(step)}"))
     return shown

@@ -2,7 +2,7 @@
 
 Every prompt is drawn with the adapter and without it, from the same seeds. Likeness is the mean cosine with photos of the subject,
 which should not be those it was trained on; prompt fidelity is the cosine with the prompt without the rare token. Beside these: what
-unrelated prompts lost (drift), how much of the subject is in its class (leak), whether pictures are all alike (diversity) or copies of
+unrelated prompts lost (drift), how much of the subject is in its class (leak), whether images are all alike (diversity) or copies of
 the training photos. Intervals are bootstraps in which whole prompts are drawn, 95 %.
 """
 
@@ -48,7 +48,7 @@ class SubjectTest:
     token: str
     noun: str
     n: int = 4
-    """Pictures a prompt."""
+    """Images a prompt."""
 
     def texts(self, *, token: bool) -> list[str]:
         """The prompts, with the rare token or without."""
@@ -58,9 +58,9 @@ class SubjectTest:
 
 @dataclass
 class DrawnImages:
-    """Pictures of all prompts, `n` each, and the prompt of each."""
+    """Images of all prompts, `n` each, and the prompt of each."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     prompts: list[str]
 
 
@@ -104,13 +104,13 @@ def unrelated_prompts(prompts: str) -> tuple[str, ...]:
 
 
 def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> DrawnImages:
-    """`n` pictures a text, each from a seed of its own; texts share batches, processes share these out."""
+    """`n` images a text, each from a seed of its own; texts share batches, processes share these out."""
     prompts = [text for text in texts for _ in range(n)]
     side = recipe.side or native_resolution(pipe)
 
     def batch(start: int) -> list[Image.Image]:
         asked = prompts[start : start + max_batch_size(side)]
-        pictures = denoise(
+        images = denoise(
             pipe,
             asked,
             seeds=range(recipe.seed + start, recipe.seed + start + len(asked)),
@@ -121,11 +121,11 @@ def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> DrawnImages
             negative=[recipe.negative_prompt] * len(asked),
             output_type="np",
         )
-        check_finite(pictures)
-        return pipe.image_processor.numpy_to_pil(pictures)
+        check_finite(images)
+        return pipe.image_processor.numpy_to_pil(images)
 
     batches = map_distributed(range(0, len(prompts), max_batch_size(side)), batch)
-    return DrawnImages([picture for pictures in batches for picture in pictures], prompts)
+    return DrawnImages([image for images in batches for image in images], prompts)
 
 
 def evaluate_subject(
@@ -136,7 +136,7 @@ def evaluate_subject(
     clip: ClipScorer,
     others: Sequence[ImageScorer] = (),
 ) -> tuple[dict[str, Any], dict[str, DrawnImages]]:
-    """All figures of the recipe's adapters, and the pictures they were measured on.
+    """All figures of the recipe's adapters, and the images they were measured on.
 
     references: photos of the subject, at least two; trained_on: those it learned from, [] when unknown. others: backbones for likeness
     beside CLIP.
@@ -149,7 +149,7 @@ def evaluate_subject(
     for scorer in (clip, *others):
         real = scorer.embed_images(photos)
         figures[f"likeness, {scorer.name}"] = likeness_metrics(scorer, real, drawn)
-    own = {name: clip.embed_images(some.pictures) for name, some in drawn.items()}
+    own = {name: clip.embed_images(some.images) for name, some in drawn.items()}
     wanted = clip.embed_texts([text for text in test.texts(token=False) for _ in range(test.n)])
     for name in ("base", "tuned"):
         figures.setdefault("prompt fidelity", {})[name] = mean_with_interval(
@@ -167,7 +167,7 @@ def evaluate_subject(
 
 
 def draw_all(recipe: Recipe, test: SubjectTest) -> dict[str, DrawnImages]:
-    """Pictures of all prompts by base and tuned model."""
+    """Images of all prompts by base and tuned model."""
     drawn = {}
     bare = replace(recipe, adapters=(), strengths=())
     for name, own in (("base", bare), ("tuned", recipe)):
@@ -180,14 +180,14 @@ def draw_all(recipe: Recipe, test: SubjectTest) -> dict[str, DrawnImages]:
 
 
 def likeness_metrics(scorer: ImageScorer, real: torch.Tensor, drawn: dict[str, DrawnImages]) -> dict[str, Any]:
-    """Mean cosine with the photos: of real ones, of the base's and the tuned model's pictures, with the token and without.
+    """Mean cosine with the photos: of real ones, of the base's and the tuned model's images, with the token and without.
 
-    closed and leak: how much of the way from the base's pictures to real photos the tuned model's go, with the token and without.
+    closed and leak: how much of the way from the base's images to real photos the tuned model's go, with the token and without.
     """
     figures: dict[str, Any] = {"real": float(metrics.leave_one_out_similarity(real).mean())}
     for name in ("base", "tuned", "class, base", "class, tuned"):
         figures[name] = mean_with_interval(
-            metrics.clip_i(scorer.embed_images(drawn[name].pictures), real), drawn[name].prompts
+            metrics.clip_i(scorer.embed_images(drawn[name].images), real), drawn[name].prompts
         )
     for name, before, after in (("closed", "base", "tuned"), ("leak", "class, base", "class, tuned")):
         way = figures["real"] - figures[before]["mean"]
@@ -196,11 +196,11 @@ def likeness_metrics(scorer: ImageScorer, real: torch.Tensor, drawn: dict[str, D
 
 
 def copy_metrics(
-    clip: ClipScorer, pictures: torch.Tensor, photos: Sequence[Image.Image], prompts: Sequence[str]
+    clip: ClipScorer, images: torch.Tensor, photos: Sequence[Image.Image], prompts: Sequence[str]
 ) -> dict[str, Any]:
-    """How near pictures come to the photos that were trained on. copied: the share that is nearer to one than any two photos are."""
+    """How near images come to the photos that were trained on. copied: the share that is nearer to one than any two photos are."""
     known = clip.embed_images(photos)
-    near = metrics.nearest_similarity(pictures, known)
+    near = metrics.nearest_similarity(images, known)
     figures: dict[str, Any] = {"nearest training photo": mean_with_interval(near, prompts)}
     if len(known) > 1:
         alike = known @ known.T - 2 * torch.eye(len(known))

@@ -1,4 +1,4 @@
-"""The evaluation of a subject's adapter as metrics.json, a sheet of pictures, one HTML page, and a few lines of text."""
+"""The evaluation of a subject's adapter as metrics.json, a sheet of images, one HTML page, and a few lines of text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .subject import DrawnImages
 
 MEANINGS = {
     "likeness": "cosine with photos of the subject (real: what its photos score among each other)",
-    "closed": "share of the way from the base's pictures to real photos",
+    "closed": "share of the way from the base's images to real photos",
     "leak": "the same for prompts without the token: 0 is what the base draws",
     "prompt fidelity": "cosine with the prompt, the rare token left out",
-    "diversity": "1 - cosine among pictures of one prompt",
-    "drift on unrelated prompts": "1 - cosine with the base's picture of the same seed",
+    "diversity": "1 - cosine among images of one prompt",
+    "drift on unrelated prompts": "1 - cosine with the base's image of the same seed",
     "copies": "cosine with the nearest training photo; share that is nearer to one than any two photos are to each other",
 }
 
@@ -31,7 +31,7 @@ def write_evaluation(
 ) -> str:
     """Writes all three; returns the text."""
     write_text(out / "metrics.json", json.dumps(figures, indent=1))
-    side = drawn["tuned"].pictures[0].size
+    side = drawn["tuned"].images[0].size
     photos = [load_rgb(path).resize(side) for path in references[:8]]
     first = first_images(drawn["base"])[:8], first_images(drawn["tuned"])[:8]
     cells = [*pad_row(photos, side), *pad_row([p for p, _ in first[0]], side), *pad_row([p for p, _ in first[1]], side)]
@@ -43,18 +43,18 @@ def write_evaluation(
         image_figures([(photo, path.name) for photo, path in zip(photos, references, strict=False)]),
     ]
     for name in ("tuned", "base", "class, tuned", "class, base", "unrelated, tuned", "unrelated, base"):
-        parts += [heading(name), image_figures(list(zip(drawn[name].pictures, drawn[name].prompts, strict=True)))]
+        parts += [heading(name), image_figures(list(zip(drawn[name].images, drawn[name].prompts, strict=True)))]
     parts += [heading("Settings"), table(["", ""], [[k, v] for k, v in figures["settings"].items()])]
     write_text(out / "report.html", html_page("What the adapter is worth", parts))
     return "\n".join(f"{name:44} {value}" for name, value, _ in metric_rows(figures))
 
 
 def first_images(drawn: DrawnImages) -> list[tuple[Image.Image, str]]:
-    """The first picture of each prompt."""
+    """The first image of each prompt."""
     found: dict[str, Image.Image] = {}
-    for picture, prompt in zip(drawn.pictures, drawn.prompts, strict=True):
-        found.setdefault(prompt, picture)
-    return [(picture, prompt) for prompt, picture in found.items()]
+    for image, prompt in zip(drawn.images, drawn.prompts, strict=True):
+        found.setdefault(prompt, image)
+    return [(image, prompt) for prompt, image in found.items()]
 
 
 def pad_row(cells: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:

@@ -33,7 +33,7 @@ class PlannedRows:
 
     rows: list[Conversation] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    """Tokens, those of pictures counted."""
+    """Tokens, those of images counted."""
     num_learned: list[int] = field(default_factory=list)
     """Tokens that are learned."""
     too_long: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class PlannedRows:
 
 
 def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> PlannedRows:
-    """Reads a data file and finds every row's length, from texts and the headers of pictures.
+    """Reads a data file and finds every row's length, from texts and the headers of images.
 
     Raises:
         UserError: for a row that cannot be used, and when none is left.
@@ -77,11 +77,11 @@ def locate_error(error: UserError, row: Conversation) -> str:
 
 def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, planned: PlannedRows) -> None:
     """Adds a row, as much of it as fits."""
-    sizes = [image_size(picture) for picture in row.pictures]
+    sizes = [image_size(image) for image in row.images]
     least = 3 if row.messages[0]["role"] == "system" else 2
     for count in range(len(row.messages), least - 1, -2):
         part = row.until(count)
-        tokens = chat.labels_by_marks(part, sizes[: len(part.pictures)])
+        tokens = chat.labels_by_marks(part, sizes[: len(part.images)])
         if len(tokens.ids) <= config.max_length:
             planned.rows.append(part)
             planned.lengths.append(len(tokens.ids))
@@ -94,14 +94,14 @@ def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, pl
 
 
 def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:
-    """Proves the labels of the first rows, and of the first of each number of pictures; returns how many.
+    """Proves the labels of the first rows, and of the first of each number of images; returns how many.
 
     Raises:
         UserError: naming what does not agree.
     """
     kinds: dict[int, Conversation] = {}
     for row in planned.rows:
-        kinds.setdefault(len(row.pictures), row)
+        kinds.setdefault(len(row.images), row)
     chosen = {id(row): row for row in [*planned.rows[:NUM_VERIFIED], *list(kinds.values())[:NUM_VERIFIED]]}
     for row in chosen.values():
         chat.verify_labels(row, load_images(row))
@@ -109,22 +109,20 @@ def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:
 
 
 def load_images(row: Conversation) -> list[Any]:
-    """A row's pictures.
+    """A row's images.
 
     Raises:
         UserError: with the row's place, for one that cannot be read.
     """
     try:
-        return [load_rgb(picture) for picture in row.pictures]
+        return [load_rgb(image) for image in row.images]
     except UserError as error:
         raise UserError(f"{row.location}: {error}") from error
 
 
 def data_certificate(file: Path, planned: PlannedRows, chat: ChatTokens, num_verified: int) -> dict[str, Any]:
     """What an adapter says of the data it learned from: hashes, counts, and how many rows' labels were proven."""
-    files = sorted(
-        f"{describe_source(picture)}:{source_bytes(picture)}" for row in planned.rows for picture in row.pictures
-    )
+    files = sorted(f"{describe_source(image)}:{source_bytes(image)}" for row in planned.rows for image in row.images)
     return {
         "file": Path(file).name,
         "sha256": data_hash(Path(file)),
@@ -149,9 +147,9 @@ def data_hash(file: Path) -> str:
     return hashlib.sha256("".join(f"{path.name}{file_hash(path)}" for path in names).encode()).hexdigest()
 
 
-def source_bytes(picture: Any) -> int:
-    """Bytes of a picture's file."""
-    return picture.stat().st_size if isinstance(picture, Path) else len(picture)
+def source_bytes(image: Any) -> int:
+    """Bytes of an image's file."""
+    return image.stat().st_size if isinstance(image, Path) else len(image)
 
 
 # ---------------------------------------------------------------------------------------------- which rows when
@@ -228,7 +226,7 @@ class Prefetcher:
         """The batch of this forward pass; cheapest when passes are asked for one after another.
 
         Raises:
-            UserError: for a picture that cannot be read.
+            UserError: for an image that cannot be read.
         """
         if number != self.next:
             self.source = self.start_loader(number)

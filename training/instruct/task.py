@@ -1,4 +1,4 @@
-"""Visual instruction tuning: an adapter on a vision-language model, from conversations about pictures."""
+"""Visual instruction tuning: an adapter on a vision-language model, from conversations about images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any,
 def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
     """The config with its number of steps; the data and the base's folder."""
     if config.data is None:
-        raise UserError("--data is missing: give a file with conversations about pictures.")
+        raise UserError("--data is missing: give a file with conversations about images.")
     base = resolve_vision_base(config.base)
     check_attention(config.attention)
     vision = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square)
@@ -126,7 +126,7 @@ class AnswerLoss(nn.Module):
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
         """Loss of each row, (B,): cross-entropy summed over its learned tokens, times `weight`.
 
-        Logits are made only where some row learns a token: most tokens are pictures and questions.
+        Logits are made only where some row learns a token: most tokens are images and questions.
         """
         inputs = {key: value for key, value in batch.items() if key != "weight"}
         count = len(inputs["labels"])
@@ -220,8 +220,8 @@ class ConversationTask:
         return len(window) / sum(self.num_learned[row] for row in window)
 
     def example_batch(self) -> dict[str, torch.Tensor]:
-        """One row as a batch, with a picture if there is one."""
-        row = next((row for row in self.build_rows if row.pictures), self.build_rows[0])
+        """One row as a batch, with an image if there is one."""
+        row = next((row for row in self.build_rows if row.images), self.build_rows[0])
         return self.vision.to_device(self.vision.chat.collate([row], [load_images(row)])) | {
             "weight": torch.ones((), device=self.device)
         }
@@ -247,7 +247,7 @@ def preview_text(row: Conversation, asked: Conversation, said: str) -> str:
     words = lambda message: " ".join(part["text"] for part in message["content"] if "text" in part)  # noqa: E731
     shown = {
         "place": row.location,
-        "pictures": [str(picture) for picture in asked.pictures if isinstance(picture, Path)],
+        "pictures": [str(image) for image in asked.images if isinstance(image, Path)],
         "question": words(asked.messages[-1]),
         "wanted": words(row.messages[len(asked.messages)]),
         "answer": said,

@@ -36,7 +36,7 @@ def cross_validate(config: SubjectConfig, folds: int, *, overwrite: bool = False
         if wrong:
             raise UserError(f"--folds holds other photos out in turn: it needs {wanted}.")
     if config.images is None:
-        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+        raise UserError("--images is missing: give the folder with the images of the subject.")
     files = sorted({sample.path.name for sample in find_samples(config.images, skip_bad=config.skip_bad)})
     if not 2 <= folds <= len(files):
         raise UserError(f"--folds must lie between 2 and the number of photos, {len(files)}, not {folds}.")

@@ -16,12 +16,12 @@ def run_out_of_memory(fault: Exception, config: LoopConfig, run: Run, *, buildin
     if not is_out_of_memory(fault):
         return None
     reading = "DataLoader worker" in str(fault)
-    doing = "preparing the run" if building else "reading pictures ahead" if reading else "training"
+    doing = "preparing the run" if building else "reading images ahead" if reading else "training"
     return to_out_of_memory(fault, doing, lambda: advice(config, run, reading=reading))
 
 
 def advice(config: LoopConfig, run: Run, *, reading: bool = False) -> str:
-    """A sentence or two: what would take less, and where the run goes on. reading: workers that read pictures lacked it."""
+    """A sentence or two: what would take less, and where the run goes on. reading: workers that read images lacked it."""
     if reading:
         cure = "Start again with --workers 0."
     elif saving := next_saving(config):

@@ -150,7 +150,7 @@ def encodes_each_step(config: SubjectConfig) -> bool:
 
 
 def example_batch(config: SubjectConfig, model: DiffusionModel) -> dict[str, torch.Tensor]:
-    """The first batch that this process would get, of pictures of the largest size there is."""
+    """The first batch that this process would get, of images of the largest size there is."""
     share = config.batch_size // num_processes()
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
     prior = [blank_rows(config, model, square_size(config, model))] if config.prior_weight else None
@@ -163,20 +163,20 @@ def example_batch(config: SubjectConfig, model: DiffusionModel) -> dict[str, tor
 
 
 def blank_rows(config: SubjectConfig, model: DiffusionModel, size: tuple[int, int]) -> Rows:
-    """As many pictures of this size (width, height) as a batch holds."""
+    """As many images of this size (width, height) as a batch holds."""
     width, height = (side // model.latent_scale for side in size)
     latents = torch.zeros(config.batch_size, model.latent_channels, height, width)
     return Rows(latents, latents, torch.zeros(config.batch_size, 1, dtype=torch.long))
 
 
 def square_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int]:
-    """The size of pictures that are not kept in their own shape."""
+    """The size of images that are not kept in their own shape."""
     side = config.resolution or model.native_resolution
     return side, side
 
 
 def largest_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int]:
-    """The largest (width, height) of the pictures that are trained on, pixels."""
+    """The largest (width, height) of the images that are trained on, pixels."""
     side, unit = config.resolution or model.native_resolution, model.latent_scale * model.patch_size
     if config.crop != "bucket" or config.images is None:
         return square_size(config, model)
@@ -229,7 +229,7 @@ def count_step(
 
 
 def longest_prompt(config: SubjectConfig) -> str:
-    """The longest of the captions, where pictures are given, and of the prompts that are encoded with them.
+    """The longest of the captions, where images are given, and of the prompts that are encoded with them.
 
     In some families prompts keep their own lengths, and states that are kept are all filled up to the longest.
     """

@@ -25,7 +25,7 @@ SUFFICIENT_VALUES = {
 def savings(config: LoopConfig) -> list[tuple[str, SettingChange]]:
     """What can be done on this machine, from what costs least (in quality, then in time) to what costs most.
 
-    Flags, and the settings that they are. A step sees as many pictures as before.
+    Flags, and the settings that they are. A step sees as many images as before.
     """
     rows = config.batch_size * config.gradient_accumulation
     changes: list[SettingChange] = [

@@ -63,11 +63,11 @@ SAME_RUN = (
 )  # what stays where a run itself is done again
 
 
-def prepare_pictures(config: DiffusionConfig, check: Callable[[Any], Any]) -> tuple[DiffusionConfig, Inputs]:
+def prepare_images(config: DiffusionConfig, check: Callable[[Any], Any]) -> tuple[DiffusionConfig, Inputs]:
     """Samples and the base's folder."""
     check(config)
     if config.images is None:
-        raise UserError("--images is missing: give the folder with the pictures of the subject.")
+        raise UserError("--images is missing: give the folder with the images of the subject.")
     samples = find_samples(config.images, flip=config.flip, skip_bad=config.skip_bad)
     for name, folder in config.also.items() if isinstance(config, SubjectConfig) else ():
         more = find_samples(Path(folder), flip=config.flip, skip_bad=config.skip_bad, option="--also")
@@ -94,7 +94,7 @@ def check_base(config: DiffusionConfig) -> str:
 
 
 def check_subject(config: SubjectConfig) -> None:
-    """All checks of `preflight` for a subject, but for those of the pictures where none are given: a plan can do without.
+    """All checks of `preflight` for a subject, but for those of the images where none are given: a plan can do without.
 
     Raises:
         UserError: as `preflight` does.
@@ -117,7 +117,7 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
         read_prompts(config.evaluate_prompts)
     if not config.evaluate_clip and config.base not in EMBEDDED:
         raise UserError(
-            "--evaluate-clip is missing: the embedded model knows only drawn pictures. Name one of open_clip, such as "
+            "--evaluate-clip is missing: the embedded model knows only drawn images. Name one of open_clip, such as "
             "ViT-B-32-quickgelu:openai."
         )
 
@@ -125,11 +125,11 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
 # What each method checks and finds without loading a model, and its Task.
 METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Callable[..., Any]]] = {
     SubjectConfig: (
-        partial(prepare_pictures, check=lambda c: peft_config(c, c.target_modules or ATTENTION_TARGETS)),
+        partial(prepare_images, check=lambda c: peft_config(c, c.target_modules or ATTENTION_TARGETS)),
         SubjectTask,
     ),
-    ComposeConfig: (partial(prepare_pictures, check=check_compose), ComposeTask),
-    SearchConfig: (partial(prepare_pictures, check=check_search), SearchTask),
+    ComposeConfig: (partial(prepare_images, check=check_compose), ComposeTask),
+    SearchConfig: (partial(prepare_images, check=check_search), SearchTask),
     InstructConfig: (prepare_instruct, InstructTask),
     ComposeInstructConfig: (prepare_compose_instruct, ComposeInstructTask),
     InstructSearchConfig: (prepare_instruct_search, InstructSearchTask),
@@ -143,7 +143,7 @@ def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, ov
     overwrite: deletes the run that is in the folder, once the new one is under way.
 
     Raises:
-        UserError: for anything in the config, the pictures or the base that cannot work, and for a folder that holds a run.
+        UserError: for anything in the config, the images or the base that cannot work, and for a folder that holds a run.
     """
     if is_main_process():
         check_out(config, overwrite=overwrite)
@@ -166,7 +166,7 @@ def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, keep:
 
 
 def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = False) -> Run:
-    """One adapter of several: by weights learned on the config's pictures or conversations, or fixed when there are none.
+    """One adapter of several: by weights learned on the config's images or conversations, or fixed when there are none.
 
     overwrite: as in `train`.
 

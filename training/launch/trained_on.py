@@ -120,15 +120,15 @@ def sample_items(samples: Iterable[Sample], what: str, config: DiffusionConfig) 
 
 
 def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> dict[str, str]:
-    """Rows with their pictures. more: rows that a search judges by, and the base's folder."""
+    """Rows with their images. more: rows that a search judges by, and the base's folder."""
     *held_out, _ = more
     items, files = {}, {}
     for group, planned in (("", found.data), ("replay: ", found.replay), *(("held out: ", rows) for rows in held_out)):
         for row in planned.rows:
             items[f"{group}{row.location}"] = text_hash(row_text(row))
-            for picture in row.pictures:
-                if isinstance(picture, Path):
-                    files[f"picture {display_path(picture, config.images or Path(config.data or '').parent)}"] = picture
+            for image in row.images:
+                if isinstance(image, Path):
+                    files[f"image {display_path(image, config.images or Path(config.data or '').parent)}"] = image
     items |= hash_files(files)
     if config.chat_template is not None:
         items["the chat template"] = text_hash(config.chat_template.read_text(encoding="utf-8"))
@@ -136,9 +136,9 @@ def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> di
 
 
 def row_text(row: Conversation) -> str:
-    """All of a row, with names in the place of pictures that are files."""
-    pictures = [str(p.name) if isinstance(p, Path) else hashlib.sha256(p).hexdigest() for p in row.pictures]
-    return json.dumps([row.messages, pictures])
+    """All of a row, with names in the place of images that are files."""
+    images = [str(p.name) if isinstance(p, Path) else hashlib.sha256(p).hexdigest() for p in row.images]
+    return json.dumps([row.messages, images])
 
 
 def adapter_items(config: Any) -> dict[str, str]:

@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def thumbnail(self) -> Path | None:
-        """A picture of it."""
+        """An image of it."""
         path = self.folder / "thumbnail.png"
         return path if path.is_file() else None
 
@@ -77,8 +77,8 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
         raise UserError(f"The library has an adapter named {name} already: choose another --name, or delete {folder}.")
     words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
     entry = Entry(name, base, trigger or words, hashed, facts.get("adapter", ""), facts.get("composed_of", ""))
-    picture = thumbnail or newest_preview(path)
-    small = load_thumbnail(picture) if picture else None
+    image = thumbnail or newest_preview(path)
+    small = load_thumbnail(image) if image else None
     folder.mkdir(parents=True)
     if place.is_dir():
         shutil.copytree(place, folder / "adapter")
@@ -91,24 +91,24 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
 
 
 def load_thumbnail(path: Path) -> Image.Image:
-    """The picture, small.
+    """The image, small.
 
     Raises:
         UserError: when it is none.
     """
     try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
+        with Image.open(path) as image:
+            small = image.convert("RGB")
     except OSError as error:
-        raise UserError(f"--thumbnail {path} is not a picture that can be read.") from error
+        raise UserError(f"--thumbnail {path} is not an image that can be read.") from error
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return small
 
 
 def newest_preview(run: Path) -> Path | None:
     """The newest preview of a run folder."""
-    pictures = sorted((run / "samples").glob("*.png"))
-    return pictures[-1] if pictures else None
+    images = sorted((run / "samples").glob("*.png"))
+    return images[-1] if images else None
 
 
 def entries() -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Structure search for subject-driven generation: structures are judged by the denoising loss on held-out pictures."""
+"""Structure search for subject-driven generation: structures are judged by the denoising loss on held-out images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SearchTask(StructureSearch, DiffusionTask):
 
 
 def split_held_out(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Pictures to train on, and pictures to judge on.
+    """Images to train on, and images to judge on.
 
     Raises:
         UserError: when there are too few to hold one out.
@@ -73,7 +73,7 @@ def split_held_out(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sa
     files = sorted({sample.path for sample in samples})
     if len(files) < 2:
         raise UserError(
-            "--images holds one picture, so none can be held out: add pictures, or give others with --held-out."
+            "--images holds one image, so none can be held out: add images, or give others with --held-out."
         )
     count = max(1, round(config.held_out_share * len(files)))
     out = set(Random(f"{config.search_seed}/held out").sample(files, min(count, len(files) - 1)))

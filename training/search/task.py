@@ -43,7 +43,7 @@ from .report import write_report
 
 
 def check_search(config: SearchSettings) -> None:
-    """Checks the settings of the search that need neither pictures nor a model.
+    """Checks the settings of the search that need neither images nor a model.
 
     Raises:
         UserError: for a choice that does not exist, or settings that cannot work.

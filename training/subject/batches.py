@@ -1,4 +1,4 @@
-"""The rows of each forward pass on pictures: which latents and prompts, and with what noise.
+"""The rows of each forward pass on images: which latents and prompts, and with what noise.
 
 Everything is a function of (seed, stream, sample number), so neither processes nor stops change it.
 """
@@ -26,9 +26,9 @@ class ImageBatches:
     noise: Noise
     device: torch.device
     instance: Sequence[Rows]
-    """Pictures of the subject, by size."""
+    """Images of the subject, by size."""
     prior: Sequence[Rows] | None
-    """Pictures of the class, by size, where there are any."""
+    """Images of the class, by size, where there are any."""
     empty: int
     """Number of the empty prompt."""
     host_prompts: bool = False

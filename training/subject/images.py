@@ -1,4 +1,4 @@
-"""Training on a folder of pictures: data, loss and previews for the loop, whatever is trained.
+"""Training on a folder of images: data, loss and previews for the loop, whatever is trained.
 
 photos + captions -> latents and prompt states (cached) -> noise -> predict (adapted layers) -> loss.
 """
@@ -21,7 +21,7 @@ from ...toolkit.core.files import write_png
 from ...toolkit.core.paths import cache_folder
 from ...toolkit.core.randomness import generator
 from ...toolkit.core.run_folder import Run
-from ...toolkit.data.subjects import Sample, load_mask, load_picture, sample_size
+from ...toolkit.data.subjects import Sample, load_image, load_mask, sample_size
 from ...toolkit.diffusion.load import open_model
 from ...toolkit.diffusion.model import DTYPES, PromptEmbeds, pad_and_stack
 from ..config.images import DiffusionConfig
@@ -33,13 +33,13 @@ from .rows import Rows, bucket_size, shuffle_tags
 
 
 def without_token(caption: str, config: DiffusionConfig) -> str:
-    """The caption of the same picture for any instance of the class."""
+    """The caption of the same image for any instance of the class."""
     bare = " ".join(word for word in caption.split() if word.strip(",.") not in config.subjects)
     return bare if bare != caption else config.class_prompt
 
 
 class DiffusionTask:
-    """What every Task on pictures shares. A sub-class says what is trained, in `attach`."""
+    """What every Task on images shares. A sub-class says what is trained, in `attach`."""
 
     shards_base = False
     """Whether the frozen denoiser is shared out over the processes."""
@@ -52,7 +52,7 @@ class DiffusionTask:
         accelerator: Accelerator,
         held_out: Sequence[Sample] = (),
     ) -> None:
-        """held_out: pictures that are not trained on but made ready as well, as `held_out`."""
+        """held_out: images that are not trained on but made ready as well, as `held_out`."""
         self.config, self.accelerator, self.device = config, accelerator, accelerator.device
         self.model = model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
         self.noise = model.noise(config.timestep_sampling, config.timestep_shift)
@@ -111,7 +111,7 @@ class DiffusionTask:
             ignore_shards_in_ddp(self.module)
 
     def measured_texts(self) -> list[str]:
-        """Prompts of the pictures that are measured while training."""
+        """Prompts of the images that are measured while training."""
         return []
 
     def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
@@ -159,7 +159,7 @@ class DiffusionTask:
                 crop=config.crop,
                 flip=sample.flip,
             )
-            make = lambda s=sample: model.encode_picture(load_picture(s, size, config.crop))  # noqa: E731
+            make = lambda s=sample: model.encode_image(load_image(s, size, config.crop))  # noqa: E731
             makers.append(lambda key=key, make=make: load_or_compute(self.cache / "latents", key, make))
         latents = share_work(self.accelerator, makers)
         captions = [sample.caption or default_prompt for sample in samples]
@@ -177,7 +177,7 @@ class DiffusionTask:
         )
 
     def latent_mask_weights(self, samples: list[Sample], size: tuple[int, int], latent: Sequence[int]) -> torch.Tensor:
-        """What each latent pixel counts for, (N, 1, H, W), 1 on average over each picture."""
+        """What each latent pixel counts for, (N, 1, H, W), 1 on average over each image."""
         config, least = self.config, self.config.unmasked_weight
         masks = [load_mask(sample, config.masks, size, config.crop) for sample in samples]
         shares = torch.stack([pil_to_tensor(mask).float() / 255 for mask in masks])
@@ -214,7 +214,7 @@ class DiffusionTask:
         return self.model.encode_prompts([texts[number] for number in numbers.tolist()])
 
     def class_samples(self) -> list[Sample]:
-        """Pictures of the class, made once by the base model without the adapter and kept for later runs."""
+        """Images of the class, made once by the base model without the adapter and kept for later runs."""
         config, model = self.config, self.model
         key = cache_key(
             kind="class",
@@ -233,7 +233,7 @@ class DiffusionTask:
             pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
             for start in range(0, len(missing), max_batch_size(self.resolution)):
                 chunk = missing[start : start + max_batch_size(self.resolution)]
-                pictures = denoise(
+                images = denoise(
                     pipe,
                     [config.class_prompt] * len(chunk),
                     seeds=chunk,
@@ -241,8 +241,8 @@ class DiffusionTask:
                     guidance_scale=config.guidance_scale,
                     width=self.resolution,
                 )
-                for number, picture in zip(chunk, pictures, strict=True):
-                    write_png(paths[number], picture)
+                for number, image in zip(chunk, images, strict=True):
+                    write_png(paths[number], image)
         self.accelerator.wait_for_everyone()
         return [Sample(path) for path in paths]
 
@@ -250,10 +250,10 @@ class DiffusionTask:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows behind."""
         return self.batches.batch_at(position, slots)
 
-    # -------------------------------------------------------------------------- judging on held-out pictures
+    # -------------------------------------------------------------------------- judging on held-out images
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
-        """Each held-out picture `draws` times, with noise and levels drawn once, the levels spread over all there are."""
+        """Each held-out image `draws` times, with noise and levels drawn once, the levels spread over all there are."""
         assert self.held_out is not None
         (rows,), noise, timesteps = self.held_out, [], []
         for number in range(len(rows) * draws):
@@ -283,13 +283,13 @@ class DiffusionTask:
     # -------------------------------------------------------------------------- previews
 
     def preview(self) -> list[Image.Image]:
-        """One picture a preview prompt, always from the same noise."""
+        """One image a preview prompt, always from the same noise."""
         texts = self.preview_texts[:-1]  # the last is the empty one
         return self.draw(texts, [self.config.seed + number for number in range(len(texts))])
 
     @torch.no_grad()
     def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """A picture a text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
+        """An image a text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
         self.module.eval()
         try:
             return self.draw_batches(texts, seeds)
@@ -298,7 +298,7 @@ class DiffusionTask:
             self.module.train()
 
     def draw_batches(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """The pictures of `draw`."""
+        """The images of `draw`."""
         config, model = self.config, self.model
         prompt_embeds = self.prompt_embeds_of(torch.tensor([self.prompts[text] for text in [*texts, ""]]))
         pipe, count = model.pipeline(model.denoiser_name, "vae"), max_batch_size(self.resolution)
@@ -317,4 +317,4 @@ class DiffusionTask:
                 width=self.resolution,
             )
 
-        return [picture for pictures in map_distributed(range(0, len(texts), count), batch) for picture in pictures]
+        return [image for images in map_distributed(range(0, len(texts), count), batch) for image in images]

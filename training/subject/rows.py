@@ -1,4 +1,4 @@
-"""Training pictures as latents, in buckets of one size each, and which of them a batch takes."""
+"""Training images as latents, in buckets of one size each, and which of them a batch takes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...toolkit.core.randomness import permutation, sample_order
 
 @dataclass
 class Rows:
-    """Pictures of one size: latents (N, C, H, W) on the device, and for each the numbers of its prompts here."""
+    """Images of one size: latents (N, C, H, W) on the device, and for each the numbers of its prompts here."""
 
     mean: torch.Tensor
     std: torch.Tensor
     prompts: torch.Tensor
-    """(N, K): K ways to say a picture's caption."""
+    """(N, K): K ways to say an image's caption."""
     without_token: torch.Tensor | None = None
     """(N,): the caption without the subject's token, where that is to be preserved."""
     mask: torch.Tensor | None = None
@@ -32,7 +32,7 @@ def pick_rows(sizes: Sequence[int], seed: int, position: int, batch: int) -> tup
     """The bucket and its rows of the batch that begins at sample number `position`.
 
     With several buckets an epoch is all their batches in mixed order; a bucket's last batch is filled up with its first rows
-    again, so that no picture is ever left out.
+    again, so that no image is ever left out.
     """
     if len(sizes) == 1:
         return 0, sample_order(seed, sizes[0], position, batch)
@@ -46,7 +46,7 @@ def pick_rows(sizes: Sequence[int], seed: int, position: int, batch: int) -> tup
 
 
 def bucket_size(width: int, height: int, side: int, unit: int) -> tuple[int, int]:
-    """(width, height) that a picture is brought to: its own shape as near as multiples of `unit` allow, about side x side in area.
+    """(width, height) that an image is brought to: its own shape as near as multiples of `unit` allow, about side x side in area.
 
     Shapes beyond 2 : 1 are cut to that.
     """

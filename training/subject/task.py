@@ -148,7 +148,7 @@ class SubjectTask(DiffusionTask):
 
     @cached_property
     def validation_scorer(self) -> ValidationScorer:
-        """What pictures are measured by."""
+        """What images are measured by."""
         return ValidationScorer(
             ClipScorer(self.config.evaluate_clip or None),
             [load_rgb(path) for path in self.measured_photos],
@@ -160,10 +160,10 @@ class SubjectTask(DiffusionTask):
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
         texts = self.subject_test.texts(token=True)
-        pictures = self.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
+        images = self.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
         if not self.accelerator.is_main_process:
             return
-        one = self.validation_scorer.measure(step, pictures)
+        one = self.validation_scorer.measure(step, images)
         measuring.record_measurement(run, one, self.save_adapter)
         means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
         run.append_metrics(step=step, likeness_real=self.validation_scorer.real, **means)
@@ -203,7 +203,7 @@ class SubjectTask(DiffusionTask):
         return parts
 
     def check_token_in_captions(self) -> None:
-        """Raises UserError when no picture's caption has the token, so that its vectors would never learn."""
+        """Raises UserError when no image's caption has the token, so that its vectors would never learn."""
         texts, token = list(self.prompts), self.config.token
         if not any(token in texts[number] for rows in self.instance for number in rows.prompts.flatten().tolist()):
             raise UserError(

@@ -1,4 +1,4 @@
-"""A comparison: what varies along its two sides, the recipe of every cell, the drawing, and what is measured on each picture."""
+"""A comparison: what varies along its two sides, the recipe of every cell, the drawing, and what is measured on each image."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def parse_comparison(paths: StudioPaths, boxes: ComparisonInputs) -> Comparison:
     if photos and not clip:
         raise UserError(
             "Likeness to photos needs an open_clip model: give its name, such as hf-hub:ORGANISATION/MODEL; the embedded one knows "
-            "only drawn pictures."
+            "only drawn images."
         )
     used = dict.fromkeys(path for recipe in recipes for path in recipe.adapters)
     tokens = tuple(token for path in used for token in adapter_tokens(adapter_facts(adapter_path(Path(path)))))
@@ -256,7 +256,7 @@ def runs_with_photos(paths: StudioPaths) -> list[str]:
 
 
 def parse_clip_model(paths: StudioPaths, base: str, text: str) -> str:
-    """The open_clip model that measures pictures of a base; '' for none: the embedded one knows only drawn pictures.
+    """The open_clip model that measures images of a base; '' for none: the embedded one knows only drawn images.
 
     Raises:
         UserError: for a name of another kind, or a folder that may not be read.

@@ -23,7 +23,7 @@ class Studio:
 
     @cached_property
     def worker(self) -> PipelineWorker:
-        """Where pictures are drawn."""
+        """Where images are drawn."""
         return PipelineWorker(self.model_cache)
 
     @cached_property

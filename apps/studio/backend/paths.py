@@ -1,4 +1,4 @@
-"""What the studio may touch, and by which names: runs, the library, pictures. No path from a box is used unchecked."""
+"""What the studio may touch, and by which names: runs, the library, images. No path from a box is used unchecked."""
 
 from __future__ import annotations
 
@@ -155,13 +155,13 @@ class StudioPaths:
         return str(self.readable_path(text, "The base"))
 
     def upload_folder(self, name: str) -> Path:
-        """The folder for uploaded pictures of this name, made if need be."""
-        folder = self.runs / UPLOADS_FOLDER / check_name(name, "set of pictures")
+        """The folder for uploaded images of this name, made if need be."""
+        folder = self.runs / UPLOADS_FOLDER / check_name(name, "set of images")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def generated_folder(self) -> Path:
-        """Where generated pictures lie."""
+        """Where generated images lie."""
         folder = self.runs / GENERATED_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         return folder

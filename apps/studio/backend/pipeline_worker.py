@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....pipelines.generate import Recipe, generate, load_sampling_pipeline, repeat, save_picture
+from ....pipelines.generate import Recipe, generate, load_sampling_pipeline, repeat, save_image
 from ....toolkit.core.devices import release_memory
 from ....toolkit.formats.source import adapter_path, content_hash
 
@@ -64,7 +64,7 @@ class ModelCache:
 
 
 class PipelineWorker:
-    """The one place where pictures are drawn."""
+    """The one place where images are drawn."""
 
     def __init__(self, loaded: ModelCache | None = None) -> None:
         self.loaded = loaded or ModelCache()
@@ -76,12 +76,12 @@ class PipelineWorker:
         return self.loaded.get(key, lambda: load_sampling_pipeline(recipe))
 
     def draw(self, recipe: Recipe, n: int, drawing: Job, batch: int = 4) -> Made:
-        """`n` pictures, in small batches so that a stop comes soon."""
+        """`n` images, in small batches so that a stop comes soon."""
         with self.loaded.lock:
             return generate(recipe, n, pipe=self.pipeline(recipe), batch=batch, on_step=drawing.step)
 
     def repeat(self, recipe: Recipe) -> tuple[Image.Image, Recipe]:
-        """The picture that a recipe was written into."""
+        """The image that a recipe was written into."""
         with self.loaded.lock:
             return repeat(recipe, pipe=self.pipeline(replace(recipe)))
 
@@ -104,14 +104,14 @@ def run_in_background(work: Callable[[Job], Any], total: int) -> Iterator[Job | 
 
 
 def save_images(made: Made, folder: Path, name: str) -> list[str]:
-    """Writes pictures with their settings inside; returns their paths."""
+    """Writes images with their settings inside; returns their paths."""
     paths = []
-    for picture, recipe in made:
+    for image, recipe in made:
         path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{recipe.seed:06d}.png"
         number = 2
         while path.exists():
             path = path.with_name(f"{path.stem.split('~')[0]}~{number}.png")
             number += 1
-        save_picture(path, picture, recipe)
+        save_image(path, image, recipe)
         paths.append(str(path))
     return paths

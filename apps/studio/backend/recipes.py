@@ -28,7 +28,7 @@ def build_recipe(
         UserError: for an empty prompt, or a number out of range.
     """
     if not prompt.strip():
-        raise UserError("The prompt is empty: say what the picture should show.")
+        raise UserError("The prompt is empty: say what the image should show.")
     adapter_paths, strengths = parse_adapter_rows(paths, rows)
     return Recipe(
         prompt=prompt,

@@ -1,4 +1,4 @@
-"""Chat: questions about a picture, answered by a vision-language model as the words come, and by its base beside it."""
+"""Chat: questions about an image, answered by a vision-language model as the words come, and by its base beside it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_backgr
 from ..render.messages import message_html, show_errors
 
 MAX_TOKENS = 4096  # of an answer
-SIDE = 320  # pixels of the picture on the page
+SIDE = 320  # pixels of the image on the page
 WAITING = "Loading the model, or waiting for its turn."
 
 
@@ -113,10 +113,10 @@ def load_chat_model(who: ChatModelSpec) -> Any:
 
 @dataclass(frozen=True)
 class ChatState:
-    """A conversation so far: the picture belongs to its first question."""
+    """A conversation so far: the image belongs to its first question."""
 
     who: ChatModelSpec | None = None
-    picture: str | None = None
+    image: str | None = None
     messages: tuple[dict[str, Any], ...] = field(default_factory=tuple)
     base_answers: tuple[str, ...] = ()
     """The base's answers to the same conversation, '' where it was not asked."""
@@ -133,15 +133,15 @@ def check_question(question: str | None) -> str:
     return str(question).strip()
 
 
-def check_image(picture: str | None) -> Image.Image | None:
-    """The uploaded picture as the model sees it; None when there is none.
+def check_image(image: str | None) -> Image.Image | None:
+    """The uploaded image as the model sees it; None when there is none.
 
     Raises:
-        UserError: when the file is no whole picture.
+        UserError: when the file is no whole image.
     """
-    if not picture:
+    if not image:
         return None
-    path = Path(picture)
+    path = Path(image)
     try:
         return load_rgb(path)
     except UserError as error:
@@ -150,10 +150,10 @@ def check_image(picture: str | None) -> Image.Image | None:
 
 def add_question(talk: ChatState, question: str) -> Conversation:
     """The conversation with one more question."""
-    parts = [{"type": "image"}] if talk.picture and not talk.messages else []
+    parts = [{"type": "image"}] if talk.image and not talk.messages else []
     message = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
-    pictures = (Path(talk.picture),) if talk.picture else ()
-    return Conversation((*talk.messages, message), pictures, "the question")
+    images = (Path(talk.image),) if talk.image else ()
+    return Conversation((*talk.messages, message), images, "the question")
 
 
 def add_answer(talk: ChatState, row: Conversation, said: PartialAnswers) -> ChatState:
@@ -214,7 +214,7 @@ def build(studio: Studio) -> None:
                 ["", *EMBEDDED], value="", allow_custom_value=True, label="Base model", elem_id="chat-base",
                 info=f"Empty: the tuned model's own, or {next(iter(EMBEDDED))}.",
             )  # fmt: skip
-            picture = gr.File(label="Picture that the first question is about", elem_id="chat-picture", height=150)
+            image = gr.File(label="Image that the first question is about", elem_id="chat-picture", height=150)
             seen = gr.Image(
                 label="As the model sees it", interactive=False, format="png", visible=False, height=220, buttons=["fullscreen"],
                 elem_id="chat-seen",
@@ -225,7 +225,7 @@ def build(studio: Studio) -> None:
                 precision = gr.Dropdown([*DTYPES], value="fp32", label="Number format", elem_id="chat-precision")
         with gr.Column(scale=3):
             with gr.Row():
-                # Words of a model are no page: as Markdown they could ask other machines for pictures.
+                # Words of a model are no page: as Markdown they could ask other machines for images.
                 looks: dict[str, Any] = {"render_markdown": False, "height": 420, "buttons": ["copy_all"]}
                 own = gr.Chatbot(label="Answers", elem_id="chat-answers", **looks)
                 other = gr.Chatbot(
@@ -239,8 +239,8 @@ def build(studio: Studio) -> None:
                 new = gr.Button("New conversation", elem_id="chat-new")
     talk = gr.State(ChatState())
     columns = [talk, own, other, said]
-    wire_asking(studio, [tuned, base, picture, question, compare, most, precision], columns, (go, stop, new))
-    wire_boxes(studio, tuned, base, precision, picture, seen, compare, columns)
+    wire_asking(studio, [tuned, base, image, question, compare, most, precision], columns, (go, stop, new))
+    wire_boxes(studio, tuned, base, precision, image, seen, compare, columns)
 
 
 def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: tuple[Any, Any, Any]) -> None:
@@ -250,15 +250,15 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
     talk, question = columns[0], boxes[3]
 
     @show_errors
-    def chat(before: ChatState, tuned: str | None, base: str | None, picture: str | None, text: str, compare: bool,
+    def chat(before: ChatState, tuned: str | None, base: str | None, image: str | None, text: str, compare: bool,
              most: float, precision: str) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         text = check_question(text)
         if not 1 <= (most or 0) <= MAX_TOKENS:
             raise UserError(f"The most tokens of an answer must lie between 1 and {MAX_TOKENS}, not {most}.")
-        check_image(picture)
+        check_image(image)
         who = parse_model_spec(places, tuned, base, precision)
-        if (before.who, before.picture) != (who, picture or None):
-            before = ChatState(who, picture or None)  # another model or picture, another conversation
+        if (before.who, before.image) != (who, image or None):
+            before = ChatState(who, image or None)  # another model or image, another conversation
         yield before, *bubbles(before, text), message_html(WAITING), ""
         try:
             for now in ask(models, before, text, compare=compare, most=int(most)):
@@ -286,7 +286,7 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
     gr.on(ends, lambda: (ChatState(), [], [], ""), None, columns, cancels=[event], **quiet)
 
 
-def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, picture: Any, seen: Any, compare: Any,
+def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, image: Any, seen: Any, compare: Any,
                columns: list[Any]) -> None:  # fmt: skip
     """What the boxes beside the conversation do."""
     places = studio.paths
@@ -307,7 +307,7 @@ def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, picture: A
         return gr.Image(value=found, visible=found is not None), ChatState(), [], [], fault
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    picture.change(look_at, picture, [seen, *columns], **quiet)
+    image.change(look_at, image, [seen, *columns], **quiet)
     for box in (tuned, base, precision):
         box.input(
             lambda: (ChatState(), [], [], message_html("Another model: a new conversation.")), None, columns, **quiet

@@ -1,4 +1,4 @@
-"""Compare: one sheet of pictures over one or two things that vary, and what was measured on each picture."""
+"""Compare: one sheet of images over one or two things that vary, and what was measured on each image."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def describe_result(plan: Comparison, result: ComparisonResult, seconds: float) 
 
 
 def find_generated_image(paths: StudioPaths, name: str) -> str:
-    """The path of a picture that was made here.
+    """The path of an image that was made here.
 
     Raises:
         UserError: when there is none of that name.
     """
     known = {file.name: str(file) for file in paths.generated_folder().glob("*.png")}
     if name not in known:
-        raise UserError(f"There is no picture named {str(name)[:80]!r}: choose a cell from the list.")
+        raise UserError(f"There is no image named {str(name)[:80]!r}: choose a cell from the list.")
     return known[name]
 
 
@@ -180,9 +180,9 @@ def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> 
             if seen > before >= 0:
                 named = zip(plan.recipes, plan.captions, strict=True)
                 shown = (gr.skip(), [(done[one], name) for one, name in named if one in done], *shown[2:])
-            yield drawing, (progress_bar(now.progress) + message_html(f"{seen} of {len(order)} pictures."), *shown)
+            yield drawing, (progress_bar(now.progress) + message_html(f"{seen} of {len(order)} images."), *shown)
     except JobStopped:
-        said = f"Stopped; {len(done)} of {len(order)} pictures are drawn and kept."
+        said = f"Stopped; {len(done)} of {len(order)} images are drawn and kept."
         yield drawing, (message_html(said), *(gr.skip(),) * len(emptied))
 
 
@@ -209,7 +209,7 @@ def setting_inputs() -> list[Any]:
         prompt = gr.Textbox(
             label="Prompt", value="a sks creature on the beach", lines=2, scale=2, elem_id="compare-prompt"
         )
-        negative = gr.Textbox(label="Not in the picture (negative prompt)", lines=2, scale=1)
+        negative = gr.Textbox(label="Not in the image (negative prompt)", lines=2, scale=1)
     with gr.Row():
         seed = gr.Number(label="Seed (-1: by chance)", value=0, precision=0, min_width=120, elem_id="compare-seed")
         steps = gr.Number(label="Steps", value=25, precision=0, min_width=120, elem_id="compare-steps")

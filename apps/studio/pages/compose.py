@@ -64,8 +64,8 @@ def parse_weights(text: str, count: int) -> tuple[float, ...]:
     return weights
 
 
-def picture_sets(paths: StudioPaths) -> list[str]:
-    """Sets of pictures that were uploaded."""
+def image_sets(paths: StudioPaths) -> list[str]:
+    """Sets of images that were uploaded."""
     folder = paths.runs / UPLOADS_FOLDER
     return sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
 
@@ -81,9 +81,9 @@ def resolve_images(paths: StudioPaths, chosen: str | None, typed: str) -> Path:
     if typed.strip():
         return paths.readable_folder(typed, "The folder")
     if not chosen:
-        raise UserError("Learned weights need a few pictures: choose an uploaded set, or type a folder.")
-    if chosen not in picture_sets(paths):
-        raise UserError(f"There is no set of pictures named {chosen}: choose one from the list.")
+        raise UserError("Learned weights need a few images: choose an uploaded set, or type a folder.")
+    if chosen not in image_sets(paths):
+        raise UserError(f"There is no set of images named {chosen}: choose one from the list.")
     return paths.upload_folder(chosen)
 
 
@@ -221,7 +221,7 @@ def weighting_inputs() -> list[Any]:
     with gr.Group(visible=False) as learned:
         with gr.Row():
             chosen = gr.Dropdown(
-                [], allow_custom_value=True, label="Pictures: an uploaded set (see Train)", elem_id="compose-set"
+                [], allow_custom_value=True, label="Images: an uploaded set (see Train)", elem_id="compose-set"
             )
             folder = gr.Textbox(
                 label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="compose-folder"
@@ -275,7 +275,7 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
         value = wanted if wanted in runs else (runs[0] if runs else None)
         return (
             gr.Dropdown(choices=list(places.adapters())),
-            gr.Dropdown(choices=["", *picture_sets(places)], value=""),
+            gr.Dropdown(choices=["", *image_sets(places)], value=""),
             places.free_name("composed-1"),
             gr.Dropdown(choices=runs, value=value),
             *show_composition(value),

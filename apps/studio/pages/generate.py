@@ -1,4 +1,4 @@
-"""Generate: pictures with any base and any number of adapters, and their settings back from a picture."""
+"""Generate: images with any base and any number of adapters, and their settings back from an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..backend.recipes import build_recipe, suggested_base_and_prompt
 from ..render.messages import message_html, progress_bar, show_errors
 from ..widgets.adapter_rows import AdapterRows, row_values, row_visibility
 
-MAX_IMAGES = 64  # pictures at once
+MAX_IMAGES = 64  # images at once
 
 
 class GeneratePage:
@@ -26,11 +26,11 @@ class GeneratePage:
     def __init__(self, studio: Studio) -> None:
         self.paths, self.worker = studio.paths, studio.worker
 
-    def make_pictures(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
+    def make_images(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
                       width: float, height: float, *rows: Any) -> Any:  # fmt: skip
-        """Draws; yields progress, then the pictures and their seed."""
+        """Draws; yields progress, then the images and their seed."""
         if not 1 <= n <= MAX_IMAGES:
-            raise UserError(f"The number of pictures must lie between 1 and {MAX_IMAGES}, not {n:g}.")
+            raise UserError(f"The number of images must lie between 1 and {MAX_IMAGES}, not {n:g}.")
         values = {
             "steps": steps, "guidance_scale": guidance, "width": width, "height": height,
             "seed": random.randrange(2**31) if seed < 0 else seed,
@@ -53,7 +53,7 @@ class GeneratePage:
             yield message_html("Stopped."), gr.skip(), gr.skip()
 
     def recall_settings(self, file: str | None) -> tuple[Any, ...]:
-        """The settings of a picture, for every box, and for how many rows are shown."""
+        """The settings of an image, for every box, and for how many rows are shown."""
         if not file:
             raise UserError("Drop a PNG that was made here, or by rankfold sample.")
         recipe = parse_recipe(Path(file))
@@ -79,7 +79,7 @@ def build(studio: Studio) -> None:
     with gr.Row():
         base = gr.Dropdown([*EMBEDDED], value="tiny", allow_custom_value=True, label="Base model", elem_id="base")
         prompt = gr.Textbox(label="Prompt", value="a sks creature on the beach", lines=2, scale=2, elem_id="prompt")
-        negative = gr.Textbox(label="Not in the picture (negative prompt)", lines=2, scale=1)
+        negative = gr.Textbox(label="Not in the image (negative prompt)", lines=2, scale=1)
     with gr.Row():
         seed = gr.Number(label="Seed (-1: by chance)", value=-1, precision=0, min_width=120, elem_id="seed")
         n = gr.Number(label="Pictures", value=4, precision=0, minimum=1, maximum=MAX_IMAGES, min_width=120, elem_id="n")
@@ -92,15 +92,15 @@ def build(studio: Studio) -> None:
         stop = gr.Button("Stop", variant="stop")
     said = gr.HTML(label="Progress", elem_id="progress")
     gallery = gr.Gallery(
-        label="Pictures (their settings are inside)", columns=4, height="max-content", format="png", elem_id="pictures"
+        label="Images (their settings are inside)", columns=4, height="max-content", format="png", elem_id="pictures"
     )
     with gr.Row():
-        dropped = gr.File(label="A picture made here gives its settings back", file_types=[".png"], elem_id="dropped")
+        dropped = gr.File(label="An image made here gives its settings back", file_types=[".png"], elem_id="dropped")
 
     boxes = [base, prompt, negative, seed, n, steps, guidance, width, height, *adapters.boxes]
     last = gr.Number(visible=False)
     event = go.click(
-        show_errors(generate.make_pictures), boxes, [said, gallery, last], api_name="generate", concurrency_id="device"
+        show_errors(generate.make_images), boxes, [said, gallery, last], api_name="generate", concurrency_id="device"
     )
     stop.click(None, cancels=[event])
     dropped.upload(show_errors(generate.recall_settings), dropped, [said, *boxes, *adapters.length], api_name="recall")

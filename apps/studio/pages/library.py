@@ -114,13 +114,13 @@ def table_row(one: AdapterEntry) -> list[str]:
 
 
 def library_thumbnails() -> list[tuple[Image.Image, str]]:
-    """The library's pictures, with the adapters' names."""
+    """The library's images, with the adapters' names."""
     found = []
     for entry in library.entries():
         if entry.thumbnail:
-            with Image.open(entry.thumbnail) as picture:
+            with Image.open(entry.thumbnail) as image:
                 # Not the path: the library may lie in a hidden folder, of which Gradio shows nothing.
-                found.append((picture.convert("RGB"), entry.name))
+                found.append((image.convert("RGB"), entry.name))
     return found
 
 
@@ -138,8 +138,8 @@ def add_to_library(paths: StudioPaths, adapter: str | None, name: str, trigger: 
         raise UserError(f"The library has an adapter named {name} already: choose another name.")
     run = paths.run(one.run)
     made = one.path == run.adapter
-    picture = library.newest_preview(run.folder)
-    entry = library.add(run.folder if made else one.path, name=name, trigger=trigger.strip(), thumbnail=picture)
+    image = library.newest_preview(run.folder)
+    entry = library.add(run.folder if made else one.path, name=name, trigger=trigger.strip(), thumbnail=image)
     return f"{entry.name} is in the library (base {entry.base}, trigger {entry.trigger or '-'})."
 
 
@@ -239,7 +239,7 @@ def export_files(
 
 
 def proof_settings(paths: StudioPaths, one: AdapterEntry) -> tuple[str, int]:
-    """Prompt and side of the pictures that a file is proven with: those of the run, where there is one."""
+    """Prompt and side of the images that a file is proven with: those of the run, where there is one."""
     config = paths.config(one.run) if one.run else None
     if isinstance(config, DiffusionConfig):
         return config.prompt, config.resolution

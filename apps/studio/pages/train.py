@@ -1,4 +1,4 @@
-"""Train: pictures, base, adapter and settings; what it will take; into the queue."""
+"""Train: images, base, adapter and settings; what it will take; into the queue."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
 def build(studio: Studio) -> None:
     """The page."""
     with gr.Tabs():
-        with gr.Tab("A subject, from pictures", id="subject"):
+        with gr.Tab("A subject, from images", id="subject"):
             subject_tab(studio)
-        with gr.Tab("A task, from questions about pictures", id="instruct"):
+        with gr.Tab("A task, from questions about images", id="instruct"):
             task_tab(studio)
 
 
 def subject_tab(studio: Studio) -> None:
-    """Pictures, settings, start."""
+    """Images, settings, start."""
     form = Form("subject", SUBJECT, hidden=("out", "images"))
-    gr.Markdown("## 1. Pictures")
+    gr.Markdown("## 1. Images")
     photos = PhotoStep(studio)
     gr.Markdown("## 2. Settings")
     wish = gr.Radio([QUICK, STANDARD, THOROUGH], label="Preset for the chosen base", value=STANDARD, elem_id="preset")
@@ -104,7 +104,7 @@ def subject_tab(studio: Studio) -> None:
     @show_errors
     def begin_run(folder: str, text: str, name: str) -> tuple[str, str]:
         if not folder:
-            raise UserError("There are no pictures yet: add some in step 1.")
+            raise UserError("There are no images yet: add some in step 1.")
         config: Any = replace(form.config(text), images=Path(folder))  # type: ignore[type-var]
         return enqueue_run(studio, check_paths(config, studio.paths, name))
 
@@ -123,7 +123,7 @@ def subject_tab(studio: Studio) -> None:
 
 
 def initial_settings(paths: StudioPaths, form: Form, name: str | None) -> tuple[Any, ...]:
-    """Pictures, settings and a free name: those of a run, or those to begin with.
+    """Images, settings and a free name: those of a run, or those to begin with.
 
     Raises:
         UserError: for a run that is none on a subject.

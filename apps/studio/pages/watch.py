@@ -53,8 +53,8 @@ class WatchPage:
         new = [not seen or mark != old for mark, old in zip(marks, seen or marks, strict=True)]
         if not any(new):
             return (gr.skip(),) * OUTPUTS
-        pictures = list(map(list, view.previews))
-        values = [view.status_html, view.curves_html, pictures, view.log, *button_states(view.state)]
+        images = list(map(list, view.previews))
+        values = [view.status_html, view.curves_html, images, view.log, *button_states(view.state)]
         changed = [*new[:-1], *new[-1:] * 4]  # the buttons follow the state
         told, curves, gallery, log, *pressable = (
             value if is_new else gr.skip() for value, is_new in zip(values, changed, strict=True)
@@ -112,7 +112,7 @@ def build(studio: Studio) -> None:
         again = gr.Button("Resume", variant="primary", elem_id="resume")
     changed = gr.Checkbox(
         False,
-        label="Resume though its pictures, rows or base have changed (--accept-changes)",
+        label="Resume though its images, rows or base have changed (--accept-changes)",
         elem_id="accept-changes",
     )
     said = gr.HTML(label="Answer", elem_id="said")

@@ -1,4 +1,4 @@
-"""Curves as small SVG pictures that follow the page's colours, light or dark, and say in words what they show."""
+"""Curves as small SVG images that follow the page's colours, light or dark, and say in words what they show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def thin_out(curve: Curve, most: int = MAX_POINTS) -> Curve:
 
 
 def draw_curves(title: str, curves: dict[str, Curve], *, faint: Sequence[str] = ()) -> str:
-    """One picture with a legend; faint: curves that are drawn thin, behind the others. '' without a point."""
+    """One image with a legend; faint: curves that are drawn thin, behind the others. '' without a point."""
     curves = {name: thin_out(curve) for name, curve in curves.items() if len(curve[0])}
     if not curves:
         return ""

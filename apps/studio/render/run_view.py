@@ -156,7 +156,7 @@ def speed_facts(run: Run, rows: MetricsFollower, steps_left: int) -> list[str]:
 
 
 def images_per_step(run: Run) -> int:
-    """Pictures of a step."""
+    """Images of a step."""
     try:
         config = from_yaml(run.config_file)
     except UserError:

@@ -1,4 +1,4 @@
-"""Step 1 of the Train page: pictures into a set, checked, shown as training will see them, and captioned."""
+"""Step 1 of the Train page: images into a set, checked, shown as training will see them, and captioned."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .form import Form
 from .uploads import crop_preview, scan_folder, store_uploads, write_captions
 
 SIDE = 160  # pixels of a thumbnail
-SMALL = 64  # pixels: smaller pictures are pointed out
+SMALL = 64  # pixels: smaller images are pointed out
 
 
 def folder_outputs(folder: Path, refused: list[str]) -> tuple[Any, ...]:
-    """The folder, its pictures, its captions, and what was noticed."""
+    """The folder, its images, its captions, and what was noticed."""
     found = scan_folder(folder)
-    pictures = [(crop_preview(one, SIDE), f"{one.path.name}, {one.width} x {one.height}") for one in found]
+    images = [(crop_preview(one, SIDE), f"{one.path.name}, {one.width} x {one.height}") for one in found]
     bare = sum(not one.caption for one in found)
-    lines = [f"{len(found)} pictures."]
+    lines = [f"{len(found)} images."]
     if bare:
         lines.append(f"{bare} have no caption: they are taught as 'a TOKEN NOUN'.")
     lines += [f"{one.path.name} looks like {one.like}: keep one of them." for one in found if one.like]
@@ -37,11 +37,11 @@ def folder_outputs(folder: Path, refused: list[str]) -> tuple[Any, ...]:
         f"{one.path.name} is small, less than {SMALL} pixels." for one in found if min(one.width, one.height) < SMALL
     ]
     text = "".join(map(message_html, lines)) + "".join(message_html(line, "fault") for line in refused)
-    return str(folder), pictures, [[one.path.name, one.caption] for one in found], text
+    return str(folder), images, [[one.path.name, one.caption] for one in found], text
 
 
 def caption_rows(rows: list[list[str]], folder: Path, base: str, config: Any, loaded: ModelCache, drawing: Job) -> int:
-    """Fills the rows (picture, caption) that have no caption, one after another; returns how many.
+    """Fills the rows (image, caption) that have no caption, one after another; returns how many.
 
     Raises:
         Stopped: when somebody wants it to end; what was written until then stands in the rows.
@@ -65,11 +65,11 @@ class PhotoStep:
         with gr.Row():
             with gr.Column():
                 self.files = gr.File(
-                    label="Pictures, captions or a zip", file_count="multiple", elem_id="files",
+                    label="Images, captions or a zip", file_count="multiple", elem_id="files",
                     file_types=["image", ".zip", ".txt"],
                 )  # fmt: skip
-                self.set_name = gr.Textbox(label="Name of this set of pictures", value="my-subject", elem_id="set-name")
-                self.add = gr.Button("Add these pictures", variant="primary", elem_id="add")
+                self.set_name = gr.Textbox(label="Name of this set of images", value="my-subject", elem_id="set-name")
+                self.add = gr.Button("Add these images", variant="primary", elem_id="add")
             with gr.Column():
                 self.typed = gr.Textbox(
                     label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="folder"
@@ -87,7 +87,7 @@ class PhotoStep:
             self.write = gr.Button("Save the captions", elem_id="save-captions")
             self.model = gr.Dropdown(
                 [*EMBEDDED], value=next(iter(EMBEDDED)), allow_custom_value=True, label="Model that writes captions",
-                info="tiny-vlm knows drawn pictures only; others: a hub id in the local cache, or a folder.",
+                info="tiny-vlm knows drawn images only; others: a hub id in the local cache, or a folder.",
                 elem_id="caption-model",
             )  # fmt: skip
             self.ask = gr.Button("Write missing captions", elem_id="write-captions")
@@ -121,7 +121,7 @@ class PhotoStep:
     def add_files(self, files: list[str] | None, name: str) -> tuple[Any, ...]:
         """Uploaded files into a set."""
         if not files:
-            raise UserError("No file has been chosen: drop pictures, captions (.txt) or a zip into the box.")
+            raise UserError("No file has been chosen: drop images, captions (.txt) or a zip into the box.")
         folder = self.paths.upload_folder(name)
         return folder_outputs(folder, store_uploads(files, folder))
 
@@ -130,7 +130,7 @@ class PhotoStep:
         return folder_outputs(self.paths.readable_folder(text, "The folder"), [])
 
     def save_captions(self, folder: str, table: Any) -> tuple[Any, ...]:
-        """The table's captions beside the pictures."""
+        """The table's captions beside the images."""
         path = self.chosen_folder(folder)
         write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
         return folder_outputs(path, [])
@@ -141,10 +141,10 @@ class PhotoStep:
         rows = [[str(name), str(text or "")] for name, text in table.values.tolist()]
         known = {file.name for file in path.iterdir()}
         if unknown := next((name for name, _ in rows if name not in known), None):
-            raise UserError(f"There is no picture named {unknown[:60]!r}.")
+            raise UserError(f"There is no image named {unknown[:60]!r}.")
         missing = sum(not text.strip() for _, text in rows)
         if not missing:
-            raise UserError("Every picture has a caption: empty those in the table that should be written anew.")
+            raise UserError("Every image has a caption: empty those in the table that should be written anew.")
         try:
             for now in run_in_background(partial(caption_rows, rows, path, base, config, self.loaded), missing):
                 if isinstance(now, Job):
@@ -161,5 +161,5 @@ class PhotoStep:
             UserError: when there is none yet.
         """
         if not folder:
-            raise UserError("There are no pictures yet: add some first.")
+            raise UserError("There are no images yet: add some first.")
         return self.paths.readable_folder(folder, "The folder")

@@ -1,4 +1,4 @@
-"""Pictures from the browser: single files and zips, checked before anything is kept."""
+"""Images from the browser: single files and zips, checked before anything is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.files import write_atomic
 from ....toolkit.data.images import image_size, load_rgb
-from ....toolkit.data.subjects import SUFFIXES, Sample, load_picture, picture_fault, read_captions
+from ....toolkit.data.subjects import SUFFIXES, Sample, image_fault, load_image, read_captions
 
 MAX_FILES = 2000
 MAX_BYTES = 2 * 2**30  # of all that a zip unpacks to
@@ -24,18 +24,18 @@ MAX_FINGERPRINT_DISTANCE = 4  # bits of 64 in which the fingerprints of near dup
 
 @dataclass(frozen=True)
 class UploadedImage:
-    """One picture of a set, as the page shows it."""
+    """One image of a set, as the page shows it."""
 
     path: Path
     width: int
     height: int
     caption: str
     like: str = ""
-    """Name of a picture before it that it repeats."""
+    """Name of an image before it that it repeats."""
 
 
 def store_uploads(files: Sequence[str | Path], folder: Path) -> list[str]:
-    """Puts pictures and captions into a folder; returns a sentence for each that was refused.
+    """Puts images and captions into a folder; returns a sentence for each that was refused.
 
     Raises:
         UserError: for a zip that is none, is too large, or leads out of its folder.
@@ -47,18 +47,18 @@ def store_uploads(files: Sequence[str | Path], folder: Path) -> list[str]:
         elif file.suffix.lower() in ALLOWED_SUFFIXES:
             kept = [(file.name, file.read_bytes())]
         else:
-            refused.append(f"{file.name}: neither a picture, a caption (.txt) nor a zip.")
+            refused.append(f"{file.name}: neither an image, a caption (.txt) nor a zip.")
             continue
         for name, data in kept:
             write_atomic(folder / name, data)
-            if Path(name).suffix.lower() in SUFFIXES and (fault := picture_fault(folder / name)):
+            if Path(name).suffix.lower() in SUFFIXES and (fault := image_fault(folder / name)):
                 (folder / name).unlink()
                 refused.append(f"{name}: {fault}")
     return refused
 
 
 def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the pictures and captions in a zip, folders left out.
+    """Names and contents of the images and captions in a zip, folders left out.
 
     Raises:
         UserError: see `keep`. Nothing has been unpacked then.
@@ -86,18 +86,18 @@ def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def is_wanted(path: PurePosixPath) -> bool:
-    """Whether a zip's entry is a picture or caption, and not a system's own file."""
+    """Whether a zip's entry is an image or caption, and not a system's own file."""
     return path.suffix.lower() in ALLOWED_SUFFIXES and not path.name.startswith(".") and "__MACOSX" not in path.parts
 
 
 def scan_folder(folder: Path) -> list[UploadedImage]:
-    """The pictures of a folder with their captions, and which of them repeat another."""
+    """The images of a folder with their captions, and which of them repeat another."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    pictures = [p for p in files if p.suffix.lower() in SUFFIXES and picture_fault(p) is None]
-    captions = read_captions(folder, files, {p.name for p in pictures})
+    images = [p for p in files if p.suffix.lower() in SUFFIXES and image_fault(p) is None]
+    captions = read_captions(folder, files, {p.name for p in images})
     found: list[UploadedImage] = []
     prints: list[tuple[str, np.ndarray]] = []
-    for path in pictures:
+    for path in images:
         own = fingerprint(load_rgb(path))
         like = next((name for name, other in prints if int((own != other).sum()) <= MAX_FINGERPRINT_DISTANCE), "")
         prints.append((path.name, own))
@@ -106,27 +106,27 @@ def scan_folder(folder: Path) -> list[UploadedImage]:
     return found
 
 
-def fingerprint(picture: Image.Image) -> np.ndarray:
-    """64 bits that stay nearly the same when a picture is scaled or compressed: whether it brightens from cell to cell."""
-    cells = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+def fingerprint(image: Image.Image) -> np.ndarray:
+    """64 bits that stay nearly the same when an image is scaled or compressed: whether it brightens from cell to cell."""
+    cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return (cells[:, 1:] > cells[:, :-1]).ravel()
 
 
 def crop_preview(found: UploadedImage, side: int) -> Image.Image:
-    """The middle square of the picture, small: what training sees unless it is told to pad or to keep shapes."""
-    return load_picture(Sample(found.path), (side, side), "center")
+    """The middle square of the image, small: what training sees unless it is told to pad or to keep shapes."""
+    return load_image(Sample(found.path), (side, side), "center")
 
 
 def write_captions(folder: Path, captions: dict[str, str]) -> None:
-    """Writes a .txt beside each picture; an empty caption removes it.
+    """Writes a .txt beside each image; an empty caption removes it.
 
     Raises:
-        UserError: for a name that is none of the folder's pictures.
+        UserError: for a name that is none of the folder's images.
     """
     known = {path.name: path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
     for name, caption in captions.items():
         if name not in known:
-            raise UserError(f"There is no picture named {name[:60]!r}.")
+            raise UserError(f"There is no image named {name[:60]!r}.")
         file = known[name].with_suffix(".txt")
         if caption.strip():
             write_atomic(file, caption.strip().encode())

@@ -18,7 +18,7 @@ With a ReLU the adapter is not linear in x and cannot be merged. encoder_activat
 exactly into LoRA of rank r and a bias. Decoder, second encoder and the variance head are not run in eval; a run's adapter goes
 without them, and PEFT's `save_pretrained` keeps them, so that training can go on.
 
-Use it where the training pictures carry something that must not be learned with the subject (a background, a style). It costs
+Use it where the training images carry something that must not be learned with the subject (a background, a style). It costs
 most in training and little in use. Deviations from the released code: the auxiliary loss is handed to the loop (the code keeps
 graphs on the modules and counts them twice under checkpointing), leaves padding out, does not reach the layers below unless
 detach=False, and settings whose loss has no lower bound are refused.

@@ -13,7 +13,7 @@ TRAINING_GUIDANCE = 1.0  # the distilled guidance that adapters are trained at: 
 
 
 class Flux(DiffusionModel):
-    """Double blocks (joint attention), then single blocks over words and picture in one sequence."""
+    """Double blocks (joint attention), then single blocks over words and image in one sequence."""
 
     pipelines = ("FluxPipeline",)
     text_encoder_names = ("text_encoder", "text_encoder_2")

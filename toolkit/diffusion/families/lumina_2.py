@@ -1,4 +1,4 @@
-"""Lumina Image 2: a flow transformer over Gemma 2, with time running from noise to picture."""
+"""Lumina Image 2: a flow transformer over Gemma 2, with time running from noise to image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..model import DiffusionModel, PromptEmbeds
 
 
 class Lumina2(DiffusionModel):
-    """One attention over words and picture."""
+    """One attention over words and image."""
 
     pipelines = ("Lumina2Pipeline",)
     licence = "Apache-2.0; the text encoder is under the Gemma terms."

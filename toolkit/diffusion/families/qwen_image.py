@@ -11,7 +11,7 @@ from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds, pack_
 
 
 class QwenImage(DiffusionModel):
-    """Joint attention over picture and words."""
+    """Joint attention over image and words."""
 
     pipelines = ("QwenImagePipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS

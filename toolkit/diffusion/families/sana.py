@@ -38,7 +38,7 @@ class Sana(DiffusionModel):
     def call_kwargs(
         cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
-        """Pictures get the size they are asked for, not the nearest one of a list."""
+        """Images get the size they are asked for, not the nearest one of a list."""
         given = super().call_kwargs(prompts, negative, guidance_scale) | {"use_resolution_binning": False}
         return given | {"negative_prompt": None} if isinstance(negative, dict) else given
 

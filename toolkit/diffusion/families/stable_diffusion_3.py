@@ -15,7 +15,7 @@ TIMESTEPS = 1000  # the transformer is told the noise level times this
 
 
 class StableDiffusion3(DiffusionModel):
-    """Joint attention over picture and words."""
+    """Joint attention over image and words."""
 
     pipelines = ("StableDiffusion3Pipeline",)
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")

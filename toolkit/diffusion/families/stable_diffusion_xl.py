@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two CLIP text encoders, and the size of the picture as a condition."""
+"""Stable Diffusion XL: two CLIP text encoders, and the size of the image as a condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Z-Image: a flow transformer over Qwen 3, with time running from noise to picture and one list entry a picture."""
+"""Z-Image: a flow transformer over Qwen 3, with time running from noise to image and one list entry an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..model import DiffusionModel, PromptEmbeds, pad_and_stack
 
 
 class ZImage(DiffusionModel):
-    """One attention over words and picture; prompts keep their own lengths."""
+    """One attention over words and image; prompts keep their own lengths."""
 
     pipelines = ("ZImagePipeline",)
     licence = "Apache-2.0. The distilled Turbo loses its few-step skill under training: train the base model."
