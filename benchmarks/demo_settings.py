@@ -3,7 +3,7 @@
     python benchmarks/demo_settings.py [--base tiny] [--creatures 3] [--rates 3e-4 1e-3] [--steps 200 400 800] [--out FILE.json]
 
 Each run learns one creature from five captioned images, as the demo does. Printed is the mean over the creatures of what
-`before_and_after` measures: share of the distance to drawn images closed, scene and place as asked; and seconds of training.
+`measure_before_and_after` measures: share of the distance to drawn images closed, scene and place as asked; and seconds of training.
 """
 
 from __future__ import annotations

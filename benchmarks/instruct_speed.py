@@ -149,7 +149,7 @@ def conversations(folder: Path, *, side: int) -> Path:
 
 
 def figures(ticks: list[float], tokens: float, data: float) -> dict:
-    """Of the steps behind the warm-up. tokens: of all rows of all steps, padding not counted, over their number."""
+    """Of the steps after the warm-up. tokens: of all rows of all steps, padding not counted, over their number."""
     steps = [b - a for a, b in zip(ticks[WARM:], ticks[WARM + 1 :], strict=False)]
     return {
         "median step, s": statistics.median(steps),

@@ -232,7 +232,7 @@ def test_rows(chosen: dict[tuple[str, int], float], seeds: int, work: Path) -> t
 
 
 def result_row(way: str, rank: int, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One way at one rank: its figures over the seeds, behind each mark."""
+    """One way at one rank: its figures over the seeds, after each mark."""
     row = {"way": way, "rank": rank, "learning_rate": cells[0]["rate"], "parameters": cells[0]["parameters"]}
     for mark in MARKS:
         for figure in FIGURES:

@@ -172,7 +172,7 @@ def min_step_seconds(step: Callable[[], None]) -> float:
 
 
 def compare_seconds(size: str, batch: int, rounds: int) -> dict[str, object]:
-    """Ratios of seconds a step."""
+    """Ratios of seconds per step."""
     sides = {"ours": ours(size, batch), "compiled": ours(size, batch, compiled=True), "plain": plain_step(size, batch)}
     for step in sides.values():
         for _ in range(3):

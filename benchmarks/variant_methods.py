@@ -76,7 +76,7 @@ def count(model: DiffusionModel, config: SubjectConfig) -> int:
 
 
 def match_size(name: str, model: DiffusionModel, config: SubjectConfig, target: int) -> Sized:
-    """The size of a method that is nearest to `goal` trained numbers."""
+    """The size of a method that is nearest to `target` trainable parameters."""
     method = METHODS[name]
 
     def count_at(rank: int, own: dict[str, str]) -> Sized:

@@ -33,7 +33,7 @@ def generate_captions(
         [said] = answers(vision, [row], max_new_tokens=MAX_CAPTION_TOKENS)
         if not said.strip():
             raise UserError(
-                f"The model says nothing of {path.name}: ask it in another way, or write the caption by hand."
+                f"The model gives no caption for {path.name}: ask it in another way, or write the caption by hand."
             )
         yield format_caption(said, token, class_noun)
 

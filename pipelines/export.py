@@ -66,7 +66,7 @@ class Proof:
     ranks: tuple[int, int] | None
     """Least and greatest rank in the file."""
     precision: str = "fp32"
-    """Number format of the base that the images were made with; the file itself is fp32."""
+    """dtype of the base that the images were made with; the file itself is fp32."""
 
     def summary(self) -> list[str]:
         """What was found, for people."""
@@ -89,7 +89,7 @@ class Proof:
             )
         if self.token_files:
             names = ", ".join(file.name for file in self.token_files)
-            lines.append(f"The adapter brings words of its own: load {names} too.")
+            lines.append(f"The adapter brings tokens of its own: load {names} too.")
         return lines
 
     def check(self) -> None:
@@ -116,13 +116,13 @@ def export_adapter(
 ) -> Proof:
     """Writes the adapter of `folder` in `format` and proves the file through the reader's own loader.
 
-    max_error: approximate what the format cannot say exactly, each layer to this relative error where that can be chosen;
-    None refuses instead. drop_bias: leave changes of biases out. side: of the images that are compared, pixels; 0 means the
-    base model's own. precision: number format of the base in the proof, unset the adapter's own; the file
+    max_error: approximate what the format cannot represent exactly, each layer to this relative error where that can be chosen;
+    None refuses instead. drop_bias: Skip bias changes. side: of the images that are compared, pixels; 0 means the
+    base model's own. precision: dtype of the base in the proof, unset the adapter's own; the file
     itself is always fp32.
 
     Raises:
-        UserError: for an unknown format, a missing adapter, or an adapter that the format cannot say exactly.
+        UserError: for an unknown format, a missing adapter, or an adapter that the format cannot represent exactly.
     """
     check_format(format)
     family = open_model(resolve_base(base))
@@ -189,7 +189,7 @@ def check_parts(family: DiffusionModel, format: str, parts: Sequence[str]) -> No
 def exportable_changes(
     pipe: Any, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None, *, drop_bias: bool
 ) -> tuple[dict[str, Part], dict[str, float]]:
-    """Every adapted part's changes as the format can say them, and the relative errors of those that are approximated."""
+    """Every adapted part's changes as the format can represent them, and the relative errors of those that are approximated."""
     parts: dict[str, Part] = {}
     errors: dict[str, float] = {}
     for name in native.PARTS:
@@ -301,7 +301,7 @@ def change_difference(a: Change, b: Change, weight: torch.Tensor) -> float:
 
 
 def round_change(change: Change, dtype: torch.dtype) -> Change:
-    """The change with its tensors rounded to a number format."""
+    """The change with its tensors rounded to a dtype."""
     return Change(**{name: None if t is None else t.to(dtype).to(t.dtype) for name, t in vars(change).items()})
 
 

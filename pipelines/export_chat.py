@@ -106,9 +106,9 @@ def export_chat(folder: Path, base: str, format: str, out: Path) -> ChatProof:
 
 @torch.no_grad()
 def next_token_probabilities(vision: VisionLanguageModel, model: Any) -> torch.Tensor:
-    """Probabilities of the next token behind every token of a question about a noise image, (L, vocabulary).
+    """Probabilities of the next token after every token of a question about a noise image, (L, vocabulary).
 
-    model: in the place of the vision model's own.
+    model: instead of the vision model's own.
     """
     noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
     image = Image.fromarray((noise * 255).byte().numpy())
@@ -122,7 +122,7 @@ def write_peft(vision: VisionLanguageModel, path: Path) -> None:
     """Plain LoRA with alpha = rank, and modules that were trained in full as they are.
 
     Raises:
-        UserError: when the adapter is no plain LoRA.
+        UserError: when the adapter is not a plain LoRA.
     """
     part = Part(vision.model, fold(vision.model, ADAPTER), ADAPTER)
     try:
@@ -158,7 +158,8 @@ def write_merged(vision: VisionLanguageModel, path: Path) -> None:
         if change.bias is not None:
             if base.bias is None:
                 raise UserError(
-                    f"The adapter gives {name} a bias that the base's layer does not have, so the base's class has no place for it. {NO_BIAS_ADVICE}"
+                    f"The adapter gives {name} a bias that the base's layer does not have, so the base's class has no "
+                    f"place for it. {NO_BIAS_ADVICE}"
                 )
             base.bias.add_(change.bias.to(base.bias))
         replace_module(model, name, base)

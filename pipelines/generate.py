@@ -73,7 +73,7 @@ def denoise(
     output_type: str = "pil",
     on_step: Callable[[], None] | None = None,
 ) -> Any:
-    """Images from a stock pipeline, one a prompt (texts, or words (B, ...)), each from the noise of its own seed.
+    """Images from a stock pipeline, one per prompt (texts, or embeds (B, ...)), each from the noise of its own seed.
 
     side: width, and height where that is 0, pixels. on_step: called behind every denoising step; what it raises ends the images.
     """
@@ -81,7 +81,7 @@ def denoise(
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step()
-        if step == pipe.num_timesteps - 1:  # the autoencoder may be in another number format than the denoiser
+        if step == pipe.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
@@ -105,7 +105,7 @@ def pipeline_family(pipe: Any) -> type[DiffusionModel]:
     """
     family = find_family(type(pipe).__name__)
     if family is None:
-        raise UserError(f"A {type(pipe).__name__} is of no family that rankfold knows.")
+        raise UserError(f"A {type(pipe).__name__} belongs to no supported family.")
     return family
 
 
@@ -142,7 +142,7 @@ def load_pipeline(recipe: Recipe) -> Any:
 
 
 def adapter_precision(adapters: Sequence[str]) -> str:
-    """The number format that the adapters say they were trained in, where all say the same; otherwise fp32."""
+    """The dtype that the adapters say they were trained in, where all say the same; otherwise fp32."""
     said = {adapter_facts(adapter_path(Path(path))).get("precision", "fp32") for path in adapters}
     return said.pop() if len(said) == 1 and said <= DTYPES.keys() else "fp32"
 
@@ -206,7 +206,7 @@ def generate_batch(
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
     height = recipe.height or side
     common: Any = {
-        "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "side": side, "height": height,
+        "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": side, "height": height,
         "output_type": "np", "on_step": on_step,
     }  # fmt: skip
     if recipe.regions:
@@ -240,8 +240,8 @@ def check_finite(images: np.ndarray) -> None:
     """Raises UserError for images (B, H, W, 3) that are not numbers; as files they would be black."""
     if not np.isfinite(images).all():
         raise UserError(
-            "The images came out as values that are no numbers: take --precision fp32 (or bf16), or less --strength; an "
-            "adapter that does so at strength 1 in fp32 is spoilt, see 'rankfold inspect'."
+            "The images came out as NaN or infinity: take --precision fp32 (or bf16), or less --strength; an "
+            "adapter that does so at strength 1 in fp32 is corrupted, see 'rankfold inspect'."
         )
 
 
@@ -279,7 +279,7 @@ def parse_recipe(path: Path) -> Recipe:
         raise UserError(f"--from {path} is not an image that can be read.") from error
     if text is None:
         raise UserError(
-            f"--from {path} carries no settings: it was not made by rankfold sample, or was saved anew since."
+            f"--from {path} carries no settings: it was not made by rankfold sample, or was re-saved since."
         )
     try:
         recipe = TypeAdapter(Recipe).validate_json(text)

@@ -117,7 +117,7 @@ def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, A
 
 
 def login(user: str, password: str) -> Any:
-    """Checks a name and a password, in the same time for all; behind ten wrong ones everybody waits a minute."""
+    """Checks a name and a password, in the same time for all; after ten wrong ones everybody waits a minute."""
     wrong: list[float] = []
 
     def check(name: str, word: str) -> bool:

@@ -23,9 +23,9 @@ class CaptionOptions:
     question: str = ""
     """What the model is asked; unset means 'Describe the picture.'"""
     overwrite: bool = False
-    """Write captions anew where there are some."""
+    """Replace existing captions."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format."""
+    """dtype of the model."""
     device: str = ""
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
 
@@ -45,7 +45,7 @@ def caption(argv: list[str]) -> None:
     samples = find_samples(options.images)
     missing = [sample.path for sample in samples if options.overwrite or not sample.caption]
     if not missing:
-        print(f"All {len(samples)} images have captions; --overwrite writes them anew.")
+        print(f"All {len(samples)} images have captions; --overwrite replaces them.")
         return
     vision = open_chat(options.base, precision=options.precision, device=parse_device(options.device))
     made = generate_captions(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)

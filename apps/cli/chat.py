@@ -14,7 +14,7 @@ from .options import parse_options, positional
 @dataclass(frozen=True)
 class ChatOptions:
     question: Annotated[tuple[str, ...], positional()] = ()
-    """What to ask; without one a conversation begins, a line a question."""
+    """What to ask; without one a conversation begins, one question per line."""
     image: tuple[Path, ...] = ()
     """Images that the first question is about."""
     run: Path | None = None
@@ -28,9 +28,9 @@ class ChatOptions:
     compare: bool = False
     """Also show what the base answers."""
     max_new_tokens: int = 256
-    """Most tokens of an answer."""
+    """Maximum tokens of an answer."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format."""
+    """dtype of the model."""
     device: str = ""
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
 
@@ -81,7 +81,7 @@ class ChatSession:
                 print_stream("base:  ", stream(self.vision, row, max_new_tokens=most))
         answer = print_stream("tuned: " if self.options.compare else "", stream(self.vision, row, max_new_tokens=most))
         if not answer:
-            raise UserError("The model said nothing; nothing was added to the conversation.")
+            raise UserError("The model gave no answer; nothing was added to the conversation.")
         self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return answer
 

@@ -31,7 +31,7 @@ class DemoConfig(OverwriteOption):
     steps: int = 300
     """Training steps."""
     adapter: str = "moslora"
-    """Adapter variant."""
+    """Adapter method."""
     threads: int = 0
     """Torch threads; 0 takes as many as find a free core."""
     seed: int = 0
@@ -46,7 +46,7 @@ def demo(argv: list[str]) -> None:
 def run_demo(config: DemoConfig) -> dict[str, float]:
     """Trains, measures, exports and prints; returns the figures, none when the training was stopped.
 
-    A demo that is in the folder is done anew; any other run there is left alone, unless the config says to overwrite it.
+    A demo that is in the folder is redone; any other run there is left alone, unless the config says to overwrite it.
     """
     import torch
 
@@ -60,7 +60,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     settings = demo_config(config)
     overwrite = config.overwrite or is_demo(Run(config.out))
     if overwrite and not config.overwrite:
-        print(f"{config.out} holds a demo already, which this one takes the place of.")
+        print(f"{config.out} holds a demo already, which this one replaces.")
     print(f"Teaching the embedded model the creature in {settings.images} (five images, {config.steps} steps)")
     run = train(settings, overwrite=overwrite)
     if run.status()["state"] != "done":

@@ -24,7 +24,7 @@ class DemoInstructConfig(OverwriteOption):
     steps: int = 150
     """Training steps of the new task alone; with replay a third more."""
     adapter: str = "moslora"
-    """Adapter variant."""
+    """Adapter method."""
     threads: int = 1
     """Torch threads."""
     seed: int = 0
@@ -39,7 +39,7 @@ def demo_instruct(argv: list[str]) -> None:
 def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     """Trains twice, measures and prints; returns the figures of both runs, of fewer when a training was stopped.
 
-    A demo that is in the folder is done anew; anything else there is left alone, unless the config says to overwrite it.
+    A demo that is in the folder is redone; anything else there is left alone, unless the config says to overwrite it.
     """
     import torch
 
@@ -57,7 +57,7 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     overwrite = config.overwrite or is_demo_data(config.out / "data")
     check_folder(config.out, overwrite=overwrite)
     if overwrite and not config.overwrite:
-        print(f"{config.out} holds a demo already, which this one takes the place of.")
+        print(f"{config.out} holds a demo already, which this one replaces.")
     files = write_demo_data(config.out / "data", seed=config.seed)
     settings = {"adapter": config.adapter, "threads": config.threads, "seed": config.seed}
     print(f"Teaching the embedded model to answer '{QUESTION}' from 400 images ({files['train']})")

@@ -21,7 +21,7 @@ def version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, and those of `plain_end`."""
+    """Entry point. Exit codes: 0 done, and those of `report_errors`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     argv = [word for word in given if word != "--verbose"]
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -20,7 +20,7 @@ class EvaluateOptions:
     """object, live (the protocol's 25 each), world (the embedded models'), or a file with {token} and {noun} in each line;
     unset means world for embedded bases and object for others."""
     n: int = 4
-    """Images a prompt."""
+    """Images per prompt."""
     strength: float = 1.0
     """Of the adapter."""
     base: str | None = None
@@ -39,7 +39,7 @@ class EvaluateOptions:
     side: int = 0
     """Side of the images in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Number format; unset means the one that the adapter was trained in."""
+    """dtype; unset means the one that the adapter was trained in."""
     seed: int = 0
     """Seed of the first image."""
     out: Path | None = None

@@ -27,15 +27,15 @@ class EvaluateOptions:
     retention: Path | None = None
     """Questions of what the base could do before; what was forgotten is shown."""
     ask_short: bool = False
-    """Put LLaVA's words for short answers behind each question."""
+    """Append LLaVA's instruction for short answers to each question."""
     max_new_tokens: int = 32
-    """Most tokens of an answer."""
+    """Maximum tokens of an answer."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format."""
+    """dtype of the model."""
     device: str = ""
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
     seed: int = 0
-    """Which images are given to whom in the control."""
+    """Seed of the shuffled-image control."""
     out: Path | None = None
     """Folder for evaluation.json and answers.jsonl; unset means evaluation/ in the run."""
     vlmevalkit: bool = False

@@ -26,7 +26,7 @@ def export(argv: list[str]) -> None:
         drop_bias: bool = False
         """Leave the adapter's changes of biases out."""
         precision: Literal["fp32", "bf16", "fp16"] | None = None
-        """Number format of the base in the proof; unset means the run's. The file is always fp32."""
+        """dtype of the base in the proof; unset means the run's. The file is always fp32."""
 
     options = parse_options(Options, argv, "export")
     from ...pipelines.export import export_adapter

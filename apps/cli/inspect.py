@@ -23,7 +23,7 @@ def inspect(argv: list[str]) -> None:
         skip_bad: bool = False
         """List conversations that cannot be used instead of stopping at the first."""
         max_length: int = 2048
-        """Most tokens of a conversation."""
+        """Maximum tokens per conversation."""
         layers: bool = False
         """List every layer."""
         json: bool = False

@@ -22,7 +22,7 @@ def inspect_data(file: Path, base: str, images: Path | None, *, rows: int, skip_
     lengths = sorted(planned.lengths)
     print(f"{file}\n  rows     {len(planned)}, with {sum(len(row.images) for row in planned.rows)} images")
     print(
-        f"  tokens   {lengths[0]} to {lengths[-1]} a row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all"
+        f"  tokens   {lengths[0]} to {lengths[-1]} per row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all"
     )
     print(f"  learned  {sum(planned.num_learned):,} of them ({sum(planned.num_learned) / sum(lengths):.1%})")
     if planned.too_long:

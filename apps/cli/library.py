@@ -19,7 +19,7 @@ def add(argv: list[str]) -> None:
         base: str = ""
         """Base model; unset means what the adapter says."""
         trigger: str = ""
-        """Words that call the subject; unset means what the adapter says."""
+        """Trigger words; unset means what the adapter says."""
         thumbnail: Path | None = None
         """Image of it; unset means a run's newest preview."""
 

@@ -18,7 +18,7 @@ def plan_subject(argv: list[str]) -> None:
         lines = [f"fits in {fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {fit:g} GiB as it is"]
     for part in ("base", "adapter", "working", "peak"):
         print(f"{part:16} {getattr(estimate, part) / 2**30:8.2f} GiB")
-    print(f"trained numbers  {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
+    print(f"trainable params {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
     print(f"disk             {disk_bytes(estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
     print(
         f"time             {min_seconds(estimate) / 60:8.1f} minutes at least: {config.steps} steps of "

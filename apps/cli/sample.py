@@ -33,7 +33,7 @@ class SampleOptions:
     steps: int = 25
     """Denoising steps."""
     guidance_scale: float | None = None
-    """How closely to follow the prompt; 1 is not at all; unset means the run's, or 4."""
+    """Guidance scale; 1 turns guidance off; unset means the run's, or 4."""
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
     side: int = 0
@@ -41,7 +41,7 @@ class SampleOptions:
     height: int = 0
     """Their height, where it is another."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Number format; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
+    """dtype; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
     out: Path = Path("samples")
     """Folder for the images."""
     grid: bool = False

@@ -43,9 +43,9 @@ def subject_options(argv: list[str], name: str) -> tuple[SubjectConfig, float | 
     @dataclass(frozen=True, kw_only=True)
     class Options(SubjectConfig):
         fit: float | None = None
-        """Choose the fewest savings that bring the peak of memory under so many GiB."""
+        """Choose the fewest savings that bring peak memory under this many GiB."""
         folds: int = 0
-        """Cross-validation: so many runs, each measured by other photos, say how many steps the last one on all photos takes."""
+        """Cross-validation: number of folds; they decide how many steps the final run on all photos takes."""
 
     config_file, argv = take_option(argv, "--config")
     default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()

@@ -15,7 +15,7 @@ class WorkOptions:
     device: str = "0"
     """Number of the GPU that this worker's runs see; one worker for each. Without a GPU any name does."""
     until_empty: bool = False
-    """Come back when no run waits."""
+    """Exit when the queue is empty."""
 
 
 def work(argv: list[str]) -> None:

@@ -186,7 +186,7 @@ def draw(page, address, made):
     """Two images with two adapters, whose settings come back from one of them."""
     page.goto(f"{address}/generate")
     choose(page, "#adapter-1", "first")
-    page.get_by_role("button", name="One more adapter").click()
+    page.get_by_role("button", name="Add adapter").click()
     choose(page, "#adapter-2", "second")
     page.locator("#prompt textarea").fill("a sks creature in the snow")
     page.locator("#n input").fill("2")
@@ -295,7 +295,7 @@ def test_a_program_trains_with_the_same_endpoints(client, server):
     client.predict(str(folder / "photos"), api_name="/use_folder")
     with pytest.raises(AppError, match="unknown key 'stps'"):
         client.predict("method: subject\nstps: 3", "by-program", api_name="/start")
-    with pytest.raises(AppError, match="is no name of a run"):
+    with pytest.raises(AppError, match="is not a valid name of a run"):
         client.predict("method: subject", "../by-program", api_name="/start")
     settings = "method: subject\nsteps: 12\npreview_every: 6\nthreads: 1\nlog_every: 3\npreview_steps: 2"
     client.predict(settings, "by-program", api_name="/start")

@@ -82,9 +82,9 @@ def test_an_axis_is_read(what, text, values, labels):
         ("seed", "-1", "'-1' does not fit"),
         ("steps", "0", "from 1 to 1000"),
         ("guidance", "many", "'many' does not fit as guidance"),
-        ("adapter", "../../etc/passwd", "'../../etc/passwd' is no adapter here"),
+        ("adapter", "../../etc/passwd", "'../../etc/passwd' is not a known adapter"),
         ("adapter", "library: dogs", "Did you mean 'library: dog'?"),
-        ("checkpoint", "cat", "'cat' is no checkpoint here"),
+        ("checkpoint", "cat", "'cat' is not a known checkpoint"),
         ("seed", "1\n1.0", "'1.0' stands twice among the values of X"),
         ("prompt", " \n", "X has no values"),
         ("colour", "red", "X cannot vary 'colour'"),
@@ -111,7 +111,7 @@ def test_a_value_that_does_not_fit_is_named(what, text, said):
         ({"clip": "ViT-B-32"}, "does not say where the open_clip model's weights are"),
         ({"clip": "local-dir:/etc"}, "lies outside what the studio may read"),
         ({"clip": "hf-hub:../../etc"}, "does not say where"),
-        ({"photos": "../runs"}, "is no name of a run"),
+        ({"photos": "../runs"}, "is not a valid name of a run"),
     ],
 )
 def test_a_mistake_is_said_before_anything_is_drawn(places, values, said):

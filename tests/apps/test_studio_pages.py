@@ -121,7 +121,7 @@ def compose(places, names, how, run, **values):
 
 def test_composes_by_weights_and_says_what_it_was_made_of(places):
     train(replace(places.config("mine"), out=places.runs / "second", seed=5, token="ohwx", preview_every=0))
-    run = compose(places, ["mine", "second"], "weights", "both", weights="0.75, -0.5")
+    run = compose(places, ["mine", "second"], "Custom weights", "both", weights="0.75, -0.5")
     assert run.state() == "queued"
     with pytest.raises(UserError, match="both is queued: its weights are here when it is done"):
         compose_page.describe_composition(places, "both")
@@ -143,7 +143,9 @@ def test_composes_by_weights_and_says_what_it_was_made_of(places):
 def test_learns_weights_on_images_cut_to_a_rank(places, images):
     library_page.add_to_library(places, "mine", "kept", "")
     names = ["mine", "library: kept"]
-    run = compose(places, names, "learned", "few", folder=str(images), steps=2, rate=0.1, rank=3, token=" zwx ")
+    run = compose(
+        places, names, "Learn from images", "few", folder=str(images), steps=2, rate=0.1, rank=3, token=" zwx "
+    )
     config = places.config("few")
     assert (config.images, config.steps, config.learning_rate) == (images.resolve(), 2, 0.1)
     assert (config.max_rank, config.token, config.class_noun) == (3, "zwx", "creature")
@@ -168,21 +170,21 @@ def test_images_of_an_uploaded_set(places, images):
 @pytest.mark.parametrize(
     ("names", "how", "values", "run", "sentence"),
     [
-        ([], "all alike", {}, "x", "No adapter has been chosen"),
-        (["nobody"], "all alike", {}, "x", "There is no adapter named nobody"),
-        (["../mine/adapter"], "all alike", {}, "x", "There is no adapter named"),
-        (["mine"], "by magic", {}, "x", "is no way to compose"),
-        (["mine"], "weights", {"weights": "0.5 0.5"}, "x", "There are 2 weights for 1 adapters"),
-        (["mine"], "weights", {"weights": "half"}, "x", "are not numbers"),
-        (["mine"], "weights", {"weights": "inf"}, "x", "are not all finite"),
-        (["mine"], "learned", {}, "x", "need a few images"),
-        (["mine"], "learned", {"folder": "/"}, "x", "lies outside what the studio may read"),
-        (["mine"], "learned", {"folder": "/nowhere"}, "x", "does not exist"),
-        (["mine"], "all alike", {"rank": -1}, "x", "--max-rank must be at least 0"),
-        (["mine"], "all alike", {"base": "tiny"}, "x", "was trained on"),
-        (["mine"], "all alike", {"base": "/etc"}, "x", "lies outside"),
-        (["mine"], "all alike", {}, "mine", "There is a run named mine already"),
-        (["mine"], "all alike", {}, "../x", "is no name of a run"),
+        ([], "Equal", {}, "x", "No adapter has been chosen"),
+        (["nobody"], "Equal", {}, "x", "There is no adapter named nobody"),
+        (["../mine/adapter"], "Equal", {}, "x", "There is no adapter named"),
+        (["mine"], "by magic", {}, "x", "is not a way to compose"),
+        (["mine"], "Custom weights", {"weights": "0.5 0.5"}, "x", "There are 2 weights for 1 adapters"),
+        (["mine"], "Custom weights", {"weights": "half"}, "x", "are not numbers"),
+        (["mine"], "Custom weights", {"weights": "inf"}, "x", "are not all finite"),
+        (["mine"], "Learn from images", {}, "x", "need a few images"),
+        (["mine"], "Learn from images", {"folder": "/"}, "x", "lies outside what the studio may read"),
+        (["mine"], "Learn from images", {"folder": "/nowhere"}, "x", "does not exist"),
+        (["mine"], "Equal", {"rank": -1}, "x", "--max-rank must be at least 0"),
+        (["mine"], "Equal", {"base": "tiny"}, "x", "was trained on"),
+        (["mine"], "Equal", {"base": "/etc"}, "x", "lies outside"),
+        (["mine"], "Equal", {}, "mine", "There is a run named mine already"),
+        (["mine"], "Equal", {}, "../x", "is not a valid name of a run"),
     ],
 )
 def test_mistakes_in_composing(places, names, how, values, run, sentence):
@@ -288,9 +290,9 @@ def test_stopping_ends_behind_a_token_and_the_model_answers_on(places, image):
         ({"tuned": "mine"}, "There is no adapter named mine"),
         ({"base": "/etc"}, "lies outside what the studio may read"),
         ({"base": "nothing/../here"}, "does not exist"),
-        ({"most": 0}, "must lie between 1 and"),
-        ({"most": None}, "must lie between 1 and"),
-        ({"precision": "int3"}, "is no number format"),
+        ({"most": 0}, "must be between 1 and"),
+        ({"most": None}, "must be between 1 and"),
+        ({"precision": "int3"}, "is not a dtype"),
     ],
 )
 def test_mistakes_in_chat(places, values, sentence):
@@ -301,7 +303,7 @@ def test_mistakes_in_chat(places, values, sentence):
 def test_a_text_file_is_no_image(places, tmp_path):
     file = tmp_path / "notes.png"
     file.write_text("no image")
-    with pytest.raises(gr.Error, match=r"^'notes\.png is not a whole image"):
+    with pytest.raises(gr.Error, match=r"^'notes\.png is not a valid image"):
         chat(handlers(places, chat_page)["chat"], ChatState(), "What colour?", image=str(file))
 
 
@@ -343,13 +345,13 @@ def test_lists_runs_and_library_with_thumbnails(places):
 @pytest.mark.parametrize(
     ("adapter", "name", "sentence"),
     [
-        ("mine", "../kept", "is no name of a library's adapter"),
-        ("mine", "", "is no name of a library's adapter"),
+        ("mine", "../kept", "is not a valid name of a library's adapter"),
+        ("mine", "", "is not a valid name of a library's adapter"),
         ("", "kept", "No adapter has been chosen"),
         ("nobody", "kept", "There is no adapter named nobody"),
-        ("colours", "kept", "is no run's adapter of a diffusion model"),
+        ("colours", "kept", "is not a run's adapter of a diffusion model"),
         ("mine", "there", "has an adapter named there already"),
-        ("library: there", "kept", "is no run's adapter"),
+        ("library: there", "kept", "is not a run's adapter"),
     ],
 )
 def test_mistakes_in_adding(places, adapter, name, sentence):
@@ -367,7 +369,7 @@ def test_inspects_an_adapter_against_its_base(places):
     assert "median" in facts["change"]
     assert len(layers) == 56
     assert all(row[6] == "" and row[5].endswith("%") for row in layers)
-    assert "Sound" in said
+    assert "No problems found" in said
     assert library_page.inspect_source(places, "colours", None, True)[1]
     with pytest.raises(UserError, match=r"is not linear|no exact"):
         library_page.inspect_source(places, "bent", None, True)
@@ -379,10 +381,10 @@ def test_inspects_a_file(places, tmp_path):
     assert dict(rows)["format"] == "kohya"
     assert dict(rows)["loads in kohya tools, A1111, ComfyUI"] == "yes"
     assert len(layers) == 56
-    assert said == ["Sound: no layer is zero or not finite."]
+    assert said == ["No problems found: no layer is zero or not finite."]
     broken = tmp_path / "broken.safetensors"
     broken.write_text("nothing")
-    with pytest.raises(UserError, match=r"^broken\.safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"^broken\.safetensors is corrupted"):
         library_page.inspect_source(places, None, str(broken), False)
     with pytest.raises(UserError, match="No adapter has been chosen"):
         library_page.inspect_source(places, None, None, False)
@@ -397,7 +399,7 @@ def test_a_spoilt_adapter_is_seen(places, tmp_path):
     next(iter(state.values())).fill_(float("nan"))
     save_file(state, file)
     *_, advice = library_page.inspect_source(places, "library: spoilt", None, False)
-    assert advice == ["unet holds NaN or infinity: it is spoilt; take an earlier checkpoint and train again."]
+    assert advice == ["unet holds NaN or infinity: it is corrupted; take an earlier checkpoint and train again."]
 
 
 def test_an_exported_file_does_the_same_in_a_stock_pipeline(places, base):
@@ -408,7 +410,7 @@ def test_an_exported_file_does_the_same_in_a_stock_pipeline(places, base):
     stock.set_progress_bar_config(disable=True)
     stock.load_lora_weights(files[0])
     own = load_pipeline(Recipe(prompt="", base=str(base), adapters=(str(places.adapter("mine")),), strengths=(1.0,)))
-    draw = {"seeds": [3], "steps": 2, "guidance_scale": 2.0, "side": 64, "output_type": "np"}
+    draw = {"seeds": [3], "steps": 2, "guidance_scale": 2.0, "width": 64, "output_type": "np"}
     images = [torch.from_numpy(denoise(pipe, ["a sks creature"], **draw)) for pipe in (stock, own)]
     torch.testing.assert_close(*images, atol=1e-5, rtol=0)
     plain = torch.from_numpy(denoise(StableDiffusionPipeline.from_pretrained(base), ["a sks creature"], **draw))
@@ -449,8 +451,8 @@ def test_what_no_format_says_exactly_is_approximated_when_asked_for(places):
     [
         (("nobody", "diffusers", False, 0.05, False), "There is no adapter named nobody"),
         (("../../etc", "diffusers", False, 0.05, False), "There is no adapter named"),
-        (("mine", "zip", False, 0.05, False), "'zip' is no format: choose one of diffusers, peft, kohya"),
-        (("mine", "diffusers", True, 3, False), "must lie above 0"),
+        (("mine", "zip", False, 0.05, False), "'zip' is not a format: choose one of diffusers, peft, kohya"),
+        (("mine", "diffusers", True, 3, False), r"must be in \(0, 1"),
         (("colours", "kohya", False, 0.05, False), "choose the format peft"),
     ],
 )

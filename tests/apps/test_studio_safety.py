@@ -68,7 +68,7 @@ def write_zip(path, files):
 )
 def test_names_that_lead_elsewhere(places, name):
     for ask in (places.run, places.new_run, places.upload_folder):
-        with pytest.raises(UserError, match="is no name of a"):
+        with pytest.raises(UserError, match="is not a valid name of a"):
             ask(name)
 
 
@@ -157,7 +157,7 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
             uploads.store_uploads([write_zip(tmp_path / "a.zip", files)], folder)
         assert not list(folder.iterdir())
     (tmp_path / "b.zip").write_bytes(b"no zip")
-    with pytest.raises(UserError, match="is no whole zip"):
+    with pytest.raises(UserError, match="is not a valid zip"):
         uploads.store_uploads([tmp_path / "b.zip"], folder)
 
 
@@ -181,11 +181,11 @@ def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a whole image"),
-        ("a.png", b"<html><script>alert(1)</script></html>", "not a whole image"),
+        ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a valid image"),
+        ("a.png", b"<html><script>alert(1)</script></html>", "not a valid image"),
         ("a.svg", b"<svg/>", "neither an image"),
         ("a.html", b"<html/>", "neither an image"),
-        ("a.png", png()[:100], "not a whole image"),
+        ("a.png", png()[:100], "not a valid image"),
     ],
 )
 def test_what_is_no_image_is_refused_with_its_name(tmp_path, name, data, words):

@@ -120,7 +120,7 @@ def test_a_run_without_posix(elsewhere, images, tmp_path):
 
 @pytest.mark.slow
 def test_a_queue_and_readers_without_posix(elsewhere, images, tmp_path):
-    """A worker, the process of a run, and processes that read images: each started anew, as where nothing can be forked."""
+    """A worker, the process of a run, and processes that read images: each started again, as where nothing can be forked."""
     rows = [{"image": f"photos\\{n}.png", "question": "What is it?", "answer": SAYING} for n in range(4)]
     (tmp_path / "photos").mkdir()
     for row in rows:

@@ -53,7 +53,7 @@ def test_python_compiles_and_names_exist():
 
 
 def test_the_tree_is_the_tree():
-    """To write both anew: python tests/helpers/tree.py"""
+    """To write both again: python tests/helpers/tree.py"""
     text = README.read_text(encoding="utf-8")
     assert text == tree.with_tree(text)
     assert (ROOT / "docs" / "files.md").read_text(encoding="utf-8") == tree.file_page()

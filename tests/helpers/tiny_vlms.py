@@ -1,7 +1,7 @@
 """A random picture-and-text model of each family with its true classes, well under a megabyte, saved as a folder.
 
 Widths and depths are the smallest that the architectures allow. Layouts, special tokens, the counts of image tokens
-and the shape of the chat templates are those of the published models; the templates themselves are written anew here.
+and the shape of the chat templates are those of the published models; the templates themselves are rewritten here.
 """
 
 from collections.abc import Callable

@@ -158,7 +158,7 @@ def test_a_device_by_name():
     assert devices.parse_device("cpu") == torch.device("cpu")
     for name in ("mps", "xpu", "gpu"):
         if not (hasattr(torch, name) and getattr(torch, name).is_available()):
-            with pytest.raises(UserError, match=f"--device {name} is not to be had here: leave it out for"):
+            with pytest.raises(UserError, match=f"--device {name} is not available here: leave it out for"):
                 devices.parse_device(name)
 
 

@@ -112,7 +112,7 @@ def test_clip_reads_captions():
 
 @torch.no_grad()
 def test_the_flow_transformer_was_trained_as_the_pipeline_runs_it():
-    """One token in the place of T5's 256 alike ones is the same computation, and the words are put together alike."""
+    """One token instead of T5's 256 alike ones is the same computation, and the words are put together alike."""
     from rankfold.toolkit.diffusion.load import open_model, resolve_base
     from rankfold.training.embedded.dit import Learner, first_encoder
     from rankfold.training.embedded.loop import BuildTinyConfig

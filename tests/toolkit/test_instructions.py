@@ -173,7 +173,7 @@ def test_several_splits_are_refused(folder):
         ("x.json", b"[]", "none of its 0 rows"),
         ("x.jsonl", b'{"question": "q", "answer": "a"}\n\n{"a" 1}\n', "x.jsonl is not JSON: Expecting ':' delimiter at line 3, column 6"),
         ("x.jsonl", b'{"question": "q", "answer": "\xff"}\n', "x.jsonl is not text in UTF-8"),
-        ("x.parquet", b"not a table", "x.parquet is no data set"),
+        ("x.parquet", b"not a table", "x.parquet is not a data set"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(folder, name, text, words):
@@ -190,7 +190,7 @@ def test_files_and_folders_that_are_not_there(folder):
         read_conversations(folder / "nowhere.json")
     with pytest.raises(UserError, match=r"--images .*nowhere is not a folder"):
         read_conversations(there, folder / "nowhere")
-    with pytest.raises(UserError, match="is no data set"):
+    with pytest.raises(UserError, match="is not a data set"):
         read_conversations(folder)
 
 

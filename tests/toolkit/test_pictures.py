@@ -128,7 +128,7 @@ def test_truncated_files(tmp_path, kind):
     path = tmp_path / f"cut.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path.write_bytes(encode_image(Image.fromarray(noise), kind)[:-1500])
-    with pytest.raises(UserError, match=rf"cut\.{kind} is not a whole image"):
+    with pytest.raises(UserError, match=rf"cut\.{kind} is not a valid image"):
         load_rgb(path)
 
 
@@ -136,7 +136,7 @@ def test_truncated_files(tmp_path, kind):
 def test_a_damaged_avif():
     whole = encode_image(quarters(), "avif")
     for damaged in (whole.replace(b"pitm", b"xxxx"), whole.replace(b"iloc", b"xxxx"), whole[: len(whole) // 2]):
-        with pytest.raises(UserError, match="is not a whole image"):
+        with pytest.raises(UserError, match="is not a valid image"):
             load_rgb(damaged)
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_avif():
 def test_another_kind_of_file(tmp_path, text):
     path = tmp_path / "notes.png"
     path.write_bytes(text)
-    with pytest.raises(UserError, match=r"notes\.png is not a whole image"):
+    with pytest.raises(UserError, match=r"notes\.png is not a valid image"):
         load_rgb(path)
     with pytest.raises(UserError, match=r"notes\.png is not an image that can be read"):
         image_size(path)

@@ -378,5 +378,5 @@ def test_tables_for_vlmevalkit(items, tmp_path):
 
 def test_tables_for_vlmevalkit_need_one_image_a_row(items, tmp_path):
     made = items({"answer": "x"}, pair("a", "b"))
-    with pytest.raises(UserError, match=r"data\.json, row 2: .* one image a row, not 2"):
+    with pytest.raises(UserError, match=r"data\.json, row 2: .* one image per row, not 2"):
         module.write_vlmevalkit(made, tmp_path / "x.tsv")

@@ -34,7 +34,7 @@ def test_flip_doubles(tmp_path):
     [
         (lambda d: None, "is empty"),
         (lambda d: (d / "notes.md").write_text("x"), "holds no images"),
-        (lambda d: (d / "a.png").write_bytes(b"not an image"), "a.png: is not a whole image"),
+        (lambda d: (d / "a.png").write_bytes(b"not an image"), "a.png: is not a valid image"),
         (lambda d: image(d / "tiny.png", (1, 1)), "tiny.png: is 1 x 1 pixels"),
         (lambda d: image(d / "long.png", (20000, 20)), "20000 x 20 pixels"),
         (lambda d: (image(d / "a.png"), (d / "b.txt").write_text("x")), "b.txt is a caption without an image"),

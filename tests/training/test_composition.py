@@ -73,7 +73,7 @@ def test_mixture_is_the_weighted_sum_and_its_gradient_is_right(base, free):
     known.square().mean().backward()
     out.square().mean().backward()
     torch.testing.assert_close(mixture.coefficients.logits.grad, logits.grad)
-    assert [name for name, p in mixture.named_parameters() if p.requires_grad] == ["weights.logits"]
+    assert [name for name, p in mixture.named_parameters() if p.requires_grad] == ["coefficients.logits"]
 
 
 def test_starts_uniform():

@@ -197,7 +197,7 @@ def test_exports_to_stock_diffusers(folder, photos, tmp_path):
 
 
 def test_two_processes_give_the_same_curve(folders, photos, tmp_path):
-    """With rows that are asked twice, which are shared out unevenly."""
+    """With rows that are asked twice, which are divided unevenly."""
     settings = {"steps": 3, "batch_size": 4, "log_every": 1, "preservation_weight": 1.0}
     ones, files = {}, []
     for name in ("sdxl", "flux-dev", "z-image"):

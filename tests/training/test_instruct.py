@@ -155,7 +155,7 @@ def test_resume_goes_on_in_the_middle_of_a_pass(config, tmp_path):
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
-    """Also where a process's rows have no image, so that the tower has no gradient there, and where the base is shared out."""
+    """Also where a process's rows have no image, so that the tower has no gradient there, and where the base is sharded."""
     tower = {"adapt": ("language-attention", "vision-attention"), "train_projector": True}
     more = {"plain": {}, "tower": tower, "shared": tower | {"preview_every": 2, "preview_tokens": 4}}
     ones = {name: train(replace(config, **own, out=tmp_path / name)) for name, own in more.items()}
@@ -245,7 +245,7 @@ def test_a_image_that_breaks_off_stops_with_its_row(config, tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     rows = [{"image": "cut.png", "question": "What?", "answer": "red"}]
     (tmp_path / "cut.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"cut\.json, row 1: .*not a whole image"):
+    with pytest.raises(UserError, match=r"cut\.json, row 1: .*not a valid image"):
         train(replace(config, data=tmp_path / "cut.json"))
 
 

@@ -51,8 +51,8 @@ def test_preservation_is_nothing_at_the_start_and_something_behind(config, text)
     """The untrained adapter says what the model says; a disturbed one does not, and its gradient leads back."""
     task = task_of(replace(config, preservation_weight=1.0, train_text_encoder=text))
     batch = task.batch(0, [0, 1, 2, 3])
-    plain = {k: v for k, v in batch.items() if not k.startswith("kept")}
-    assert batch["kept"].tolist() == [0]
+    plain = {k: v for k, v in batch.items() if not k.startswith("preservation")}
+    assert batch["preservation"].tolist() == [0]
     torch.testing.assert_close(task.module(batch), task.module(plain))
     with torch.no_grad():
         for group in task.parameter_groups():
@@ -71,9 +71,9 @@ def test_the_rows_that_are_kept_do_not_depend_on_the_batch(config):
         task, kept = task_of(replace(config, preservation_weight=0.5, batch_size=size)), []
         for position in range(0, 12, size):
             batch = task.batch(position, list(range(size)))
-            if "kept" in batch:
-                kept += [position + row for row in batch["kept"].tolist()]
-                assert set(batch["kept_weight"].tolist()) == {2.0}
+            if "preservation" in batch:
+                kept += [position + row for row in batch["preservation"].tolist()]
+                assert set(batch["preservation_weight"].tolist()) == {2.0}
         assert kept == [0, 4, 8]
 
 
@@ -81,7 +81,7 @@ def test_class_images_and_preservation_keep_their_weights_together(config):
     """Both count for the mean over the images of the subject, whatever else is in the batch."""
     config = replace(config, preservation_weight=0.5, prior_weight=0.25, prior_pictures=2, preview_steps=2)
     batch = task_of(config).batch(0, [0, 1, 2, 3])
-    assert batch["kept_weight"].sum() / len(batch["weight"]) == 0.5
+    assert batch["preservation_weight"].sum() / len(batch["weight"]) == 0.5
     assert batch["weight"][4:].sum() / len(batch["weight"]) == 0.25
 
 
@@ -301,17 +301,17 @@ def test_flow_noise():
 def test_weighing_timesteps(config):
     """Each row's loss is the plain one times its own weight."""
     batch = task_of(config).batch(0, [0, 1, 2, 3])
-    batch = {key: value for key, value in batch.items() if not key.startswith("kept")}
+    batch = {key: value for key, value in batch.items() if not key.startswith("preservation")}
     plain = task_of(config).module(batch)
     for changes, weight in (({"min_snr_gamma": 5.0}, lambda snr: snr.clamp(max=5.0)), ({"debiased": True}, torch.sqrt)):
         task = task_of(replace(config, **changes))
-        expected = plain * weight(task.noise.snr(batch["levels"])) * task.noise.clean_error_ratio(batch["levels"])
+        expected = plain * weight(task.noise.snr(batch["timesteps"])) * task.noise.clean_error_ratio(batch["timesteps"])
         torch.testing.assert_close(task.module(batch), expected)
     with pytest.raises(UserError, match="leave one of them out"):
         check_ranges(replace(config, debiased=True, min_snr_gamma=5.0))
 
 
-# ---------------------------------------------------------------------------------------------- optimizers and number formats
+# ---------------------------------------------------------------------------------------------- optimizers and dtypes
 
 
 @pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "Prodigy", "AdamWScheduleFree"])

@@ -124,9 +124,9 @@ def test_composing_carries_the_words(config, tmp_path):
 def test_words_that_cannot_be_learned(config, tmp_path):
     with pytest.raises(UserError, match="is a word that the base's text_encoder knows already"):
         preflight(replace(config, token="creature</w>"))
-    with pytest.raises(UserError, match="is no single word"):
+    with pytest.raises(UserError, match="is not a single word"):
         preflight(replace(config, token="sks one"))
-    with pytest.raises(UserError, match="A SanaPipeline cannot learn new words"):
+    with pytest.raises(UserError, match="A SanaPipeline cannot learn new tokens"):
         preflight(replace(config, base=str(build("sana", tmp_path / "sana"))))
     own = shutil.copytree(config.images, tmp_path / "own")
     for path in own.glob("*.png"):

@@ -1,4 +1,4 @@
-"""Every pair of options, in every family: a run trains, draws, measures, checkpoints, and its adapter is sampled in its number format."""
+"""Every pair of options, in every family: a run trains, draws, measures, checkpoints, and its adapter is sampled in its dtype."""
 
 from functools import partial
 from itertools import combinations, product

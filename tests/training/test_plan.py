@@ -27,7 +27,7 @@ def folder(request, folders):
 
 
 def measure_step(config):
-    """Bytes: frozen weights of the denoiser, trained numbers, and the peak of a step beside weights and gradients; operations."""
+    """Bytes: frozen weights of the denoiser, trainable parameters, and the peak of a step beside weights and gradients; operations."""
     task = SubjectTask(config, find_samples(config.images), resolve_base(config.base), Accelerator(cpu=True))
     batch = task.batch(0, list(range(config.batch_size)))
     with FlopCounterMode(display=False) as flops:
@@ -172,7 +172,7 @@ def test_a_plan_carries_out_a_step_only_where_it_is_another(photos, tmp_path):
 def test_plan_on_the_command_line(capsys):
     main(["plan", "subject", "--base", "tiny", "--batch-size", "8", "--preservation-weight", "0"])
     said = capsys.readouterr().out
-    assert "trained numbers" in said
+    assert "trainable params" in said
     assert "with --precision bf16" in said
     main(["plan", "subject", "--base", "tiny", "--preservation-weight", "0", "--fit", "8"])
     assert "fits in 8 GiB as it is" in capsys.readouterr().out

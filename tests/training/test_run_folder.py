@@ -59,7 +59,7 @@ def reconfigure(run, **changes):
 
 
 def as_killed(run):
-    """The status that a process leaves which is gone without a word."""
+    """The status that a process leaves which stopped unexpectedly."""
     write_text(run.status_file, json.dumps(run.status() | {"state": "running", "pid": 2**22 + 1, "born": 1.0}))
 
 
@@ -234,7 +234,7 @@ def test_a_fixed_composition_overwrites_too(old, done, base, tmp_path):
     assert not any(run.samples.iterdir())
     assert json.loads((run.adapter / "rankfold.json").read_text())["composed_how"] == "weighted sum"
     with pytest.raises(
-        UserError, match=f"done: `rankfold resume {run.folder}` has nothing to add; begin anew with --ov"
+        UserError, match=f"done: `rankfold resume {run.folder}` has nothing to add; start over with --ov"
     ):
         compose(both)
     with pytest.raises(UserError, match="has nothing to go on with"):
@@ -255,7 +255,7 @@ def test_a_command_that_cannot_work_costs_no_run(capsys, old, config, tmp_path, 
 
 
 def test_a_run_that_overwrote_another_and_failed_wears_nothing_of_it(capsys, old, config, tmp_path):
-    """It fails behind its beginning, so that there is no way back: neither adapter nor previews of the old one are there."""
+    """It fails after its beginning, so that there is no way back: neither adapter nor previews of the old one are there."""
     words = ["--overwrite", "--learning-rate", "1e9", "--log-every", "1", "--checkpoint-every", "1"]
     with pytest.raises(SystemExit):
         main([*command(replace(config, out=old.folder), tmp_path), *words])
@@ -801,7 +801,7 @@ def test_the_demo_twice(capsys, tmp_path):
     (run.folder / "export" / "old.safetensors").write_text("old")
     main(["demo", "--steps", "2", "--threads", "1", "--out", str(run.folder)])
     said = capsys.readouterr().out
-    assert f"{run.folder} holds a demo already, which this one takes the place of." in said
+    assert f"{run.folder} holds a demo already, which this one replaces." in said
     assert "likeness" in said
     assert run.status()["step"] == 2
     assert not (run.folder / "export" / "old.safetensors").exists()

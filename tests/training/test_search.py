@@ -242,7 +242,7 @@ def test_resume_in_training_is_exact(search, searched, tmp_path):
 
 @pytest.mark.parametrize("half_a_line", [False, True])
 def test_resume_in_search_is_exact(search, searched, tmp_path, monkeypatch, half_a_line):
-    """Stopped behind the seventh judgement, and by a kill in the middle of writing one."""
+    """Stopped after the seventh judgement, and by a kill in the middle of writing one."""
     original, judged = SearchTask.fitness, []
 
     def fitness(self, structure):
@@ -341,7 +341,7 @@ def test_mistakes(words, sentence, base, images, tmp_path, capsys):
 
 
 def test_two_processes_judge_the_same_structures(search, tmp_path):
-    """The candidates are shared out, and the same are drawn; the supernet is that of one process but for rounding."""
+    """The candidates are divided among processes, and the same are drawn; the supernet is that of one process but for rounding."""
     config = replace(search, batch_size=4, learning_rate=1e-3, out=tmp_path / "one")
     one = train(config)
     file = write_config(replace(config, out=tmp_path / "two"), tmp_path / "two.yaml")

@@ -1,4 +1,4 @@
-"""A base that is shared out over two processes trains as a whole one does, and each holds half of its blocks."""
+"""A base that is sharded over two processes trains as a whole one does, and each holds half of its blocks."""
 
 import json
 from dataclasses import replace

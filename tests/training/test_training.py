@@ -308,7 +308,7 @@ def train_with_fault(config, step):
 
 
 def test_a_dead_adapter_stops_the_run(config):
-    with pytest.raises(UserError, match="still changes nothing"):
+    with pytest.raises(UserError, match="still has no effect"):
         train(replace(config, steps=30, learning_rate=1e-60, weight_decay=0.0, checkpoint_every=10))
     assert [p.name for p in Run(config.out).checkpoint_files()] == ["000010.pt"]
 
@@ -348,7 +348,7 @@ def test_checkpoint_of_another_config_is_refused(config):
 
 
 def test_caches_follow_the_image(config, images, tmp_path, cache, monkeypatch):
-    """A second run encodes nothing; a changed image is encoded anew."""
+    """A second run encodes nothing; a changed image is re-encoded."""
     import shutil
 
     from rankfold.toolkit.diffusion.model import DiffusionModel

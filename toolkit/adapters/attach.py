@@ -73,7 +73,7 @@ def set_active(model: nn.Module, adapters: list[str]) -> None:
 
 
 def remove_adapters(model: nn.Module) -> None:
-    """Takes every adapter off a model that `attach`, `put_on` or `add_adapter` put there, leaving its frozen layers."""
+    """Takes every adapter off a model that `attach`, `add_adapter` or `add_adapter` put there, leaving its frozen layers."""
     for name, layer in adapter_layers_innermost_first(model):
         replace_module(model, name, layer.get_base_layer())
     if hasattr(model, "peft_config"):
@@ -82,7 +82,7 @@ def remove_adapters(model: nn.Module) -> None:
 
 
 def remove_unused_adapters(model: nn.Module, adapter: str = "default") -> list[str]:
-    """Takes the adapter off layers none of whose parameters has a gradient, to be called behind a backward pass.
+    """Takes the adapter off layers none of whose parameters has a gradient, to be called after a backward pass.
 
     Such layers have no part in the result (the last ones of a text encoder whose last states nobody reads). Their names are
     returned; the config then names the layers that are left.
@@ -203,7 +203,7 @@ def load_adapter_state(model: nn.Module, state: dict[str, torch.Tensor], adapter
     if strange := sorted(set(given) - set(own)):
         raise UserError(f"The adapter does not fit this base model: it has no place for {strange[0]}.")
     if lacking := sorted(set(own) - set(given)):
-        raise UserError(f"The adapter's file lacks {len(lacking)} tensors, such as {lacking[0]}: it is not whole.")
+        raise UserError(f"The adapter's file lacks {len(lacking)} tensors, such as {lacking[0]}: it is incomplete.")
     try:
         set_peft_model_state_dict(model, {own[name]: tensor for name, tensor in given.items()}, adapter_name=adapter)
     except (RuntimeError, KeyError) as error:

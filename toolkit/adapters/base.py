@@ -4,7 +4,7 @@ A variant states its formula once:
 
 - in `change` if it is linear in its input: from its own tensors, and the frozen weight and bias where it needs them, to a
   Change;
-- in `effect` if not: from its tensors, the input and the base layer's output to what is added.
+- in `nonlinear_delta` if not: from its tensors, the input and the base layer's output to what is added.
 
 Forward, merge, unmerge, strength, several adapters at once, convolutions, quantised bases, saving and the fold to plain
 LoRA are derived from that here and in change.py. Registration is by existing:
@@ -44,21 +44,21 @@ REGISTRY: dict[str, type[AdapterLayer]] = {}
 class AdapterConfig(PeftConfig):
     """Fields that every variant has. Sub-classes add their own."""
 
-    r: int = field(default=8, metadata={"help": "Rank: width of the bottleneck, 1 or more."})
+    r: int = field(default=8, metadata={"help": "Rank of the low-rank update, 1 or more."})
     alpha: float | None = field(
         default=None, metadata={"help": "The change is multiplied by alpha / r. Unset means alpha = r, so 1."}
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the adapter, 0 to below 1."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the adapter, in [0, 1)."})
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names (or one regular expression) of the layers to adapt."}
     )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names of layers to leave alone."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Layers trained and saved in full."})
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Numbers of the blocks to adapt; unset means all."}
+        default=None, metadata={"help": "Block indices to adapt; unset means all."}
     )
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list that layers_to_transform counts in."}
+        default=None, metadata={"help": "Name of the module list that layers_to_transform indexes."}
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Rank by layer name."})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Alpha by layer name."})
@@ -98,7 +98,7 @@ class AdapterConfig(PeftConfig):
             if a is not None and not a > 0:
                 raise ValueError(f"{name} must be above 0, not {a!r}.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie between 0 and below 1, not {self.dropout!r}.")
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout!r}.")
         self.check_choice("bias", ("none", "all", f"{self.kind.lower()}_only"))
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
@@ -193,7 +193,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return {}
 
     def is_linear(self, adapter: str) -> bool:
-        """Whether `change` is the formula just now; otherwise it is `effect`."""
+        """Whether `change` is the formula just now; otherwise it is `nonlinear_delta`."""
         return True
 
     def change(self, adapter: str, tensors: dict[str, torch.Tensor]) -> Change:
@@ -205,7 +205,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def input_projection(self, adapter: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The matrix (k, in) through which `effect` reads the layer's input."""
+        """The matrix (k, in) through which `nonlinear_delta` reads the layer's input."""
         raise NotImplementedError
 
     def nonlinear_delta(

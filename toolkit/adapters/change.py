@@ -116,7 +116,7 @@ def sum_present(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 
 
 def apply_weight(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x through a weight (out, in) in the place of the base layer's, without bias."""
+    """x through a weight (out, in) instead of the base layer's, without bias."""
     if isinstance(base, CONVOLUTIONS):
         kernel = weight.view(-1, *base.weight.shape[1:])
         return CONVOLVE[kernel.dim()](x, kernel, None, base.stride, base.padding, base.dilation)
@@ -126,7 +126,7 @@ def apply_weight(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torc
 def add_projection(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """y (..., out) + up (out, k) @ code (..., k); for a convolution y (B, out, ...) and code (B, k, ...).
 
-    Computes in the number format of the code; the factor keeps its own.
+    Computes in the dtype of the code; the factor keeps its own.
     """
     up = up.to(code.dtype)
     if isinstance(base, CONVOLUTIONS):
@@ -139,7 +139,7 @@ def add_projection(base: nn.Module, y: torch.Tensor, code: torch.Tensor, up: tor
 
 
 def broadcast_channels(base: nn.Module, channel: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(out,) in the shape and number format that meets y (..., out), or (B, out, ...) of a convolution."""
+    """(out,) in the shape and dtype that meets y (..., out), or (B, out, ...) of a convolution."""
     channel = channel.to(y.dtype)
     return channel.view(-1, *[1] * len(base.kernel_size)) if isinstance(base, CONVOLUTIONS) else channel
 
@@ -249,7 +249,7 @@ class JointLinear(torch.autograd.Function):
 
 
 def apply_mask(weight: torch.Tensor, up: torch.Tensor | None, down: torch.Tensor | None) -> torch.Tensor:
-    """weight * (1 + up @ down), (out, in), in the finer of the two number formats; without a mask the weight itself."""
+    """weight * (1 + up @ down), (out, in), in the finer of the two dtypes; without a mask the weight itself."""
     if up is None or down is None:
         return weight
     return (up @ down).add_(1).mul_(weight) if up.dtype == weight.dtype else (up @ down + 1) * weight

@@ -4,7 +4,7 @@
 
 uniform: w_n = 1 / N. Learned: w = softmax(v / temperature), v = 1 at the start and so uniform, v trained and all else frozen;
 or w = v itself, unconstrained. A source that does not touch a layer counts there as a change of nothing. The sum is exact:
-plain LoRA whose rank is the sum of the ranks, which `cut` shortens without ever building a matrix of the weight's size.
+plain LoRA whose rank is the sum of the ranks, which `truncate_ranks` shortens without ever building a matrix of the weight's size.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def expand_masks(change: Change, weight: torch.Tensor) -> Change:
 
 
 def stack_or_zeros(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """One on the other, zeros in the place of those that are not there; None when none is."""
+    """One on the other, zeros for those that are missing; None when none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.stack([torch.zeros_like(there[0]) if t is None else t for t in tensors]) if there else None
 
@@ -124,7 +124,7 @@ def layer_names(sources: Sequence[Folded]) -> list[str]:
 
 
 def coefficient_factory(tie: str, make: Callable[[], MixingCoefficients]) -> Callable[[str], MixingCoefficients]:
-    """weights_of for `mix`: weights for each layer, each block, or one for all (global)."""
+    """weights_of for `attach_sources`: weights for each layer, each block, or one for all (global)."""
     keys = {"layer": lambda name: name, "block": block_name, "global": lambda name: ""}
     made: dict[str, MixingCoefficients] = {}
 

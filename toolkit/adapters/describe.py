@@ -20,7 +20,7 @@ WIDTH, RANK = 320, 8
 INTRO = f"""# Adapters
 
 Made from the registry by `rankfold adapters --markdown`; a test keeps it true. Every adapter is chosen with `--adapter NAME`, its
-own fields with `--adapter-options key=value ...`, or used through its config in stock PEFT. The numbers are of one
+own fields with `--adapter-options key=value ...`, or used through its config in stock PEFT. The figures are for one
 Linear({WIDTH}, {WIDTH}) with a bias at rank {RANK} and default options; what a step costs is in [speed.md](speed.md) and
 `benchmarks/adapters.py`.
 """
@@ -35,7 +35,7 @@ BASELINE_TEXTS = {
 
 def adapters_markdown() -> str:
     """The whole page."""
-    lines = [INTRO, "| adapter | trained numbers | leaves as |", "|---|---:|---|"]
+    lines = [INTRO, "| adapter | trainable parameters | leaves as |", "|---|---:|---|"]
     for name in adapter_names():
         model = sample_model(name)
         count = sum(p.numel() for p in trainable_parameters(model))

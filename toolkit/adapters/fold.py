@@ -1,4 +1,4 @@
-"""The fold: an adapter that is linear in its input leaves as one Change a layer, exactly.
+"""The fold: an adapter that is linear in its input leaves as one Change per layer, exactly.
 
 The strength at which it was trained is baked in, so that alpha = rank in every format.
 """

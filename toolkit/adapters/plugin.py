@@ -30,7 +30,7 @@ class AdapterType(str):
 
 
 class AdapterTuner(BaseTuner):
-    """The PEFT tuner of a variant; one sub-class a variant is made by `register`."""
+    """The PEFT tuner of a variant; one subclass per variant is made by `register_peft_method`."""
 
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 

@@ -56,7 +56,7 @@ class WeightSnapshot:
 
     @classmethod
     def capture(cls, base: nn.Module) -> WeightSnapshot:
-        """What `put_back` needs."""
+        """What `restore` needs."""
         unpack_cpu_weight(base)
         state = getattr(base, "state", None)
         return cls(base.weight, getattr(state, "CB", None), getattr(state, "SCB", None))

@@ -57,7 +57,7 @@ def parse_device(text: str) -> torch.device:
     try:
         return torch.empty(0, device=text).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {text} is not to be had here: leave it out for {device()}, or take cpu.") from error
+        raise UserError(f"--device {text} is not available here: leave it out for {device()}, or take cpu.") from error
 
 
 def torch_backend(kind: str) -> Any:
@@ -68,7 +68,7 @@ def torch_backend(kind: str) -> Any:
 def num_free_threads(others: float, max_threads: int = THREADS) -> int:
     """How many of torch's threads find a core of their own beside other processes that keep `others` cores busy.
 
-    One more than that is worse than one less: all threads wait for each other behind every operation, and one that has to share its core
+    One more than that is worse than one less: all threads wait for each other after every operation, and one that has to share its core
     made a small model twenty times slower (benchmarks/busy_machine.py).
     """
     return min(max_threads, max(1, (os.cpu_count() or 1) - round(others)))
@@ -168,7 +168,7 @@ FUSED = {name: f"aten::_fused_{name.lower()}_" for name in ("AdamW", "Adam", "SG
 
 
 def precision_fault(machine: Machine, precision: str, *, training: bool = True) -> str:
-    """Why a number format will not work, with the cure; '' where it will."""
+    """Why a dtype will not work, with the cure; '' where it will."""
     if precision == "fp16" and training and machine.kind == "cpu":
         return "needs a GPU; use bf16 or fp32."
     if precision == "bf16" and machine.kind == "mps" and machine.macos < (14,):
@@ -230,7 +230,7 @@ def raise_fault(flag: str, fault: str) -> None:
 
 
 def check_precision(precision: str, *, training: bool = True) -> None:
-    """Raises UserError for a number format that does not work on this device."""
+    """Raises UserError for a dtype that does not work on this device."""
     raise_fault(f"--precision {precision}", precision_fault(this_machine(), precision, training=training))
 
 

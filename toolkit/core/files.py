@@ -41,7 +41,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, behind a whole one even if a killed process left half a line at the end."""
+    """Adds a line to a file, after a whole one even if a killed process left half a line at the end."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

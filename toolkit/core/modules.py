@@ -6,6 +6,6 @@ from torch import nn
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a module in the place of the one of this name."""
+    """Replaces the module of this name."""
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, module)

@@ -18,7 +18,7 @@ LIBRARIES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "fp8": "torchao"}
 
 
 def check_quantize(kind: str) -> None:
-    """Raises UserError when the library behind a number format is not installed, or cannot do it on this device."""
+    """Raises UserError when the library behind a dtype is not installed, or cannot do it on this device."""
     library = LIBRARIES.get(kind)
     if library and importlib.util.find_spec(library) is None:
         raise UserError(
@@ -34,7 +34,7 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def quantize_model(model: nn.Module, kind: str, compute_dtype: torch.dtype) -> nn.Module:
-    """Puts the linear layers of a model's repeated blocks into nf4 or int8 (bitsandbytes) or fp8 (torchao, one scale a row).
+    """Puts the linear layers of a model's repeated blocks into nf4 or int8 (bitsandbytes) or fp8 (torchao, one scale per row).
 
     Any device. The model is loaded as it is first, so main memory has to hold it.
     """

@@ -10,7 +10,7 @@ MASK_64 = 2**64 - 1
 
 
 def mix_seed(*key: int) -> int:
-    """A 63-bit seed from whole numbers: the mixing function of SplitMix64 (Steele et al. 2014), one round a number."""
+    """A 63-bit seed from whole numbers: the mixing function of SplitMix64 (Steele et al. 2014), one round per number."""
     state = 0
     for number in key:
         state = (state + number + 0x9E3779B97F4A7C15) & MASK_64

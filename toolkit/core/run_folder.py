@@ -211,7 +211,7 @@ class Run:
     # -------------------------------------------------------------------------- room for another run
 
     def run_entries(self, keep: Collection[str] = ()) -> list[Path]:
-        """What runs have left here, the config first: without it a folder is no run."""
+        """What runs have left here, the config first: without it a folder is not a run."""
         there = [self.folder / name for name in RUN_ENTRIES if name not in keep]
         return [path for path in there if path.exists() or path.is_symlink()]
 
@@ -229,8 +229,8 @@ class Run:
     def set_aside(self, keep: Collection[str] = ()) -> bool:
         """Clears away what an earlier run has left; True when that was worth keeping, and is only put aside as yet.
 
-        It then comes back by `put_back`, and is deleted by `let_go`. Whatever kills this process in between, the folder never shows
-        entries of both. but: entries that stay.
+        It then comes back by `restore_aside`, and is deleted by `discard_aside`. Whatever kills this process in between, the
+        folder never shows entries of both. but: entries that stay.
 
         Raises:
             UserError: for what cannot be moved or deleted.
@@ -253,7 +253,7 @@ class Run:
         return True
 
     def restore_aside(self, keep: Collection[str] = ()) -> bool:
-        """Brings back the run that was put aside in the place of the one that is there; False when none was."""
+        """Brings back the run that was put aside instead of the one that is there; False when none was."""
         if not self.aside.is_dir() or not any(self.aside.iterdir()):  # empty: a kill came before anything was moved
             return False
         for path in self.run_entries(keep):
@@ -295,7 +295,7 @@ class Run:
         return [row for line in self.metrics_file.read_bytes().splitlines() if (row := parse_row(line))]
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops the lines behind `step`, so that no step stands twice after a resume."""
+        """Drops the lines after `step`, so that no step stands twice after a resume."""
         if self.metrics_file.exists():
             kept = [row for row in self.metrics() if row.get("step", 0) <= step]
             write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))

@@ -67,7 +67,7 @@ def report_errors(*, verbose: bool = False) -> Iterator[None]:
 
 
 def replace_unencodable() -> None:
-    """Prints ? for a letter that the console's encoding lacks (cp1252, ASCII), in the place of a UnicodeEncodeError."""
+    """Prints ? for a letter that the console's encoding lacks (cp1252, ASCII), instead of a UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ def restore_environment(environment: dict[str, str]) -> None:
 
 
 class OwnOutput:
-    """A stream that lets through what `HEARD` modules write, and holds back the rest."""
+    """A stream that lets through what `HEARD_MODULES` modules write, and holds back the rest."""
 
     def __init__(self, stream: TextIO, held: deque[str]) -> None:
         self.stream, self.held = stream, held

@@ -124,7 +124,7 @@ def read_json(file: Path) -> list[Any]:
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of a file with one JSON object a line; empty lines are none."""
+    """(line, row) of a file with one JSON object per line; empty lines are none."""
     with file.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, 1):
@@ -148,7 +148,7 @@ def dataset_rows(path: Path) -> Iterator[Any]:
         else:
             rows = datasets.Dataset.from_parquet(str(path))
     except Exception as error:
-        raise UserError(f"--data {path} is no data set that the library datasets can read: {error}") from error
+        raise UserError(f"--data {path} is not a data set that the library datasets can read: {error}") from error
     if isinstance(rows, datasets.DatasetDict):
         raise UserError(f"--data {path} holds several splits, {', '.join(rows)}: name the folder of one of them.")
     for name, feature in rows.features.items():  # type: ignore[union-attr]
@@ -205,7 +205,7 @@ def parse_messages(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
         if field is None:
             raise UserError("the row has none of the fields conversations, messages or question.")
         if not isinstance(row[field], list) or not all(isinstance(turn, dict) for turn in row[field]):
-            raise UserError(f"the field {field} must be a list of objects, one a message.")
+            raise UserError(f"the field {field} must be a list of objects, one per message.")
         turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in row[field]]
     messages = []
     for role, content in turns:

@@ -37,7 +37,7 @@ def load_rgb(source: ImageSource) -> Image.Image:
     """The first frame as RGB: turned as EXIF says, transparency on white, 16 bit brought to 8.
 
     Raises:
-        UserError: for what is no whole image, or a decompression bomb.
+        UserError: for what is not a valid image, or a decompression bomb.
     """
     try:
         with warnings.catch_warnings():
@@ -48,7 +48,7 @@ def load_rgb(source: ImageSource) -> Image.Image:
         raise UserError(f"{describe_source(source)} unpacks to far more pixels than its size suggests.") from error
     except READ_ERRORS as error:
         raise UserError(
-            f"{describe_source(source)} is not a whole image (truncated, or another kind of file)."
+            f"{describe_source(source)} is not a valid image (truncated, or another kind of file)."
         ) from error
 
 
@@ -70,7 +70,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """(width, height) as the image is seen, from its header alone.
 
     Raises:
-        UserError: for what is no image.
+        UserError: for what is not an image.
     """
     try:
         with warnings.catch_warnings():

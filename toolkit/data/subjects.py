@@ -16,7 +16,7 @@ from .images import image_size, load_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MIN_SIDE = 16  # a side below this has nothing to learn from, pixels
-ALPHA = "alpha"  # in the place of a folder of masks: the images' own transparency
+ALPHA = "alpha"  # instead of a folder of masks: the images' own transparency
 MAX_SIDE = 16_384  # a side above this is a mistake more often than a photo, pixels
 
 
@@ -103,7 +103,7 @@ def image_fault(path: Path) -> str | None:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return "unpacks to far more pixels than its size suggests (a decompression bomb)."
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        return "is not a whole image (truncated, or another kind of file)."
+        return "is not a valid image (truncated, or another kind of file)."
     return None
 
 

@@ -22,7 +22,7 @@ def resolve_base(base: str) -> str:
     """The folder or hub id behind --base, checked as far as possible without loading a weight.
 
     Raises:
-        UserError: for a folder that is no pipeline, or a hub id that can be neither found in the cache nor fetched.
+        UserError: for a folder that is not a pipeline, or a hub id that can be neither found in the cache nor fetched.
     """
     if base in EMBEDDED:
         folder = assets_folder() / EMBEDDED[base]
@@ -50,7 +50,7 @@ def resolve_base(base: str) -> str:
 
 
 def check_pipeline_folder(folder: Path) -> None:
-    """Raises UserError when the folder is no whole pipeline of a family that can be trained."""
+    """Raises UserError when the folder is not a complete pipeline of a family that can be trained."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"--base {folder} is not a diffusers pipeline: it has no model_index.json.")
@@ -70,7 +70,7 @@ def check_pipeline_folder(folder: Path) -> None:
     needed += [name for name, value in parts.items() if name.startswith(("text_encoder", "tokenizer")) and value[0]]
     for part in needed:
         if not (folder / part).is_dir():
-            raise UserError(f"--base {folder} is not whole: the folder {part}/ is missing.")
+            raise UserError(f"--base {folder} is incomplete: the folder {part}/ is missing.")
 
 
 def convert_single_file(file: Path) -> Path:

@@ -3,7 +3,7 @@
 A family (a file of its own in this folder) says only what is different. Everything else is the stock pipeline's: its parts are
 loaded by its own classes, prompts are encoded by its own encode_prompt, images are made by its own __call__.
 
-Words: what a prompt is to the denoiser, as a dict from the name of the pipeline's argument (prompt_embeds,
+PromptEmbeds: an encoded prompt, as a dict from the name of the pipeline's argument (prompt_embeds,
 pooled_prompt_embeds, ...) to a tensor (B, ...). Shapes: B batch, C H W latents, L tokens.
 """
 
@@ -214,7 +214,7 @@ class DiffusionModel:
     # -------------------------------------------------------------------------- prompts
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
-        """What the prompts are to the denoiser; with a gradient where a text encoder is trained."""
+        """The prompts' embeds; with a gradient where a text encoder is trained."""
         raise NotImplementedError
 
     def text_pipeline(self) -> Any:
@@ -226,7 +226,7 @@ class DiffusionModel:
     def call_kwargs(
         cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
-        """The arguments of the stock pipeline's __call__ for prompts (texts or words) and guidance."""
+        """The arguments of the stock pipeline's __call__ for prompts (texts or embeds) and guidance."""
         given: dict[str, Any] = {"guidance_scale": guidance_scale}
         given |= prompts if isinstance(prompts, dict) else {"prompt": list(prompts)}
         if isinstance(negative, dict):
@@ -245,7 +245,7 @@ class DiffusionModel:
         return DiscreteNoise(diffusers.DDPMScheduler.from_config(config))
 
     def predict(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
-        """What the denoiser says of noisy latents (B, C, H, W) at these levels, in the noise's own terms."""
+        """The denoiser's prediction for noisy latents (B, C, H, W) at these timesteps (sigmas for flow models)."""
         raise NotImplementedError
 
 
@@ -258,7 +258,7 @@ def build_on_meta(kind: Any, folder: Path) -> nn.Module:
 
 
 def pad_and_stack(rows: Sequence[PromptEmbeds]) -> PromptEmbeds:
-    """Words (1, L, ...) of single prompts as one batch; shorter ones are filled up with zeros, which masks leave out."""
+    """Prompt embeds (1, L, ...) of single prompts as one batch; shorter ones are filled up with zeros, which masks leave out."""
     batch: PromptEmbeds = {}
     for name in rows[0]:
         tensors = [row[name][0] for row in rows]
@@ -276,7 +276,7 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The inverse of `packed`, for latents of this height and width."""
+    """The inverse of `pack_latents`, for latents of this height and width."""
     b, _, c = tokens.shape
     return (
         tokens.view(b, height // 2, width // 2, c // 4, 2, 2)

@@ -22,11 +22,11 @@ class Noise(Protocol):
     """What training needs to know of a model's noise."""
 
     def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
-        """One level to train at, (1,)."""
+        """One timestep (a sigma for flow models) to train at, (1,)."""
         ...
 
     def timestep_at(self, fraction: float) -> torch.Tensor:
-        """The level at this share of the way from clean to noise, (1,)."""
+        """The timestep at this fraction of the way from clean to noise, (1,)."""
         ...
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor, /) -> torch.Tensor:
@@ -74,7 +74,7 @@ class DiscreteNoise:
 class FlowNoise:
     """The straight way between latents and noise (rectified flow, Esser et al. 2024, arXiv 2403.03206).
 
-    sampling: uniform, logit_normal or mode (section 3.1). shift: levels s are drawn as shift s / (1 + (shift - 1) s), which
+    sampling: uniform, logit_normal or mode (section 3.1). shift: sigmas s are drawn as shift s / (1 + (shift - 1) s), which
     for large images puts more of them where the noise is (equation 23).
     """
 

@@ -27,13 +27,13 @@ KEY_PREFIXES = {  # how the names of a part's tensors begin in one file; the den
 
 
 def convert(file: Path, layout: str | None, out: Path) -> Path:
-    """Writes the checkpoint as a pipeline folder, in the number format it is in.
+    """Writes the checkpoint as a pipeline folder, in the dtype it is in.
 
     layout: a pipeline folder or hub id of the same architecture, for configs and tokenizers, and for the weights of parts that
     the file does not have (files of transformers mostly hold nothing else). None takes the one that diffusers has for such a file.
 
     Raises:
-        UserError: for a file that is no checkpoint, or a layout that cannot be had or does not fit.
+        UserError: for a file that is not a checkpoint, or a layout that cannot be had or does not fit.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder.")
@@ -63,7 +63,7 @@ def read_single_file(file: Path) -> dict[str, torch.Tensor]:
     try:
         state: Any = load_single_file_checkpoint(str(file), local_files_only=True)
     except Exception as error:
-        raise UserError(f"{file} cannot be read as a checkpoint ({type(error).__name__}): is it whole?") from error
+        raise UserError(f"{file} cannot be read as a checkpoint ({type(error).__name__}): is it complete?") from error
     return state
 
 

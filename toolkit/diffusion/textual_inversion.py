@@ -1,4 +1,4 @@
-"""New words for CLIP text encoders: vectors that stand for a subject, learned beside an adapter.
+"""Textual inversion for CLIP text encoders: learned token vectors for a subject, trained with an adapter.
 
 Textual inversion (Gal et al. 2022, arXiv 2208.01618) together with an adapter, also called pivotal tuning. A word of several vectors
 is named as diffusers names it: <sks>, <sks>_1, ...; prompts say <sks>, and stock pipelines put in the rest.
@@ -46,13 +46,13 @@ def check_token(model: DiffusionModel, token: str) -> None:
     """Raises UserError when the base's text encoders cannot learn this word."""
     kind = model.index["_class_name"]
     if not model.inversion_text_encoders:
-        raise UserError(f"A {kind} cannot learn new words: leave --token-vectors out.")
+        raise UserError(f"A {kind} cannot learn new tokens: leave --token-vectors out.")
     if len(token.split()) != 1:
-        raise UserError(f"--token '{token}' is no single word, which --token-vectors needs: take one such as <sks>.")
+        raise UserError(f"--token '{token}' is not a single word, which --token-vectors needs: take one such as <sks>.")
     for name in model.inversion_text_encoders:
         if token in tokenizer_of(model, name).get_vocab():
             raise UserError(
-                f"--token {token} is a word that the base's {name} knows already, so --token-vectors would learn it anew: take one "
+                f"--token {token} is a word that the base's {name} knows already, so --token-vectors would relearn it: take one "
                 f"that it does not know, such as <{token.strip('<>')}>."
             )
 
@@ -79,7 +79,7 @@ def add_token(pipe: Any, encoder: str, token: str, vectors: torch.Tensor) -> Non
         UserError: when the pipeline takes no words, or has this one already.
     """
     if not hasattr(pipe, "load_textual_inversion"):
-        raise UserError(f"A {type(pipe).__name__} takes no new words, and the adapter brings {token}.")
+        raise UserError(f"A {type(pipe).__name__} takes no new tokens, and the adapter brings {token}.")
     tokenizer = getattr(pipe, encoder.replace("text_encoder", "tokenizer"))
     if token in tokenizer.get_vocab():
         raise UserError(f"Two adapters bring the word {token}: train one of them with another --token.")
@@ -104,12 +104,12 @@ def save_token_embeddings(folder: Path, token_embeddings: dict[str, torch.Tensor
 
 
 def load_token_embeddings(folder: Path) -> dict[str, torch.Tensor]:
-    """What `save_words` wrote; empty for an adapter without words."""
+    """What `save_token_embeddings` wrote; empty for an adapter without words."""
     return load_file(folder / FILE) if (folder / FILE).is_file() else {}
 
 
 def add_tokens_to_pipeline(pipe: Any, token_embeddings: dict[str, torch.Tensor]) -> None:
-    """Puts words, named as `save_words` has them, into a stock pipeline."""
+    """Puts words, named as `save_token_embeddings` has them, into a stock pipeline."""
     for name, vectors in token_embeddings.items():
         encoder, _, token = name.partition(".")
         add_token(pipe, encoder, token, vectors)
@@ -131,7 +131,7 @@ def merge_token_embeddings(named: list[tuple[str, dict[str, torch.Tensor]]]) -> 
 
 
 def export_token_embeddings(folder: Path, out: Path) -> list[Path]:
-    """Writes an adapter's words as files of their own, one a word, for diffusers, A1111 and ComfyUI.
+    """Writes an adapter's words as files of their own, one per token, for diffusers, A1111 and ComfyUI.
 
     With one text encoder a file holds the word's vectors under its name; with two, under clip_l and clip_g.
     """
@@ -148,7 +148,7 @@ def export_token_embeddings(folder: Path, out: Path) -> list[Path]:
 
 
 def import_token_embeddings(pipe: Any, path: Path) -> None:
-    """Reads a file of `export_words` into a stock pipeline."""
+    """Reads a file of `export_token_embeddings` into a stock pipeline."""
     with safe_open(path, "pt") as file:
         token = file.metadata()["token"]
     for key, vectors in load_file(path).items():

@@ -30,7 +30,7 @@ IGNORE = -100  # label of a question that an image does not answer
 
 
 class Judge(nn.Module):
-    """Five strided convolutions and one linear head a question."""
+    """Five strided convolutions and one linear head per question."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(1024, len(answers)) for name, answers in ANSWERS.items()})
 
     def forward(self, pixels_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, 3, 64, 64) in [-1, 1] -> logits (B, answers) a question."""
+        """Images (B, 3, 64, 64) in [-1, 1] -> logits (B, answers) per question."""
         features = self.body(pixels_BCHW)
         return {name: head(features) for name, head in self.heads.items()}
 

@@ -26,7 +26,7 @@ LARGEST_SIDE = 12  # latent pixels: images of up to 96 px
 
 
 def make_transformer() -> SD3Transformer2DModel:
-    """Five joint blocks, one token a latent pixel; every block begins as the identity (Peebles and Xie 2022, adaLN-Zero)."""
+    """Five joint blocks, one token per latent pixel; every block begins as the identity (Peebles and Xie 2022, adaLN-Zero)."""
     words = tiny.TEXT_WIDTH + SECOND_TEXT_WIDTH
     transformer = SD3Transformer2DModel(
         sample_size=LATENT_SIDE,

@@ -55,7 +55,7 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
         report.facts |= {f"{part}: {key}": to_text(config[key]) for key in CONFIG_FACTS if key in config}
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             report.advice.append(
-                f"{part} holds NaN or infinity: it is spoilt; take an earlier checkpoint and train again."
+                f"{part} holds NaN or infinity: it is corrupted; take an earlier checkpoint and train again."
             )
     return report
 

@@ -140,7 +140,7 @@ def read_lora(path: Path) -> LoraFile:
         with safe_open(path, framework="pt") as file:
             header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again.") from error
+        raise UserError(f"{path} is corrupted ({error}); copy or download it again.") from error
     layers: dict[str, Roles] = {}
     unknown = []
     for name, tensor in tensors.items():
@@ -150,7 +150,7 @@ def read_lora(path: Path) -> LoraFile:
         else:
             layers.setdefault(name.removesuffix(ending), {})[ENDINGS[ending]] = tensor
     if not layers:
-        raise UserError(f"{path} is no LoRA file: none of its {len(tensors)} tensors is named as an adapter's.")
+        raise UserError(f"{path} is not a LoRA file: none of its {len(tensors)} tensors is named as an adapter's.")
     return LoraFile(path, detect_format(layers, path), header, layers, unknown)
 
 
@@ -191,7 +191,7 @@ def layer_change(file: LoraFile, layer: str, weight: torch.Tensor | None = None)
     t = {role: tensor.float() for role, tensor in file.layers[layer].items()}
     missing = [role for role in REQUIRED_ROLES.get(method, ()) if role not in t]
     if missing:
-        raise UserError(f"{file.path}: {layer} lacks {', '.join(missing)}; the file is not whole.")
+        raise UserError(f"{file.path}: {layer} lacks {', '.join(missing)}; the file is incomplete.")
     bias = t.get("bias")
     if method == "full":
         return Change(dense=t["diff"].flatten(1), bias=bias)

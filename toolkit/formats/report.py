@@ -88,7 +88,7 @@ class Report:
         """What is wrong and what to do, or that nothing is."""
         if not self.is_valid:
             return self.advice
-        return ["Sound: no layer is zero or not finite." if self.layers else "Sound: all its numbers are finite."]
+        return ["No problems found: no layer is zero or not finite." if self.layers else "Sound: No problems found."]
 
 
 def inspect_lora(path: Path, pipe: Any = None) -> Report:
@@ -214,7 +214,7 @@ def advice_on_layers(layers: Sequence[LayerReport]) -> list[str]:
     faults = Counter(layer.fault for layer in layers if layer.fault)
     if faults.pop("not finite", 0):
         advice.append(
-            "Some layers hold NaN or infinity: the file is spoilt; take an earlier checkpoint, or train in fp32 or bf16."
+            "Some layers hold NaN or infinity: the file is corrupted; take an earlier checkpoint, or train in fp32 or bf16."
         )
     if empty := faults.pop("nothing", 0):
         whole = empty == len(layers)

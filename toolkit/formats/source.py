@@ -89,7 +89,9 @@ def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
     try:
         native.load_layers(model, folder, "source")
         if any(isinstance(m, AuxiliaryTrainingWrapper) for module in carrying.values() for m in module.modules()):
-            raise UserError("it brings a projector trained in full, which is no low-rank change and cannot be summed.")
+            raise UserError(
+                "it brings a projector trained in full, which is not a low-rank change and cannot be summed."
+            )
         return {part: fold(module, "source") for part, module in carrying.items()}
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error

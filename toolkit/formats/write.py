@@ -70,7 +70,7 @@ def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, 
     prefixes: how kohya's files begin the names of each part's layers.
 
     Raises:
-        UserError: when the format cannot say the changes; the sentence names a layer and a format that can.
+        UserError: when the format cannot represent the changes; the sentence names a layer and a format that can.
     """
     check_format(format)
     for part in parts.values():
@@ -90,7 +90,7 @@ def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, 
 
 
 def check_representable(part: Part, format: str) -> None:
-    """Raises UserError when the format cannot say the part's changes."""
+    """Raises UserError when the format cannot represent the part's changes."""
     for name, change in part.folded.items():
         if format in LOW_RANK and not change.is_low_rank:
             raise UserError(
@@ -99,8 +99,8 @@ def check_representable(part: Part, format: str) -> None:
         bias = change.bias is not None and bool(change.bias.any())
         if bias and format.startswith("kohya") and part.layer(name).bias is None:
             raise UserError(
-                f"The adapter gives {name} a bias that the base model's layer does not have, and kohya's files cannot say "
-                "so: use --format diffusers, or leave the bias changes out with --drop-bias."
+                f"The adapter gives {name} a bias that the base model's layer does not have, and kohya's files cannot "
+                "represent that: use --format diffusers, or leave the bias changes out with --drop-bias."
             )
 
 

@@ -1,6 +1,6 @@
 """A conversation as tokens and labels: only answers, each with its end token, are learned.
 
-Where answers are is found in two independent ways, which `prove` requires to agree:
+Where answers are is found in two independent ways, which `verify_labels` requires to agree:
 
 - by marks: two private characters are put around each answer, the template is rendered with them, and the characters between them
   are followed through the expansion of images into tokens (`labels_by_marks`, used in training);
@@ -97,10 +97,10 @@ class ChatTokens:
     def probe_template(self) -> None:
         """Finds out what the template does around an answer.
 
-        `own_end`: the end token that answers get because the template gives none, without which a model never learns to stop;
-        `asking`: the words that ask for an answer, and `written`, what stands in their place before a finished one, which is put
-        right when only blanks differ (LLaVA-OneVision's), so that what is trained is what generation needs;
-        `lead`: characters between the words that ask and the answer, which the model has to say itself.
+        `added_end`: the end token that answers get because the template gives none, without which a model never learns to stop;
+        `generation_prompt`: the words that ask for an answer, and `written_prompt`, what stands in their place before a finished one,
+        which is put right when only blanks differ (LLaVA-OneVision's), so that what is trained is what generation needs;
+        `lead_length`: characters between the words that ask and the answer, which the model has to say itself.
         """
         question = {"role": "user", "content": [{"type": "text", "text": "Q"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": "A"}]}
@@ -120,8 +120,8 @@ class ChatTokens:
             self.lead_length = len(self.written_prompt) - len(self.generation_prompt + self.suffix)
         elif not begins or self.written_prompt.split() != self.generation_prompt.split():
             raise UserError(
-                f"The base's chat template asks for an answer with {self.generation_prompt!r} and writes {self.written_prompt!r} before a finished one, so "
-                "training would not teach what generation needs: give a corrected template with --chat-template FILE."
+                f"The base's chat template asks for an answer with {self.generation_prompt!r} and writes {self.written_prompt!r} before a "
+                "finished one, so training would not teach what generation needs: give a corrected template with --chat-template FILE."
             )
 
     def mark_answer(self, message: Message) -> Message:
@@ -251,8 +251,8 @@ class ChatTokens:
                 found = [token for token in self.control_tokens if token in text]
                 if found or ANSWER_START in text or ANSWER_END in text:
                     raise UserError(
-                        f"{row.location}: a text holds '{(found or ['a private character'])[0]}', which this base reads as a control token: "
-                        "take it out (where it stands for an image, write <image> and name the image)."
+                        f"{row.location}: a text holds '{(found or ['a private character'])[0]}', which this base reads as a control "
+                        "token: take it out (where it stands for an image, write <image> and name the image)."
                     )
 
     @cached_property

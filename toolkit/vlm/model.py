@@ -69,7 +69,7 @@ def check_vision_folder(folder: Path, base: str) -> None:
             if (folder / "model_index.json").is_file()
             else ""
         )
-        raise UserError(f"--base {base} is no model of transformers: it has no config.json.{more}")
+        raise UserError(f"--base {base} is not a model of transformers: it has no config.json.{more}")
     try:
         kind = json.loads(file.read_text(encoding="utf-8")).get("model_type", "")
     except json.JSONDecodeError as error:
@@ -98,7 +98,7 @@ class VisionLanguageModel:
         pad_to_square: bool = False,
         attention: str = "sdpa",
     ) -> None:
-        """template: a chat template in the place of the base's own; pad_to_square: see ChatTokens; attention: its implementation."""
+        """template: a chat template instead of the base's own; pad_to_square: see ChatTokens; attention: its implementation."""
         self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
         self.attention = attention
         self.config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ class VisionLanguageModel:
         return model.to(self.device).requires_grad_(False).eval()
 
     def to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors where the model is, images in its number format."""
+        """Tensors where the model is, images in its dtype."""
         return {
             key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
             for key, value in tensors.items()

@@ -70,7 +70,7 @@ def check_sources(config: ComposeSettings, base: str, resolve: Callable[[str], s
     wanted = resolve(base)
     for text in config.adapters:
         place = adapter_path(library.resolve(text))
-        content_hash(place)  # says what is wrong with a file that is no adapter
+        content_hash(place)  # says what is wrong with a file that is not an adapter
         check_base(text, adapter_facts(place).get("base", ""), wanted, base, resolve)
 
 
@@ -257,7 +257,7 @@ def check_representable(mixtures: dict[str, Mixture], max_rank: int) -> None:
     full = [name for name, mixture in mixtures.items() if mixture.dense is not None]
     if full and not max_rank:
         raise UserError(
-            f"An adapter changes {full[0]} by a matrix of full rank, so the sum is no plain LoRA: give --max-rank to cut it."
+            f"An adapter changes {full[0]} by a matrix of full rank, so the sum is not a plain LoRA: give --max-rank to cut it."
         )
 
 
@@ -300,7 +300,7 @@ def truncate_part(part: Part, max_rank: int) -> tuple[Folded, float]:
         full = [name for name, change in part.folded.items() if not change.is_low_rank]
         if full:
             raise UserError(
-                f"The sum changes {full[0]} by a matrix of full rank, so it is no plain LoRA: give --max-rank to cut it."
+                f"The sum changes {full[0]} by a matrix of full rank, so it is not a plain LoRA: give --max-rank to cut it."
             )
         return part.folded, 0.0
     weights = {name: part.layer(name).weight.detach().flatten(1).float().cpu() for name in part.folded}  # type: ignore[union-attr]

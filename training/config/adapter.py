@@ -13,17 +13,17 @@ class AdapterSettings:
     """Which adapter."""
 
     adapter: str = "moslora"
-    """Adapter variant, see 'rankfold adapters'."""
+    """Adapter method, see 'rankfold adapters'."""
     rank: Annotated[int, Ge(1)] = 8
-    """Width of the bottleneck."""
+    """Rank of the low-rank update."""
     alpha: Annotated[float, Gt(0)] = 8.0
     """The change is multiplied by alpha / rank."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the adapter's input."""
     adapter_options: dict[str, str] = field(default_factory=dict)
-    """Fields of the variant's own config, as in: --adapter-options mixer frozen."""
+    """Options of the method, as in: --adapter-options mixer frozen."""
     lora_plus_ratio: Annotated[float, Gt(0)] = 1.0
-    """Up-factors learn so many times faster than the rest (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
+    """Factor on the learning rate of the up matrices (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,6 @@ class DiffusionAdapterSettings(AdapterSettings):
     text_target_modules: tuple[str, ...] = ()
     """Names of the text encoders' layers to adapt; unset means their attention layers."""
     token_vectors: Annotated[int, Ge(0)] = 0
-    """The token becomes a new word of so many vectors, learned beside the adapter; 0 leaves it as the text encoders have it."""
+    """Textual inversion: number of learned vectors that the token gets, trained with the adapter; 0 learns none."""
     text_learning_rate: Annotated[float, Gt(0)] | None = None
     """Learning rate of the text encoders' adapters and of the token's vectors; unset means the same."""

@@ -41,15 +41,15 @@ class LoopConfig:
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of the moving average of the adapter's weights (0.99 to 0.9999); 0 keeps none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the base model; the adapter itself is always trained in fp32."""
+    """dtype of the base model; the adapter itself is always trained in fp32."""
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
-    """Number format of the base model's linear layers in memory; the text encoders' too."""
+    """Quantization of the base model's linear layers in memory, text encoders included."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more time."""
     compile: bool = False
     """Compile the denoiser's repeated blocks (torch.compile): the first steps take minutes, the others less; needs a C++ compiler."""
     seed: Annotated[int, Ge(0)] = 0
-    """All randomness is a function of seed, step and sample."""
+    """Same seed, same result."""
     log_every: Annotated[int, Ge(1)] = 10
     """Steps between lines of metrics.jsonl; the device is not waited for in between."""
     checkpoint_every: Annotated[int, Ge(1)] = 100

@@ -34,11 +34,11 @@ class DiffusionConfig(LoopConfig):
     masks: str = ""
     """Folder with a PNG for each image, white where the subject is; 'alpha' takes the images' own transparency."""
     unmasked_weight: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """What the error outside the masks counts for."""
+    """Loss weight outside the masks."""
     caption_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the rows whose caption is left out."""
+    """Fraction of samples trained without their caption."""
     caption_orders: Annotated[int, Ge(0)] = 0
-    """Captions of tags are also used in so many other orders; the first tag stays in front."""
+    """Also use this many shuffled orders of a caption's tags; the first tag stays in front."""
     preservation_weight: Annotated[float, Ge(0)] = 1.0
     """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
     prior_weight: Annotated[float, Ge(0)] = 0.0
@@ -50,15 +50,15 @@ class DiffusionConfig(LoopConfig):
     debiased: bool = False
     """Debiased loss weighting (Yu et al. 2024, arXiv 2310.08442), instead of --min-snr-gamma."""
     noise_offset: Annotated[float, Ge(0)] = 0.0
-    """Adds noise that is alike in all of an image, so that light and dark are learned too; 0.05 is usual."""
+    """Noise offset: adds noise that is constant over an image, so that brightness is learned too; 0.05 is usual."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
-    """Where flow models are trained on the way from noise to image (Esser et al. 2024, section 3.1); others draw alike."""
+    """Distribution of the timesteps of flow models (Esser et al. 2024, section 3.1); others draw uniformly."""
     timestep_shift: Annotated[float, Gt(0)] = 1.0
-    """Above 1 flow models are trained more where the noise is, as large images ask for."""
+    """Timestep shift of flow models: above 1 trains more at high noise, as large images need."""
     preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
     """Prompts of the previews; {token} and {noun} are filled in."""
     preview_steps: Annotated[int, Ge(1)] = 20
-    """Denoising steps of a preview."""
+    """Denoising steps per preview."""
     guidance_scale: float = 4.0
     """Guidance of previews and class images, and of `rankfold sample --run`."""
 

@@ -29,35 +29,35 @@ class ConversationConfig(LoopConfig):
     base: str = "tiny-vlm"
     """Base model: 'tiny-vlm' (embedded), a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
     chat_template: Path | None = None
-    """File with a chat template in the place of the base's own."""
+    """File with a chat template instead of the base's own."""
     pad_to_square: bool = False
     """Give images borders in the processor's mean colour, so that one that crops cuts nothing off; LLaVA-1.5 was trained so."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """How attention is calculated."""
+    """Attention implementation."""
     epochs: Annotated[float, Gt(0)] | None = None
-    """Passes over the data, in the place of --steps."""
+    """Passes over the data, instead of --steps."""
     learning_rate: Annotated[float, Gt(0)] = 2e-4
     """Peak learning rate of the adapter."""
     replay: Path | None = None
     """More conversations, of what the base can do already and shall keep."""
     replay_share: Annotated[float, Ge(0), Lt(1)] = 0.25
-    """Share of the rows that come from --replay."""
+    """Fraction of samples that come from --replay."""
     skip_bad: bool = False
     """Leave out rows that cannot be used instead of stopping."""
     max_length: Annotated[int, Ge(16)] = 2048
-    """Most tokens of a row, those of images counted; longer rows are left out."""
+    """Maximum tokens per sample, image tokens included; longer samples are left out."""
     shorten: bool = False
-    """Of a longer row keep as many exchanges as fit, from the first; an image is never cut."""
+    """Truncate longer samples to the exchanges that fit, from the first; an image is never cut."""
     group_by_length: bool = True
-    """Batches of rows of similar length, so that little is padding."""
+    """Batch samples of similar length, so that little is padding."""
     packing: bool = False
-    """Put a batch's rows end to end in one sequence, in which none sees another, so that no padding is computed."""
+    """Pack a batch's samples into one sequence without attention between them, so that no padding is computed."""
     workers: Annotated[int, Ge(0)] = 2
-    """Processes that read images ahead; 0 reads them when they are wanted."""
+    """Data loader workers; 0 loads in the main process."""
     preview_rows: Annotated[int, Ge(0)] = 4
     """Rows whose first question is answered in previews."""
     preview_tokens: Annotated[int, Ge(1)] = 64
-    """Most tokens of such an answer."""
+    """Maximum tokens of such an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,12 @@ class InstructConfig(ConversationConfig, AdapterSettings):
     adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
     """Parts whose linear layers get the adapter."""
     vision_alpha: Annotated[float, Gt(0)] | None = None
-    """Alpha of the tower's layers; unset means --alpha."""
+    """Alpha of the vision tower's layers; unset means --alpha."""
     target_modules: tuple[str, ...] = ()
-    """Names of layers, in the place of --adapt."""
+    """Names of layers, instead of --adapt."""
     train_projector: bool = False
     """Train the projector between tower and language model in full, as LLaVA does."""
     projector_learning_rate: Annotated[float, Gt(0)] | None = None
     """Its learning rate; unset means the adapter's."""
     shard_base: bool = False
-    """Share the frozen language model out over the devices (FSDP2) instead of holding it whole on each."""
+    """Shard the frozen language model over the devices (FSDP2) instead of replicating it."""

@@ -19,13 +19,13 @@ class EvolutionConfig:
     population: int = 50
     """Structures of each generation."""
     generations: int = 20
-    """Generations behind the first, random one."""
+    """Generations after the first, random one."""
     parents: int = 10
     """Best structures so far that the next generation comes from."""
     mutations: int = 25
-    """Children that are a parent with some genes drawn anew."""
+    """Children that are a parent with some genes redrawn."""
     mutation_rate: float = 0.2
-    """Share of the genes that a mutation draws anew."""
+    """Fraction of genes that a mutation redraws."""
     crossovers: int = 25
     """Children that take each gene from either of two parents."""
     tries: int = 10
@@ -55,9 +55,9 @@ class SearchSettings(EvolutionConfig):
     choices_e: tuple[str, ...] = ("vector", "constant", "none")
     """Choices of the bias shift E."""
     limit: Annotated[int, Ge(0)] = 0
-    """Most parameters of a structure; 0 means as many as plain LoRA of this rank has on the same layers."""
+    """Maximum parameters of a structure; 0 means as many as plain LoRA of this rank has on the same layers."""
     largest_every: Annotated[int, Ge(0)] = 0
-    """Every so many steps the largest structure is trained (sandwich rule); 0 means random ones only."""
+    """Steps between trainings of the largest structure (sandwich rule); 0 trains random ones only."""
     held_out_share: Annotated[float, Gt(0), Lt(1)] = 0.2
     """Share of the data that structures are judged on, and that is then not trained on; at least one row."""
 
@@ -79,7 +79,7 @@ class SearchConfig(DiffusionConfig, SearchSettings):
     text_target_modules: tuple[str, ...] = ()
     """Names of the text encoders' layers; unset means their attention layers."""
     held_out: Path | None = None
-    """Folder with the images that structures are judged on, in the place of a share of --images."""
+    """Folder with the images that structures are judged on, instead of a share of --images."""
     held_out_draws: Annotated[int, Ge(1)] = 32
     """Noise and timesteps drawn once for each held-out image."""
 
@@ -95,6 +95,6 @@ class InstructSearchConfig(ConversationConfig, SearchSettings):
     adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
     """Parts whose linear layers are searched."""
     target_modules: tuple[str, ...] = ()
-    """Names of layers, in the place of --adapt."""
+    """Names of layers, instead of --adapt."""
     held_out: Path | None = None
-    """Conversations that structures are judged on, in the place of a share of --data."""
+    """Conversations that structures are judged on, instead of a share of --data."""

@@ -23,7 +23,7 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     evaluate_images: Path | None = None
     """Photos that likeness is measured by; unset means one in five of --images, which is then not trained on."""
     hold_out: tuple[str, ...] = ()
-    """Names of the photos that are held out, in the place of one in five."""
+    """Names of the photos that are held out, instead of one in five."""
     evaluate_prompts: str = ""
     """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others."""
     evaluate_clip: str = ""
@@ -31,9 +31,9 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     keep: Literal["last", "best"] = "last"
     """Which step's adapter becomes the run's; best needs --evaluate-every."""
     patience: Annotated[int, Ge(0)] = 0
-    """Stop after so many measurements without a sure gain; 0 never does."""
+    """Stop after this many measurements without significant improvement; 0 never does."""
     shard_base: bool = False
-    """Share the frozen denoiser out over the devices (FSDP2) instead of holding it whole on each."""
+    """Shard the frozen denoiser over the devices (FSDP2) instead of replicating it."""
 
     @property
     def subjects(self) -> dict[str, str]:

@@ -28,7 +28,7 @@ def train_dit(config: BuildTinyConfig) -> None:
     latents, _, which = encode_all(config)
     tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
     ids, states, pooled = first_prompt_embeds(config, tokenizer)
-    torch.manual_seed(config.seed)  # behind the encoders, whose loading draws numbers
+    torch.manual_seed(config.seed)  # after the encoders, whose loading draws numbers
     learner = Learner(tiny_dit.make_transformer(), tiny_dit.make_second_encoder(tokenizer)).train()
     average = EMAModel(learner.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
     noise, generator = FlowNoise("logit_normal"), torch.Generator().manual_seed(config.seed)

@@ -86,7 +86,7 @@ def fit(
     after: Callable[[int], None] = lambda step: None,
     every: int = 100,
 ) -> None:
-    """AdamW with warm-up and cosine decay; `after(step)` runs behind every step."""
+    """AdamW with warm-up and cosine decay; `after(step)` runs after every step."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     warm = max(1, min(200, steps // 20))
     total, start = 0.0, time.time()

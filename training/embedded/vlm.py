@@ -147,7 +147,7 @@ class Texts:
 
 
 def save_vlm(model: LlavaForConditionalGeneration, tokenizer, folder: Path) -> None:
-    """Writes model and processor; whoever names no number format loads fp32."""
+    """Writes model and processor; whoever names no dtype loads fp32."""
     model.save_pretrained(folder)
     tiny_vlm.make_processor(tokenizer).save_pretrained(folder)
     load_as_fp32(folder)

@@ -81,12 +81,12 @@ class Task(Protocol):
         ...
 
     def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
-        """What the method does behind a step, in every process; True from any of them ends the training. averaged: runs an action
+        """What the method does after a step, in every process; True from any of them ends the training. averaged: runs an action
         with the averaged weights in place."""
         ...
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
-        """What comes behind the last step; returns 'done' or 'stopped'."""
+        """What comes after the last step; returns 'done' or 'stopped'."""
         ...
 
 
@@ -207,7 +207,7 @@ class Loop:
     def check_finished(self) -> bool:
         """Whether the method wants no more steps. A failure there loses no step: they are all in a checkpoint first."""
         try:
-            with oom_context(f"measuring behind step {self.step}"):
+            with oom_context(f"measuring after step {self.step}"):
                 self.finished_early |= self.task.after_step(self.run, self.step, self.with_average)
         except Exception:
             self.save_checkpoint()
@@ -233,8 +233,8 @@ class Loop:
             self.log()
         if self.step == config.lr_warmup_steps + 20 and self.task.is_dead():
             raise UserError(
-                f"After {self.step} steps the adapter still changes nothing (its up-matrices are zero), so training on is "
-                "useless. Raise --learning-rate, or check --precision and --target-modules."
+                f"After {self.step} steps the adapter still has no effect (its up matrices are zero)."
+                " Raise --learning-rate, or check --precision and --target-modules."
             )
         if self.step % config.checkpoint_every == 0 or stopping or ends or "save" in wanted:
             self.save_checkpoint()  # before anything that can be done without
@@ -328,7 +328,7 @@ class Loop:
     # -------------------------------------------------------------------------- checkpoints
 
     def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on bit-equal."""
+        """Everything that a run needs to resume bit-exactly."""
         return {
             "config": comparable_config(self.config),
             "data": self.data,

@@ -28,7 +28,7 @@ def make_accelerator(config: LoopConfig, threads: int = 0) -> Accelerator:
     """The accelerator of a run. threads: as many as the run has had so far, where that is known; else as many as find a free core.
 
     Raises:
-        UserError: when accelerate is set to cut up the adapter.
+        UserError: when accelerate is set to shard the adapter.
     """
     if devices.THREADS > 1 or config.threads:
         torch.set_num_threads(config.threads or threads or devices.num_free_threads(devices.num_busy_cores()))
@@ -42,14 +42,14 @@ def make_accelerator(config: LoopConfig, threads: int = 0) -> Accelerator:
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UserError(
-            f"Accelerate is set to {kind.value}, which would cut up the adapter too: launch with --multi_gpu (or choose it in `accelerate "
-            "config`), and share out the frozen base alone with --shard-base; --quantize nf4 makes it small instead."
+            f"Accelerate is set to {kind.value}, which would shard the adapter too: launch with --multi_gpu (or choose it in `accelerate "
+            "config`), and shard the frozen base alone with --shard-base; --quantize nf4 makes it small instead."
         )
     return accelerator
 
 
 def check_devices(config: LoopConfig) -> None:
-    """Raises UserError when the number format or the batch does not suit the devices."""
+    """Raises UserError when the dtype or the batch does not suit the devices."""
     devices.check_precision(config.precision)
     if num_processes() > 1 and (
         fault := devices.distributed_fault(devices.this_machine(), nccl=dist.is_nccl_available())
@@ -57,7 +57,7 @@ def check_devices(config: LoopConfig) -> None:
         raise UserError(fault)
     if config.batch_size % num_processes():
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared evenly by {num_processes()} processes; "
+            f"--batch-size {config.batch_size} cannot be divided evenly among {num_processes()} processes; "
             "it counts the images of all processes together."
         )
 
@@ -73,7 +73,7 @@ def num_processes() -> int:
 
 
 def share_work(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -> list[Made]:
-    """What all makers give. Each process calls its share of them first, and the others' behind that, out of a cache by then."""
+    """What all makers give. Each process calls its share of them first, and the others' after that, out of a cache by then."""
     own = range(accelerator.process_index, len(makers), accelerator.num_processes)
     made = {number: makers[number]() for number in own}
     accelerator.wait_for_everyone()
@@ -83,7 +83,7 @@ def share_work(accelerator: Accelerator, makers: Sequence[Callable[[], Made]]) -
 def map_distributed(given: Sequence[Given], work: Callable[[Given], Made]) -> list[Made]:
     """work(one) of all that is given, in order: each process does its share, and gets what all have made.
 
-    All work equally often, who has no more to do on something once more: blocks that are shared out are gathered in every process at once.
+    All work equally often, who has no more to do on something once more: blocks that are sharded are gathered in every process at once.
     """
     state = distributed_state()
     count = state.num_processes

@@ -1,4 +1,4 @@
-"""A frozen base shared out over the devices: each keeps a share of every block and gathers the rest while the block is at work.
+"""A frozen base sharded over the devices: each keeps a share of every block and gathers the rest while the block is at work.
 
 torch's FSDP2 (fully_shard) on the blocks that repeat, with the adapter's parameters left out of it: the adapter stays whole on every
 device and is averaged as always (DDP), so that optimizer, checkpoints and files know nothing of it.
@@ -25,12 +25,12 @@ from ..config.subject import SubjectConfig
 
 
 def check_sharding(config: SubjectConfig | InstructConfig, processes: int) -> None:
-    """Raises UserError when the base shall be shared out and cannot be."""
+    """Raises UserError when the base shall be sharded and cannot be."""
     if not config.shard_base:
         return
     if processes == 1:
         raise UserError(
-            "--shard-base shares the base out over several devices, but this is one process: start it with `accelerate launch "
+            "--shard-base shards the base over several devices, but this is one process: start it with `accelerate launch "
             "--multi_gpu`, or leave it out."
         )
     others = {
@@ -47,7 +47,7 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
     """Shares out the frozen parameters of the blocks, one block after another; a block is on the device whole while it is cut.
 
     Every process has to run the blocks equally often. The model is cut last, though nothing is left of it to cut: the root of a model
-    is what keeps its parameters whole behind a forward pass, and what lets the blocks below it be gathered ahead of their turn.
+    is what keeps its parameters whole after a forward pass, and what lets the blocks below it be gathered ahead of their turn.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:

@@ -65,7 +65,7 @@ class Item:
 
 def read_items(file: Path, images: Path | None, *, ask_short: bool = False) -> list[Item]:
     """The questions of a file of {"image", "question", "answer" or "answers" or "choices" and "answer", "type", "split"}, or of any file
-    of conversations, whose first questions are then asked. ask_short: with LLaVA's words for short answers behind.
+    of conversations, whose first questions are then asked. ask_short: with LLaVA's instruction for short answers appended.
 
     Raises:
         UserError: for a row that cannot be used.
@@ -213,7 +213,7 @@ def write_vlmevalkit(items: Sequence[Item], path: Path) -> Path:
     for number, item in enumerate(items):
         if len(item.conversation.images) != 1:
             raise UserError(
-                f"{item.conversation.location}: VLMEvalKit's tables hold one image a row, not {len(item.conversation.images)}."
+                f"{item.conversation.location}: VLMEvalKit's tables hold one image per row, not {len(item.conversation.images)}."
             )
         image = base64.b64encode(image_bytes(item.conversation.images[0])).decode()
         options = [*item.options, *[""] * (most - len(item.options))]

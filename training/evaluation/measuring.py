@@ -27,7 +27,7 @@ from ...toolkit.metrics.clip import ClipScorer
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement: a value an image."""
+    """One measurement: one value per image."""
 
     step: int
     likeness: tuple[float, ...]
@@ -160,7 +160,7 @@ def load_measurements(run: Run) -> list[Measurement]:
 
 
 def truncate_measurements(run: Run, step: int) -> None:
-    """Drops measurements behind `step`, so that none stands twice after a resume."""
+    """Drops measurements after `step`, so that none stands twice after a resume."""
     kept = [one for one in load_measurements(run) if one.step <= step]
     write_text(measurements_file(run), "".join(json.dumps(asdict(one)) + "\n" for one in kept))
 

@@ -22,7 +22,7 @@ def runs_page(folders: Sequence[Path]) -> str:
     """The page of these runs.
 
     Raises:
-        UserError: for a folder that is no run, or the same one twice.
+        UserError: for a folder that is not a run, or the same one twice.
     """
     runs = {short_names(folders)[number]: Run.open(folder) for number, folder in enumerate(folders)}
     if len(runs) < len(folders):

@@ -48,7 +48,7 @@ class SubjectTest:
     token: str
     noun: str
     n: int = 4
-    """Images a prompt."""
+    """Images per prompt."""
 
     def texts(self, *, token: bool) -> list[str]:
         """The prompts, with the rare token or without."""
@@ -65,7 +65,7 @@ class DrawnImages:
 
 
 def read_prompts(name: str) -> tuple[str, ...]:
-    """The prompts of a file, one a line, or of those that ship: object, live (the protocol's 25 each), world (the embedded models').
+    """The prompts of a file, one per line, or of those that ship: object, live (the protocol's 25 each), world (the embedded models').
 
     Raises:
         UserError: for a file that is not there, is empty, or has a line without {token} and {noun}.
@@ -77,7 +77,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
         raise UserError(f"--prompts {name} is neither a file nor one of {', '.join(SHIPPED_PROMPTS)}.") from error
     if not lines:
         raise UserError(
-            f"--prompts {name} is empty: write a prompt a line, such as 'a {{token}} {{noun}} in the snow'."
+            f"--prompts {name} is empty: write one prompt per line, such as 'a {{token}} {{noun}} in the snow'."
         )
     for number, line in enumerate(lines, 1):
         try:
@@ -104,7 +104,7 @@ def unrelated_prompts(prompts: str) -> tuple[str, ...]:
 
 
 def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> DrawnImages:
-    """`n` images a text, each from a seed of its own; texts share batches, processes share these out."""
+    """`n` images per text, each from a seed of its own; texts share batches, divided among processes."""
     prompts = [text for text in texts for _ in range(n)]
     side = recipe.side or native_resolution(pipe)
 

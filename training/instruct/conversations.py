@@ -159,7 +159,7 @@ def source_bytes(image: Any) -> int:
 class Sampler:
     """Which rows each forward pass takes: passes over all rows, in batches of similar length, in mixed order.
 
-    Rows of the data come first, then those of the replay, of which every pass takes other ones, `replayed` in all.
+    Rows of the data come first, then those of the replay, of which every pass takes other ones, `num_replayed` in all.
     """
 
     lengths: tuple[int, ...]

@@ -119,7 +119,7 @@ class AnswerLoss(nn.Module):
     """The model with the loss of what it is to answer as its forward, so that one module is all DDP has to wrap."""
 
     def __init__(self, model: nn.Module, *, packing: bool = False) -> None:
-        """packing: rows end to end in one sequence, see `packed`."""
+        """packing: rows end to end in one sequence, see `pack_rows`."""
         super().__init__()
         self.model, self.packing = model, packing
 
@@ -149,14 +149,14 @@ class ConversationTask:
     """What every Task on conversations shares. A sub-class says what is trained, in `attach`."""
 
     shards_base = False
-    """Whether the frozen language model is shared out over the processes."""
+    """Whether the frozen language model is sharded over the processes."""
 
     def __init__(self, config: Any, data: PreparedData, base: str, accelerator: Accelerator) -> None:
         self.config, self.data, self.accelerator, self.device = config, data, accelerator, accelerator.device
         self.vision = VisionLanguageModel(
             base,
             DTYPES[config.precision],
-            "cpu" if self.shards_base else accelerator.device,  # where it is shared out, no device need hold it whole
+            "cpu" if self.shards_base else accelerator.device,  # where it is sharded, no device need hold it whole
             config.quantize,
             template=read_chat_template(config),
             pad_to_square=config.pad_to_square,
@@ -174,7 +174,7 @@ class ConversationTask:
         )
         self.prefetcher: Prefetcher | None = None
         model = self.vision.model
-        torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
+        torch.manual_seed(config.seed)  # after the loading, which draws numbers too
         self.attach(model)
         if self.shards_base:
             shard(model, self.vision.language_blocks(), self.device)
@@ -197,7 +197,7 @@ class ConversationTask:
         return False
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
-        """What comes behind the last step: nothing."""
+        """What comes after the last step: nothing."""
         return "done"
 
     # -------------------------------------------------------------------------- data

@@ -39,7 +39,7 @@ def cross_validate(config: SubjectConfig, folds: int, *, overwrite: bool = False
         raise UserError("--images is missing: give the folder with the images of the subject.")
     files = sorted({sample.path.name for sample in find_samples(config.images, skip_bad=config.skip_bad)})
     if not 2 <= folds <= len(files):
-        raise UserError(f"--folds must lie between 2 and the number of photos, {len(files)}, not {folds}.")
+        raise UserError(f"--folds must be between 2 and the number of photos, {len(files)}, not {folds}.")
     own = [
         replace(config, hold_out=tuple(files[k::folds]), out=config.out / "folds" / str(k), keep="last", patience=0)
         for k in range(folds)
@@ -95,8 +95,8 @@ def check_same_run(run: Run, config: SubjectConfig, inputs: Any) -> None:
         other = differences(data.items, data_items(*(config, inputs) if inputs else preflight(config)))
     if other:
         raise UserError(
-            f"{run.folder} is of another run or cross-validation: {first_changes(other)}. Put that back, begin anew with --overwrite, which "
-            "deletes it with all its folds, or give another --out."
+            f"{run.folder} is of another run or cross-validation: {first_changes(other)}. Put that back, start over with --overwrite, "
+            "which deletes it with all its folds, or give another --out."
         )
 
 

@@ -38,7 +38,7 @@ BYTES_PER_WEIGHT = {
     "nf4": 0.5 + 4 / 64,
     "int8": 1 + 4 / 1024,
     "fp8": 1 + 4 / 1024,
-}  # bytes a weight, with its share of the scales
+}  # bytes per weight, with its share of the scales
 OPTIMIZER_STATES = {
     "AdamW": 2,
     "Adam": 2,
@@ -61,7 +61,7 @@ class StepCost:
     alive: int
     """Bytes alive beside weights and gradients at the peak."""
     parameters: int
-    """Trained numbers."""
+    """Trainable parameters."""
     flops: int
     """Operations of one pass forward and back."""
 
@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def base(self) -> int:
-        """The frozen model in the number format of the run."""
+        """The frozen model in the dtype of the run."""
         return self.step.frozen[self.config.quantize]
 
     @property
@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Trained numbers."""
+        """Trainable parameters."""
         return self.step.parameters
 
     @property
@@ -105,7 +105,7 @@ class Plan:
         return self.step.flops * self.config.gradient_accumulation
 
     def with_settings(self, change: dict[str, Any]) -> Plan:
-        """The plan with other settings; a step is carried out anew only where it would be another."""
+        """The plan with other settings; a step is recomputed only where it would be another."""
         other = replace(self.config, **change)
         return Plan(other, self.step if change.keys() <= {"optimizer", "quantize"} else simulate_step(other))
 
@@ -205,7 +205,7 @@ def count_step(
     """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations."""
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
     prompt = longest_prompt(config)
-    rows = sum(len(batch[name]) for name in ("prompt", "kept_prompt") if name in batch)
+    rows = sum(len(batch[name]) for name in ("prompt", "preservation_prompt") if name in batch)
     with torch.no_grad(), RealTensorMode():
         prompt_embeds = model.encode_prompts([prompt] * rows)
 
@@ -285,7 +285,7 @@ def advice(estimate: Plan) -> list[str]:
 
 
 def fit_to_memory(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
-    """The flags of as few savings as bring a plan under so many GiB, and the plan with them.
+    """The flags of as few savings as bring a plan under `gib` GiB, and the plan with them.
 
     Raises:
         UserError: when all of them together are not enough.

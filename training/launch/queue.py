@@ -81,7 +81,7 @@ def requeue(run: Run, *, accept_changes: bool = False) -> None:
 
 
 def withdraw(run: Run) -> None:
-    """Takes a waiting run out of the queue; a run at work is asked to stop behind this step."""
+    """Takes a waiting run out of the queue; a run at work is asked to stop after this step."""
     if run.state() == "queued":
         run.set_status(state="stopped")
     else:
@@ -100,7 +100,7 @@ def queued_runs(root: Path) -> list[Run]:
 def run_worker(root: Path, device: str = "0", *, until_empty: bool = False) -> int:
     """Carries out queued runs, one after another; returns how many were started.
 
-    device: the number of the device that they see; without a GPU any name does. until_empty: come back when none waits.
+    device: the number of the device that they see; without a GPU any name does. until_empty: exit when the queue is empty.
 
     Raises:
         UserError: when a worker of this device is at work here already.
@@ -175,7 +175,7 @@ def run_queued(folder: Path) -> None:
 def last_line(file: Path) -> str:
     """The last line that a process printed."""
     lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip()[:500] if lines else "ended without a word"
+    return lines[-1].strip()[:500] if lines else "stopped unexpectedly"
 
 
 def live_workers(root: Path) -> list[str]:
@@ -227,7 +227,7 @@ def hold_lock(file: Path, message: str) -> Any:
     """Holds a lock file; one that a dead process left is taken over.
 
     Raises:
-        UserError: with the sentence `taken` when another living process holds it.
+        UserError: with the sentence `message` when another living process holds it.
     """
     if file.is_file() and not is_lock_held(file):
         remove_file(file)

@@ -139,7 +139,7 @@ METHODS: dict[type[LoopConfig], tuple[Callable[[Any], tuple[Any, Inputs]], Calla
 def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, overwrite: bool = False) -> Run:
     """Checks everything that can be checked, then trains; the run folder holds all that comes of it.
 
-    make_task: builds the Task in the place of the method's own, as functools.partial(SearchTask, judge=...) does.
+    make_task: builds the Task instead of the method's own, as functools.partial(SearchTask, judge=...) does.
     overwrite: deletes the run that is in the folder, once the new one is under way.
 
     Raises:

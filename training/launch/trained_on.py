@@ -136,7 +136,7 @@ def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> di
 
 
 def row_text(row: Conversation) -> str:
-    """All of a row, with names in the place of images that are files."""
+    """All of a row, with names instead of images that are files."""
     images = [str(p.name) if isinstance(p, Path) else hashlib.sha256(p).hexdigest() for p in row.images]
     return json.dumps([row.messages, images])
 
@@ -263,7 +263,7 @@ def accept_data(
     began = f"The data of {run.folder} have changed since its step {step}: {first_changes(changes)}."
     if isinstance(config, SearchSettings):
         raise UserError(
-            f"{began} A search compares what was judged on the same data: put them back, or begin anew with --overwrite."
+            f"{began} A search compares what was judged on the same data: put them back, or start over with --overwrite."
         )
     if not accept:
         raise UserError(
@@ -271,7 +271,7 @@ def accept_data(
         )
     if known is None and draws_held_out(config):
         raise UserError(
-            f"{began} Without {run.data_file} it is not known which photos it is measured by: put the data back, or begin anew with "
+            f"{began} Without {run.data_file} it is not known which photos it is measured by: put the data back, or start over with "
             "--overwrite."
         )
     known = known or TrainingData({})
@@ -297,6 +297,6 @@ def remaining_held_out(run: Run, known: TrainingData, now: TrainingData) -> tupl
     if not still or len(still) == len(now.photos):
         raise UserError(
             f"Of the photos that {run.folder} is measured by ({', '.join(known.held_out)}) none is left, or no other to train on: put "
-            "them back, or begin anew with --overwrite."
+            "them back, or start over with --overwrite."
         )
     return tuple(still)

@@ -61,7 +61,7 @@ def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:
 
 def refusal_message(run: Run) -> str:
     """Why no run can begin where one is, and the ways on."""
-    ways = "begin anew with --overwrite, which deletes it, or give another --out."
+    ways = "start over with --overwrite, which deletes it, or give another --out."
     if not run.config_file.is_file() and run.folds():
         return f"{run.folder} holds the folds of a cross-validation already: go on with them by the command with --folds, {ways}"
     go_on = f"go on with it by `rankfold resume {run.folder}`"
@@ -96,7 +96,7 @@ def is_another_config(run: Run, config: LoopConfig) -> bool:
 
 
 def check_sources_outside(config: Any, run: Run) -> None:
-    """Raises UserError when the new run reads what it would take the place of."""
+    """Raises UserError when the new run reads what it would replace."""
     own = [path.resolve() for path in run.run_entries()]
     read = [(name, str(getattr(config, name, None) or "")) for name in SOURCES]
     read += [("also", folder) for folder in getattr(config, "also", {}).values()]
@@ -113,7 +113,7 @@ def check_sources_outside(config: Any, run: Run) -> None:
 def prepare_folder(run: Run, config: LoopConfig, keep: Collection[str] = ()) -> None:
     """Makes a folder that `check_out` has let pass this process's own, with the config in it and nothing of an earlier run.
 
-    A run that was worth keeping is put aside till the new one is under way, see `Run.make_room`. but: entries that stay.
+    A run that was worth keeping is put aside till the new one is under way, see `Run.set_aside`. but: entries that stay.
 
     Raises:
         UserError: for a folder that cannot be made or cleared, or that another process has taken meanwhile.
@@ -140,7 +140,7 @@ def clear_folder(run: Run, keep: Collection[str] = ()) -> None:
 
 
 def restore_previous(run: Run, keep: Collection[str] = ()) -> bool:
-    """Behind a run that could not begin: brings back the one that it should have taken the place of; False when there was none."""
+    """After a run that could not begin: brings back the one that it should have taken the place of; False when there was none."""
     if not run.restore_aside(keep):
         return False
     print(f"{run.folder}: the run that was there is as it was, since the new one could not begin.")

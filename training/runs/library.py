@@ -26,7 +26,7 @@ class Entry:
     name: str
     base: str
     trigger: str
-    """Words that call the subject."""
+    """Trigger words of the subject."""
     hash: str
     adapter: str
     """Kind of adapter, as far as it says so."""

@@ -52,7 +52,7 @@ def check_evolution(config: EvolutionConfig, space: SearchSpace) -> None:
         if getattr(config, name) < 0:
             raise UserError(f"--{name} must be at least 0, not {getattr(config, name)}.")
     if not 0 < config.mutation_rate <= 1:
-        raise UserError(f"--mutation-rate must lie above 0 and at most at 1, not {config.mutation_rate}.")
+        raise UserError(f"--mutation-rate must be in (0, 1], not {config.mutation_rate}.")
     if space.limit < space.min_cost:
         raise UserError(
             f"--limit {space.limit} is below the smallest structure, which has {space.min_cost} parameters: raise it, or allow "
@@ -173,7 +173,7 @@ def draw_structure(space: SearchSpace, random: Random) -> Structure:
 
 
 def mutate(parents: Sequence[Structure], space: SearchSpace, config: EvolutionConfig, random: Random) -> Structure:
-    """A parent with each gene drawn anew at the mutation rate."""
+    """A parent with each gene redrawn at the mutation rate."""
     parent, fresh = random.choice(parents), draw_structure(space, random)
     return tuple(f if random.random() < config.mutation_rate else p for p, f in zip(parent, fresh, strict=True))
 

@@ -71,7 +71,7 @@ def supernet_config(config: SearchSettings, targets: Sequence[str]) -> GloraSupe
 
 
 class StructureSearch:
-    """What every search's Task has: the supernet's space, its training by random paths, and the breeding behind the last step.
+    """What every search's Task has: the supernet's space, its training by random paths, and the evolution after the last step.
 
     A sub-class also is a Task on data, and says what its held-out loss is, what the winner's folder tells and how it is retrained.
     """

@@ -32,12 +32,12 @@ class ImageBatches:
     empty: int
     """Number of the empty prompt."""
     host_prompts: bool = False
-    """Prompt numbers stay on the host, where texts are encoded anew in each pass."""
+    """Prompt numbers stay on the host, where texts are re-encoded in each pass."""
     shards_base: bool = False
-    """Whether the frozen denoiser is shared out over the processes."""
+    """Whether the frozen denoiser is sharded over the processes."""
 
     def batch_at(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows behind.
+        """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them.
 
         See DenoisingLoss.forward for what they hold.
         """
@@ -48,7 +48,7 @@ class ImageBatches:
             if "mask" in parts[0]:
                 parts[1]["mask"] = torch.ones_like(parts[0]["mask"])
         batch = {key: torch.cat([part[key] for part in parts if key in part]) for key in parts[0]}
-        for key in batch.keys() & {"weight", "kept_weight"}:
+        for key in batch.keys() & {"weight", "preservation_weight"}:
             batch[key] *= len(parts)  # the mean over all rows is then instance mean + weight * class mean
         return batch
 
@@ -74,9 +74,9 @@ class ImageBatches:
         batch = {
             "mean": rows.mean[where],
             "std": rows.std[where],
-            "spread": posterior_noise,
+            "posterior_noise": posterior_noise,
             "noise": noise,
-            "levels": torch.cat(timesteps).to(self.device, non_blocking=True),
+            "timesteps": torch.cat(timesteps).to(self.device, non_blocking=True),
             "prompt": self.to_lookup_device(torch.stack(prompts)),
             "weight": torch.full((len(slots),), weight, device=self.device),
         }
@@ -97,7 +97,7 @@ class ImageBatches:
         """The rows, one in KEPT_EVERY, that also have to say of these prompts (B,) what the untrained model says.
 
         They go by their number over the whole run, so that neither batch size nor processes change which rows these are. Where the base
-        is shared out, no process asks it alone: who has none of these rows asks one that counts nothing.
+        is sharded, no process asks it alone: who has none of these rows asks one that counts nothing.
         """
         weight = self.config.preservation_weight * PRESERVATION_EVERY
         own = [n for n, slot in enumerate(slots) if (position + slot) % PRESERVATION_EVERY == 0]
@@ -110,9 +110,9 @@ class ImageBatches:
         if not own:
             return {}
         return {
-            "kept": torch.tensor(own, device=self.device),
-            "kept_prompt": self.to_lookup_device(prompts[own]),
-            "kept_weight": torch.full((len(own),), weight, device=self.device),
+            "preservation": torch.tensor(own, device=self.device),
+            "preservation_prompt": self.to_lookup_device(prompts[own]),
+            "preservation_weight": torch.full((len(own),), weight, device=self.device),
         }
 
     def to_lookup_device(self, numbers: torch.Tensor) -> torch.Tensor:

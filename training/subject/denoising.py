@@ -29,7 +29,7 @@ def attach_to_parts(
     """
     names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
     parts = {name: getattr(model, name) for name in names}
-    torch.manual_seed(config.seed)  # behind the loading, which draws numbers too
+    torch.manual_seed(config.seed)  # after the loading, which draws numbers too
     for name, part in parts.items():
         if name == model.denoiser_name:
             attach(part, config_of(config.target_modules or model.default_targets))
@@ -50,7 +50,7 @@ class DenoisingLoss(nn.Module):
         prompt_embeds_of: Callable[[torch.Tensor], PromptEmbeds],
         snr_weight: Callable[[torch.Tensor], torch.Tensor] | None,
     ) -> None:
-        """words_of: what the prompts of these numbers (B,) are to the denoiser.
+        """words_of: the embeds of the prompts of these numbers (B,).
 
         weigh: signal-to-noise ratios (B,) -> what the squared error of the clean latents counts for; None is the plain loss.
         """
@@ -61,18 +61,19 @@ class DenoisingLoss(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of each sample, (B,).
 
-        Batch: mean, std, spread, noise (B, C, H, W); levels, prompt, weight (B,); by choice mask (B, 1, H, W), and kept, kept_prompt
-        and kept_weight (K,): rows that are asked a second time, with another prompt, for what the model without adapters says.
+        Batch: mean, std, posterior_noise, noise (B, C, H, W); timesteps, prompt, weight (B,); optionally mask (B, 1, H, W), and
+        preservation, preservation_prompt and preservation_weight (K,): rows that are predicted a second time, with another
+        prompt, whose target is the prediction of the model without adapters.
         """
-        clean = batch["mean"] + batch["std"] * batch["spread"]
-        noise, timesteps, prompt, count = batch["noise"], batch["levels"], batch["prompt"], len(clean)
+        clean = batch["mean"] + batch["std"] * batch["posterior_noise"]
+        noise, timesteps, prompt, count = batch["noise"], batch["timesteps"], batch["prompt"], len(clean)
         noisy, target = self.noise.add_noise(clean, noise, timesteps), self.noise.target(clean, noise, timesteps)
         mask, weight = batch.get("mask"), batch["weight"]
-        if (preservation := batch.get("kept")) is not None:
-            frozen = self.predict_frozen(noisy[preservation], timesteps[preservation], batch["kept_prompt"])
+        if (preservation := batch.get("preservation")) is not None:
+            frozen = self.predict_frozen(noisy[preservation], timesteps[preservation], batch["preservation_prompt"])
             noisy, timesteps = torch.cat([noisy, noisy[preservation]]), torch.cat([timesteps, timesteps[preservation]])
-            target, prompt = torch.cat([target, frozen.to(target)]), torch.cat([prompt, batch["kept_prompt"]])
-            weight = torch.cat([weight, batch["kept_weight"]])
+            target, prompt = torch.cat([target, frozen.to(target)]), torch.cat([prompt, batch["preservation_prompt"]])
+            weight = torch.cat([weight, batch["preservation_weight"]])
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[preservation])])
         with auxiliary_losses() as auxiliary:
             pred = self.predict(noisy, timesteps, prompt)
@@ -84,7 +85,7 @@ class DenoisingLoss(nn.Module):
         return loss + auxiliary.total()
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """What the model says of noisy latents with the prompts of these numbers."""
+        """The model's prediction for noisy latents with the prompts of these numbers."""
         dtype = self.model.dtype
         prompt_embeds = {
             k: v.to(dtype) if v.is_floating_point() else v for k, v in self.prompt_embeds_of(prompt).items()

@@ -42,7 +42,7 @@ class DiffusionTask:
     """What every Task on images shares. A sub-class says what is trained, in `attach`."""
 
     shards_base = False
-    """Whether the frozen denoiser is shared out over the processes."""
+    """Whether the frozen denoiser is sharded over the processes."""
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class DiffusionTask:
         return []
 
     def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
-        """What the method does behind a step; averaged: runs an action with the averaged weights. True ends the training."""
+        """What the method does after a step; averaged: runs an action with the averaged weights. True ends the training."""
         return False
 
     def conclude(self, run: Run, accelerator: Accelerator) -> str:
-        """What comes behind the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
+        """What comes after the last step: nothing. Returns the state of the run, 'done' or 'stopped'."""
         return "done"
 
     def may_train_text(self) -> bool:
@@ -190,7 +190,7 @@ class DiffusionTask:
 
     @torch.no_grad()
     def encode_all_prompts(self) -> PromptEmbeds:
-        """Words of all prompts (P, ...), from the cache where they are."""
+        """Embeds of all prompts (P, ...), from the cache where they are."""
         model = self.model
         tokenizers = [name for name in model.index if name.startswith("tokenizer") and model.has_part(name)]
         encoder = model.fingerprint(*model.text_encoders(), *tokenizers)
@@ -207,7 +207,7 @@ class DiffusionTask:
         return {name: value.to(self.device) for name, value in pad_and_stack(rows).items()}
 
     def prompt_embeds_of(self, numbers: torch.Tensor) -> PromptEmbeds:
-        """What the prompts of these numbers (B,) are to the denoiser."""
+        """The embeds of the prompts of these numbers (B,)."""
         if self.prompt_embeds is not None:
             return {name: value[numbers] for name, value in self.prompt_embeds.items()}
         texts = list(self.prompts)
@@ -247,13 +247,13 @@ class DiffusionTask:
         return [Sample(path) for path in paths]
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows behind."""
+        """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them."""
         return self.batches.batch_at(position, slots)
 
     # -------------------------------------------------------------------------- judging on held-out images
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
-        """Each held-out image `draws` times, with noise and levels drawn once, the levels spread over all there are."""
+        """Each held-out image `draws` times, with noise and timesteps drawn once, the timesteps stratified over their range."""
         assert self.held_out is not None
         (rows,), noise, timesteps = self.held_out, [], []
         for number in range(len(rows) * draws):
@@ -265,9 +265,9 @@ class DiffusionTask:
         return {
             "mean": rows.mean[where],
             "std": rows.std[where],
-            "spread": torch.zeros_like(rows.mean[where]),
+            "posterior_noise": torch.zeros_like(rows.mean[where]),
             "noise": torch.stack(noise).to(self.device),
-            "levels": torch.cat(timesteps).to(self.device),
+            "timesteps": torch.cat(timesteps).to(self.device),
             "prompt": self.batches.to_lookup_device(rows.prompts[which, 0]),
             "weight": torch.ones(len(where), device=self.device),
         }
@@ -283,13 +283,13 @@ class DiffusionTask:
     # -------------------------------------------------------------------------- previews
 
     def preview(self) -> list[Image.Image]:
-        """One image a preview prompt, always from the same noise."""
+        """One image per preview prompt, always from the same noise."""
         texts = self.preview_texts[:-1]  # the last is the empty one
         return self.draw(texts, [self.config.seed + number for number in range(len(texts))])
 
     @torch.no_grad()
     def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """An image a text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
+        """One image per text, by the model as it is, in shares of whole batches; the texts are among `prompts`."""
         self.module.eval()
         try:
             return self.draw_batches(texts, seeds)

@@ -211,7 +211,7 @@ class SubjectTask(DiffusionTask):
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The adapter's parameters, one group a part of the pipeline."""
+        """The adapter's parameters, one group per part of the pipeline."""
         config = self.config
         text_rate = config.text_learning_rate or config.learning_rate
         rates = {name: text_rate for name in self.parts} | {self.model.denoiser_name: config.learning_rate}

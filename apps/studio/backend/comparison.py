@@ -23,7 +23,7 @@ from .pipeline_worker import Job, JobStopped, PipelineWorker, save_images
 from .recipes import build_recipe
 
 MAX_CELLS = 64  # cells
-NO_ADAPTER = "none"  # in the place of an adapter's name
+NO_ADAPTER = "none"  # instead of an adapter's name
 LIMITS = {  # least, most, whether whole
     "strength": (-10, 10, False), "seed": (0, 2**32 - 1, True), "guidance": (0, 100, False), "steps": (1, 1000, True),
     "width": (0, 8192, True), "height": (0, 8192, True),
@@ -37,7 +37,7 @@ def parse_number(what: str, value: Any) -> Any:
     """A number of a box or of an axis.
 
     Raises:
-        UserError: naming what is no such number.
+        UserError: naming what is not a such number.
     """
     least, most, whole = LIMITS[what]
     try:
@@ -60,7 +60,7 @@ def check_known_name(what: str, name: str, known: Mapping[str, Path]) -> str:
     if not names:
         raise UserError(f"There is no {what} to compare yet: train one, with evaluate_every for its checkpoints.")
     if name not in names:
-        raise UserError(f"{str(name)[:80]!r} is no {what} here.{did_you_mean(str(name), names)}")
+        raise UserError(f"{str(name)[:80]!r} is not a known {what}.{did_you_mean(str(name), names)}")
     return name
 
 

@@ -40,7 +40,7 @@ class StudioPaths:
         """The run of this name.
 
         Raises:
-            UserError: when there is none, or the name is no plain name.
+            UserError: when there is none, or the name is not a plain name.
         """
         return Run.open(self.runs / check_name(name, "run"))
 
@@ -48,7 +48,7 @@ class StudioPaths:
         """The folder of a run to be made.
 
         Raises:
-            UserError: for a name that is no plain name or is taken.
+            UserError: for a name that is not a plain name or is taken.
         """
         folder = self.runs / check_name(name, "run")
         if folder.exists():
@@ -72,7 +72,7 @@ class StudioPaths:
     def adapters(self, *, chat: bool = False) -> dict[str, Path]:
         """Adapters by what a page calls them: of runs, of steps that were measured, of the library.
 
-        chat: those of vision-language models in the place of the others.
+        chat: those of vision-language models instead of the others.
         """
         found: dict[str, Path] = {}
         for run in list_runs(self.runs):
@@ -175,8 +175,8 @@ def check_name(name: str, what: str) -> str:
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(
-            f"{str(name)[:40]!r} is no name of a {what}: use letters, digits, dots, dashes and underscores, at most 80."
+            f"{str(name)[:40]!r} is not a valid name of a {what}: use letters, digits, dots, - and _ only, at most 80."
         )
     if WINDOWS and (fault := windows_name_fault(name)):
-        raise UserError(f"{name} is no name of a {what}: {fault}. Choose another.")
+        raise UserError(f"{name} is not a valid name of a {what}: {fault}. Choose another.")
     return name

@@ -89,7 +89,7 @@ class PipelineWorker:
 def run_in_background(work: Callable[[Job], Any], total: int) -> Iterator[Job | Any]:
     """Runs work beside the page: yields the drawing while it goes on, and last what came of it.
 
-    When the page closes, or its event is cancelled, the work is stopped behind its denoising step.
+    When the page closes, or its event is cancelled, the work is stopped after its denoising step.
     """
     drawing, pool = Job(total), ThreadPoolExecutor(1)
     future = pool.submit(work, drawing)

@@ -48,7 +48,7 @@ def parse_model_spec(paths: StudioPaths, tuned: str | None, base: str | None, pr
         UserError: for an adapter that is not there, a base that may not be read, or an unknown precision.
     """
     if precision not in DTYPES:
-        raise UserError(f"{precision!r} is no number format: choose one of {', '.join(DTYPES)}.")
+        raise UserError(f"{precision!r} is not a dtype: choose one of {', '.join(DTYPES)}.")
     adapter = paths.adapter(tuned, chat=True) if tuned else None
     own = adapter_facts(adapter).get("base") if adapter else None
     return ChatModelSpec(paths.base(base or own or next(iter(EMBEDDED)), tuple(EMBEDDED)), adapter, precision)
@@ -137,7 +137,7 @@ def check_image(image: str | None) -> Image.Image | None:
     """The uploaded image as the model sees it; None when there is none.
 
     Raises:
-        UserError: when the file is no whole image.
+        UserError: when the file is not a valid image.
     """
     if not image:
         return None
@@ -163,7 +163,7 @@ def add_answer(talk: ChatState, row: Conversation, said: PartialAnswers) -> Chat
         UserError: when there is no answer.
     """
     if not said.tuned.strip():
-        raise UserError("The model said nothing; nothing was added to the conversation. Ask in other words.")
+        raise UserError("The model gave no answer; nothing was added to the conversation. Ask in other words.")
     answer = {"role": "assistant", "content": [{"type": "text", "text": said.tuned.strip()}]}
     return replace(talk, messages=(*row.messages, answer), base_answers=(*talk.base_answers, said.base.strip()))
 
@@ -219,10 +219,10 @@ def build(studio: Studio) -> None:
                 label="As the model sees it", interactive=False, format="png", visible=False, height=220, buttons=["fullscreen"],
                 elem_id="chat-seen",
             )  # fmt: skip
-            compare = gr.Checkbox(label="also the base's answer", elem_id="chat-compare")
+            compare = gr.Checkbox(label="Compare with base model", elem_id="chat-compare")
             with gr.Accordion("More", open=False):
-                most = gr.Number(256, label="Most tokens of an answer", precision=0, minimum=1, elem_id="chat-most")
-                precision = gr.Dropdown([*DTYPES], value="fp32", label="Number format", elem_id="chat-precision")
+                most = gr.Number(256, label="Max tokens", precision=0, minimum=1, elem_id="chat-most")
+                precision = gr.Dropdown([*DTYPES], value="fp32", label="dtype", elem_id="chat-precision")
         with gr.Column(scale=3):
             with gr.Row():
                 # Words of a model are no page: as Markdown they could ask other machines for images.
@@ -244,7 +244,7 @@ def build(studio: Studio) -> None:
 
 
 def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: tuple[Any, Any, Any]) -> None:
-    """Ask, stop, begin anew. boxes: in the order that `chat` takes them; columns: conversation, both answers, progress."""
+    """Ask, stop, start over. boxes: in the order that `chat` takes them; columns: conversation, both answers, progress."""
     places, models = studio.paths, ChatModels(studio.model_cache)
     go, stop, new = buttons
     talk, question = columns[0], boxes[3]
@@ -254,7 +254,7 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
              most: float, precision: str) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         text = check_question(text)
         if not 1 <= (most or 0) <= MAX_TOKENS:
-            raise UserError(f"The most tokens of an answer must lie between 1 and {MAX_TOKENS}, not {most}.")
+            raise UserError(f"Max tokens must be between 1 and {MAX_TOKENS}, not {most}.")
         check_image(image)
         who = parse_model_spec(places, tuned, base, precision)
         if (before.who, before.image) != (who, image or None):

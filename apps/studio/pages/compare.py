@@ -32,26 +32,28 @@ from ..render.messages import format_duration, message_html, progress_bar, show_
 
 PROPOSED_VALUES = {"strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50"}
 HEADERS = ["X", "Y", "prompt fidelity (CLIP-T)", "likeness to the photos (CLIP-I)", "file"]
-STOP_TIMEOUT = 300  # seconds to wait until a drawing stops behind its step
+STOP_TIMEOUT = 300  # seconds to wait until a drawing stops after its step
 
 
 def propose_axis_values(what: str, prompt: str, adapter: str, known: Mapping[str, Path]) -> tuple[str, str]:
     """Values to begin with for what varies, a line each; and a hint."""
     if what == "prompt":
-        return prompt, "A prompt a line."
+        return prompt, "One prompt per line."
     if what in PROPOSED_VALUES:
         least, most, whole = LIMITS[what]
-        return PROPOSED_VALUES[what], f"{'Whole numbers' if whole else 'Numbers'} from {least} to {most}, one a line."
+        return PROPOSED_VALUES[what], f"{'Whole numbers' if whole else 'Numbers'} from {least} to {most}, one per line."
     if what not in FIELDS:
-        return "", "One a line."
+        return "", "One per line."
     names = names_for(what, known)
     if what == "adapter":
         return "\n".join(
             [NO_ADAPTER, *names[: MAX_COLUMNS - 1]]
-        ), f"Names, one a line. Known: {', '.join([NO_ADAPTER, *names])}."
+        ), f"Names, one per line. Known: {', '.join([NO_ADAPTER, *names])}."
     run = adapter.split(" at step ")[0] if adapter else ""
     steps = [name for name in names if name.split(" at step ")[0] == run] or names
-    hint = f"Names, one a line. Known: {', '.join(names)}." if names else "No run has measured steps (evaluate_every)."
+    hint = (
+        f"Names, one per line. Known: {', '.join(names)}." if names else "No run has measured steps (evaluate_every)."
+    )
     return "\n".join(steps[:MAX_CELLS]), hint
 
 
@@ -196,7 +198,7 @@ def result_values(plan: Comparison, result: ComparisonResult) -> list[Any]:
 
 
 def setting_inputs() -> list[Any]:
-    """Boxes for what all cells have, in the order of `Boxes`."""
+    """Boxes for what all cells have, in the order of `ComparisonInputs`."""
     with gr.Row():
         base = gr.Dropdown(
             [*EMBEDDED], value="tiny", allow_custom_value=True, label="Base model", elem_id="compare-base"
@@ -209,13 +211,13 @@ def setting_inputs() -> list[Any]:
         prompt = gr.Textbox(
             label="Prompt", value="a sks creature on the beach", lines=2, scale=2, elem_id="compare-prompt"
         )
-        negative = gr.Textbox(label="Not in the image (negative prompt)", lines=2, scale=1)
+        negative = gr.Textbox(label="Negative prompt", lines=2, scale=1)
     with gr.Row():
-        seed = gr.Number(label="Seed (-1: by chance)", value=0, precision=0, min_width=120, elem_id="compare-seed")
+        seed = gr.Number(label="Seed (-1 = random)", value=0, precision=0, min_width=120, elem_id="compare-seed")
         steps = gr.Number(label="Steps", value=25, precision=0, min_width=120, elem_id="compare-steps")
         guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="compare-guidance")
-        width = gr.Number(label="Width (0: the base's own)", value=0, precision=0, min_width=120)
-        height = gr.Number(label="Height (0: as wide)", value=0, precision=0, min_width=120)
+        width = gr.Number(label="Width (0 = model default)", value=0, precision=0, min_width=120)
+        height = gr.Number(label="Height (0 = same as width)", value=0, precision=0, min_width=120)
     return [base, adapter, strength, prompt, negative, seed, steps, guidance, width, height]
 
 
@@ -224,9 +226,9 @@ def axis_inputs(side: str, what: str) -> list[Any]:
     place = f"compare-{side.lower()}"
     choices = [*FIELDS] if side == "X" else [NOTHING, *FIELDS]
     with gr.Row():
-        chosen = gr.Dropdown(choices, value=what, label=f"What varies along {side}", elem_id=place)
+        chosen = gr.Dropdown(choices, value=what, label=f"{side} axis", elem_id=place)
         values = gr.Textbox(
-            label=f"Values of {side}", value=PROPOSED_VALUES.get(what, ""), info="One a line.", lines=3, max_lines=12, scale=2,
+            label=f"Values of {side}", value=PROPOSED_VALUES.get(what, ""), info="One per line.", lines=3, max_lines=12, scale=2,
             interactive=what != NOTHING, elem_id=f"{place}-values",
         )  # fmt: skip
     return [chosen, values]
@@ -250,19 +252,19 @@ def result_outputs() -> list[Any]:
     """Progress, sheet, gallery, table, the two choices and the slider."""
     said = gr.HTML(label="Progress", elem_id="compare-said")
     sheet = gr.Image(
-        label="Sheet", format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"],
+        label="Grid", format="png", type="filepath", interactive=False, buttons=["download", "fullscreen"],
         show_label=False, elem_id="compare-sheet",
     )  # fmt: skip
     table = gr.Dataframe(
         headers=HEADERS,
-        label="Figures of the cells",
+        label="Scores",
         interactive=False,
         wrap=True,
         render=False,
         elem_id="compare-table",
     )
     gallery = gr.Gallery(
-        label="Cells (their settings are inside)", columns=4, fit_columns=False, format="png", elem_id="compare-cells",
+        label="Images", columns=4, fit_columns=False, format="png", elem_id="compare-cells",
         height="max-content",  # "auto" would stop behind half of the second row
     )  # fmt: skip
     table.render()

@@ -20,7 +20,7 @@ from ..backend.paths import UPLOADS_FOLDER, StudioPaths
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
 
-EQUAL, CUSTOM, LEARNED = "all alike", "weights", "learned"
+EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
 TABLE = ["adapter", "mean weight", "least", "greatest"]
 
 
@@ -98,7 +98,7 @@ def parse_config(
     if not names:
         raise UserError("No adapter has been chosen: choose those that one shall be made of.")
     if how not in (EQUAL, CUSTOM, LEARNED):
-        raise UserError(f"{how!r} is no way to compose: choose {EQUAL}, {CUSTOM} or {LEARNED}.")
+        raise UserError(f"{how!r} is not a way to compose: choose {EQUAL}, {CUSTOM} or {LEARNED}.")
     first = source_facts(paths, names[0])
     base = values["base"] or first.get("base", "")
     if not base:
@@ -203,7 +203,7 @@ def build(studio: Studio) -> None:
     gr.Markdown("## What a composed run was made of")
     with gr.Row():
         done = gr.Dropdown([], allow_custom_value=True, label="Composed run", scale=3, elem_id="composed-run")
-        again = gr.Button("List runs anew", scale=1)
+        again = gr.Button("Refresh", scale=1)
     said = gr.HTML(label="How it was made", elem_id="composed-said")
     table = gr.Dataframe(
         headers=TABLE, label="What it was made of", interactive=False, wrap=True, elem_id="composed-of"
@@ -231,15 +231,17 @@ def weighting_inputs() -> list[Any]:
             rate = gr.Number(0.05, label="Learning rate of the weights", elem_id="compose-rate")
     with gr.Row():
         rank = gr.Number(
-            0, label="Cut to this rank (0: not)", precision=0, minimum=0, elem_id="compose-rank",
+            0, label="Limit rank (0 = keep all)", precision=0, minimum=0, elem_id="compose-rank",
             info="Without a cut the sum is exact and has the sum of the ranks.",
         )  # fmt: skip
         base = gr.Dropdown(
             ["", *EMBEDDED], value="", allow_custom_value=True, label="Base model", elem_id="compose-base",
             info="Empty: the one that the first adapter was made for.",
         )  # fmt: skip
-        token = gr.Textbox(label="Rare word", info="Empty: the first adapter's.", elem_id="compose-token")
-        noun = gr.Textbox(label="Class noun", info="Empty: the first adapter's.", elem_id="compose-noun")
+        token = gr.Textbox(label="Trigger word", info="Empty: the first adapter's.", elem_id="compose-token")
+        noun = gr.Textbox(
+            label="What it is (dog, person, mug ...)", info="Empty: the first adapter's.", elem_id="compose-noun"
+        )
     how.change(
         lambda way: (gr.update(visible=way == CUSTOM), gr.update(visible=way == LEARNED)), how, [weights, learned],
         api_visibility="private", queue=False, show_progress="hidden",

@@ -30,7 +30,7 @@ class GeneratePage:
                       width: float, height: float, *rows: Any) -> Any:  # fmt: skip
         """Draws; yields progress, then the images and their seed."""
         if not 1 <= n <= MAX_IMAGES:
-            raise UserError(f"The number of images must lie between 1 and {MAX_IMAGES}, not {n:g}.")
+            raise UserError(f"The number of images must be between 1 and {MAX_IMAGES}, not {n:g}.")
         values = {
             "steps": steps, "guidance_scale": guidance, "width": width, "height": height,
             "seed": random.randrange(2**31) if seed < 0 else seed,
@@ -79,23 +79,21 @@ def build(studio: Studio) -> None:
     with gr.Row():
         base = gr.Dropdown([*EMBEDDED], value="tiny", allow_custom_value=True, label="Base model", elem_id="base")
         prompt = gr.Textbox(label="Prompt", value="a sks creature on the beach", lines=2, scale=2, elem_id="prompt")
-        negative = gr.Textbox(label="Not in the image (negative prompt)", lines=2, scale=1)
+        negative = gr.Textbox(label="Negative prompt", lines=2, scale=1)
     with gr.Row():
-        seed = gr.Number(label="Seed (-1: by chance)", value=-1, precision=0, min_width=120, elem_id="seed")
-        n = gr.Number(label="Pictures", value=4, precision=0, minimum=1, maximum=MAX_IMAGES, min_width=120, elem_id="n")
+        seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, min_width=120, elem_id="seed")
+        n = gr.Number(label="Images", value=4, precision=0, minimum=1, maximum=MAX_IMAGES, min_width=120, elem_id="n")
         steps = gr.Number(label="Steps", value=25, precision=0, minimum=1, min_width=120, elem_id="steps")
         guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="guidance")
-        width = gr.Number(label="Width (0: the base's own)", value=0, precision=0, min_width=120)
-        height = gr.Number(label="Height (0: as wide)", value=0, precision=0, min_width=120)
+        width = gr.Number(label="Width (0 = model default)", value=0, precision=0, min_width=120)
+        height = gr.Number(label="Height (0 = same as width)", value=0, precision=0, min_width=120)
     with gr.Row():
         go = gr.Button("Generate", variant="primary", elem_id="generate")
         stop = gr.Button("Stop", variant="stop")
     said = gr.HTML(label="Progress", elem_id="progress")
-    gallery = gr.Gallery(
-        label="Images (their settings are inside)", columns=4, height="max-content", format="png", elem_id="pictures"
-    )
+    gallery = gr.Gallery(label="Results", columns=4, height="max-content", format="png", elem_id="pictures")
     with gr.Row():
-        dropped = gr.File(label="An image made here gives its settings back", file_types=[".png"], elem_id="dropped")
+        dropped = gr.File(label="Drop an image to reuse its settings", file_types=[".png"], elem_id="dropped")
 
     boxes = [base, prompt, negative, seed, n, steps, guidance, width, height, *adapters.boxes]
     last = gr.Number(visible=False)

@@ -30,7 +30,7 @@ from ..backend.paths import StudioPaths, check_name
 from ..render.messages import message_html, show_errors
 
 TABLE = ["name", "where", "base", "trigger", "kind"]
-FACTS = ["what", "found"]
+FACTS = ["Property", "Value"]
 LAYERS = ["layer", "method", "rank", "scale", "size of the change", "over the weight", "fault"]
 EXPORTS_FOLDER = "_exports"  # in the runs' folder: what was exported
 FORMAT_LABELS = {
@@ -74,7 +74,7 @@ def list_adapters(paths: StudioPaths) -> dict[str, AdapterEntry]:
 
 
 def read_own_facts(path: Path) -> dict[str, Any]:
-    """What an adapter says of itself; nothing while it is being written, or when it is spoilt."""
+    """What an adapter says of itself; nothing while it is being written, or when it is corrupted."""
     try:
         return adapter_facts(path)
     except (UserError, ValueError):
@@ -128,11 +128,11 @@ def add_to_library(paths: StudioPaths, adapter: str | None, name: str, trigger: 
     """Copies a run's adapter into the library; returns a sentence.
 
     Raises:
-        UserError: for an adapter that is no run's, or a name that is none or is taken.
+        UserError: for an adapter that is not a run's, or a name that is none or is taken.
     """
     one = find_adapter(paths, adapter)
     if one.run is None or one.is_chat:
-        raise UserError(f"{one.name} is no run's adapter of a diffusion model: choose one from the list.")
+        raise UserError(f"{one.name} is not a run's adapter of a diffusion model: choose one from the list.")
     check_name(name, "library's adapter")
     if any(entry.name == name for entry in library.entries()):
         raise UserError(f"The library has an adapter named {name} already: choose another name.")
@@ -154,12 +154,12 @@ def inspect_source(
     against_base: each layer's change is set against the weight that it changes.
 
     Raises:
-        UserError: when neither was given, or what was given is no adapter.
+        UserError: when neither was given, or what was given is not an adapter.
     """
     if file:
         if against_base:
             raise UserError(
-                "A file is read without its base: take the tick at the base away, or add it to the library."
+                "A file is read without its base: clear the comparison with the base, or add it to the library."
             )
         try:
             return report_tables(inspect_adapter(Path(file)))
@@ -218,9 +218,9 @@ def export_files(
     """
     one = find_adapter(paths, name)
     if format not in FORMATS:
-        raise UserError(f"{format!r} is no format: choose one of {', '.join(FORMATS)}.")
+        raise UserError(f"{format!r} is not a format: choose one of {', '.join(FORMATS)}.")
     if approximate and not 0 < max_error <= 1:
-        raise UserError(f"The error of a layer must lie above 0 and at most at 1, not {max_error:g}.")
+        raise UserError(f"The error of a layer must be in (0, 1], not {max_error:g}.")
     if not is_native(one.path):
         raise UserError(f"{one.name} is a file of another tool already: take it from {one.path}.")
     base, out = require_base(paths, one), paths.runs / EXPORTS_FOLDER / folder_name(one.name)
@@ -268,7 +268,7 @@ def build(studio: Studio) -> None:
         label="The library", columns=8, fit_columns=False, height=220, format="png", object_fit="contain",
         buttons=["fullscreen"], elem_id="library-gallery",
     )  # fmt: skip
-    again = gr.Button("List anew", size="sm", elem_id="library-again")
+    again = gr.Button("Refresh", size="sm", elem_id="library-again")
     shown_in = [table, gallery]
     own, added = add_section(studio, shown_in)
     lists = [own, inspect_section(studio), export_section(studio)]
@@ -307,7 +307,7 @@ def add_section(studio: Studio, shown_in: list[Any]) -> tuple[Any, Any]:
     with gr.Row():
         adapter = gr.Dropdown([], allow_custom_value=True, label="Adapter of a run", elem_id="add-adapter")
         name = gr.Textbox(label="Name in the library", placeholder="my-subject", elem_id="add-name")
-        trigger = gr.Textbox(label="Words that call it", info="Empty: those it was trained on.", elem_id="add-trigger")
+        trigger = gr.Textbox(label="Trigger words", info="Empty: those it was trained on.", elem_id="add-trigger")
         go = gr.Button("Add to the library", variant="primary", elem_id="add-go")
     said = gr.HTML(label="Added", elem_id="add-said")
     return adapter, go.click(keep, [adapter, name, trigger], [said, *shown_in], api_visibility="private")
@@ -327,10 +327,10 @@ def inspect_section(studio: Studio) -> Any:
         adapter = gr.Dropdown([], allow_custom_value=True, label="Adapter", elem_id="inspect-adapter")
         file = gr.File(label="Or a LoRA file", file_types=[".safetensors"], height=150, elem_id="inspect-file")
         against_base = gr.Checkbox(
-            label="set each change against the base's weight", info="Loads the base.", elem_id="inspect-base"
+            label="Compare each change with the base's weight", info="Loads the base.", elem_id="inspect-base"
         )
         go = gr.Button("Inspect", variant="primary", elem_id="inspect-go")
-    said = gr.HTML(label="What to do about it", elem_id="inspect-said")
+    said = gr.HTML(label="Advice", elem_id="inspect-said")
     facts = gr.Dataframe(
         headers=FACTS,
         label="Facts",
@@ -369,14 +369,14 @@ def export_section(studio: Studio) -> Any:
         )
     with gr.Row():
         approximate = gr.Checkbox(
-            label="approximate", min_width=220, elem_id="export-approximate",
-            info="What the format cannot say exactly (--approximate); the errors are measured.",
+            label="Allow approximation", min_width=220, elem_id="export-approximate",
+            info="Export what the format cannot represent exactly (--approximate); errors are measured.",
         )  # fmt: skip
         max_error = gr.Number(
             0.05, label="Error of a layer, 0 to 1, where it can be chosen", min_width=220, elem_id="export-error"
         )
         drop_bias = gr.Checkbox(
-            label="leave changes of biases out", min_width=220, elem_id="export-drop-bias",
+            label="Skip bias changes", min_width=220, elem_id="export-drop-bias",
             info="For tools that cannot read them (--drop-bias).",
         )  # fmt: skip
         go = gr.Button("Export", variant="primary", elem_id="export-go")

@@ -85,7 +85,7 @@ def subject_tab(studio: Studio) -> None:
     gr.Markdown("## 3. Start")
     with gr.Row():
         name = gr.Textbox(label="Name of the run", value="run-1", elem_id="run-name")
-        ask = gr.Button("What will it take?", elem_id="plan")
+        ask = gr.Button("Estimate time and memory", elem_id="plan")
         begin = gr.Button("Start", variant="primary", elem_id="start")
     taken = gr.HTML(label="Estimate", elem_id="estimate")
     started = gr.HTML(label="Started", elem_id="started")
@@ -133,7 +133,7 @@ def initial_settings(paths: StudioPaths, form: Form, name: str | None) -> tuple[
         return (*(gr.skip() for _ in range(4)), text, *form.from_yaml(text), paths.free_name("run-1"))
     config = paths.config(name)
     if not isinstance(config, SubjectConfig) or config.images is None:
-        raise UserError(f"{name} is no run on a subject: only their settings can be used here.")
+        raise UserError(f"{name} is not a run on a subject: only their settings can be used here.")
     text = values_to_yaml(
         form.method, {key: value for key, value in config_values(config).items() if key not in ("out", "images")}
     )
@@ -148,7 +148,7 @@ def estimate(config: Any) -> str:
     lines = [
         f"Memory at the peak: {found.peak / 2**30:.2f} GiB (the base {found.base / 2**30:.2f}, the adapter "
         f"{found.adapter / 2**30:.3f}, the step {found.working / 2**30:.2f}).",
-        f"{found.parameters:,} numbers are trained; {disk_bytes(found) / 2**20:.0f} MiB on the disk.",
+        f"{found.parameters:,} trainable parameters; {disk_bytes(found) / 2**20:.0f} MiB on the disk.",
         f"At least {format_duration(min_seconds(found))} for {config.steps} steps.",
         *advice(found),
     ]

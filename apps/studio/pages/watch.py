@@ -68,9 +68,9 @@ class WatchPage:
             run = self.paths.run(name)
             if request == "stop":
                 withdraw(run)
-                return message_html("It stops behind this step and keeps a checkpoint.")
+                return message_html("Stopping after the current step; a checkpoint is kept.")
             run.request(request)
-            return message_html("It will, behind this step.")
+            return message_html(f"{'Sampling' if request == 'sample' else 'Saving'} after this step.")
 
         ask.__name__ = f"ask_to_{request}"
         return ask
@@ -101,7 +101,7 @@ def build(studio: Studio) -> None:
         name = gr.Dropdown(
             label="Run", choices=[], interactive=True, allow_custom_value=True, scale=3, elem_id="run"
         )  # checked by us: Gradio would compare with the list as it was when the app started
-        refresh = gr.Button("List runs anew", scale=1)
+        refresh = gr.Button("Refresh", scale=1)
     seen = gr.State(())
     kept = gr.BrowserState(None, storage_key="rankfold-run", secret="rankfold")
     state = gr.HTML(label="State", elem_id="state")

@@ -135,13 +135,13 @@ def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
     text += f'</div><progress max="{total or 1}" value="{step}" aria-label="steps done"></progress>'
     if state == "lost":
         text += message_html(
-            "Its process is gone without a word (killed, or out of memory). Resume goes on from its last checkpoint.",
+            "Its process stopped unexpectedly (killed, or out of memory). Resume goes on from its last checkpoint.",
             "fault",
         )
     if state == "failed":
         text += message_html(redact_secrets(str(status.get("error") or "It failed.")), "fault")
     name = html.escape(run.folder.name)
-    return text + f'<p><a href="/?clone={name}">Use the settings of this run for another</a></p>'
+    return text + f'<p><a href="/?clone={name}">Train again with these settings</a></p>'
 
 
 def speed_facts(run: Run, rows: MetricsFollower, steps_left: int) -> list[str]:
@@ -167,7 +167,7 @@ def images_per_step(run: Run) -> int:
 def curves_html(rows: MetricsFollower) -> str:
     """The loss, raw and smoothed, and what was measured."""
     x, y = rows.steps, rows.losses
-    text = draw_curves("Loss", {"as it is": (x, y), "smoothed": (x, smooth(y))}, faint=("as it is",))
+    text = draw_curves("Loss", {"raw": (x, y), "smoothed": (x, smooth(y))}, faint=("raw",))
     if rows.measured:
         steps = [row["step"] for row in rows.measured]
         likeness: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -191,7 +191,7 @@ def newest_previews(run: Run) -> tuple[tuple[str, str], ...]:
 
 
 def log_text(run: Run, state: str) -> str:
-    """The log, the newest line first; behind a failure also what the process printed, and what a model answered."""
+    """The log, the newest line first; after a failure also what the process printed, and what a model answered."""
     parts = []
     if state in ("failed", "lost"):
         parts += tail(run.folder / OUTPUT_FILE, 40)

@@ -20,15 +20,15 @@ class AdapterRows:
         self.paths, self.rows = paths, []
         for number in range(ROWS):
             with gr.Row(visible=number == 0) as row:
-                on = gr.Checkbox(label="on", value=True, scale=0, min_width=70)
+                on = gr.Checkbox(label="Enabled", value=True, scale=0, min_width=70)
                 name = gr.Dropdown(
                     [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
                 )
                 slider = gr.Slider(-1, 2, 1, step=0.05, label="strength", scale=3)
-                strength = gr.Number(1, label="strength, any number", step=0.05, scale=1, min_width=120)
+                strength = gr.Number(1, label="strength, any value", step=0.05, scale=1, min_width=120)
                 slider.input(None, slider, strength, js="(value) => value", api_visibility="private", queue=False)
             self.rows.append((row, on, name, strength))
-        self.more = gr.Button("One more adapter", size="sm")
+        self.more = gr.Button("Add adapter", size="sm")
         self.count = gr.State(1)
         self.length = [self.count, *(row for row, *_ in self.rows)]
         self.more.click(self.grow, self.count, self.length, api_visibility="private", queue=False)

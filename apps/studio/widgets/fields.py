@@ -26,7 +26,7 @@ class Field:
 
     name: str
     kind: str
-    """flag, whole, number, text, choice, texts (one a line) or mapping (JSON)."""
+    """flag, whole, number, text, choice, texts (one per line) or mapping (JSON)."""
     default: Any
     help: str
     choices: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ def parse_config(text: str) -> LoopConfig:
     """The config that a YAML text means.
 
     Raises:
-        UserError: for text that is no config.
+        UserError: for text that is not a config.
     """
     return from_yaml_text(text, "The settings")
 

@@ -31,7 +31,7 @@ def folder_outputs(folder: Path, refused: list[str]) -> tuple[Any, ...]:
     bare = sum(not one.caption for one in found)
     lines = [f"{len(found)} images."]
     if bare:
-        lines.append(f"{bare} have no caption: they are taught as 'a TOKEN NOUN'.")
+        lines.append(f"{bare} have no caption: they are trained with the subject's prompt.")
     lines += [f"{one.path.name} looks like {one.like}: keep one of them." for one in found if one.like]
     lines += [
         f"{one.path.name} is small, less than {SMALL} pixels." for one in found if min(one.width, one.height) < SMALL
@@ -80,7 +80,7 @@ class PhotoStep:
             label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops"
         )
         self.captions = gr.Dataframe(
-            headers=["picture", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
+            headers=["image", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
             wrap=True, elem_id="captions",
         )  # fmt: skip
         with gr.Row():
@@ -95,7 +95,7 @@ class PhotoStep:
 
     @property
     def outputs(self) -> list[Any]:
-        """Where `shown` is shown."""
+        """Where `folder_outputs` is shown."""
         return [self.folder, self.gallery, self.captions, self.findings]
 
     def wire(self, form: Form) -> None:
@@ -144,7 +144,7 @@ class PhotoStep:
             raise UserError(f"There is no image named {unknown[:60]!r}.")
         missing = sum(not text.strip() for _, text in rows)
         if not missing:
-            raise UserError("Every image has a caption: empty those in the table that should be written anew.")
+            raise UserError("Every image has a caption: empty those in the table that should be rewritten.")
         try:
             for now in run_in_background(partial(caption_rows, rows, path, base, config, self.loaded), missing):
                 if isinstance(now, Job):

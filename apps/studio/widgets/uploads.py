@@ -61,7 +61,7 @@ def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the images and captions in a zip, folders left out.
 
     Raises:
-        UserError: see `keep`. Nothing has been unpacked then.
+        UserError: see `store_uploads`. Nothing has been unpacked then.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -82,7 +82,7 @@ def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
                     raise UserError(f"{file.name}: {entry.filename} unpacks to more than {MAX_FILE_BYTES >> 20} MiB.")
                 yield PurePosixPath(entry.filename.replace("\\", "/")).name, data
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
-        raise UserError(f"{file.name} is no whole zip file without a password.") from error
+        raise UserError(f"{file.name} is not a valid zip file, or has a password.") from error
 
 
 def is_wanted(path: PurePosixPath) -> bool:

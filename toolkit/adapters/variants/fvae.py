@@ -48,13 +48,13 @@ class FvaeLoraConfig(AdapterConfig):
     """Config of FVAE-LoRA; r is the width of each latent, alpha is 8 in the released code."""
 
     encoder_width: int | None = field(default=None, metadata={"help": "Width of the encoders' trunk; unset means r."})
-    encoder_dropout: float = field(default=0.1, metadata={"help": "Dropout behind the trunk, 0 to below 1."})
+    encoder_dropout: float = field(default=0.1, metadata={"help": "Dropout after the trunk, in [0, 1)."})
     encoder_activation: str = field(
         default="relu", metadata={"help": "relu (the paper's), or identity (ours: folds exactly into LoRA)."}
     )
     decoder_width: int = field(default=128, metadata={"help": "Width of the decoder's hidden layers."})
     decoder_layers: int = field(default=3, metadata={"help": "Number of the decoder's hidden layers, 1 or more."})
-    decoder_dropout: float = field(default=0.1, metadata={"help": "Dropout behind each of them, 0 to below 1."})
+    decoder_dropout: float = field(default=0.1, metadata={"help": "Dropout after each of them, in [0, 1)."})
     fusion: str = field(default="concat", metadata={"help": "What the decoder sees of z_1 and z_2: concat or average."})
     reconstruction: float = field(default=1.0, metadata={"help": "Weight of the reconstruction, 0 or more."})
     kl: float = field(default=1.0, metadata={"help": "Weight of the divergence of z_1 from N(0, I), 0 or more."})
@@ -91,7 +91,7 @@ class FvaeLoraConfig(AdapterConfig):
             self.check_minimum(name, 0)
         for name in ("encoder_dropout", "decoder_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and below 1, not {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)!r}.")
         least = min([self.r, *self.rank_pattern.values()])
         if self.loss_weight and self.z1 and not self.z1 < self.kl * least / 2:
             raise ValueError(

@@ -12,7 +12,7 @@ STD_EPSILON = 1e-5  # added to the learned deviation, as released
 
 
 def dropout_(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout in place. On the CPU the mask is drawn 16 bits a number, which takes a sixth of the time that torch's takes."""
+    """Dropout in place. On the CPU the mask is drawn 16 bits per number, which takes a sixth of the time that torch's takes."""
     if not p or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, inplace=True)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)

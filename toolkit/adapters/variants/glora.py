@@ -85,7 +85,7 @@ class GloraConfig(AdapterConfig):
         """'lora,none,...' -> {"a": "lora", "b": "none", ...}.
 
         Raises:
-            ValueError: naming the layer when the text is no structure.
+            ValueError: naming the layer when the text is not a structure.
         """
         values = [value.strip() for value in text.split(",")]
         wrong = [v for v, known in zip(values, CHOICES.values(), strict=False) if v not in known]
@@ -161,5 +161,5 @@ class GloraLayer(AdapterLayer, name="glora", config=GloraConfig, kind="RANKFOLD_
         return Change.sum(parts)
 
     def base_weight_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The frozen weight in the tensor's number format."""
+        """The frozen weight in the tensor's dtype."""
         return self.base_weight().to(tensor.dtype)

@@ -143,7 +143,7 @@ def gate_and_filter(
 
 
 class GateProducts(torch.autograd.Function):
-    """h (N, d) along a task vector (d,), its norm, both (N,) in the task's number format, and h @ filter_down.T (N, k).
+    """h (N, d) along a task vector (d,), its norm, both (N,) in the task's dtype, and h @ filter_down.T (N, k).
 
     Taken together since they share h: its gradient is one product and one sum in place.
     """

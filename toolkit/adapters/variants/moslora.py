@@ -6,7 +6,7 @@ The mixer lets every row of `down` meet every column of `up`. It folds exactly i
 down' = mixer @ down. Under plain gradient descent a fixed orthogonal mixer is LoRA with rotated `down`; only a learned one
 changes the path of training, so `mixer="frozen"` is the ablation to compare with.
 
-Use it where you would use LoRA: same file, same speed, r * r more numbers a layer. The released diffusion script starts from an
+Use it where you would use LoRA: same file, same speed, r * r more parameters per layer. The released diffusion script starts from an
 orthogonal mixer, its language-model code from a Kaiming one; both are here. Its zero start (an option there) never trains, so it
 is refused. Works on linear layers and convolutions of any kernel.
 """

@@ -1,4 +1,4 @@
-"""Z-Image: a flow transformer over Qwen 3, with time running from noise to image and one list entry an image."""
+"""Z-Image: a flow transformer over Qwen 3, with time running from noise to image and one list entry per image."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ZImage(DiffusionModel):
 
 
 def unpad(states: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
-    """States (B, L, width) without what the mask (B, L) leaves out, one tensor a prompt; no mask leaves nothing out."""
+    """States (B, L, width) without what the mask (B, L) leaves out, one tensor per prompt; no mask leaves nothing out."""
     if mask is None:
         return list(states)
     return [row[keep.bool()] for row, keep in zip(states, mask, strict=True)]
