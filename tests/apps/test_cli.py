@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from commands import fails
+from commands import expect_error
 
 from rankfold.apps.cli import main
 
@@ -43,21 +43,21 @@ def train(images, base, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes(capsys, train, options, words):
-    assert words in fails(capsys, *train, *options)
+    assert words in expect_error(capsys, *train, *options)
 
 
 def test_base_folder_that_is_no_pipeline(capsys, train, tmp_path):
-    assert "no model_index.json" in fails(capsys, *train, "--base", tmp_path)
+    assert "no model_index.json" in expect_error(capsys, *train, "--base", tmp_path)
 
 
 def test_base_of_no_family(capsys, train, tmp_path):
     index = tmp_path / "model_index.json"
     index.write_text('{"_class_name": "StableDiffusion4Pipeline"}')
-    said = fails(capsys, *train, "--base", tmp_path)
+    said = expect_error(capsys, *train, "--base", tmp_path)
     assert "Did you mean 'StableDiffusionPipeline'" in said
     assert "docs/families.md" in said
     index.write_text('{"_class_name": "FluxPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}')
-    assert "transformer/ is missing" in fails(capsys, *train, "--base", tmp_path)
+    assert "transformer/ is missing" in expect_error(capsys, *train, "--base", tmp_path)
 
 
 def test_gated_base(capsys, train, monkeypatch):
@@ -69,7 +69,7 @@ def test_gated_base(capsys, train, monkeypatch):
         raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "https://localhost")))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raise_gated)
-    assert "accept its terms" in fails(capsys, *train, "--base", "somebody/gated")
+    assert "accept its terms" in expect_error(capsys, *train, "--base", "somebody/gated")
 
 
 def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
@@ -85,7 +85,7 @@ def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
         "--target-modules",
         "to_x",
     ]
-    message = fails(capsys, *words)
+    message = expect_error(capsys, *words)
     assert "to_x" in message
     assert "to_q" in message
 
@@ -102,7 +102,7 @@ def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
 def test_bad_yaml(capsys, tmp_path, text, words):
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    assert words in fails(capsys, "train", "subject", "--config", file)
+    assert words in expect_error(capsys, "train", "subject", "--config", file)
 
 
 def test_command_line_overrides_yaml(tmp_path, images, base, monkeypatch, capsys):
@@ -118,10 +118,10 @@ def test_command_line_overrides_yaml(tmp_path, images, base, monkeypatch, capsys
 
 
 def test_unknown_commands(capsys):
-    assert "Did you mean 'sample'" in fails(capsys, "sampel")
-    assert "train subject" in fails(capsys, "train")
-    assert "is not a run folder" in fails(capsys, "resume", "nowhere")
-    assert "--prompt is missing" in fails(capsys, "sample")
+    assert "Did you mean 'sample'" in expect_error(capsys, "sampel")
+    assert "train subject" in expect_error(capsys, "train")
+    assert "is not a run folder" in expect_error(capsys, "resume", "nowhere")
+    assert "--prompt is missing" in expect_error(capsys, "sample")
 
 
 def best_of(code, n=5):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from adapters import NOT_LINEAR, VARIANTS, config, noise, randomised, two_convolutions, two_linears
+from adapters import NOT_LINEAR, VARIANTS, config, noise, randomize, two_convolutions, two_linears
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -66,14 +66,14 @@ class TestEveryVariant:
 
     @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6), (2, 3, 2, 6)])
     def test_any_input_rank(self, label, shape):
-        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears(), config(label))).eval()
         x = noise(*shape)
         flat = model(x.reshape(-1, 6)).reshape(*shape[:-1], 5)
         torch.testing.assert_close(model(x), flat)
 
     def test_saves_and_loads(self, label, tmp_path):
         base, x = two_linears(), noise(3, 6)
-        model = randomised(get_peft_model(copy.deepcopy(base), config(label))).eval()
+        model = randomize(get_peft_model(copy.deepcopy(base), config(label))).eval()
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
         assert torch.equal(loaded(x), model(x))
@@ -85,7 +85,7 @@ class TestEveryVariant:
     def test_strength_scales_the_change(self, label):
         net, x = two_linears()[:1], noise(5, 6)
         plain = net(x)
-        model = randomised(get_peft_model(net, config(label, target_modules=("0",)))).eval()
+        model = randomize(get_peft_model(net, config(label, target_modules=("0",)))).eval()
         change = model(x) - plain
         assert change.abs().max() > 1e-3
         for layer in adapter_layers(model).values():
@@ -102,7 +102,7 @@ class TestEveryVariant:
         changes = []
         for seed, adapter in enumerate(("one", "two")):
             model.set_adapter(adapter)
-            randomised(model, seed)
+            randomize(model, seed)
             changes.append(model(x) - plain)
         model.base_model.set_adapter(["one", "two"])
         torch.testing.assert_close(model(x) - plain, changes[0] + changes[1])
@@ -113,7 +113,7 @@ class TestEveryVariant:
     def test_half_precision_base(self, label):
         for dtype in (torch.bfloat16, torch.float16):
             x = noise(4, 6)
-            model = randomised(get_peft_model(two_linears(), config(label))).eval()
+            model = randomize(get_peft_model(two_linears(), config(label))).eval()
             expected = model(x)
             half = get_peft_model(two_linears().to(dtype), config(label)).eval()
             half.load_state_dict({k: v.to(half.state_dict()[k].dtype) for k, v in model.state_dict().items()})
@@ -136,7 +136,7 @@ class TestEveryVariant:
         changed = config(label, target_modules=("0",))
         changed.modules_to_save = ["2"]
         base, x = two_linears(), noise(3, 6)
-        model = randomised(get_peft_model(copy.deepcopy(base), changed)).eval()
+        model = randomize(get_peft_model(copy.deepcopy(base), changed)).eval()
         model.save_pretrained(tmp_path)
         assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(x), model(x))
 
@@ -145,7 +145,7 @@ class TestEveryVariant:
 
         gradients = []
         for run in (lambda net, x: net(x), lambda net, x: checkpoint(net, x, use_reentrant=False)):
-            model = randomised(get_peft_model(two_linears(), config(label)))
+            model = randomize(get_peft_model(two_linears(), config(label)))
             torch.manual_seed(5)
             with auxiliary_losses() as auxiliary:
                 loss = run(model, noise(7, 6).requires_grad_(True)).square().mean()
@@ -156,7 +156,7 @@ class TestEveryVariant:
             torch.testing.assert_close(gradients[1][name], gradient)
 
     def test_compiles_without_a_graph_break(self, label):
-        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears(), config(label))).eval()
         x = noise(3, 6)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), model(x))
@@ -168,7 +168,7 @@ class TestEveryVariant:
         """Plain layers are computed jointly with the adapter, in their place; others are called, as hooks expect."""
         results = []
         for hooked in (False, True):
-            model, calls = randomised(get_peft_model(two_linears(), config(label))).eval(), []
+            model, calls = randomize(get_peft_model(two_linears(), config(label))).eval(), []
             if hooked:
                 for layer in adapter_layers(model).values():
                     layer.get_base_layer().register_forward_hook(lambda *_, calls=calls: calls.append(1))
@@ -181,7 +181,7 @@ class TestEveryVariant:
             torch.testing.assert_close(joint, apart, rtol=1e-4, atol=1e-5)
 
     def test_autocast(self, label):
-        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears(), config(label))).eval()
         x = noise(4, 6).requires_grad_(True)
         known = model(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -203,7 +203,7 @@ class TestEveryVariant:
 class TestEveryMergeableVariant:
     def test_merge_is_forward_and_unmerge_is_exact(self, label):
         x = noise(3, 6)
-        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears(), config(label))).eval()
         expected, before = model(x), weights_of(model)
         model.merge_adapter(safe_merge=True)
         assert not equal(weights_of(model), before)
@@ -215,7 +215,7 @@ class TestEveryMergeableVariant:
         assert torch.equal(model(x), expected)
 
     def test_a_hundred_rounds_in_bf16_change_no_bit(self, label):
-        model = randomised(get_peft_model(two_linears().bfloat16(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears().bfloat16(), config(label))).eval()
         before = weights_of(model)
         for _ in range(100):
             model.merge_adapter()
@@ -228,7 +228,7 @@ class TestEveryMergeableVariant:
         model.add_adapter("two", config(label))
         for seed, adapter in enumerate(("one", "two")):
             model.set_adapter(adapter)
-            randomised(model, seed)
+            randomize(model, seed)
         model.base_model.set_adapter(["one", "two"])
         expected, before = model(x), weights_of(model)
         model.merge_adapter(["one"])
@@ -239,13 +239,13 @@ class TestEveryMergeableVariant:
 
     def test_merge_without_a_kept_copy_rounds_but_works(self, label):
         changed = config(label)
-        if VARIANTS[label][0] in ("glora", "loratrf"):  # their change depends on the weight
+        if type(changed).uses_base_weight:
             with pytest.raises(ValueError, match="keep_unmerged"):
                 type(changed)(keep_unmerged=False)
             return
         changed.keep_unmerged = False
         x = noise(3, 6)
-        model = randomised(get_peft_model(two_linears(), changed)).eval()
+        model = randomize(get_peft_model(two_linears(), changed)).eval()
         expected, before = model(x), weights_of(model)
         model.merge_adapter()
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
@@ -255,7 +255,7 @@ class TestEveryMergeableVariant:
             torch.testing.assert_close(found, weight, rtol=1e-5, atol=1e-5)
 
     def test_safe_merge_refuses_nan(self, label):
-        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears(), config(label))).eval()
         before = weights_of(model)
         layer = next(iter(adapter_layers(model).values()))
         next(iter(layer.tensors("default").values())).data.fill_(float("nan"))
@@ -265,7 +265,7 @@ class TestEveryMergeableVariant:
 
     def test_merge_and_unload_leaves_a_plain_model(self, label):
         x = noise(3, 6)
-        model = randomised(get_peft_model(two_linears(), config(label))).eval()
+        model = randomize(get_peft_model(two_linears(), config(label))).eval()
         expected = model(x)
         plain = model.merge_and_unload()
         assert type(plain) is nn.Sequential
@@ -275,7 +275,7 @@ class TestEveryMergeableVariant:
     def test_delta_is_the_change(self, label):
         net, x = two_linears()[2:], noise(5, 8)
         plain = net(x)
-        model = randomised(get_peft_model(net, config(label, target_modules=("2",)))).eval()
+        model = randomize(get_peft_model(net, config(label, target_modules=("2",)))).eval()
         delta = next(iter(delta_weights(model).values()))
         bias = model(torch.zeros(1, 8))  # the layer itself has none
         torch.testing.assert_close(model(x) - plain, x @ delta.T + bias, rtol=1e-4, atol=1e-5)
@@ -283,7 +283,7 @@ class TestEveryMergeableVariant:
 
 @pytest.mark.parametrize("label", NOT_LINEAR)
 def test_a_variant_that_cannot_merge_says_so(label):
-    model = randomised(get_peft_model(two_linears(), config(label))).eval()
+    model = randomize(get_peft_model(two_linears(), config(label))).eval()
     before = weights_of(model)
     with pytest.raises(ValueError, match="cannot be merged"):
         model.merge_adapter()
@@ -301,7 +301,7 @@ class TestConvolutions:
         base, expected = copy.deepcopy(net), net(x)
         model = get_peft_model(net, config(label)).eval()
         assert torch.equal(model(x), expected)
-        randomised(model)
+        randomize(model)
         out, before = model(x), weights_of(model)
         assert not torch.allclose(out, expected)
         out.square().mean().backward()
@@ -338,7 +338,7 @@ def test_every_adapter_of_the_command_line_trains(name):
 
 def test_dropout_only_in_training():
     for label in [label for label, (name, _) in VARIANTS.items() if name != "glora"]:
-        model = randomised(get_peft_model(two_linears(), config(label, dropout=0.5)))
+        model = randomize(get_peft_model(two_linears(), config(label, dropout=0.5)))
         x = noise(3, 6)
         with auxiliary_losses():
             assert not torch.equal(model(x), model(x))

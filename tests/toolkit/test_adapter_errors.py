@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapters import config, randomised, two_convolutions, two_linears
+from adapters import config, randomize, two_convolutions, two_linears
 from peft import get_peft_model
 
 from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
@@ -25,7 +25,7 @@ def test_all_configs_are_here():
         ({"r": 2.5}, "whole number"),
         ({"rank_pattern": {"to_q": 0}}, "rank_pattern"),
         ({"alpha": 0.0}, "above 0"),
-        ({"dropout": 1.0}, "below 1"),
+        ({"dropout": 1.0}, r"in \[0, 1\)"),
         ({"bias": "some"}, "bias must be one of none, all, [a-z_]+_only, not 'some'"),
     ],
 )
@@ -44,7 +44,7 @@ def test_shared_fields(kind, changes, words):
         (FvaeLoraConfig, {"z1": 1.0, "rank_pattern": {"to_q": 2}}, "no lower bound"),
         (FvaeLoraConfig, {"fusion": "sum"}, "concat, average"),
         (FvaeLoraConfig, {"decoder_layers": 0}, "at least 1"),
-        (FvaeLoraConfig, {"encoder_dropout": 1.0}, "below 1"),
+        (FvaeLoraConfig, {"encoder_dropout": 1.0}, r"in \[0, 1\)"),
         (LoraTrfConfig, {"filter": "cosin"}, "cosine, code, edit, subspace"),
         (LoraTrfConfig, {"filter_r": 0}, "at least 1"),
         (LoraTrfConfig, {"filter_scale": 0.0}, "above 0"),
@@ -72,7 +72,7 @@ def test_unknown_names_get_the_nearest():
 
 @pytest.mark.parametrize("label", REGISTRY)
 def test_files_that_do_not_fit(label):
-    state = adapter_state(randomised(get_peft_model(two_linears(), config(label))))
+    state = adapter_state(randomize(get_peft_model(two_linears(), config(label))))
     load_adapter_state(get_peft_model(two_linears(), config(label)), state)
     with pytest.raises(UserError, match="lacks 1 tensors"):
         load_adapter_state(get_peft_model(two_linears(), config(label)), dict(list(state.items())[1:]))

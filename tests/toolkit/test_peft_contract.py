@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from adapters import NOT_LINEAR, VARIANTS
 from peft import (
     PeftModel,
     PeftType,
@@ -27,31 +28,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers, adapter_state, load_adapter_state
 from rankfold.toolkit.adapters.base import REGISTRY
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.core.errors import UserError
 
 SETTINGS = {
-    "moslora": (MosLoraConfig, {}),
-    "moslora-frozen": (MosLoraConfig, {"mixer": "frozen"}),
-    "glora": (GloraConfig, {}),
-    "glora-elementwise": (GloraConfig, {"form": "elementwise", "d": "constant"}),
-    "loratrf": (LoraTrfConfig, {}),
-    "loratrf-code": (LoraTrfConfig, {"filter": "code"}),
-    "loratrf-edit": (LoraTrfConfig, {"filter": "edit"}),
-    "loratrf-subspace": (LoraTrfConfig, {"filter": "subspace"}),
-    "fvae": (FvaeLoraConfig, {}),
-    "fvae-identity": (FvaeLoraConfig, {"encoder_activation": "identity"}),
+    label: (REGISTRY[name].config_class, options)
+    for label, (name, options) in VARIANTS.items()
+    if label != "glora-constants"
 }
-NOT_LINEAR = ("loratrf", "loratrf-code", "fvae")
 LINEAR = [label for label in SETTINGS if label not in NOT_LINEAR]
 every = pytest.mark.parametrize("label", SETTINGS)
-
-
-def test_every_variant_is_asked():
-    assert {config for config, _ in SETTINGS.values()} == {layer.config_class for layer in REGISTRY.values()}
 
 
 def config(label, targets=("first", "last"), **changes):

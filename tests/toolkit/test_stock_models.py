@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from adapters import NOT_LINEAR, config, noise, randomised
+from adapters import NOT_LINEAR, config, noise, randomize
 from peft import PeftModel, get_peft_model
 from torch import nn
 
@@ -120,7 +120,7 @@ class TestStock:
             loss = out(case).square().mean()
         (loss + auxiliary.total()).backward()
         assert any(p.grad is not None and p.grad.any() for p in case.model.parameters())
-        randomised(case.model.eval(), std=0.05)
+        randomize(case.model.eval(), std=0.05)
         changed = out(case)
         assert not torch.allclose(changed, expected)
         base.add_adapter(config(label, target_modules=case.targets), "other")
@@ -130,7 +130,7 @@ class TestStock:
     def test_switch_off_and_on(self, case, label):
         expected = out(case)
         case.model.add_adapter(config(label, target_modules=case.targets), "mine")
-        randomised(case.model, std=0.05)
+        randomize(case.model, std=0.05)
         changed = out(case)
         case.model.disable_adapters()
         assert torch.equal(out(case), expected)
@@ -139,7 +139,7 @@ class TestStock:
 
     def test_get_peft_model(self, case, label, tmp_path):
         base = copy.deepcopy(case.model)
-        model = randomised(get_peft_model(case.model, config(label, target_modules=case.targets)), std=0.05).eval()
+        model = randomize(get_peft_model(case.model, config(label, target_modules=case.targets)), std=0.05).eval()
         expected = out(case, model)
         model.save_pretrained(tmp_path)
         torch.testing.assert_close(out(case, PeftModel.from_pretrained(base, tmp_path).eval()), expected)
@@ -153,7 +153,7 @@ class TestStock:
 
     def test_gradient_checkpointing(self, case, label):
         case.model.add_adapter(config(label, target_modules=case.targets), "mine")
-        randomised(case.model, std=0.05).train()
+        randomize(case.model, std=0.05).train()
         gradients = []
         for checkpointing in (False, True):
             if checkpointing:
@@ -179,7 +179,7 @@ def test_diffusers_weights_fuse_and_unload(kind, label):
     expected = out(case)
     for number, name in enumerate(("one", "two")):
         case.model.add_adapter(config(label, target_modules=case.targets), name)
-        randomised(case.model, number, std=0.05)
+        randomize(case.model, number, std=0.05)
     case.model.set_adapters(["one", "two"], [0.0, 0.0])
     torch.testing.assert_close(out(case), expected)
     case.model.set_adapters(["one", "two"], [0.7, 0.2])
@@ -240,7 +240,7 @@ def test_a_fresh_process_reads_the_files(tmp_path):
         torch.manual_seed(0)
         case = language_model()
         case.model.eval().save_pretrained(tmp_path / "base")
-        model = randomised(get_peft_model(case.model, config(label, target_modules=case.targets)), std=0.05).eval()
+        model = randomize(get_peft_model(case.model, config(label, target_modules=case.targets)), std=0.05).eval()
         model.save_pretrained(tmp_path / label)
         torch.save(out(case, model), tmp_path / f"{label}.pt")
     code = f"""
@@ -272,7 +272,7 @@ def test_ddp_and_fsdp(label, tmp_path):
         for wrap in (lambda m: m, DistributedDataParallel, fully_shard):
             torch.manual_seed(0)
             case = language_model()
-            model = randomised(get_peft_model(case.model, config(label, target_modules=case.targets)), std=0.05)
+            model = randomize(get_peft_model(case.model, config(label, target_modules=case.targets)), std=0.05)
             wrapped = wrap(model)
             torch.manual_seed(1)
             case.run(wrapped).loss.backward()
@@ -297,7 +297,7 @@ def test_quantised_base(label, kind):
     expected = net(x)
     model = get_peft_model(net, config(label)).eval()
     torch.testing.assert_close(model(x), expected)
-    randomised(model, std=0.05)
+    randomize(model, std=0.05)
     changed = model(x)
     assert not torch.allclose(changed, expected, atol=1e-3)
     changed.square().mean().backward()
@@ -332,7 +332,7 @@ def test_a_model_that_torchao_quantised(base):
         "dtype": torch.float32,
         "quantization_config": TorchAoConfig(Int8WeightOnlyConfig()),
     }
-    model = randomised(get_peft_model(UNet2DConditionModel.from_pretrained(base, **options), own), std=0.05).eval()
+    model = randomize(get_peft_model(UNet2DConditionModel.from_pretrained(base, **options), own), std=0.05).eval()
     inputs = (
         noise(1, model.config.in_channels, 16, 16),
         torch.tensor([5]),
@@ -345,7 +345,7 @@ def test_a_model_that_torchao_quantised(base):
     torch.testing.assert_close(model(*inputs).sample, changed)
     net = nn.Sequential(nn.Linear(64, 64))
     quantize_(net, Int8WeightOnlyConfig())
-    model = randomised(get_peft_model(net, config("moslora", target_modules=["0"])))
+    model = randomize(get_peft_model(net, config("moslora", target_modules=["0"])))
     model(noise(3, 64)).sum().backward()
     with pytest.raises(ValueError, match="quantised with torchao behind its loader's back"):
         model.merge_adapter()

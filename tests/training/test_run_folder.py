@@ -12,9 +12,9 @@ from random import Random
 import forked
 import pytest
 import torch
-from commands import fails
+from commands import expect_error
 from PIL import Image
-from runs import adapter, compose_config, same, train_until, write_config
+from runs import adapter, compose_config, equal_states, train_until, write_config
 from safetensors.torch import load_file, save_file
 
 from rankfold.apps.cli import main
@@ -40,7 +40,7 @@ from rankfold.training.subject.task import split_measured_photos
 def expect_refusal(capsys, *words):
     """Runs a command that must fail, whatever others have said before; returns its one sentence."""
     capsys.readouterr()
-    return fails(capsys, *words)
+    return expect_error(capsys, *words)
 
 
 def tree(folder):
@@ -220,7 +220,7 @@ def test_overwrite_leaves_nothing_of_the_old_run(old, config, capsys, tmp_path):
     said = capsys.readouterr().out
     assert "the run that was there (done at step 4 of 4) is overwritten; notes.txt stays" in said
     assert names(old.folder) == sorted([*names(clean.folder), "notes.txt"])
-    assert same(adapter(old.folder), adapter(clean.folder))
+    assert equal_states(adapter(old.folder), adapter(clean.folder))
     assert [row["step"] for row in old.metrics()] == [2, 4, 6]
     assert "overwrite:" not in old.config_file.read_text()
 
@@ -314,7 +314,7 @@ def test_killed_before_the_first_step_of_the_new_run(old, config, capsys, tmp_pa
         capsys, "sample", "--run", old.folder
     )
     resumed = resume(old.folder)
-    assert same(adapter(resumed.folder), adapter(clean.folder))
+    assert equal_states(adapter(resumed.folder), adapter(clean.folder))
     assert names(resumed.folder) == names(clean.folder)
 
 
@@ -417,7 +417,7 @@ def test_more_steps_for_a_run_that_was_done(capsys, config, tmp_path):
     said = expect_refusal(capsys, "export", run.folder)
     assert f"(What it had learned before is in {run.adapter}.)" in said
     whole = train(replace(config, out=tmp_path / "whole"))
-    assert same(adapter(resume(run.folder).folder), adapter(whole.folder))
+    assert equal_states(adapter(resume(run.folder).folder), adapter(whole.folder))
 
 
 # ---------------------------------------------------------------------------------------------- a run knows its data
@@ -567,7 +567,7 @@ def test_before_the_first_checkpoint_nothing_was_trained(capsys, config, photos,
     as_killed(run)
     change_data(photos, "added")
     whole = train(replace(config, out=tmp_path / "whole"))
-    assert same(adapter(resume(run.folder).folder), adapter(whole.folder))
+    assert equal_states(adapter(resume(run.folder).folder), adapter(whole.folder))
 
 
 # ---------------------------------------------------------------------------------------------- what is held out stays so
@@ -753,7 +753,7 @@ def test_a_cross_validation_that_was_killed_goes_on_by_the_same_command(capsys, 
     first = part.folds()[0].status()["beat"]
     run = cross_validate(measured, 2)
     assert part.folds()[0].status()["beat"] == first
-    assert same(adapter(run.folder), adapter(whole.folder))
+    assert equal_states(adapter(run.folder), adapter(whole.folder))
     as_killed(run)  # in its last training, behind a checkpoint
     assert cross_validate(measured, 2).status()["state"] == "done"
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from forked import free_port, in_two_processes, run_in_two_processes
-from runs import adapter, same, train_until, write_config
+from runs import adapter, equal_states, train_until, write_config
 from shares import write_work
 
 from rankfold.toolkit.core.errors import UserError
@@ -43,9 +43,9 @@ def test_the_written_config_repeats_the_run(config, tmp_path):
 
     first = train(config)
     again = train(replace(from_yaml(first.config_file), out=tmp_path / "again"))
-    assert same(adapter(first.folder), adapter(again.folder))
+    assert equal_states(adapter(first.folder), adapter(again.folder))
     other = train(replace(config, seed=1, out=tmp_path / "other"))
-    assert not same(adapter(first.folder), adapter(other.folder))
+    assert not equal_states(adapter(first.folder), adapter(other.folder))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_resume_is_exact(config, tmp_path, changes):
     assert part.status()["step"] == 3
     resume(part.folder)
     for name in ("unet", "text_encoder") if config.train_text_encoder else ("unet",):
-        assert same(adapter(whole.folder, name), adapter(part.folder, name))
+        assert equal_states(adapter(whole.folder, name), adapter(part.folder, name))
     losses = [{row["step"]: row["loss"] for row in run.metrics()} for run in (whole, part)]
     assert all(losses[1][step] == pytest.approx(loss, rel=1e-6) for step, loss in losses[0].items() if step != 4)
 
@@ -95,7 +95,7 @@ def test_a_failing_preview_is_said_and_changes_nothing(config, tmp_path, capsys)
     said = " ".join(capsys.readouterr().err.split())
     assert all(f"The preview of step {step} failed, training goes on: Could not write" in said for step in (2, 4, 6))
     assert "Traceback" in run.log_file.read_text()
-    assert same(adapter(whole.folder), adapter(run.folder))
+    assert equal_states(adapter(whole.folder), adapter(run.folder))
 
 
 def test_the_checkpoint_of_a_step_is_there_before_its_preview(config):
@@ -159,7 +159,7 @@ def test_kill_at_any_moment(config, tmp_path, cache):
         command = ["resume", str(run.folder)]
     assert kills >= 3
     assert run.status()["state"] == "done"
-    assert same(adapter(whole.folder), adapter(run.folder))
+    assert equal_states(adapter(whole.folder), adapter(run.folder))
     steps = [row["step"] for row in run.metrics()]
     assert steps == sorted(set(steps))
     assert not list(run.folder.rglob(".*.tmp"))

@@ -84,6 +84,8 @@ class AdapterConfig(PeftConfig):
     )
 
     kind: ClassVar[str] = ""
+    uses_base_weight: ClassVar[bool] = False
+    """Whether the change depends on the weight that it is merged into, so that only a kept copy leads back."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,6 +101,9 @@ class AdapterConfig(PeftConfig):
                 raise ValueError(f"{name} must be above 0, not {a!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout!r}.")
+        if self.uses_base_weight and not self.keep_unmerged:
+            name = type(self).__name__.removesuffix("Config")
+            raise ValueError(f"keep_unmerged must stay on: {name}'s change depends on the weight it is merged into.")
         self.check_choice("bias", ("none", "all", f"{self.kind.lower()}_only"))
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
@@ -181,7 +186,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # -------------------------------------------------------------------------- what a variant says
 
     def init_tensors(self, config: Any, r: int) -> dict[str, torch.Tensor]:
-        """The variant's tensors at the start of training; shapes follow from r, self.fan_in and self.fan_out."""
+        """The variant's tensors at the start of training, name -> (any shape), in fp32; they change nothing yet.
+
+        Shapes follow from r, self.fan_in and self.fan_out. What names mean: docs/adding-an-adapter.md.
+        """
         raise NotImplementedError
 
     def frozen_tensors(self, config: Any) -> tuple[str, ...]:
@@ -211,7 +219,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def nonlinear_delta(
         self, adapter: str, tensors: dict[str, torch.Tensor], projected: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The formula of any other, for read = x @ reader.T (..., k), the input x (..., in) and the base's output y (..., out).
+        """The formula of any other, for projected = x @ input_projection.T (..., k), x (..., in) and the base's output y (..., out).
 
         Returns a code (..., m) and the matrix (out, m) that takes it to what is added to y, before the scaling.
         """
@@ -245,9 +253,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return f"{'auxiliary' if tensor.startswith(self.auxiliary_only) else self.name}_{tensor}"
 
     def put(self, adapter: str, tensor: str, value: torch.Tensor) -> None:
-        """Makes a parameter of the adapter of one of the variant's tensors."""
+        """Makes a parameter of the adapter of one of the variant's tensors.
+
+        Raises:
+            TypeError: for a name that the layer uses itself.
+        """
         attribute = self.attributes.setdefault(tensor, self.attribute(tensor))
         if attribute not in self.adapter_layer_names:
+            if hasattr(self, attribute):
+                raise TypeError(f"the tensor '{tensor}' of {self.name} would hide {attribute} of the layer: rename it.")
             setattr(self, attribute, nn.ParameterDict())
             self.adapter_layer_names = (*self.adapter_layer_names, attribute)
         getattr(self, attribute)[adapter] = nn.Parameter(value)

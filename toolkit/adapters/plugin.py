@@ -90,7 +90,7 @@ class AdapterTuner(BaseTuner):
         loaded to be used has none."""
         if cls.tuner_layer_cls.training_only:
             for name, layer in model.named_modules():
-                if isinstance(layer, cls.tuner_layer_cls) and layer.has(adapter_name):
+                if isinstance(layer, cls.tuner_layer_cls) and layer.has_adapter(adapter_name):
                     start = name.removeprefix("base_model.model.") + "."
                     given = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
                     layer.make_room(
@@ -105,7 +105,14 @@ def pattern_value(pattern: dict[str, Any], key: str, default: Any) -> Any:
 
 
 def register_peft_method(kind: AdapterType, name: str, config: type, layer: type) -> None:
-    """Makes a variant known to PEFT."""
+    """Makes a variant known to PEFT.
+
+    Raises:
+        TypeError: for a kind that PEFT has a method of itself.
+    """
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)  # type: ignore[call-overload]
+    if known is not None and known.__module__.startswith("peft."):
+        raise TypeError(f"PEFT has a method of the kind {kind.value}: give the class kind='RANKFOLD_{kind.value}'.")
     tuner = type(f"{name.capitalize()}Model", (AdapterTuner,), {"prefix": f"{name}_", "tuner_layer_cls": layer})
     PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config  # type: ignore[index]
     PEFT_TYPE_TO_TUNER_MAPPING[kind] = tuner  # type: ignore[index]

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from peft.utils.other import get_pattern_key
@@ -46,6 +47,8 @@ FORMS = ("matmul", "elementwise")
 @dataclass
 class GloraConfig(AdapterConfig):
     """Config of GLoRA; registered in PEFT as RANKFOLD_GLORA, beside PEFT's own GLORA."""
+
+    uses_base_weight: ClassVar[bool] = True
 
     form: str = field(
         default="matmul",
@@ -74,8 +77,6 @@ class GloraConfig(AdapterConfig):
             )
         if not self.a_rate > 0:
             raise ValueError(f"a_rate must be above 0, not {self.a_rate!r}.")
-        if not self.keep_unmerged:
-            raise ValueError("keep_unmerged must stay on: GLoRA's change depends on the weight it is merged into.")
         for part, choices in CHOICES.items():
             self.check_choice(part, choices)
         for layer, text in self.structure.items():

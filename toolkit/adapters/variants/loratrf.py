@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ TASKS = ("calibrated", "random")
 @dataclass
 class LoraTrfConfig(AdapterConfig):
     """Config of LoRATRF, in our reading of it."""
+
+    uses_base_weight: ClassVar[bool] = True
 
     filter: str = field(
         default="cosine",
@@ -56,8 +59,6 @@ class LoraTrfConfig(AdapterConfig):
         self.check_choice("filter", FILTERS)
         self.check_choice("task", TASKS)
         self.check_minimum("filter_r", 1)
-        if not self.keep_unmerged:
-            raise ValueError("keep_unmerged must stay on: LoRATRF's change depends on the weight it is merged into.")
         if not self.filter_scale > 0:
             raise ValueError(f"filter_scale must be above 0, not {self.filter_scale!r}.")
 
