@@ -162,7 +162,9 @@ def export_adapter(
         image_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
         effect=float(np.abs(tuned - plain).max()),
     )
-    facts |= {"rankfold_proof": json.dumps(asdict(proof) | {"path": path.name, "words": [file.name for file in words]})}
+    facts |= {
+        "rankfold_proof": json.dumps(asdict(proof) | {"path": path.name, "token_files": [file.name for file in words]})
+    }
     write_lora(parts, format, out, facts, family.kohya_prefixes)
     return proof
 

@@ -319,7 +319,7 @@ def test_full_disk_keeps_the_previous_checkpoint(config, tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from rankfold.training import loop
+from rankfold.training.engine import loop
 from rankfold.apps.cli import main
 original = loop.Loop.train_step
 def one_step(self):
