@@ -71,6 +71,13 @@ class Loop:
         self.step = 0
         self.window = torch.zeros((), device=accelerator.device)  # losses since the last log line, summed on the device
         self.window_steps = 0
+        self.progress = Progress(config, enabled=accelerator.is_main_process)
+        self.last_heartbeat = self.last_poll = self.logged_at = 0.0  # moments, of time.time or time.perf_counter
+        self.logged_step = 0
+        self.stop_wanted = self.preview_wanted = False
+        """Asked for, and not agreed on by all processes yet."""
+        self.finished_early = False
+        """Whether the method wants no more steps."""
 
     # -------------------------------------------------------------------------- training
 
@@ -82,10 +89,8 @@ class Loop:
         """
         if self.config.tracker != "none":
             self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
-        self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
-        self.last_heartbeat, self.last_poll, self.logged_at = 0.0, 0.0, time.perf_counter()
-        self.stop_wanted = self.finished_early = self.preview_wanted = False
-        self.logged_step = self.step
+        self.progress.begin(self.step)
+        self.logged_step, self.logged_at = self.step, time.perf_counter()
         pace = ThreadController()
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:

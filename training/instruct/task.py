@@ -14,7 +14,7 @@ from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
-from .adapter import InstructAdapter
+from .adapter import ADAPTER_FOLDER, InstructAdapter
 from .prepare import PreparedData
 from .training import ConversationTraining, load_vision_model, prepare_conversation_training
 
@@ -23,22 +23,18 @@ class InstructTask(TrainingTask[ConversationTraining, InstructAdapter]):
     """The Task of visual instruction tuning."""
 
     def __init__(self, config: InstructConfig, data: PreparedData, base: str, accelerator: Accelerator) -> None:
-        adapter, vision = (
-            InstructAdapter(config),
-            load_vision_model(config, base, accelerator, shard_base=config.shard_base),
-        )
+        adapter = InstructAdapter(config)
+        vision = load_vision_model(config, base, accelerator, shard_base=config.shard_base)
         training = prepare_conversation_training(
             config, vision, data, adapter, accelerator, shard_base=config.shard_base
         )
         batch = training.example_batch()
         calibrate_adapters(training.module, training.parts, batch)
-        unused = [
-            layer for layers in drop_unused_layers(training.module, training.parts, batch).values() for layer in layers
-        ]
+        unused = drop_unused_layers(training.module, training.parts, batch)
         if not adapter_layers(vision.model):
             raise UserError("None of the chosen layers has a part in the answers: choose others with --adapt.")
         if accelerator.is_main_process:
-            print("\n".join([*adapter.describe(vision), *describe_unused(unused)]))
+            print("\n".join([*adapter.describe(vision), *describe_unused(unused[ADAPTER_FOLDER])]))
         super().__init__(training, adapter)
         self.config, self.data = config, data
 
