@@ -22,7 +22,7 @@ from .sources import changed_parts, load_sources, save_composition
 def compose_fixed(config: ComposeConfig, keep: Collection[str] = ()) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
 
-    but: entries of the folder that stay.
+    keep: entries of the folder that stay.
 
     Raises:
         UserError: for adapters that do not fit, and as `check_compose` does.
@@ -47,7 +47,7 @@ def write_composition(
 ) -> Run:
     """A run folder with the sum, or PEFT's merge, of checked adapters.
 
-    facts: what its adapter says of itself; but: entries of the folder that stay; finish: writes more into the adapter's folder.
+    facts: what its adapter says of itself; keep: entries of the folder that stay; finish: writes more into the adapter's folder.
     """
     run = Run(config.out)
     prepare_folder(run, config, keep)

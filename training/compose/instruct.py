@@ -34,7 +34,7 @@ def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInst
 def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] = ()) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
 
-    but: entries of the folder that stay.
+    keep: entries of the folder that stay.
 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other.
