@@ -16,16 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from rankfold import ComposeConfig, SubjectConfig, train
 from rankfold.pipelines.generate import denoise
 from rankfold.toolkit.core.run_folder import Run
-from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.data.subjects import Sample, find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
+from rankfold.toolkit.diffusion.model import DiffusionModel
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
 from rankfold.toolkit.metrics.statistics import bootstrap_interval
@@ -33,8 +36,9 @@ from rankfold.training.compose.task import ComposeTask
 from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
-from rankfold.training.subject.images import DiffusionTask
+from rankfold.training.engine.task import TrainingTask
 from rankfold.training.subject.task import SubjectTask
+from rankfold.training.subject.training import ImageTraining, prepare_image_training
 
 LIBRARY = 8
 FIRST, NEW = 2_000_300, 2_000_400  # creatures of the library, and those to be learned
@@ -43,14 +47,21 @@ STEPS, LIBRARY_STEPS = 200, 400
 QUIET = {"preview_every": 0, "checkpoint_every": 10_000, "log_every": 50, "preservation_weight": 0.0}
 
 
-class WholeModel(DiffusionTask):
-    """Trains every weight of the denoiser and the text encoder."""
+class WholeModel:
+    """The trainable that is every weight of the denoiser and the text encoder."""
 
-    def attach(self) -> dict[str, nn.Module]:
-        parts = {"unet": self.model.unet, "text_encoder": self.model.text_encoder}
-        for part in parts.values():
+    may_change_text = True
+
+    def __init__(self, config: SubjectConfig) -> None:
+        self.config = config
+        self.token_embeddings: dict[str, torch.Tensor] = {}
+        self.parts: dict[str, nn.Module] = {}
+
+    def attach(self, model: DiffusionModel) -> dict[str, nn.Module]:
+        self.parts = {"unet": model.unet, "text_encoder": model.text_encoder}
+        for part in self.parts.values():
             part.requires_grad_(True)
-        return parts
+        return self.parts
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(p.parameters()), "lr": self.config.learning_rate} for p in self.parts.values()]
@@ -58,8 +69,23 @@ class WholeModel(DiffusionTask):
     def is_dead(self) -> bool:
         return False
 
-    def save_adapter(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Nothing: it is measured in memory."""
+
+
+class WholeModelTask(TrainingTask[ImageTraining, WholeModel]):
+    """Trains the whole model."""
+
+    def __init__(
+        self,
+        config: SubjectConfig,
+        samples: list[Sample],
+        base: str,
+        accelerator: Accelerator,
+        held_out: Sequence[Sample] = (),
+    ) -> None:
+        whole = WholeModel(config)
+        super().__init__(prepare_image_training(config, samples, base, accelerator, whole, held_out=held_out), whole)
 
 
 def library(work: Path, threads: int) -> tuple[str, ...]:
@@ -93,7 +119,7 @@ def make_methods(adapters: tuple[str, ...]) -> dict[str, tuple[type, type, dict]
         "uniform": (ComposeTask, ComposeConfig, shared | {"adapters": adapters, "steps": 1, "learning_rate": 1e-12}),
         "learned": (ComposeTask, ComposeConfig, shared | {"adapters": adapters, "steps": STEPS, "learning_rate": 0.05}),
         "LoRA from scratch": (SubjectTask, SubjectConfig, DEMO_TRAINING | QUIET | {"adapter": "lora", "steps": STEPS}),
-        "whole model": (WholeModel, SubjectConfig, DEMO_TRAINING | QUIET | {"learning_rate": 1e-4, "steps": STEPS}),
+        "whole model": (WholeModelTask, SubjectConfig, DEMO_TRAINING | QUIET | {"learning_rate": 1e-4, "steps": STEPS}),
     }
 
 
@@ -110,13 +136,13 @@ class Measure:
         among = self.references @ self.references.T
         self.real = float(((among.sum(1) - 1) / (len(drawn) - 1)).mean())
 
-    def __call__(self, task: DiffusionTask) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, training: ImageTraining) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of each held-out row, and likeness (CLIP-I) of each of 16 images."""
-        losses = task.losses_on(task.held_out_batch(4, seed=0))
-        task.module.eval()
+        losses = training.losses_on(training.held_out_batch(4, seed=0))
+        training.module.eval()
         prompts = [f"a sks creature {where}" for where in world.SCENES.values()] * 2
         images = denoise(
-            task.model.pipeline(),
+            training.model.pipeline(),
             prompts,
             negative=[""] * 16,
             seeds=list(range(500, 516)),
@@ -136,7 +162,7 @@ def run_way(kind: type, config: object, measure: Measure) -> tuple[torch.Tensor,
     run.folder.mkdir(parents=True, exist_ok=True)
     run.claim()
     Loop(config, task, run, accelerator).train()
-    return measure(task)
+    return measure(task.training)
 
 
 def main() -> None:

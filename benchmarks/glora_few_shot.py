@@ -67,7 +67,9 @@ from torch import nn
 from rankfold.toolkit.adapters.variants.glora_supernet import cache_pieces
 from rankfold.training.config.search import SearchConfig
 from rankfold.training.search.evolution import Structure, draw_structure, evolve, rank_structures
-from rankfold.training.search.task import StructureSearch, supernet_config
+from rankfold.training.search.paths import SupernetPaths
+from rankfold.training.search.supernet import supernet_config
+from rankfold.training.search.winner import winner_config
 
 CHOSEN_SHOTS, CHOSEN_SEEDS = 4, (50, 51)
 TESTED_ON = ("scene", "pattern", "count")
@@ -91,46 +93,59 @@ PAIRS = (
 )
 
 
-class TowerSearch(StructureSearch):
+class TowerSearch:
     """The project's search on a tower with a head, judged by the loss on held-out images."""
 
     def __init__(self, config: SearchConfig, towers: Towers) -> None:
         self.config, self.tower = config, towers.adapt_tower(supernet_config(config, TARGETS), config.seed)
-        self.parts: dict[str, nn.Module] = {"tower": self.tower}
-        self.open_space(None)
+        self.paths = SupernetPaths(config, {"tower": self.tower})
+        self.head: Any = None
+        self.held_out: Images | None = None
 
     def train(self, few: Images, held_out: Images, rates: Rates) -> None:
         """Trains the supernet, another path in every step."""
         self.held_out = held_out
         config = self.config
         self.head = train_head(
-            self.tower, rates, few, config.steps, config.seed, lambda step: self.set_path(self.path_at(step))
+            self.tower,
+            rates,
+            few,
+            config.steps,
+            config.seed,
+            lambda step: self.paths.set_path(self.paths.path_at(step)),
         )
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
+        assert self.held_out is not None
         said = head_logits(self.head, features(self.tower, self.held_out.images))
         return float(F.cross_entropy(said, self.held_out.classes))
 
-    def data(self) -> Structure:
+    def fitness(self, structure: Structure) -> float:
+        """Minus the loss on what was held out."""
+        self.paths.set_path(self.paths.path_of(structure))
+        return -self.held_out_loss()
+
+    def best(self) -> Structure:
         """The best structure; its path is at work behind it."""
         with cache_pieces(self.tower):
-            scores = evolve(self.space, self.config, lambda structures: [self.fitness(one) for one in structures])
+            scores = evolve(self.paths.space, self.config, lambda structures: [self.fitness(one) for one in structures])
         best = rank_structures(scores)[0]
-        self.set_path(self.path_of(best))
+        self.paths.set_path(self.paths.path_of(best))
         return best
 
     def random_structure(self, number: int) -> Structure:
         """A structure at random below the limit."""
         random = Random(f"random {self.config.seed}/{number}")
-        while self.space.cost(structure := draw_structure(self.space, random)) > self.space.limit:
+        space = self.paths.space
+        while space.cost(structure := draw_structure(space, random)) > space.limit:
             pass
         return structure
 
     def retrain(self, structure: Structure, towers: Towers) -> nn.Module:
         """A fresh tower with a structure."""
-        path = {name.removeprefix("tower."): choices for name, choices in self.path_of(structure).items()}
-        return towers.adapt_tower(self.winner_config(path), self.config.seed)
+        path = {name.removeprefix("tower."): choices for name, choices in self.paths.path_of(structure).items()}
+        return towers.adapt_tower(winner_config(self.config, path), self.config.seed)
 
 
 def split_images(few: Images, shots: int) -> tuple[Images, Images]:
@@ -206,20 +221,20 @@ class Bench:
         }
         search = self.search(seed)
         search.train(*split_images(few, shots), self.rates(FOUND))
-        best = search.data()
+        best = search.best()
         own[INHERITED] = float(score_predictions(search.tower, search.head, test).mean())
         own[FOUND] = self.accuracy(search.retrain(best, self.towers), FOUND, few, seed, test)
         blind = [search.random_structure(number) for number in range(RANDOM)]
         own[BLIND] = statistics.fmean(
             self.accuracy(search.retrain(one, self.towers), BLIND, few, seed, test) for one in blind
         )
-        size = search.space.cost(best)
-        rank = max(1, round(size / (search.plain_lora_size() / RANK)))
+        size = search.paths.space.cost(best)
+        rank = max(1, round(size / (search.paths.plain_lora_size() / RANK)))
         own[SIZED] = own[REFERENCE]
         if rank != RANK:
             tower = self.towers.make_tower(Method("lora", rank), seed)
             own[SIZED] = self.accuracy(tower, SIZED, few, seed, test)
-        facts = {"numbers": size, "lora_rank": rank, "random_numbers": [search.space.cost(one) for one in blind]}
+        facts = {"numbers": size, "lora_rank": rank, "random_numbers": [search.paths.space.cost(one) for one in blind]}
         return own, facts | {"choices": chosen_parts(search, best)}
 
 
@@ -231,7 +246,7 @@ def accuracy(tower: nn.Module, rates: Rates, few: Images, seed: int, test: Image
 
 def chosen_parts(search: TowerSearch, structure: Structure) -> dict[str, dict[str, int]]:
     """How often each choice of A, B, C, D and E was taken over the layers."""
-    paths = search.path_of(structure).values()
+    paths = search.paths.path_of(structure).values()
     return {part: dict(Counter(choices)) for part, choices in zip("ABCDE", zip(*paths, strict=True), strict=True)}
 
 

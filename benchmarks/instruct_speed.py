@@ -171,7 +171,8 @@ def run_ours(base: str, data: Path, steps: int, threads: int) -> dict:
     from rankfold.toolkit.core.run_folder import Run
     from rankfold.training.config.instruct import InstructConfig
     from rankfold.training.engine.loop import Loop
-    from rankfold.training.instruct.task import InstructTask, prepare_instruct
+    from rankfold.training.instruct.prepare import prepare_instruct
+    from rankfold.training.instruct.task import InstructTask
 
     with tempfile.TemporaryDirectory() as folder:
         config = InstructConfig(
@@ -196,7 +197,7 @@ def run_ours(base: str, data: Path, steps: int, threads: int) -> dict:
         for _ in range(steps):
             loop.train_step()
             ticks.append(time.perf_counter())
-    tokens = sum(task.sampler.lengths) / len(task.sampler.lengths) * BATCH
+    tokens = sum(task.training.sampler.lengths) / len(task.training.sampler.lengths) * BATCH
     return figures(ticks, tokens, sum(waits[WARM + 1 :]) / (ticks[-1] - ticks[WARM]))
 
 

@@ -57,7 +57,8 @@ from rankfold.training.engine.processes import make_accelerator
 from rankfold.training.evaluation.instruct import ask_items
 from rankfold.training.evaluation.items import read_items
 from rankfold.training.instruct.conversations import PlannedRows, load_images, plan_rows
-from rankfold.training.instruct.task import InstructTask, prepare_instruct
+from rankfold.training.instruct.prepare import prepare_instruct
+from rankfold.training.instruct.task import InstructTask
 
 LORA, MORE = "LoRA", "LoRA, one rank more"
 LEARNED, KAIMING, FROZEN = "MoSLoRA, orthogonal", "MoSLoRA, kaiming", "MoSLoRA, frozen"
@@ -134,7 +135,9 @@ def held_out_loss(task: InstructTask, held_out: PlannedRows) -> float:
     total, weight = 0.0, torch.ones(())
     for start in range(0, len(held_out), TOGETHER):
         rows = held_out.rows[start : start + TOGETHER]
-        batch = task.vision.to_device(task.vision.chat.collate(rows, [load_images(row) for row in rows]))
+        batch = task.training.vision.to_device(
+            task.training.vision.chat.collate(rows, [load_images(row) for row in rows])
+        )
         total += float(task.module(batch | {"weight": weight}).double().sum())
     return total / len(held_out)
 
@@ -146,7 +149,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     begin, test = time.process_time(), data_of(cell.seed, work) / "test.json"
     task, loop = prepare_loop(cell.config(work))
-    held_out, items = plan_rows(test, task.config, task.vision.chat), read_items(test, None)
+    held_out, items = plan_rows(test, task.config, task.training.vision.chat), read_items(test, None)
     found: dict[str, dict[str, float]] = {}
 
     def measure(step: int) -> None:
@@ -155,7 +158,7 @@ def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
         task.module.eval()
         found[str(step)] = {"loss": held_out_loss(task, held_out)}
         if cell.is_tested:
-            said = ask_items(task.vision, items, max_new_tokens=4, likelihood=False)
+            said = ask_items(task.training.vision, items, max_new_tokens=4, likelihood=False)
             found[str(step)]["accuracy"] = statistics.fmean(said.scores)
         task.module.train()
 

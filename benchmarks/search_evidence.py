@@ -69,7 +69,7 @@ def trained_loss(config: SubjectConfig, held_out: list, out: Path) -> tuple[torc
     loop = Loop(config, task, run, accelerator)
     size = sum(parameter.numel() for parameter in loop.parameters)
     loop.train()
-    return task.losses_on(task.held_out_batch(4, seed=0)), size
+    return task.training.losses_on(task.training.held_out_batch(4, seed=0)), size
 
 
 def structures(task: SearchTask, best: SubjectConfig, seed: int) -> dict[str, SubjectConfig]:
@@ -81,10 +81,10 @@ def structures(task: SearchTask, best: SubjectConfig, seed: int) -> dict[str, Su
 
     configs, random, found = {"found": best}, Random(f"random {seed}"), 0
     while found < 3:
-        structure = draw_structure(task.space, random)
-        if task.space.cost(structure) <= task.space.limit:
+        structure = draw_structure(task.paths.space, random)
+        if task.paths.space.cost(structure) <= task.paths.space.limit:
             found += 1
-            configs[f"random {found}"] = with_path(task.path_of(structure))
+            configs[f"random {found}"] = with_path(task.paths.path_of(structure))
     configs["all-LoRA"] = replace(best, adapter_options={"c": "lora", "form": best.adapter_options["form"]})
     return configs
 
@@ -122,7 +122,7 @@ def main() -> None:
             loss, size = trained_loss(own, held_out, best.out)
             losses.setdefault(name.split()[0], []).append(loss / base.mean())
             sizes.setdefault(name.split()[0], []).append(size)
-        per_rank = task.plain_lora_size() // RANK
+        per_rank = task.paths.plain_lora_size() // RANK
         rank = max(1, round(sizes["found"][-1] / per_rank))
         loss, size = trained_loss(
             replace(best, adapter="lora", rank=rank, alpha=float(rank), adapter_options={}), held_out, best.out

@@ -106,7 +106,7 @@ def tricks(folder: Path, base: str) -> dict[str, tuple[Callable, Callable]]:
 
     def channels_last() -> Step:
         step = steps()
-        step.task.model.unet.to(memory_format=torch.channels_last)
+        step.task.training.model.unet.to(memory_format=torch.channels_last)
         return step
 
     def with_optimizer(**settings) -> Step:

@@ -13,7 +13,7 @@ from rankfold.toolkit.adapters.attach import trainable_parameters
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.diffusion.model import DiffusionModel
 from rankfold.training.config.peft_config import peft_config
-from rankfold.training.subject.denoising import attach_to_parts
+from rankfold.training.subject.adapter import attach_to_parts
 
 RANKS = (*range(1, 17), *range(18, 33, 2), 40, 48, 64, 80, 96, 128)
 

@@ -20,7 +20,7 @@ def write_share(config, file):
 
     accelerator = make_accelerator(config)
     task = SubjectTask(config, find_samples(config.images), config.base, accelerator)
-    denoiser = task.model.denoiser
+    denoiser = task.training.model.denoiser
     blocks = [module for module in denoiser.modules() if isinstance(module, FSDPModule) and module is not denoiser]
 
     def share_of():

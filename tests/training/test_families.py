@@ -171,7 +171,7 @@ def test_layers_without_a_part_carry_no_adapter(folder, photos, tmp_path, capsys
         "ZImage": "text_encoder: 4 layers",
         "Flux2Klein": "text_encoder: 4 layers",
     }
-    assert known.get(type(task.model).__name__, "") in said
+    assert known.get(type(task.training.model).__name__, "") in said
 
 
 def test_resume_is_exact(folder, photos, tmp_path):

@@ -25,7 +25,8 @@ from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.search import InstructSearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.instruct.conversations import Sampler, epoch_batches, plan_rows
-from rankfold.training.instruct.task import InstructTask, prepare_instruct
+from rankfold.training.instruct.prepare import prepare_instruct
+from rankfold.training.instruct.task import InstructTask
 from rankfold.training.launch.start import preflight, resume, train
 
 COLOURS = ("red", "blue", "green")
@@ -127,13 +128,13 @@ def test_every_learned_token_counts_alike(config):
         learned = total = 0.0
         with torch.no_grad():
             for part in range(accumulation):
-                rows = [task.build_rows[n] for n in task.sampler.rows(part)]
+                rows = [task.training.rows[n] for n in task.training.sampler.rows(part)]
                 from rankfold.training.instruct.conversations import load_images
 
                 for row in rows:
-                    one = task.vision.chat.collate([row], [load_images(row)])
+                    one = task.training.vision.chat.collate([row], [load_images(row)])
                     count = int((one["labels"] != IGNORE).sum())
-                    total += float(task.vision.model(**one).loss) * count
+                    total += float(task.training.vision.model(**one).loss) * count
                     learned += count
         assert float(found[batch]) == pytest.approx(total / learned, rel=1e-4)
     assert float(found[8]) == pytest.approx(float(found[4]), rel=1e-4)
@@ -580,7 +581,7 @@ def test_the_towers_alpha_is_its_own(tmp_path, data):
         adapt=("language-attention", "vision-attention"), adapter="moslora",
     )  # fmt: skip
     task = task_of(config)
-    layers = adapter_layers(task.vision.model)
+    layers = adapter_layers(task.training.vision.model)
     assert {layer.alpha["default"] for name, layer in layers.items() if "vision_tower" in name} == {2.0}
     assert {layer.alpha["default"] for name, layer in layers.items() if "language_model" in name} == {8.0}
 

@@ -26,7 +26,7 @@ from rankfold.training.config.checks import check_ranges
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import preflight, resume, train
-from rankfold.training.subject.images import without_token
+from rankfold.training.subject.prompts import without_token
 from rankfold.training.subject.rows import bucket_size, pick_rows, shuffle_tags
 from rankfold.training.subject.task import SubjectTask
 
@@ -128,7 +128,7 @@ def test_several_subjects_in_one_adapter(config, tmp_path):
     config = replace(config, also={"sks2 cat": str(cats)}, preview_every=3, preview_steps=2)
     _, (samples, _) = preflight(config)
     task = SubjectTask(config, samples, config.base, Accelerator(cpu=True))
-    (rows,), texts = task.instance, list(task.prompts)
+    (rows,), texts = task.training.data.instance, list(task.training.prompts.numbers)
     assert len(rows) == 8
     assert [texts[n] for n in rows.prompts[4:, 0].tolist()] == [
         "a sks creature", "a large sks2 cat at night", "a sks2 cat", "a sks2 cat",
@@ -241,9 +241,9 @@ def test_images_of_any_shape_train(config, tmp_path):
         Image.effect_noise(size, 60).convert("RGB").save(folder / f"{number}.png")
     config = replace(config, images=folder, crop="bucket", batch_size=2)
     task = task_of(config)
-    shapes = {tuple(rows.mean.shape[2:]) for rows in task.instance}
+    shapes = {tuple(rows.mean.shape[2:]) for rows in task.training.data.instance}
     assert len(shapes) == 3
-    assert sum(len(rows) for rows in task.instance) == 4
+    assert sum(len(rows) for rows in task.training.data.instance) == 4
     assert train(config).status()["state"] == "done"
     with pytest.raises(UserError, match="--prior-weight"):
         train(replace(config, prior_weight=1.0, out=tmp_path / "other"))
@@ -255,7 +255,7 @@ def test_images_of_any_shape_train(config, tmp_path):
 def test_caption_dropout(config):
     task = task_of(replace(config, caption_dropout=0.3))
     numbers = torch.cat([task.batch(4 * n, [0, 1, 2, 3])["prompt"] for n in range(150)])
-    assert 0.22 < (numbers == task.prompts[""]).float().mean() < 0.38
+    assert 0.22 < (numbers == task.training.prompts.numbers[""]).float().mean() < 0.38
 
 
 def test_caption_orders(config, tmp_path):
@@ -305,7 +305,11 @@ def test_weighing_timesteps(config):
     plain = task_of(config).module(batch)
     for changes, weight in (({"min_snr_gamma": 5.0}, lambda snr: snr.clamp(max=5.0)), ({"debiased": True}, torch.sqrt)):
         task = task_of(replace(config, **changes))
-        expected = plain * weight(task.noise.snr(batch["timesteps"])) * task.noise.clean_error_ratio(batch["timesteps"])
+        expected = (
+            plain
+            * weight(task.training.noise.snr(batch["timesteps"]))
+            * task.training.noise.clean_error_ratio(batch["timesteps"])
+        )
         torch.testing.assert_close(task.module(batch), expected)
     with pytest.raises(UserError, match="leave one of them out"):
         check_ranges(replace(config, debiased=True, min_snr_gamma=5.0))
@@ -363,7 +367,7 @@ def test_lora_plus(config, adapter):
     for group in task.parameter_groups():
         for parameter in group["params"]:
             rates[id(parameter)] = group["lr"]
-    named = {n: rates[id(p)] for n, p in task.model.unet.named_parameters() if p.requires_grad}
+    named = {n: rates[id(p)] for n, p in task.training.model.unet.named_parameters() if p.requires_grad}
     ups = {n for n in named if "lora_B" in n or "_up." in n}
     assert ups
     assert {named[n] for n in ups} == {8 * config.learning_rate}
@@ -390,7 +394,7 @@ def test_quantised_bases_train(config, kind):
 
     task = task_of(replace(config, quantize=kind, train_text_encoder=True))
     expected = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt, "fp8": FrozenLinear}[kind]
-    for part in task.parts.values():
+    for part in task.training.parts.values():
         assert all(isinstance(layer.get_base_layer(), expected) for layer in adapter_layers(part).values())
     run = train(replace(config, quantize=kind, steps=30, learning_rate=0.01, log_every=10))
     losses = [

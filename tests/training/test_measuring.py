@@ -22,7 +22,7 @@ from rankfold.training.evaluation.measuring import (
 )
 from rankfold.training.launch.cross_validation import cross_validate
 from rankfold.training.launch.start import preflight, resume, train
-from rankfold.training.subject.task import split_measured_photos
+from rankfold.training.subject.measuring import split_measured_photos
 
 PROMPTS = tuple(f"prompt {number}" for number in range(8))
 

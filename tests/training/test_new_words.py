@@ -37,17 +37,17 @@ def config(base, images, tmp_path):
 
 def test_only_the_words_own_vectors_learn(config):
     task = SubjectTask(config, find_samples(config.images), config.base, Accelerator(cpu=True))
-    word, encoder = task.inversions["text_encoder"], task.parts["text_encoder"]
+    word, encoder = task.trainable.inversions["text_encoder"], task.training.parts["text_encoder"]
     assert [name for name, p in encoder.named_parameters() if p.requires_grad] == ["embeddings.token_embedding.vectors"]
     assert word.vectors.shape[0] == 2
     task.module(task.batch(0, [0, 1])).mean().backward()
     assert (word.vectors.grad.abs().amax(1) > 0).all()
     with torch.no_grad():  # what prompts without it mean is untouched
-        before = task.model.encode_prompts(["a creature"])["prompt_embeds"]
-        told = task.model.encode_prompts([PROMPT])["prompt_embeds"]
+        before = task.training.model.encode_prompts(["a creature"])["prompt_embeds"]
+        told = task.training.model.encode_prompts([PROMPT])["prompt_embeds"]
         word.vectors += 1
-        assert torch.equal(task.model.encode_prompts(["a creature"])["prompt_embeds"], before)
-        assert not torch.equal(task.model.encode_prompts([PROMPT])["prompt_embeds"], told)
+        assert torch.equal(task.training.model.encode_prompts(["a creature"])["prompt_embeds"], before)
+        assert not torch.equal(task.training.model.encode_prompts([PROMPT])["prompt_embeds"], told)
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -40,7 +40,7 @@ def measure_step(config):
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    parts = task.parts.values()
+    parts = task.training.parts.values()
     frozen = sum(p.numel() * p.dtype.itemsize for part in parts for p in part.parameters() if not p.requires_grad)
     numbers = sum(p.numel() for part in parts for p in trainable_parameters(part))
     return frozen, numbers, peak - 4 * numbers, flops.get_total_flops()

@@ -28,8 +28,8 @@ from rankfold.training.config.search import EvolutionConfig, SearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import resume, train
 from rankfold.training.search.evolution import SearchSpace, evolve, pareto_front, rank_structures
+from rankfold.training.search.search import SearchStopped
 from rankfold.training.search.subject import SearchTask
-from rankfold.training.search.task import SearchStopped
 
 # ---------------------------------------------------------------------------------------------- evolution
 
@@ -177,8 +177,8 @@ def test_search(search, searched, base, capsys, tmp_path):
     assert len(rows) == 18
     assert len({tuple(row["structure"]) for row in rows}) == 18
     task = task_of(search)
-    assert all(row["parameters"] <= task.space.limit for row in rows)
-    assert task.space.limit == sum(2 * (layer.fan_in + layer.fan_out) for layer in task.layers.values())
+    assert all(row["parameters"] <= task.paths.space.limit for row in rows)
+    assert task.paths.space.limit == sum(2 * (layer.fan_in + layer.fan_out) for layer in task.paths.layers.values())
     assert (run.folder / "pareto.png").stat().st_size > 1000
     assert "to_q" in (run.folder / "structure.txt").read_text(encoding="utf-8")
     best = max(rows, key=lambda row: row["fitness"])
@@ -202,11 +202,11 @@ def test_the_winner_is_as_good_as_it_was_judged(search, searched):
     """Its adapter, on a fresh model, has the loss that the supernet had on its path."""
     fitness = max(json.loads(line)["fitness"] for line in searched.candidates.read_text(encoding="utf-8").splitlines())
     task = task_of(search)
-    for part in task.parts:
+    for part in task.training.parts:
         from rankfold.toolkit.adapters.attach import remove_adapters
 
-        remove_adapters(task.parts[part])
-    native.load_into_pipeline(task.model, searched.adapter, "winner")
+        remove_adapters(task.training.parts[part])
+    native.load_into_pipeline(task.training.model, searched.adapter, "winner")
     task.module.eval()
     with torch.no_grad():
         loss = float(task.module(task.judge_batches).double().mean())
@@ -225,7 +225,7 @@ def test_any_function_may_judge(search):
     """Here the share of layers that have no A; the winner then has none in most."""
 
     def without_a(task):
-        return sum(layer.path["default"][0] == "none" for layer in task.layers.values()) / len(task.layers)
+        return sum(layer.path["default"][0] == "none" for layer in task.paths.layers.values()) / len(task.paths.layers)
 
     config = replace(search, steps=1, population=20, generations=12, parents=4, mutations=10, crossovers=10)
     run = train(config, partial(SearchTask, judge=without_a))
@@ -298,18 +298,18 @@ def test_append_line_mends_half_a_line(tmp_path):
 def test_paths_are_drawn_by_the_step(search):
     task = task_of(replace(search, largest_every=3))
     torch.manual_seed(1)
-    first = [task.path_at(step) for step in range(6)]
+    first = [task.paths.path_at(step) for step in range(6)]
     torch.manual_seed(2)
-    assert [task.path_at(step) for step in range(6)] == first
+    assert [task.paths.path_at(step) for step in range(6)] == first
     assert set(first[0].values()) == set(first[3].values()) == {LARGEST}
     assert first[1] != first[2]
     task.batch(2 * search.batch_size, [0, 1])
-    assert {name: layer.path["default"] for name, layer in task.layers.items()} == first[2]
+    assert {name: layer.path["default"] for name, layer in task.paths.layers.items()} == first[2]
 
 
 def test_held_out_images_are_not_trained_on(search, images, tmp_path):
     task = task_of(replace(search, held_out_share=0.4))
-    (own,), (out,) = task.instance, task.held_out
+    (own,), (out,) = task.training.data.instance, task.training.data.held_out
     assert (len(own), len(out)) == (3, 2)
     mine = {tuple(row.flatten()[:4].tolist()) for row in own.mean}
     assert not mine & {tuple(row.flatten()[:4].tolist()) for row in out.mean}

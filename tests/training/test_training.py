@@ -375,8 +375,8 @@ def test_encoders_leave_memory(config):
     from rankfold.training.subject.task import SubjectTask
 
     task = SubjectTask(config, find_samples(config.images), config.base, make_accelerator(config))
-    assert not {"vae", "text_encoder"} & set(task.model.loaded)
-    assert task.model.text_pipe is None
+    assert not {"vae", "text_encoder"} & set(task.training.model.loaded)
+    assert task.training.model.text_pipe is None
 
 
 def test_encoders_are_gone_before_the_denoiser_comes(config, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from rankfold.toolkit.vlm.families import FAMILIES, PARTS
 from rankfold.toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.instruct.conversations import load_images
-from rankfold.training.instruct.task import AnswerLoss
+from rankfold.training.instruct.loss import AnswerLoss
 from rankfold.training.launch.start import resume, train
 
 ADAPTERS = ("lora", "moslora", "fvae", "loratrf", "glora")

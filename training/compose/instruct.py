@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from accelerate import Accelerator
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
@@ -15,8 +15,12 @@ from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 from ..config.checks import check_ranges
 from ..config.compose import ComposeInstructConfig
-from ..instruct.task import ConversationTask, prepare_conversations, read_chat_template
-from .task import CompositionMixin, check_sources, write_composition
+from ..engine.task import TrainingTask
+from ..instruct.prepare import PreparedData, prepare_conversations, read_chat_template
+from ..instruct.training import ConversationTraining, load_vision_model, prepare_conversation_training
+from .checks import check_sources
+from .fixed import write_composition
+from .mixture import AdapterMixture
 
 
 def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInstructConfig, tuple[Any, ...]]:
@@ -30,7 +34,7 @@ def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInst
 def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] = ()) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
 
-    but: entries of the folder that stay.
+    keep: entries of the folder that stay.
 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other.
@@ -54,19 +58,16 @@ def save_template(folder: Path, vision: VisionLanguageModel) -> None:
     write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))
 
 
-class ComposeInstructTask(CompositionMixin, ConversationTask):
+class ComposeInstructTask(TrainingTask[ConversationTraining, AdapterMixture]):
     """The Task of learning the weights on a few conversations; all else is frozen."""
 
-    config: ComposeInstructConfig
-
-    def attach(self, model: nn.Module) -> None:
-        """Puts the sources on the model."""
-        self.attach_sources(self.vision)
-
-    def facts(self) -> dict[str, Any]:
-        kind = self.vision.config["model_type"]
-        return {"base": self.config.base, "kind": kind, "data": self.data.certificates}
+    def __init__(self, config: ComposeInstructConfig, data: PreparedData, base: str, accelerator: Accelerator) -> None:
+        vision = load_vision_model(config, base, accelerator)
+        facts = {"base": config.base, "kind": vision.config["model_type"], "data": data.certificates}
+        mixture = AdapterMixture(config, facts)
+        super().__init__(prepare_conversation_training(config, vision, data, mixture, accelerator), mixture)
 
     def save_adapter(self, folder: Path) -> None:
-        super().save_adapter(folder)
-        save_template(folder, self.vision)
+        """Writes the sum as an ordinary adapter, and the chat template."""
+        self.trainable.save(folder)
+        save_template(folder, self.training.vision)

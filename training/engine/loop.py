@@ -1,6 +1,6 @@
 """The training loop: one for every method.
 
-A method is a Task: it supplies data, a module whose forward is the loss, and previews. The loop does the rest: steps,
+A method is a Task (task.py): it supplies data, a module whose forward is the loss, and previews. The loop does the rest: steps,
 accumulation, clipping, averaging, logging, previews, checkpoints, exact resume, stopping.
 
 All randomness is a function of (seed, step, sample), so a checkpoint holds no random state and a run that was killed and
@@ -14,18 +14,16 @@ import math
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from PIL import Image
-from torch import nn
 
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError, one_line_message
@@ -38,6 +36,7 @@ from .cpu_threads import ThreadController
 from .optimizer import make_optimizer
 from .processes import StopSignal
 from .progress import Progress, peak_memory_gib
+from .task import Task
 
 HEARTBEAT_SECONDS = 5.0  # seconds between signs of life in status.json
 REQUEST_SECONDS = 0.2  # seconds between looks for requests
@@ -52,42 +51,6 @@ NOT_IN_STATE = (
     "threads",
     "shard_base",
 )
-
-
-class Task(Protocol):
-    """What a training method supplies."""
-
-    module: nn.Module
-    """forward(batch) -> loss of each sample, (B,)."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of trainable parameters for the optimizer, with their learning rates."""
-        ...
-
-    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """The rows `slots` of the forward pass that begins at sample number `position`."""
-        ...
-
-    def preview(self) -> Sequence[Image.Image | str]:
-        """Images, or texts in JSON, that show what has been learned so far; asked of all processes, written by the first."""
-        ...
-
-    def is_dead(self) -> bool:
-        """True when the adapter changes nothing."""
-        ...
-
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the adapter."""
-        ...
-
-    def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
-        """What the method does after a step, in every process; True from any of them ends the training. averaged: runs an action
-        with the averaged weights in place."""
-        ...
-
-    def conclude(self, run: Run, accelerator: Accelerator) -> str:
-        """What comes after the last step; returns 'done' or 'stopped'."""
-        ...
 
 
 class Loop:
@@ -108,6 +71,13 @@ class Loop:
         self.step = 0
         self.window = torch.zeros((), device=accelerator.device)  # losses since the last log line, summed on the device
         self.window_steps = 0
+        self.progress = Progress(config, enabled=accelerator.is_main_process)
+        self.last_heartbeat = self.last_poll = self.logged_at = 0.0  # moments, of time.time or time.perf_counter
+        self.logged_step = 0
+        self.stop_wanted = self.preview_wanted = False
+        """Asked for, and not agreed on by all processes yet."""
+        self.finished_early = False
+        """Whether the method wants no more steps."""
 
     # -------------------------------------------------------------------------- training
 
@@ -119,10 +89,8 @@ class Loop:
         """
         if self.config.tracker != "none":
             self.accelerator.init_trackers("rankfold", config={k: str(v) for k, v in asdict(self.config).items()})
-        self.progress = Progress(self.config, self.step, enabled=self.accelerator.is_main_process)
-        self.last_heartbeat, self.last_poll, self.logged_at = 0.0, 0.0, time.perf_counter()
-        self.stop_wanted = self.finished_early = self.preview_wanted = False
-        self.logged_step = self.step
+        self.progress.begin(self.step)
+        self.logged_step, self.logged_at = self.step, time.perf_counter()
         pace = ThreadController()
         with StopSignal() as stop, self.progress:
             while self.step < self.config.steps:

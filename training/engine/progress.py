@@ -18,7 +18,7 @@ def peak_memory_gib() -> float:
 class Progress:
     """A bar on a terminal, a line per log step elsewhere."""
 
-    def __init__(self, config: LoopConfig, step: int, *, enabled: bool) -> None:
+    def __init__(self, config: LoopConfig, *, enabled: bool) -> None:
         self.console = Console(stderr=True, quiet=not enabled)
         self.live = self.console.is_terminal and enabled
         self.total = config.steps
@@ -30,7 +30,11 @@ class Progress:
             TimeRemainingColumn(),
         )
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
-        self.task = self.bar.add_task("", total=self.total, completed=step, text="")
+        self.task = self.bar.add_task("", total=self.total, text="")
+
+    def begin(self, step: int) -> None:
+        """Counts from a step on, whose time is now."""
+        self.bar.reset(self.task, completed=step, text="")
 
     def __enter__(self) -> Progress:
         self.bar.start()

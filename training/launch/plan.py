@@ -26,10 +26,10 @@ from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..config.subject import SubjectConfig
 from ..engine.processes import num_processes
+from ..subject.adapter import SubjectAdapter
 from ..subject.batches import ImageBatches
 from ..subject.denoising import DenoisingLoss, timestep_weighting
 from ..subject.rows import Rows, bucket_size
-from ..subject.task import attach_subject
 from .counting import MemoryTracker, RealTensorMode
 from .savings import savings
 from .start import check_subject
@@ -128,7 +128,7 @@ def simulate_step(config: SubjectConfig) -> StepCost:
     check_subject(config)
     model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
     batch = example_batch(config, model)
-    parts, _ = attach_subject(model, config)
+    parts = SubjectAdapter(config).attach(model)
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     held = [getattr(model, name) for name in (model.text_encoders() if encodes_each_step(config) else [])]

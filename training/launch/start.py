@@ -22,13 +22,15 @@ from ...toolkit.data.subjects import Sample, check_masks, find_samples
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from ...toolkit.diffusion.model import ATTENTION_TARGETS
 from ...toolkit.diffusion.textual_inversion import check_token
+from ..compose.checks import check_compose
+from ..compose.fixed import check_fixed, compose_fixed
 from ..compose.instruct import (
     ComposeInstructTask,
     check_instruct_fixed,
     compose_instruct_fixed,
     prepare_compose_instruct,
 )
-from ..compose.task import ComposeTask, check_compose, check_fixed, compose_fixed
+from ..compose.task import ComposeTask
 from ..config.base import LoopConfig
 from ..config.checks import check_ranges
 from ..config.compose import ComposeConfig, ComposeInstructConfig, has_fixed_weights
@@ -43,13 +45,15 @@ from ..engine.optimizer import check_optimizer
 from ..engine.processes import check_devices, is_main_process, make_accelerator, num_processes
 from ..engine.sharding import check_sharding
 from ..evaluation.subject import read_prompts
-from ..instruct.task import InstructTask, prepare_instruct
+from ..instruct.prepare import prepare_instruct
+from ..instruct.task import InstructTask
 from ..runs.begin import check_out, prepare_folder, restore_previous
 from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
-from ..search.task import check_search
+from ..search.supernet import check_search
 from ..subject.denoising import check_compile
-from ..subject.task import SubjectTask, split_measured_photos
+from ..subject.measuring import split_measured_photos
+from ..subject.task import SubjectTask
 from .out_of_memory import run_out_of_memory
 from .trained_on import TrainingData, check_data, collect_training_data, load_data, save_data, with_held_out
 

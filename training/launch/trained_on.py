@@ -29,7 +29,7 @@ from ..config.search import SearchConfig, SearchSettings
 from ..config.subject import SubjectConfig
 from ..engine.loop import check_same_config, comparable_config, read_checkpoint
 from ..runs import library
-from ..subject.task import split_measured_photos
+from ..subject.measuring import split_measured_photos
 
 HASH_DIGITS = 16  # hexadecimal digits of an item's hash: data sets have a million of them
 READERS = 8  # files read at once

@@ -1,14 +1,13 @@
-"""The denoising loss of adapted parts, as one module, and how the parts are made ready for it."""
+"""The denoising loss of adapted parts, as one module, and compiled blocks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from peft import PeftConfig
 from torch import nn
 
-from ...toolkit.adapters.attach import attach, disable_adapters
+from ...toolkit.adapters.attach import disable_adapters
 from ...toolkit.adapters.auxiliary import auxiliary_losses
 from ...toolkit.adapters.base import REGISTRY
 from ...toolkit.core.errors import UserError
@@ -16,27 +15,7 @@ from ...toolkit.diffusion import losses
 from ...toolkit.diffusion.model import DiffusionModel, PromptEmbeds
 from ...toolkit.diffusion.noise import Noise
 from ..config.images import DiffusionConfig
-from ..config.search import SearchConfig
 from ..config.subject import SubjectConfig
-
-
-def attach_to_parts(
-    model: DiffusionModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
-) -> dict[str, nn.Module]:
-    """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
-
-    config_of: the PEFT config for these target modules. Returns the parts.
-    """
-    names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
-    parts = {name: getattr(model, name) for name in names}
-    torch.manual_seed(config.seed)  # after the loading, which draws numbers too
-    for name, part in parts.items():
-        if name == model.denoiser_name:
-            attach(part, config_of(config.target_modules or model.default_targets))
-        else:
-            targets = config.text_target_modules or model.text_targets(name)
-            attach(part, config_of(targets), field="--text-target-modules")
-    return parts
 
 
 class DenoisingLoss(nn.Module):

@@ -1,0 +1,80 @@
+"""The adapters of a composition, read, and the one that is made of them, written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...toolkit.adapters import composition
+from ...toolkit.adapters.fold import Folded
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.files import write_text
+from ...toolkit.diffusion import textual_inversion as new_words
+from ...toolkit.formats import native
+from ...toolkit.formats.source import AdapterSource, load_source
+from ...toolkit.formats.write import Part, peft_state
+from ..config.compose import ComposeSettings
+from ..runs import library
+
+
+def load_sources(config: ComposeSettings, model: Any) -> list[AdapterSource]:
+    """The adapters as changes of this model's layers."""
+    return [load_source(library.resolve(text), model, Path(text).name) for text in config.adapters]
+
+
+def merge_source_tokens(sources: Sequence[AdapterSource]) -> dict[str, torch.Tensor]:
+    """The words that the sources bring."""
+    return new_words.merge_token_embeddings([(source.name, source.token_embeddings) for source in sources])
+
+
+def changed_parts(sources: Sequence[AdapterSource]) -> list[str]:
+    """Parts of the pipeline that any source changes."""
+    return [part for part in native.PARTS if any(part in source.parts for source in sources)]
+
+
+def save_composition(
+    folder: Path,
+    parts: dict[str, Part],
+    config: ComposeSettings,
+    sources: Sequence[AdapterSource],
+    weights: dict[str, list[float]],
+    facts: dict[str, Any],
+) -> None:
+    """Writes an ordinary LoRA adapter, with the names, hashes and weights of what it was made of. facts: what else it says.
+
+    Raises:
+        UserError: for changes of full rank without a rank to cut them to.
+    """
+    error = 0.0
+    for name, part in parts.items():
+        folded, cut_error = truncate_part(part, config.max_rank)
+        error = max(error, cut_error)
+        state, lora = peft_state(Part(part.model, folded, ""))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        native.write_state(folder / name, state, lora)
+    if words := merge_source_tokens(sources):
+        new_words.save_token_embeddings(folder, words)
+    facts = facts | {"adapter": "lora"}
+    facts["composed_of"] = json.dumps([{"name": source.name, "hash": source.hash} for source in sources])
+    facts["composed_how"] = config.merge or "weighted sum"
+    facts["composed_weights"] = json.dumps(weights)
+    facts["composed_cut_error"] = f"{error:.4f}"
+    write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
+
+
+def truncate_part(part: Part, max_rank: int) -> tuple[Folded, float]:
+    """The part's changes at no more than this rank (0: as they are), and the largest relative error of a layer."""
+    if not max_rank:
+        full = [name for name, change in part.folded.items() if not change.is_low_rank]
+        if full:
+            raise UserError(
+                f"The sum changes {full[0]} by a matrix of full rank, so it is not a plain LoRA: give --max-rank to cut it."
+            )
+        return part.folded, 0.0
+    weights = {name: part.layer(name).weight.detach().flatten(1).float().cpu() for name in part.folded}  # type: ignore[union-attr]
+    folded, errors = composition.truncate_ranks(part.folded, weights, max_rank)
+    return folded, max(errors.values(), default=0.0)

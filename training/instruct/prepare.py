@@ -1,0 +1,81 @@
+"""What the checks of visual instruction tuning find before a model is loaded: rows that are planned and proven."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.texts import read_text
+from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
+from ..config.instruct import ConversationConfig, InstructConfig
+from ..config.peft_config import peft_config
+from ..engine.processes import num_processes
+from ..engine.sharding import check_sharding
+from .conversations import PlannedRows, data_certificate, plan_rows, verify_rows
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What the checks found: rows, planned and proven."""
+
+    data: PlannedRows
+    replay: PlannedRows
+    certificates: list[dict[str, Any]]
+
+
+def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any, ...]]:
+    """Checks the settings and reads the data; no model is loaded, only its processor."""
+    peft_config(config, config.target_modules or ("q_proj",))
+    check_sharding(config, num_processes())
+    if config.train_projector and "projector" in config.adapt:
+        raise UserError("--train-projector and --adapt projector both change the projector: leave one of them out.")
+    return prepare_conversations(config)
+
+
+def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The config with its number of steps; the data and the base's folder."""
+    if config.data is None:
+        raise UserError("--data is missing: give a file with conversations about images.")
+    base = resolve_vision_base(config.base)
+    check_attention(config.attention)
+    vision = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square)
+    chat, family = vision.chat, vision.family
+    planned, certificates = [], []
+    for file in (config.data, config.replay):
+        rows = plan_rows(file, config, chat) if file else PlannedRows()
+        if file:
+            certificates.append(data_certificate(file, rows, chat, verify_rows(rows, chat)))
+        planned.append(rows)
+    if config.packing and not family.supports_packing:
+        raise UserError(
+            f"--packing does not work with {config.base}: in its attention the questions of packed rows would see one another."
+        )
+    found = PreparedData(planned[0], planned[1], certificates)
+    if config.epochs is not None:
+        window = config.batch_size * config.gradient_accumulation
+        config = replace(config, steps=max(1, math.ceil(config.epochs * rows_per_epoch(config, found) / window)))
+    return config, (found, base)
+
+
+def read_chat_template(config: ConversationConfig) -> str | None:
+    """The chat template that the user gives."""
+    if config.chat_template is None:
+        return None
+    try:
+        return read_text(config.chat_template)
+    except OSError as error:
+        raise UserError(f"--chat-template {config.chat_template} cannot be read: {error.strerror}.") from error
+
+
+def num_replayed(config: ConversationConfig, found: PreparedData) -> int:
+    """Rows of the replay in one pass over the data."""
+    if not len(found.replay):
+        return 0
+    return max(1, round(len(found.data) * config.replay_share / (1 - config.replay_share)))
+
+
+def rows_per_epoch(config: ConversationConfig, found: PreparedData) -> int:
+    """Rows of one pass over the data, those of the replay counted."""
+    return len(found.data) + num_replayed(config, found)

@@ -1,0 +1,93 @@
+"""The adapter of a subject: on the denoiser and, by choice, on text encoders, with a learned token."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import nn
+
+from ...toolkit.adapters.attach import attach, parameter_groups
+from ...toolkit.adapters.fold import is_dead
+from ...toolkit.diffusion.model import DiffusionModel
+from ...toolkit.diffusion.textual_inversion import TextualInversionEmbedding, add_learned_token, save_token_embeddings
+from ...toolkit.formats import native
+from ..config.peft_config import peft_config
+from ..config.search import SearchConfig
+from ..config.subject import SubjectConfig
+from ..engine.sharding import gathered_units
+
+
+def attach_to_parts(
+    model: DiffusionModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
+) -> dict[str, nn.Module]:
+    """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
+
+    config_of: the PEFT config for these target modules. Returns the parts.
+    """
+    names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
+    parts = {name: getattr(model, name) for name in names}
+    torch.manual_seed(config.seed)  # after the loading, which draws numbers too
+    for name, part in parts.items():
+        if name == model.denoiser_name:
+            attach(part, config_of(config.target_modules or model.default_targets))
+        else:
+            targets = config.text_target_modules or model.text_targets(name)
+            attach(part, config_of(targets), field="--text-target-modules")
+    return parts
+
+
+class SubjectAdapter:
+    """The trainable of subject-driven training."""
+
+    def __init__(self, config: SubjectConfig) -> None:
+        self.config = config
+        self.may_change_text = config.train_text_encoder or config.token_vectors > 0
+        self.token_embeddings: dict[str, torch.Tensor] = {}
+        """None that are frozen."""
+        self.inversions: dict[str, TextualInversionEmbedding] = {}
+        """The learned token by text encoder."""
+        self.parts: dict[str, nn.Module] = {}
+        self.learning_rates: dict[str, float] = {}
+        """By part."""
+
+    def attach(self, model: DiffusionModel) -> dict[str, nn.Module]:
+        """Puts the adapter on a model, and the token into its text encoders when it is to be a word of its own."""
+        config = self.config
+        if config.token_vectors:
+            self.inversions = add_learned_token(model, config.token, config.token_vectors, config.class_noun)
+        self.parts = attach_to_parts(model, config, lambda targets: peft_config(config, targets))
+        for word in self.inversions.values():
+            word.vectors.requires_grad_(True)  # attaching has frozen all else
+        self.parts |= {name: getattr(model, name) for name in self.inversions}
+        text_rate = config.text_learning_rate or config.learning_rate
+        self.learning_rates = dict.fromkeys(self.parts, text_rate) | {model.denoiser_name: config.learning_rate}
+        return self.parts
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of each part's parameters."""
+        return [
+            group
+            for name, part in self.parts.items()
+            for group in parameter_groups(part, self.learning_rates[name], lora_plus_ratio=self.config.lora_plus_ratio)
+        ]
+
+    def is_dead(self) -> bool:
+        """True when the adapter changes nothing in any part."""
+        return all(is_dead(unit) for part in self.parts.values() for unit in gathered_units(part))
+
+    def save(self, folder: Path) -> None:
+        """Writes a PEFT folder for each part, and the token's vectors."""
+        for name, part in self.parts.items():
+            if not hasattr(part, "peft_config"):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                native.save_native(part, folder / name)
+        if self.inversions:
+            words = {f"{name}.{self.config.token}": word.vectors for name, word in self.inversions.items()}
+            save_token_embeddings(folder, words)

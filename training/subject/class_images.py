@@ -1,0 +1,47 @@
+"""Images of the class for prior preservation, made once by the base model and kept for later runs."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from ...pipelines.generate import denoise, max_batch_size
+from ...toolkit.core.cache import cache_key
+from ...toolkit.core.files import write_png
+from ...toolkit.core.paths import cache_folder
+from ...toolkit.data.subjects import Sample
+from ...toolkit.diffusion.model import DiffusionModel
+from ..config.images import DiffusionConfig
+
+
+def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: Accelerator) -> list[Sample]:
+    """Images of the class; each process makes its share of those that are missing. model: without any adapter."""
+    side = config.resolution or model.native_resolution
+    key = cache_key(
+        kind="class",
+        denoiser=model.fingerprint(model.denoiser_name),
+        prompt=config.class_prompt,
+        side=side,
+        steps=config.preview_steps,
+        guidance=config.guidance_scale,
+    )
+    folder = cache_folder() / "class" / key
+    paths = [folder / f"{number:05d}.png" for number in range(config.prior_pictures)]
+    own = range(accelerator.process_index, len(paths), accelerator.num_processes)
+    missing = [number for number in own if not paths[number].is_file()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
+        for start in range(0, len(missing), max_batch_size(side)):
+            chunk = missing[start : start + max_batch_size(side)]
+            images = denoise(
+                pipe,
+                [config.class_prompt] * len(chunk),
+                seeds=chunk,
+                steps=config.preview_steps,
+                guidance_scale=config.guidance_scale,
+                width=side,
+            )
+            for number, image in zip(chunk, images, strict=True):
+                write_png(paths[number], image)
+    accelerator.wait_for_everyone()
+    return [Sample(path) for path in paths]

@@ -1,0 +1,111 @@
+"""The images of a training as latents, from the cache where they are, with their captions and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torchvision.transforms.functional import pil_to_tensor
+
+from ...toolkit.core.cache import cache_key, file_hash, load_or_compute
+from ...toolkit.core.paths import cache_folder
+from ...toolkit.data.subjects import Sample, load_image, load_mask, sample_size
+from ...toolkit.diffusion.model import DiffusionModel
+from ..config.images import DiffusionConfig
+from ..engine.processes import share_work
+from .class_images import class_samples
+from .prompts import Prompts, without_token
+from .rows import Rows, bucket_size, shuffle_tags
+
+Size = tuple[int, int]  # width, height
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images by the size they are brought to."""
+
+    instance: list[Rows]
+    """Images of the subject."""
+    prior: list[Rows] | None
+    """Images of the class, with prior preservation."""
+    held_out: list[Rows] | None
+    """Images that are judged on and not trained on, all of one size."""
+
+
+def encode_images(
+    model: DiffusionModel,
+    prompts: Prompts,
+    config: DiffusionConfig,
+    accelerator: Accelerator,
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample] = (),
+) -> ImageData:
+    """All images of a training. Their captions are added to `prompts`. model: without any adapter."""
+    encoder = ImageEncoder(model, prompts, config, accelerator)
+    prior = class_samples(model, config, accelerator) if config.prior_weight else []
+    return ImageData(
+        instance=encoder.build_rows(samples, config.prompt, subject=True),
+        prior=encoder.build_rows(prior, config.class_prompt) if prior else None,
+        held_out=encoder.build_rows(held_out, config.prompt) if held_out else None,
+    )
+
+
+class ImageEncoder:
+    """Samples -> rows."""
+
+    def __init__(
+        self, model: DiffusionModel, prompts: Prompts, config: DiffusionConfig, accelerator: Accelerator
+    ) -> None:
+        self.model, self.prompts, self.config, self.accelerator = model, prompts, config, accelerator
+
+    def build_rows(self, samples: Sequence[Sample], default_prompt: str, *, subject: bool = False) -> list[Rows]:
+        """The samples by the size they are brought to. subject: these are trained on, with masks and shapes of their own."""
+        side = self.config.resolution or self.model.native_resolution
+        unit = self.model.latent_scale * self.model.patch_size
+        sizes: dict[Size, list[Sample]] = {}
+        for sample in samples:
+            square = self.config.crop != "bucket" or not subject
+            size = (side, side) if square else bucket_size(*sample_size(sample), side, unit)
+            sizes.setdefault(size, []).append(sample)
+        return [self.build_bucket(own, size, default_prompt, subject) for size, own in sizes.items()]
+
+    def build_bucket(self, samples: list[Sample], size: Size, default_prompt: str, subject: bool) -> Rows:
+        """Samples of one size: latents, masks, and their prompts' numbers."""
+        config, device = self.config, self.accelerator.device
+        latents = self.encode_latents(samples, size)
+        captions = [sample.caption or default_prompt for sample in samples]
+        ways = [shuffle_tags(caption, config.caption_orders, config.seed) for caption in captions]
+        most = max(len(own) for own in ways)
+        ways = [(own * most)[:most] for own in ways]
+        bare = [without_token(caption, config) for caption in captions]
+        mean = torch.stack([row["mean"] for row in latents])
+        return Rows(
+            mean=mean.to(device),
+            std=torch.stack([row["std"] for row in latents]).to(device),
+            prompts=torch.stack([self.prompts.add(own) for own in ways]),
+            without_token=self.prompts.add(bare) if subject and config.preservation_weight else None,
+            mask=self.latent_mask_weights(samples, size, mean.shape[2:]) if subject and config.masks else None,
+        )
+
+    def encode_latents(self, samples: list[Sample], size: Size) -> list[dict[str, torch.Tensor]]:
+        """Mean and std (C, H, W) of each sample's latents; each process makes its share of those that are missing."""
+        model, config, cache = self.model, self.config, cache_folder() / "latents"
+        vae, makers = model.fingerprint("vae"), []
+        for sample in samples:
+            key = cache_key(
+                kind="latents", vae=vae, file=file_hash(sample.path), size=size, crop=config.crop, flip=sample.flip
+            )
+            make = lambda s=sample: model.encode_image(load_image(s, size, config.crop))  # noqa: E731
+            makers.append(lambda key=key, make=make: load_or_compute(cache, key, make))
+        return share_work(self.accelerator, makers)
+
+    def latent_mask_weights(self, samples: list[Sample], size: Size, latent: Sequence[int]) -> torch.Tensor:
+        """What each latent pixel counts for, (N, 1, H, W), 1 on average over each image."""
+        config, least = self.config, self.config.unmasked_weight
+        masks = [load_mask(sample, config.masks, size, config.crop) for sample in samples]
+        shares = torch.stack([pil_to_tensor(mask).float() / 255 for mask in masks])
+        weights = least + (1 - least) * F.interpolate(shares, size=tuple(latent), mode="area")
+        return (weights / weights.mean((2, 3), keepdim=True).clamp(min=1e-6)).to(self.accelerator.device)

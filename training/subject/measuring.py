@@ -1,0 +1,133 @@
+"""A subject measured while it is learned: which photos for, when, and which step's adapter is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from accelerate import Accelerator
+
+from ...toolkit.adapters.attach import disable_adapters
+from ...toolkit.core.errors import UserError
+from ...toolkit.core.run_folder import Run
+from ...toolkit.data.images import load_rgb
+from ...toolkit.data.subjects import Sample, find_samples
+from ...toolkit.diffusion.load import EMBEDDED
+from ...toolkit.metrics.clip import ClipScorer
+from ..config.subject import SubjectConfig
+from ..engine.processes import broadcast_first
+from ..evaluation import measuring
+from ..evaluation.measuring import ValidationScorer
+from ..evaluation.subject import SubjectTest, read_prompts
+from .training import ImageTraining
+
+MIN_PHOTOS = 4  # of which one can be held out
+
+
+def split_measured_photos(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Sample], list[Path]]:
+    """The samples to train on, and the photos that likeness is measured by.
+
+    Raises:
+        UserError: when there are too few to hold one out, or one that shall be held out is not there.
+    """
+    if not config.evaluate_every:
+        return samples, []
+    if config.evaluate_images is not None:
+        found = find_samples(config.evaluate_images, skip_bad=config.skip_bad, option="--evaluate-images")
+        return samples, [sample.path for sample in found]
+    files = sorted({sample.path for sample in samples})
+    if config.hold_out:
+        named = [path for path in files if path.name in config.hold_out]
+        if len(named) != len(set(config.hold_out)) or len(named) == len(files):
+            raise UserError(
+                f"--hold-out {' '.join(config.hold_out)} must name photos of --images, and leave some to train on."
+            )
+        return [sample for sample in samples if sample.path not in named], named
+    if len(files) < MIN_PHOTOS:
+        raise UserError(
+            f"--images holds {len(files)} photos, too few to hold one out for --evaluate-every: add photos up to {MIN_PHOTOS}, or give "
+            "others with --evaluate-images."
+        )
+    out = set(Random(f"{config.seed}/measured by").sample(files, max(1, len(files) // 5)))
+    return [sample for sample in samples if sample.path not in out], sorted(out)
+
+
+def measured_prompts(config: SubjectConfig) -> SubjectTest | None:
+    """The prompts that are measured, or None where nothing is."""
+    if not config.evaluate_every:
+        return None
+    name = config.evaluate_prompts or ("world" if config.base in EMBEDDED else "object")
+    return SubjectTest(read_prompts(name), (), config.token, config.class_noun)
+
+
+class SubjectMeasuring:
+    """Measurements of one training, from its base on."""
+
+    def __init__(
+        self,
+        config: SubjectConfig,
+        training: ImageTraining,
+        test: SubjectTest,
+        accelerator: Accelerator,
+        *,
+        photos: Sequence[Path],
+        trained: Sequence[Path],
+        save: Callable[[Path], None],
+    ) -> None:
+        """photos: that likeness is measured by; trained: that are trained on; save: writes the adapter as it is."""
+        self.config, self.training, self.test, self.accelerator = config, training, test, accelerator
+        self.photos, self.trained, self.save = photos, trained, save
+        self.started = False
+        self.scorer: ValidationScorer | None = None
+        """Loaded with the first measurement, by the process that measures."""
+
+    def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
+        """Measures when it is time to; True when there is no more gain."""
+        if not self.started:
+            self.started = True
+            self.begin(run, step)
+        if step % self.config.evaluate_every and step < self.config.steps:
+            return False
+        with_average(lambda: self.measure(run, step))
+        return self.accelerator.is_main_process and measuring.has_stopped_improving(
+            measuring.Series.load(run), self.config.patience
+        )
+
+    def begin(self, run: Run, step: int) -> None:
+        """Drops measurements of steps that are done again, and measures the base where it is not."""
+        if self.accelerator.is_main_process:
+            measuring.truncate_measurements(run, step - 1 if step > 1 else -1)
+        if broadcast_first(not measuring.load_measurements(run)):
+            with disable_adapters(*self.training.parts.values()):
+                self.measure(run, 0)
+
+    def measure(self, run: Run, step: int) -> None:
+        """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
+        texts = self.test.texts(token=True)
+        images = self.training.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
+        if not self.accelerator.is_main_process:
+            return
+        self.scorer = self.scorer or self.load_scorer()
+        one = self.scorer.measure(step, images)
+        measuring.record_measurement(run, one, self.save)
+        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
+        run.append_metrics(step=step, likeness_real=self.scorer.real, **means)
+        run.append_log(f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}")
+
+    def load_scorer(self) -> ValidationScorer:
+        """What images are measured by."""
+        return ValidationScorer(
+            ClipScorer(self.config.evaluate_clip or None),
+            [load_rgb(path) for path in self.photos],
+            self.test.texts(token=True),
+            self.test.texts(token=False),
+            [load_rgb(path) for path in self.trained],
+        )
+
+    def keep_best(self, run: Run) -> None:
+        """Makes the best of the measured steps the run's adapter."""
+        choice = measuring.choose_step([measuring.Series.load(run)])
+        measuring.keep_step(run, choice)
+        print(measuring.describe_choice(choice))

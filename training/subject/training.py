@@ -1,0 +1,181 @@
+"""Training on a folder of images: a loaded model, its data, and what is trained, made ready step by step.
+
+photos + captions -> latents and prompt states (cached) -> noise -> predict (adapted layers) -> loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+
+from ...toolkit.core.devices import to_float64
+from ...toolkit.core.randomness import generator
+from ...toolkit.data.subjects import Sample
+from ...toolkit.diffusion.load import open_model
+from ...toolkit.diffusion.model import DTYPES, DiffusionModel
+from ...toolkit.diffusion.noise import Noise
+from ..config.images import DiffusionConfig
+from ..engine.sharding import ignore_shards_in_ddp, shard
+from ..engine.task import Trainable
+from .batches import ImageBatches
+from .data import ImageData, encode_images
+from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, timestep_weighting
+from .previews import draw_images
+from .prompts import Prompts, preview_texts
+
+
+class DiffusionTrainable(Trainable, Protocol):
+    """A trainable for diffusion models, and what it does to prompts."""
+
+    @property
+    def may_change_text(self) -> bool:
+        """Whether `attach` may change text encoders; if not, prompts are encoded before it and the encoders need not stay."""
+        ...
+
+    @property
+    def token_embeddings(self) -> Mapping[str, torch.Tensor]:
+        """Frozen tokens that `attach` has given the text encoders."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageTraining:
+    """A diffusion model with a trainable on it, and images: loss, batches and previews."""
+
+    config: DiffusionConfig
+    model: DiffusionModel
+    noise: Noise
+    prompts: Prompts
+    data: ImageData
+    parts: dict[str, nn.Module]
+    """The parts of the model that are trained."""
+    batches: ImageBatches
+    module: DenoisingLoss
+
+    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
+        """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them."""
+        return self.batches.batch_at(position, slots)
+
+    def preview(self) -> list[Image.Image]:
+        """One image per preview prompt, always from the same noise."""
+        texts = preview_texts(self.config)
+        return self.draw(texts, [self.config.seed + number for number in range(len(texts))])
+
+    @torch.no_grad()
+    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """One image per text, by the model as it is; the texts are among the prompts."""
+        self.module.eval()
+        try:
+            return draw_images(self.model, self.prompts, self.config, texts, seeds)
+        finally:
+            self.model.release(text=False)
+            self.module.train()
+
+    def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
+        """Each held-out image `draws` times, with noise and timesteps drawn once, the timesteps stratified over their range."""
+        assert self.data.held_out is not None
+        (rows,), noise, timesteps, device = self.data.held_out, [], [], self.batches.device
+        for number in range(len(rows) * draws):
+            random = generator(seed, 9, number)
+            noise.append(torch.randn(rows.mean.shape[1:], generator=random))
+            timesteps.append(self.noise.timestep_at((number % draws + float(torch.rand((), generator=random))) / draws))
+        which = torch.arange(len(rows)).repeat_interleave(draws)
+        where = which.to(device)
+        return {
+            "mean": rows.mean[where],
+            "std": rows.std[where],
+            "posterior_noise": torch.zeros_like(rows.mean[where]),
+            "noise": torch.stack(noise).to(device),
+            "timesteps": torch.cat(timesteps).to(device),
+            "prompt": self.batches.to_lookup_device(rows.prompts[which, 0]),
+            "weight": torch.ones(len(where), device=device),
+        }
+
+    @torch.no_grad()
+    def losses_on(self, batch: dict[str, torch.Tensor], rows: int = 32) -> torch.Tensor:
+        """Denoising loss of each row (B,) in eval mode, `rows` at a time."""
+        self.module.eval()
+        starts = range(0, len(batch["weight"]), rows)
+        losses = [self.module({key: value[start : start + rows] for key, value in batch.items()}) for start in starts]
+        return to_float64(torch.cat(losses))
+
+
+def prepare_image_training(
+    config: DiffusionConfig,
+    samples: Sequence[Sample],
+    base: str,
+    accelerator: Accelerator,
+    trainable: DiffusionTrainable,
+    *,
+    held_out: Sequence[Sample] = (),
+    texts: Sequence[str] = (),
+    shard_base: bool = False,
+) -> ImageTraining:
+    """Loads the base and the data, and puts the trainable on.
+
+    Each process makes its share of what is cached and reads the rest. Encoders have done their work before the denoiser is loaded, so
+    that the largest parts are never in memory together.
+
+    held_out: images that are made ready and not trained on; texts: more prompts that will be drawn; shard_base: the frozen denoiser
+    is sharded over the processes.
+
+    Raises:
+        UserError: when the trainable does not fit the model.
+    """
+    model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
+    prompts = Prompts(model, config, accelerator)
+    data = encode_images(model, prompts, config, accelerator, samples, held_out)
+    prompts.add([*preview_texts(config), "", *texts])  # the empty one is what dropped captions are
+    if not trainable.may_change_text:
+        prompts.encode(trainable.token_embeddings)
+    model.release(text=prompts.embeds is not None)
+
+    parts = attach_sharded(model, trainable, accelerator.device) if shard_base else trainable.attach(model)
+    text_parts = [part for name, part in parts.items() if name != model.denoiser_name]
+    if prompts.embeds is None and not text_parts:
+        prompts.encode(trainable.token_embeddings)
+    model.release(text=not text_parts)
+    save_memory_and_time(config, model, text_parts)
+
+    noise = model.noise(config.timestep_sampling, config.timestep_shift)
+    batches = ImageBatches(
+        config,
+        noise,
+        accelerator.device,
+        data.instance,
+        data.prior,
+        prompts.numbers[""],
+        host_prompts=prompts.embeds is None,
+        shards_base=shard_base,
+    )
+    module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
+    if shard_base:
+        ignore_shards_in_ddp(module)
+    return ImageTraining(config, model, noise, prompts, data, parts, batches, module)
+
+
+def attach_sharded(model: DiffusionModel, trainable: Trainable, device: torch.device) -> dict[str, nn.Module]:
+    """Puts the trainable on a denoiser that is then sharded; no device need hold it whole."""
+    model.device = torch.device("cpu")
+    parts = trainable.attach(model)
+    shard(model.denoiser, repeated_blocks(model.denoiser), device)
+    model.device = device
+    for part in parts.values():
+        part.to(device)
+    return parts
+
+
+def save_memory_and_time(config: DiffusionConfig, model: DiffusionModel, text_parts: Sequence[nn.Module]) -> None:
+    """Compiles the denoiser's blocks, and lets trained parts keep fewer activations, as the config says."""
+    if config.compile:
+        compile_blocks(model.denoiser)
+    if config.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        for part in text_parts:
+            part.gradient_checkpointing_enable()  # type: ignore[operator]
