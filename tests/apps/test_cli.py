@@ -13,7 +13,7 @@ from rankfold.apps.cli import main
 @pytest.fixture
 def train(images, base, tmp_path, monkeypatch):
     """A train command; loading any model makes the test fail."""
-    from rankfold.training.subject import images as training_images
+    from rankfold.training.subject import training as training_images
 
     def loaded(*arguments):
         raise AssertionError("a model was loaded before the mistake was found")
