@@ -23,7 +23,7 @@ import torch
 from demo_settings import write_captioned_folder
 
 from rankfold import SubjectConfig, train
-from rankfold.pipelines.generate import Recipe, denoise, load_sampling_pipeline
+from rankfold.pipelines.generate import Recipe, denoise, sampling_pipeline
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
 from rankfold.toolkit.metrics.statistics import bootstrap_interval
@@ -39,7 +39,7 @@ WAYS = {
 
 def likeness(scorer: ClipScorer, references: torch.Tensor, adapters: tuple[str, ...], subject: str) -> torch.Tensor:
     """CLIP-I of each of 16 images of the subject."""
-    pipe = load_sampling_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
+    pipe = sampling_pipeline(Recipe(prompt="", adapters=adapters, strengths=(1.0,) * len(adapters)))
     prompts = [prompt_for(subject, scene, place) for scene, place in scenes_and_places()]
     images = denoise(
         pipe,

@@ -43,7 +43,7 @@ from variant_methods import METHODS, SEARCHED, Sized, count, match_size
 from variants_report import report
 
 from rankfold import SubjectConfig, train
-from rankfold.pipelines.generate import Recipe, load_sampling_pipeline
+from rankfold.pipelines.generate import Recipe, sampling_pipeline
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.images import load_rgb
@@ -165,7 +165,7 @@ def draw_embeddings(settings: Settings, adapter: str | None) -> tuple[torch.Tens
     recipe = Recipe(prompt="", base=settings.base, seed=7000, guidance_scale=guidance)
     if adapter:
         recipe = replace(recipe, adapters=(adapter,), strengths=(1.0,))
-    pipe = load_sampling_pipeline(recipe)
+    pipe = sampling_pipeline(recipe)
     own = draw(recipe, test.texts(token=True), EACH, pipe).images
     unrelated = draw(recipe, test.unrelated, 1, pipe).images
     return clip.embed_images(own), clip.embed_images(unrelated)

@@ -147,7 +147,7 @@ def adapter_precision(adapters: Sequence[str]) -> str:
     return said.pop() if len(said) == 1 and said <= DTYPES.keys() else "fp32"
 
 
-def load_sampling_pipeline(recipe: Recipe) -> Any:
+def sampling_pipeline(recipe: Recipe) -> Any:
     """The same, with the adapters in the weights where that is exact; regions switch them in every step and need them apart."""
     pipe = load_pipeline(recipe)
     return pipe if recipe.regions else fuse_adapters(pipe)
@@ -176,7 +176,7 @@ def generate(
 ) -> list[tuple[Image.Image, Recipe]]:
     """`n` images from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
     with oom_context("", lambda: memory_advice(recipe)):
-        pipe = pipe or load_sampling_pipeline(recipe)
+        pipe = pipe or sampling_pipeline(recipe)
         made = []
         for start in range(recipe.seed, recipe.seed + n, batch):
             made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
@@ -193,7 +193,7 @@ def memory_advice(recipe: Recipe) -> str:
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
     """The image that this recipe was written into, equal to the byte."""
     batch = recipe.batch or (recipe.seed, 1)
-    return generate_batch(recipe, batch, pipe or load_sampling_pipeline(recipe))[recipe.seed - batch[0]]
+    return generate_batch(recipe, batch, pipe or sampling_pipeline(recipe))[recipe.seed - batch[0]]
 
 
 def generate_batch(

@@ -17,9 +17,9 @@ from rankfold.pipelines.generate import (
     denoise,
     generate,
     load_pipeline,
-    load_sampling_pipeline,
     read_recipe,
     repeat,
+    sampling_pipeline,
     save_image,
 )
 from rankfold.pipelines.place import place_on_device, weight_bytes
@@ -119,7 +119,7 @@ def test_strength_zero_is_the_base_and_strength_matters(trained, base):
 def test_sampling_fuses_what_can_be_fused(trained, base):
     """Linear adapters are put into the weights and gone; the image is the same but for rounding."""
     recipe = recipe_for(trained, base, adapters=(str(trained.adapter),) * 2, strengths=(0.5, 0.7))
-    apart, fused = load_pipeline(recipe), load_sampling_pipeline(recipe)
+    apart, fused = load_pipeline(recipe), sampling_pipeline(recipe)
     assert adapter_layers(apart.unet)
     assert not adapter_layers(fused.unet)
     assert not adapter_layers(fused.text_encoder)
@@ -327,7 +327,7 @@ def test_parts_that_come_while_they_are_at_work(trained, base, regions):
     adapters = (str(trained.adapter),) * len(regions or "1")
     recipe = recipe_for(trained, base, adapters=adapters, strengths=(1.0,) * len(adapters), regions=regions)
     expected = generate(recipe)[0][0].tobytes()
-    pipe = load_sampling_pipeline(recipe)
+    pipe = sampling_pipeline(recipe)
     size = weight_bytes(pipe)
     assert not hasattr(place_on_device(pipe, torch.device("cpu"), 2 * size).unet, "_hf_hook")
     pipe = place_on_device(pipe, torch.device("cpu"), size)

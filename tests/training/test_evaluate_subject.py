@@ -13,7 +13,7 @@ from PIL import Image
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.generate import Recipe, generate, load_sampling_pipeline, max_batch_size
+from rankfold.pipelines.generate import Recipe, generate, max_batch_size, sampling_pipeline
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
@@ -49,7 +49,7 @@ def test_texts_share_batches_and_each_image_keeps_its_noise(base):
     """As many images as do not fit into one batch, each as it is when it is drawn alone."""
     recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, side=32)
     pipe, texts = (
-        load_sampling_pipeline(recipe),
+        sampling_pipeline(recipe),
         [f"a creature {place}" for place in ("left", "right", "top", "here", "there")],
     )
     drawn = draw(recipe, texts, 2, pipe)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...pipelines.generate import Recipe, generate, image_grid, load_sampling_pipeline
+from ...pipelines.generate import Recipe, generate, image_grid, sampling_pipeline
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.embedded import world
@@ -47,7 +47,7 @@ def measure_before_and_after(run: Run, creature: int, *, seed: int = 0, each: in
     figures: dict[str, float] = {"clip_i_real": float(real.mean())}
     rows = []
     for name, recipe in (("before", base), ("after", tuned)):
-        pipe = load_sampling_pipeline(recipe)
+        pipe = sampling_pipeline(recipe)
         scenes, places, images, shown = [], [], [], []
         for scene, place in scenes_and_places():
             made = [p for p, _ in generate(replace(recipe, prompt=prompt_for(subject, scene, place)), each, pipe=pipe)]

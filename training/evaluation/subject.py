@@ -21,9 +21,9 @@ from ...pipelines.generate import (
     Recipe,
     check_finite,
     denoise,
-    load_sampling_pipeline,
     max_batch_size,
     native_resolution,
+    sampling_pipeline,
 )
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.paths import assets_folder
@@ -171,7 +171,7 @@ def draw_all(recipe: Recipe, test: SubjectTest) -> dict[str, DrawnImages]:
     drawn = {}
     bare = replace(recipe, adapters=(), strengths=())
     for name, own in (("base", bare), ("tuned", recipe)):
-        pipe = load_sampling_pipeline(own)
+        pipe = sampling_pipeline(own)
         drawn[name] = draw(own, test.texts(token=True), test.n, pipe)
         drawn[f"class, {name}"] = draw(own, test.texts(token=False), test.n, pipe)
         drawn[f"unrelated, {name}"] = draw(own, test.unrelated, test.n, pipe)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....pipelines.generate import Recipe, generate, load_sampling_pipeline, repeat, save_image
+from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_image
 from ....toolkit.core.devices import release_memory
 from ....toolkit.formats.source import adapter_path, content_hash
 
@@ -73,7 +73,7 @@ class PipelineWorker:
         """The pipeline of this base with these adapters at these strengths."""
         hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
         key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
-        return self.loaded.get(key, lambda: load_sampling_pipeline(recipe))
+        return self.loaded.get(key, lambda: sampling_pipeline(recipe))
 
     def draw(self, recipe: Recipe, n: int, drawing: Job, batch: int = 4) -> Made:
         """`n` images, in small batches so that a stop comes soon."""
