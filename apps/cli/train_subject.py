@@ -38,7 +38,7 @@ def train_subject(argv: list[str]) -> None:
 def subject_options(argv: list[str], name: str) -> tuple[SubjectConfig, float | None, int, bool]:
     """The config of a subject's training, how many GiB its peak may take, in how many folds it is cross-validated, and --overwrite."""
     from ...training.config.subject import SubjectConfig
-    from ...training.config.yaml_file import from_yaml
+    from ...training.config.yaml_file import from_yaml, method_name
 
     @dataclass(frozen=True, kw_only=True)
     class Options(SubjectConfig):
@@ -48,7 +48,12 @@ def subject_options(argv: list[str], name: str) -> tuple[SubjectConfig, float | 
         """Cross-validation: number of folds; they decide how many steps the final run on all photos takes."""
 
     config_file, argv = take_option(argv, "--config")
-    default = Options(**asdict(from_yaml(Path(config_file)))) if config_file else Options()
+    given = from_yaml(Path(config_file)) if config_file else SubjectConfig()
+    if not isinstance(given, SubjectConfig):
+        raise UserError(
+            f"--config {config_file} is of another method ({method_name(given)}): use the command it was made for."
+        )
+    default = Options(**asdict(given))
     options, overwrite = parse_run(Options, argv, name, default)
     if options.fit is not None and options.fit <= 0:
         raise UserError(f"--fit must be above 0, not {options.fit}.")

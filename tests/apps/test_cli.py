@@ -152,3 +152,15 @@ def test_version_and_adapters(capsys):
     out = capsys.readouterr().out
     assert "rankfold 0." in out
     assert "moslora" in out
+
+
+@pytest.mark.parametrize("method", ["instruct", "search", "compose"])
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_config_of_another_method(capsys, tmp_path, command, method):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"method: {method}\n")
+    assert f"of another method ({method})" in expect_error(capsys, command, "subject", "--config", file)
+
+
+def test_a_schedule_that_needs_rules(capsys, train):
+    assert "needs rules" in expect_error(capsys, *train, "--lr-scheduler", "piecewise_constant")

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.subjects import Sample, find_samples, load_image
+from rankfold.toolkit.data.subjects import Sample, check_masks, find_samples, load_image, load_mask, unreadable_images
 
 
 def image(path, size=(80, 64), colour="red", mode="RGB", **options):
@@ -68,7 +68,7 @@ def test_truncated_image_is_named_and_skipped_on_wish(tmp_path):
 
 def test_decompression_bomb(tmp_path):
     image(tmp_path / "bomb.png", (16000, 12000), 0, "1")
-    with pytest.raises(UserError, match="decompression bomb"):
+    with pytest.raises(UserError, match="192 megapixels"):
         find_samples(tmp_path)
 
 
@@ -105,3 +105,81 @@ def test_crop_and_pad_and_flip(tmp_path):
     assert padded.getpixel((3, 15))[1] < 60
     mirrored = load_image(Sample(tmp_path / "a.png", flip=True), (30, 30), "pad")
     assert mirrored.getpixel((26, 15))[1] < 60
+
+
+# ---------------------------------------------------------------------------------------------- what people have
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("0.caption", "a sks dog on grass"),
+        ("0.json", '{"caption": "a sks dog on grass", "tags": ["dog"]}'),
+        ("metadata.csv", "file_name,text\n0.png,a sks dog on grass\n"),
+        ("metadata.jsonl", '{"file_name": "0.png", "caption": "a sks dog on grass"}\n'),
+    ],
+)
+def test_captions_of_every_tool(tmp_path, name, text):
+    image(tmp_path / "0.png", (32, 32))
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert find_samples(tmp_path) == [Sample(tmp_path / "0.png", "a sks dog on grass")]
+
+
+def test_two_captions_that_differ_are_refused(tmp_path):
+    image(tmp_path / "0.png", (32, 32))
+    (tmp_path / "0.txt").write_text("a dog")
+    (tmp_path / "0.caption").write_text("a cat")
+    with pytest.raises(UserError, match=r"0.caption and 0.txt in .* say something else of 0.png"):
+        find_samples(tmp_path)
+
+
+def test_images_of_other_kinds(tmp_path):
+    image(tmp_path / "0.png", (32, 32))
+    Image.open(tmp_path / "0.png").convert("RGB").save(tmp_path / "1.jfif", format="JPEG")
+    Image.open(tmp_path / "0.png").convert("RGB").save(tmp_path / "2.avif")
+    (tmp_path / "3.HEIC").write_bytes(b"ftypheic")
+    assert [sample.path.name for sample in find_samples(tmp_path)] == ["0.png", "1.jfif", "2.avif"]
+    assert unreadable_images(tmp_path) == ["3.HEIC"]
+    for number in ("0.png", "1.jfif", "2.avif"):
+        (tmp_path / number).unlink()
+    with pytest.raises(UserError, match="HEIC cannot be read"):
+        find_samples(tmp_path)
+
+
+def test_folders_of_kohyas_layout_are_named(tmp_path):
+    inner = tmp_path / "10_sks dog"
+    inner.mkdir()
+    image(inner / "0.png", (32, 32))
+    for beside in (False, True):
+        if beside:
+            image(tmp_path / "1.png", (32, 32))
+        with pytest.raises(UserError, match=r"holds folders with images: 10_sks dog .10 repeats of 'sks dog'"):
+            find_samples(tmp_path)
+
+
+def test_a_mask_is_laid_on_the_photo_as_it_is_seen(tmp_path):
+    photo = Image.new("RGB", (96, 64), "grey")
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (sample,) = [Sample(tmp_path / "a.jpg")]
+    Image.new("L", (96, 64), 255).save(masks / "a.png")
+    with pytest.raises(UserError, match="96 x 64 pixels and its image, as it is seen, 64 x 96"):
+        check_masks([sample], str(masks))
+    Image.new("L", (64, 96), 255).save(masks / "a.png")
+    check_masks([sample], str(masks))
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (10, 20, 30)])
+def test_a_mask_may_be_the_alpha_of_its_file(tmp_path, colour):
+    image(tmp_path / "0.png", (64, 64))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    alpha = Image.new("L", (64, 64), 0)
+    alpha.paste(255, (16, 16, 48, 48))
+    mask = Image.new("RGB", (64, 64), colour)
+    mask.putalpha(alpha)
+    mask.save(masks / "0.png")
+    assert load_mask(Sample(tmp_path / "0.png"), str(masks), (64, 64), "center").tobytes() == alpha.tobytes()

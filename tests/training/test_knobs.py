@@ -409,3 +409,33 @@ def test_previews_leave_a_quantised_base_as_it_is(config, kind):
     config = replace(config, quantize=kind, steps=4, log_every=1, preview_steps=1)
     runs = [train(replace(config, preview_every=every, out=config.out.parent / str(every))) for every in (0, 1)]
     assert [row["loss"] for row in runs[0].metrics()] == [row["loss"] for row in runs[1].metrics()]
+
+
+# ---------------------------------------------------------------------------------------------- what is said before a run
+
+
+def test_what_is_probably_not_meant_is_said(config, images, tmp_path, capsys):
+    from PIL import Image
+
+    from rankfold.training.launch.notices import notices
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (32, 32)).save(photos / "0.png")
+    (photos / "1.HEIC").write_bytes(b"x")
+    (photos / "0.txt").write_text("a photo of a brown dog")
+    wrong = replace(config, images=photos, optimizer="Prodigy", learning_rate=1e-3)
+    rate, token, left_out = notices(wrong, (find_samples(photos), "base"))
+    assert "expects --learning-rate 1" in rate
+    assert "No caption says sks" in token
+    assert "1.HEIC" in left_out
+    (photos / "1.HEIC").unlink()
+    (photos / "0.txt").write_text("a photo of a sks dog")
+    assert notices(replace(wrong, learning_rate=1.0), (find_samples(photos), "base")) == []
+
+
+def test_braces_of_a_prompt_are_braces(config):
+    from rankfold.training.subject.prompts import preview_texts
+
+    odd = replace(config, preview_prompts=("a {token} {noun} in {red|blue}", "a {", "{trigger}"))
+    assert preview_texts(odd) == ["a sks creature in {red|blue}", "a {", "{trigger}"]

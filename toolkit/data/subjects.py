@@ -1,8 +1,8 @@
-"""Images of a subject and their captions: found, checked and brought to the size the model trains at."""
+"""Images of a subject: found, checked and brought to the size the model trains at."""
 
 from __future__ import annotations
 
-import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import UserError
 from ..core.out_of_memory import oom_context
-from ..core.texts import read_lines, read_text
+from .captions import read_captions
 from .images import image_size, load_rgb
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
+UNREADABLE = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".svg")
+"""Images that people have beside those that can be read."""
+REPEATS = re.compile(r"(\d+)_(.+)")  # a folder of kohya's layout: repeats and prompt
 MIN_SIDE = 16  # a side below this has nothing to learn from, pixels
 ALPHA = "alpha"  # instead of a folder of masks: the images' own transparency
 MAX_SIDE = 16_384  # a side above this is a mistake more often than a photo, pixels
@@ -32,17 +35,18 @@ class Sample:
 def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False, option: str = "--images") -> list[Sample]:
     """The images of a folder with their captions, sorted by name.
 
-    A caption stands in `name.txt` beside the image or in the `text` field of metadata.jsonl (imagefolder convention).
-    option: what errors call the folder.
+    Captions: see captions.py. option: what errors call the folder.
 
     Raises:
-        UserError: naming the file that is missing, empty, broken, too small or too large, or a caption without an image.
+        UserError: naming the file that is missing, empty, broken, too small or too large, a caption without an image, or folders with
+            images that would be passed over.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{option} {folder} is not a folder.")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     images = [p for p in files if p.suffix.lower() in SUFFIXES]
+    check_overlooked(folder, has_images=bool(images), option=option)
     captions = read_captions(folder, files, {p.name for p in images})
     if not images:
         what = "is empty" if not files else "holds no images"
@@ -60,33 +64,29 @@ def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False, op
     return [Sample(path, captions.get(path.name), side) for path in good for side in mirrored]
 
 
-def read_captions(folder: Path, files: list[Path], images: set[str]) -> dict[str, str]:
-    """Caption by image name."""
-    captions: dict[str, str] = {}
-    table = folder / "metadata.jsonl"
-    if table.is_file():
-        for number, line in enumerate(read_lines(table), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                name, text = str(row["file_name"]).replace("\\", "/").removeprefix("./"), row["text"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UserError(f"{table}, line {number}: needs the fields file_name and text.") from error
-            if name not in images:
-                raise UserError(f"{table}, line {number}: there is no image '{name}' in {folder}.")
-            captions[name] = str(text).strip()
-    stems: dict[str, list[str]] = {}
-    for name in images:
-        stems.setdefault(Path(name).stem, []).append(name)
-    for path in files:
-        if path.suffix.lower() != ".txt":
-            continue
-        if path.stem not in stems:
-            raise UserError(f"{path} is a caption without an image: add '{path.stem}.png' (or .jpg) or remove it.")
-        for name in stems[path.stem]:
-            captions[name] = read_text(path).strip()
-    return {name: text for name, text in captions.items() if text}
+def unreadable_images(folder: Path) -> list[str]:
+    """Names of images of a kind that cannot be read, which `find_samples` leaves out."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in UNREADABLE)
+
+
+def check_overlooked(folder: Path, *, has_images: bool, option: str) -> None:
+    """Raises UserError for images that would be passed over: in folders below, or all there are, of a kind that cannot be read."""
+    if (names := unreadable_images(folder)) and not has_images:
+        raise UserError(f"{option} {folder}: {', '.join(names[:5])} cannot be read: save as JPEG or PNG.")
+    below = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and has_any_image(path)]
+    if below:
+        kohya = next((match for name in below if (match := REPEATS.fullmatch(name))), None)
+        hint = f" ({kohya[1]} repeats of '{kohya[2]}', as kohya's tools read it)" if kohya else ""
+        more = "also " if has_images else ""
+        raise UserError(
+            f"{option} {folder} {more}holds folders with images: {', '.join(below[:5])}{hint}. Give one of them, such as {option} "
+            f"'{folder / below[0]}'; more subjects go with --also."
+        )
+
+
+def has_any_image(folder: Path) -> bool:
+    """Whether a folder holds an image, by its files' names."""
+    return any(path.suffix.lower() in (*SUFFIXES, *UNREADABLE) for path in folder.iterdir() if path.is_file())
 
 
 def image_fault(path: Path) -> str | None:
@@ -100,8 +100,12 @@ def image_fault(path: Path) -> str | None:
                 if max(image.size) > MAX_SIDE:
                     return f"is {image.width} x {image.height} pixels, more than {MAX_SIDE} on a side; reduce it first."
                 image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return "unpacks to far more pixels than its size suggests (a decompression bomb)."
+    except Image.DecompressionBombWarning:
+        width, height = image_size(path)
+        return f"is {width} x {height} pixels ({width * height / 1e6:.0f} megapixels), too many to be read; reduce it first."
+    except Image.DecompressionBombError as error:  # Pillow says no more than how many
+        pixels = int(re.search(r"\d+", str(error)).group())  # type: ignore[union-attr]
+        return f"has {pixels / 1e6:.0f} megapixels, too many to be read; reduce it first."
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return "is not a valid image (truncated, or another kind of file)."
     return None
@@ -118,8 +122,14 @@ def load_mask(sample: Sample, masks: str, size: tuple[int, int], crop: str) -> I
     """What counts in an image (white) and what does not, brought to the size as the image is: from a folder, or its alpha."""
     with Image.open(sample.path if masks == ALPHA else mask_path(sample, masks)) as opened:
         image = ImageOps.exif_transpose(opened)
-        mask = image.convert("RGBA").getchannel("A") if masks == ALPHA else image.convert("L")
+        in_alpha = masks == ALPHA or is_cut_out(image)
+        mask = image.convert("RGBA").getchannel("A") if in_alpha else image.convert("L")
     return resize(mask, sample, size, crop, 0)
+
+
+def is_cut_out(image: Image.Image) -> bool:
+    """Whether an image says by transparency what is in it."""
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255  # type: ignore[operator]
 
 
 def resize(
@@ -144,10 +154,11 @@ def mask_path(sample: Sample, masks: str) -> Path:
 
 
 def check_masks(samples: list[Sample], masks: str) -> None:
-    """Raises UserError when an image has no mask, or one of another size."""
+    """Raises UserError when an image has no mask, or one of another size than it is seen in."""
     for sample in samples:
+        size = sample_size(sample)
         with Image.open(sample.path) as image:
-            size, clear = image.size, image.has_transparency_data
+            clear = image.has_transparency_data
         if masks == ALPHA:
             if not clear:
                 raise UserError(
@@ -157,11 +168,11 @@ def check_masks(samples: list[Sample], masks: str) -> None:
         path = mask_path(sample, masks)
         if not path.is_file():
             raise UserError(f"{sample.path.name} has no mask: expected {path}, white where the subject is.")
-        with Image.open(path) as mask:
-            if mask.size != size:
-                raise UserError(
-                    f"{path} is {mask.width} x {mask.height} pixels and its image {size[0]} x {size[1]}: make them alike."
-                )
+        width, height = image_size(path)
+        if (width, height) != size:
+            raise UserError(
+                f"{path} is {width} x {height} pixels and its image, as it is seen, {size[0]} x {size[1]}: make them alike."
+            )
 
 
 def border_colour(image: Image.Image) -> tuple[int, ...]:

@@ -25,6 +25,11 @@ METHODS: dict[str, type[LoopConfig]] = {
 }
 
 
+def method_name(config: LoopConfig) -> str:
+    """The name of a config's method."""
+    return next(name for name, kind in METHODS.items() if type(config) is kind)
+
+
 def to_yaml(config: LoopConfig) -> str:
     """The complete config as YAML, its method first; `from_yaml` reads it back."""
     import yaml
@@ -34,8 +39,9 @@ def to_yaml(config: LoopConfig) -> str:
             return value.as_posix()  # which every system reads, so that a run may move to another
         return list(value) if isinstance(value, tuple) else value
 
-    method = next(name for name, kind in METHODS.items() if type(config) is kind)
-    return yaml.safe_dump({"method": method} | {k: plain(v) for k, v in asdict(config).items()}, sort_keys=False)
+    return yaml.safe_dump(
+        {"method": method_name(config)} | {k: plain(v) for k, v in asdict(config).items()}, sort_keys=False
+    )
 
 
 def from_yaml(path: Path) -> Any:

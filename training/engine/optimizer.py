@@ -62,3 +62,14 @@ def check_optimizer(config: LoopConfig) -> None:
         raise UserError(
             f"--lr-scheduler {config.lr_scheduler} is unknown.{did_you_mean(config.lr_scheduler, schedules)}"
         )
+    if config.lr_scheduler == SchedulerType.PIECEWISE_CONSTANT.value:
+        raise UserError(
+            f"--lr-scheduler {config.lr_scheduler} needs rules that cannot be given here: take constant, linear or cosine."
+        )
+
+
+def optimizer_notice(config: LoopConfig) -> str:
+    """What is probably not meant about the optimizer's settings; '' for nothing."""
+    if config.optimizer == "Prodigy" and config.learning_rate < 0.1:
+        return f"--optimizer Prodigy finds its own rate and expects --learning-rate 1, not {config.learning_rate:g}: it will learn little."
+    return ""

@@ -29,6 +29,7 @@ from ..engine.processes import num_processes
 from ..subject.adapter import SubjectAdapter
 from ..subject.batches import ImageBatches
 from ..subject.denoising import DenoisingLoss, timestep_weighting
+from ..subject.prompts import fill_in
 from ..subject.rows import Rows, bucket_size
 from .counting import MemoryTracker, RealTensorMode
 from .savings import savings
@@ -236,7 +237,7 @@ def longest_prompt(config: SubjectConfig) -> str:
     samples = find_samples(config.images, skip_bad=True) if config.images else []
     texts = [config.prompt, *(sample.caption for sample in samples if sample.caption)]
     if not encodes_each_step(config):
-        texts += [text.format(token=config.token, noun=config.class_noun) for text in config.preview_prompts]
+        texts += [fill_in(text, config.token, config.class_noun) for text in config.preview_prompts]
     return max(texts, key=len)
 
 

@@ -54,6 +54,7 @@ from ..search.supernet import check_search
 from ..subject.denoising import check_compile
 from ..subject.measuring import split_measured_photos
 from ..subject.task import SubjectTask
+from .notices import notices
 from .out_of_memory import run_out_of_memory
 from .trained_on import TrainingData, check_data, collect_training_data, load_data, save_data, with_held_out
 
@@ -161,6 +162,9 @@ def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, keep:
     if accelerator.is_main_process:
         data = collect_training_data(config, inputs)
         prepare_folder(run, config, keep)
+        for text in notices(config, inputs):
+            print(text, flush=True)
+            run.append_log(text)
         run.set_status(
             threads=torch.get_num_threads()
         )  # another number would add up in another order when the run goes on

@@ -18,7 +18,11 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
     side = config.resolution or model.native_resolution
     key = cache_key(
         kind="class",
-        denoiser=model.fingerprint(model.denoiser_name),
+        base=model.fingerprint(
+            *(name for name, value in model.index.items() if isinstance(value, list) and model.has_part(name))
+        ),
+        dtype=config.precision,
+        quantize=config.quantize,
         prompt=config.class_prompt,
         side=side,
         steps=config.preview_steps,

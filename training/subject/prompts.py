@@ -22,11 +22,12 @@ def without_token(caption: str, config: DiffusionConfig) -> str:
 
 def preview_texts(config: DiffusionConfig) -> list[str]:
     """The prompts of the previews, for every subject."""
-    return [
-        text.format(token=token, noun=noun)
-        for token, noun in config.subjects.items()
-        for text in config.preview_prompts
-    ]
+    return [fill_in(text, token, noun) for token, noun in config.subjects.items() for text in config.preview_prompts]
+
+
+def fill_in(text: str, token: str, noun: str) -> str:
+    """A prompt with {token} and {noun} filled in; any other brace is a brace."""
+    return text.replace("{token}", token).replace("{noun}", noun)
 
 
 class Prompts:
