@@ -284,7 +284,7 @@ def test_a_run_is_shown_from_its_folder(places, monkeypatch):
     write_text(run.config_file, "method: subject\nbatch_size: 2\n")
     run.set_status(state="running", step=20, total=100)
     for step in (10, 20):
-        run.append_metrics(step=step, loss=1 / step, images_per_second=4.0, memory_gib=1.5)
+        run.append_metrics(step=step, loss=1 / step, samples_per_second=4.0, memory_gib=1.5)
     run.append_log("first")
     run.append_log("token hf_abcdefghijklmnop here")
     views = Views()
@@ -361,7 +361,7 @@ def test_rubbish_in_a_run_folder_is_passed_over(places):
     (run.samples).mkdir(parents=True)
     run.config_file.write_text("{{{")
     run.status_file.write_bytes(b"\x00\xff")
-    run.metrics_file.write_text('{"step": 1, "loss": 2.0, "images_per_second": 1}\n{"step": 2, "lo')
+    run.metrics_file.write_text('{"step": 1, "loss": 2.0, "samples_per_second": 1}\n{"step": 2, "lo')
     for name in ("x.png", "1a_b.png", "000001_00.json", "000001.txt"):
         (run.samples / name).write_text("rubbish")
     view = Views().view(run)
