@@ -184,6 +184,8 @@ def test_a_quantised_base_learns(config):
     pytest.importorskip("bitsandbytes")
     run = train(replace(config, quantize="nf4", precision="bf16"))
     assert all(np.isfinite(row["loss"]) for row in run.metrics())
+    assert all(row["samples_per_second"] > 0 for row in run.metrics())
+    assert " samples/s  " in run.log_file.read_text(encoding="utf-8")
 
 
 def test_a_loss_that_is_not_finite_stops(config):
