@@ -71,7 +71,7 @@ def measure_speed(spin: str, steps: int, *, busy: bool) -> float:
             words += ["--preview-every", "0", "--out", f"{folder}/run"]
             subprocess.run([sys.executable, "-c", TRAIN, *words], check=True, capture_output=True, env=environment)
             lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return median(json.loads(line)["images_per_second"] for line in lines[1:])
+        return median(json.loads(line)["samples_per_second"] for line in lines[1:])
     finally:
         if load:
             load.kill()

@@ -120,14 +120,14 @@ def tricks(folder: Path, base: str) -> dict[str, tuple[Callable, Callable]]:
         return step
 
     def separate_forwards() -> Step:
-        return TwoForwards(*make_task(folder, base, "lora", prior_weight=1.0, prior_pictures=8))
+        return TwoForwards(*make_task(folder, base, "lora", prior_weight=1.0, prior_images=8))
 
     return {
         "channels-last": (steps(), channels_last()),
         "fused AdamW over foreach": (with_optimizer(foreach=True), with_optimizer(fused=True)),
         "fused AdamW over a loop": (with_optimizer(foreach=False), with_optimizer(fused=True)),
         "torch.compile": (steps(), compile_step()),
-        "subject and class images in one forward": (separate_forwards(), steps(prior_weight=1.0, prior_pictures=8)),
+        "subject and class images in one forward": (separate_forwards(), steps(prior_weight=1.0, prior_images=8)),
         "PEFT LoRA over MoSLoRA": (steps("moslora"), steps("lora")),
     }
 

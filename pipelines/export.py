@@ -111,13 +111,13 @@ def export_adapter(
     prompt: str = "a sks creature",
     max_error: float | None = None,
     drop_bias: bool = False,
-    side: int = 0,
+    width: int = 0,
     precision: str | None = None,
 ) -> Proof:
     """Writes the adapter of `folder` in `format` and proves the file through the reader's own loader.
 
     max_error: approximate what the format cannot represent exactly, each layer to this relative error where that can be chosen;
-    None refuses instead. drop_bias: Skip bias changes. side: of the images that are compared, pixels; 0 means the
+    None refuses instead. drop_bias: Skip bias changes. width: of the images that are compared, pixels; 0 means the
     base model's own. precision: dtype of the base in the proof, unset the adapter's own; the file
     itself is always fp32.
 
@@ -133,8 +133,8 @@ def export_adapter(
     live = load_pipeline(
         Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,), precision=precision)
     )
-    side = side or native_resolution(live)
-    draw = lambda pipe: draw_image(pipe, prompt, side)  # noqa: E731
+    width = width or native_resolution(live)
+    draw = lambda pipe: draw_image(pipe, prompt, width)  # noqa: E731
     parts, errors = exportable_changes(live, format, draw, max_error, drop_bias=drop_bias)
     tuned = draw(live)
     exact = not errors and not drop_bias
@@ -316,6 +316,6 @@ def bias_difference(a: Change, b: Change) -> float:
 
 
 @torch.no_grad()
-def draw_image(pipe: Any, prompt: str, side: int) -> np.ndarray:
-    """One image, (1, side, side, 3) in 0..1, without rounding to bytes."""
-    return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=side, output_type="np")
+def draw_image(pipe: Any, prompt: str, width: int) -> np.ndarray:
+    """One image, (1, width, width, 3) in 0..1, without rounding to bytes."""
+    return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=width, output_type="np")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..toolkit.core.errors import UserError
 from ..toolkit.core.files import write_png
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.core.randomness import generator
+from ..toolkit.core.renamed import current_names
 from ..toolkit.core.versions import check_versions
 from ..toolkit.diffusion.load import find_family, open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
@@ -48,8 +49,8 @@ class Recipe:
     guidance_scale: float = 4.0
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the family's own choice."""
-    side: int = 0
-    """Side in pixels, or width where the height is another; 0 means the base model's own."""
+    width: int = 0
+    """Width in pixels; 0 means the base model's own."""
     height: int = 0
     """Height in pixels; 0 means as high as wide."""
     precision: str = "fp32"
@@ -75,7 +76,7 @@ def denoise(
 ) -> Any:
     """Images from a stock pipeline, one per prompt (texts, or embeds (B, ...)), each from the noise of its own seed.
 
-    side: width, and height where that is 0, pixels. on_step: called behind every denoising step; what it raises ends the images.
+    width: pixels; also the height, where that is 0. on_step: called behind every denoising step; what it raises ends the images.
     """
 
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def load_pipeline(recipe: Recipe) -> Any:
 
     check_recipe(recipe)
     base = open_model(resolve_base(recipe.base), DTYPES[recipe.precision])
-    base.check_side(recipe.side, "--side")
+    base.check_side(recipe.width, "--width")
     base.check_side(recipe.height, "--height")
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=dtypes, **base.excluded_parts())
@@ -187,7 +188,7 @@ def memory_advice(recipe: Recipe) -> str:
     """What takes less memory, for who asks for images."""
     number_format = "--precision bf16, " if recipe.precision == "fp32" else ""
     cpu = "" if device_type() == "cpu" else " With ACCELERATE_USE_CPU=true before the command it runs in main memory."
-    return f"Take {number_format}fewer images at once (--n), or a smaller --side.{cpu}"
+    return f"Take {number_format}fewer images at once (--n), or a smaller --width.{cpu}"
 
 
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
@@ -200,13 +201,13 @@ def generate_batch(
     recipe: Recipe, batch: tuple[int, int], pipe: Any, on_step: Callable[[], None] | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
     """Images of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
-    side = recipe.side or native_resolution(pipe)
+    width = recipe.width or native_resolution(pipe)
     hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
     seeds = list(range(batch[0], sum(batch)))
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
-    height = recipe.height or side
+    height = recipe.height or width
     common: Any = {
-        "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": side, "height": height,
+        "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": width, "height": height,
         "output_type": "np", "on_step": on_step,
     }  # fmt: skip
     if recipe.regions:
@@ -215,7 +216,7 @@ def generate_batch(
                 f"--regions works with Stable Diffusion 1.x and 2.x so far, not with a {type(pipe).__name__}."
             )
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
-        size = (height // pipe.vae_scale_factor, side // pipe.vae_scale_factor)
+        size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
         with denoise_by_region(
             pipe, recipe.regions, active, negative=negative, guided=guidance > 1, size=size
         ) as states:
@@ -226,7 +227,7 @@ def generate_batch(
     check_finite(images)
     images = pipe.image_processor.numpy_to_pil(images)
     whole = replace(
-        recipe, batch=batch, side=side, height=height, hashes=hashes, scheduler=type(pipe.scheduler).__name__
+        recipe, batch=batch, width=width, height=height, hashes=hashes, scheduler=type(pipe.scheduler).__name__
     )
     return [(image, replace(whole, seed=seed)) for image, seed in zip(images, seeds, strict=True)]
 
@@ -282,7 +283,9 @@ def parse_recipe(path: Path) -> Recipe:
             f"--from {path} carries no settings: it was not made by rankfold sample, or was re-saved since."
         )
     try:
-        recipe = TypeAdapter(Recipe).validate_json(text)
+        values = TypeAdapter(dict[str, Any]).validate_json(text)
+        known = [field.name for field in fields(Recipe)]
+        recipe = TypeAdapter(Recipe).validate_python(current_names(values, known, f"--from {path}"))
     except ValidationError as error:
         raise UserError(
             f"--from {path}: what it says of its settings cannot be read: {error.errors()[0]['msg']}."

@@ -36,8 +36,8 @@ class EvaluateOptions:
     """Hub ids or folders of DINO models, such as facebook/dino-vits16, for likeness beside CLIP's."""
     steps: int = 25
     """Denoising steps."""
-    side: int = 0
-    """Side of the images in pixels; 0 means the base model's own."""
+    width: int = 0
+    """Width and height of the images in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """dtype; unset means the one that the adapter was trained in."""
     seed: int = 0
@@ -116,7 +116,7 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], li
         strengths=(options.strength,),
         steps=options.steps,
         guidance_scale=guidance,
-        side=options.side,
+        width=options.width,
         seed=options.seed,
         precision=options.precision or adapter_precision((str(run),)),
     )

@@ -50,7 +50,7 @@ def export(argv: list[str]) -> None:
         prompt=config.prompt,
         max_error=options.max_error if options.approximate else None,
         drop_bias=options.drop_bias,
-        side=config.resolution,
+        width=config.resolution,
         precision=options.precision or config.precision,
     )
     print_proof(proof)

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ...toolkit.core.errors import UserError
 from ...toolkit.core.paths import expand_paths
+from ...toolkit.core.renamed import current_name
 from .commands import COMMANDS
 
 
@@ -23,8 +25,37 @@ def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) ->
     import tyro
 
     extra = {} if default is None else {"default": default}
+    argv = current_flags(argv, [field.name for field in fields(kind)])
     read = tyro.cli(kind, args=argv, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
     return replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
+
+
+def current_flags(argv: list[str], known: list[str]) -> list[str]:
+    """The words of a command with the flags that settings have now, for those that once had another: --old, --old=value, --no-old.
+
+    Raises:
+        UserError: where a setting is given by both.
+    """
+    given, words = {}, []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--"):
+            no, old = ("no-", flag[5:]) if flag[2:5] in ("no-", "no_") else ("", flag[2:])
+            old = old.replace("-", "_")
+            name = current_name(old, known)
+            if given.setdefault(name, old) != old:
+                raise UserError(
+                    f"{as_flag(given[name])} and {as_flag(old)} are one setting, now {as_flag(name)}: give it once."
+                )
+            if name != old:
+                flag = f"--{no}{name.replace('_', '-')}"
+        words.append(flag + equals + value)
+    return words
+
+
+def as_flag(name: str) -> str:
+    """A field's name as the command line has it."""
+    return "--" + name.replace("_", "-")
 
 
 def parse_run(kind: Any, argv: list[str], name: str, default: Any = None) -> tuple[Any, bool]:

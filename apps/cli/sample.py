@@ -36,10 +36,10 @@ class SampleOptions:
     """Guidance scale; 1 turns guidance off; unset means the run's, or 4."""
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
-    side: int = 0
-    """Side of the images in pixels, or their width; 0 means the base model's own."""
+    width: int = 0
+    """Width of the images in pixels; 0 means the base model's own."""
     height: int = 0
-    """Their height, where it is another."""
+    """Their height in pixels; 0 means as high as wide."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """dtype; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
     out: Path = Path("samples")
@@ -105,7 +105,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
         steps=options.steps,
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,
         scheduler=options.scheduler,
-        side=options.side,
+        width=options.width,
         height=options.height,
         precision=options.precision or adapter_precision(adapters),
         seed=options.seed,

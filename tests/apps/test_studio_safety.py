@@ -272,6 +272,16 @@ def test_a_form_finds_settings_by_their_meaning():
     assert {"learning_rate", "lr_warmup_steps"} <= set(found)
     assert "masks" not in found
     assert all(update["visible"] for update in form.filter_fields(""))
+    found = form.filter_fields("class noun")  # which its label does not say
+    assert found[form.rest.index("class_noun")]["visible"]
+    assert not found[form.rest.index("masks")]["visible"]
+
+
+def test_fields_of_a_subject_are_labelled_in_words():
+    labels = {field.name: field.label for field in fields_of(SubjectConfig)}
+    assert labels["token"] == "Trigger word"
+    assert labels["class_noun"].startswith("What it is")
+    assert labels["learning_rate"] == "learning rate"
 
 
 # ---------------------------------------------------------------------------------------------- watching
@@ -284,7 +294,7 @@ def test_a_run_is_shown_from_its_folder(places, monkeypatch):
     write_text(run.config_file, "method: subject\nbatch_size: 2\n")
     run.set_status(state="running", step=20, total=100)
     for step in (10, 20):
-        run.append_metrics(step=step, loss=1 / step, images_per_second=4.0, memory_gib=1.5)
+        run.append_metrics(step=step, loss=1 / step, samples_per_second=4.0, memory_gib=1.5)
     run.append_log("first")
     run.append_log("token hf_abcdefghijklmnop here")
     views = Views()
@@ -361,7 +371,7 @@ def test_rubbish_in_a_run_folder_is_passed_over(places):
     (run.samples).mkdir(parents=True)
     run.config_file.write_text("{{{")
     run.status_file.write_bytes(b"\x00\xff")
-    run.metrics_file.write_text('{"step": 1, "loss": 2.0, "images_per_second": 1}\n{"step": 2, "lo')
+    run.metrics_file.write_text('{"step": 1, "loss": 2.0, "samples_per_second": 1}\n{"step": 2, "lo')
     for name in ("x.png", "1a_b.png", "000001_00.json", "000001.txt"):
         (run.samples / name).write_text("rubbish")
     view = Views().view(run)
@@ -369,6 +379,27 @@ def test_rubbish_in_a_run_folder_is_passed_over(places):
     assert view.previews == ()
     assert queue.list_runs(places.runs)[0].folder == run.folder
     assert places.adapters() == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "words"),
+    [
+        ("subject", "samples_per_second", "4.0 images/s"),
+        ("subject", "images_per_second", "4.0 images/s"),
+        ("instruct", "images_per_second", "4.0 samples/s"),
+    ],
+)
+def test_the_speed_of_older_runs_is_read(places, method, key, words):
+    """Its name in metrics.jsonl has changed; what is counted depends on the method."""
+    run = Run(places.runs / "a")
+    run.folder.mkdir()
+    write_text(run.config_file, f"method: {method}\nbatch_size: 2\n")
+    run.set_status(state="running", step=20, total=100)
+    for step in (10, 20):
+        run.append_metrics(step=step, loss=1 / step, **{key: 4.0})
+    view = Views().view(run)
+    assert words in view.status_html
+    assert "about 40 s left" in view.status_html
 
 
 def test_curves():

@@ -144,7 +144,7 @@ def test_sampling_leaves_what_cannot_be_fused(base, adapter, dtype):
 
 
 def test_images_need_not_be_square(trained, base, tmp_path):
-    recipe = recipe_for(trained, base, side=48, height=72)
+    recipe = recipe_for(trained, base, width=48, height=72)
     made = generate(recipe)
     save_image(tmp_path / "a.png", *made[0])
     assert made[0][0].size == (48, 72)

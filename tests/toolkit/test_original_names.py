@@ -41,7 +41,7 @@ def flux(tmp_path_factory):
 def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):
     targets = LAYERS if adapter != "glora" else LAYERS[:4]
     run = train(a_config(flux, photos, tmp_path / "run", adapter=adapter, target_modules=targets, learning_rate=0.02))
-    proof = export_adapter(run.adapter, str(flux), format, tmp_path / "export", side=SIDE)
+    proof = export_adapter(run.adapter, str(flux), format, tmp_path / "export", width=SIDE)
     assert proof.reader == "rankfold"  # diffusers' converter knows the released width only; see below
     assert proof.exact
     assert proof.weight_error < 1e-5
@@ -78,7 +78,7 @@ def test_sd3_is_written_and_read_back(photos, tmp_path, adapter, format):
     base = build("sd3", tmp_path / "base")
     targets = ("to_q", "to_v", "to_out.0", "add_k_proj", "to_add_out", "net.0.proj", "net.2", "norm1.linear")
     run = train(a_config(base, photos, tmp_path / "run", adapter=adapter, target_modules=targets, learning_rate=0.02))
-    proof = export_adapter(run.adapter, str(base), format, tmp_path / "export", side=SIDE)
+    proof = export_adapter(run.adapter, str(base), format, tmp_path / "export", width=SIDE)
     assert (proof.reader, proof.exact) == ("rankfold", True)  # diffusers reads no such file
     assert proof.weight_error < 1e-5
     assert proof.image_difference < 1e-4 < proof.effect
@@ -136,4 +136,4 @@ def test_layers_without_an_original_name(flux, photos, tmp_path):
     config = a_config(flux, photos, tmp_path / "run", target_modules=("to_q", "x_embedder"))
     run = train(replace(config, adapter="lora"))
     with pytest.raises(UserError, match="no name for the layer x_embedder"):
-        export_adapter(run.adapter, str(flux), "kohya", tmp_path / "export", side=SIDE)
+        export_adapter(run.adapter, str(flux), "kohya", tmp_path / "export", width=SIDE)

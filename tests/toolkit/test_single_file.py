@@ -112,7 +112,7 @@ def test_a_checkpoint_becomes_its_pipeline(checkpoint, layout, base_folder, tmp_
         assert made.keys() == there.keys()
         assert all(torch.equal(made[name], there[name]) for name in there)
     ours, theirs = (
-        Recipe(prompt="a creature", base=str(f), steps=2, side=32) for f in (tmp_path / "made", base_folder)
+        Recipe(prompt="a creature", base=str(f), steps=2, width=32) for f in (tmp_path / "made", base_folder)
     )
     assert generate(ours)[0][0].tobytes() == generate(theirs)[0][0].tobytes()
 

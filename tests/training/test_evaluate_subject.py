@@ -47,7 +47,7 @@ def prompts(tmp_path):
 
 def test_texts_share_batches_and_each_image_keeps_its_noise(base):
     """As many images as do not fit into one batch, each as it is when it is drawn alone."""
-    recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, side=32)
+    recipe = Recipe(prompt="", base=str(base), seed=3, steps=2, width=32)
     pipe, texts = (
         sampling_pipeline(recipe),
         [f"a creature {place}" for place in ("left", "right", "top", "here", "there")],

@@ -152,7 +152,7 @@ def test_trains_and_is_used(folder, photos, tmp_path, adapter):
     run = train(a_config(folder, photos, tmp_path / "run", adapter=adapter, train_text_encoder=True))
     model = open_model(str(folder))
     assert native.check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
-    recipe = Recipe(prompt=PROMPT, base=str(folder), steps=2, side=SIDE)
+    recipe = Recipe(prompt=PROMPT, base=str(folder), steps=2, width=SIDE)
     ((plain, _),) = generate(recipe)
     ((tuned, _),) = generate(replace(recipe, adapters=(str(run.adapter),), strengths=(1.0,)))
     assert plain.tobytes() != tuned.tobytes()
@@ -188,7 +188,7 @@ def test_resume_is_exact(folder, photos, tmp_path):
 
 def test_exports_to_stock_diffusers(folder, photos, tmp_path):
     run = train(a_config(folder, photos, tmp_path / "run"))
-    proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", side=SIDE)
+    proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", width=SIDE)
     assert proof.reader == "diffusers"
     assert proof.layers > 0
     assert proof.weight_error < 1e-5
@@ -219,12 +219,12 @@ def test_exports_text_encoders_or_says_why_not(folder, photos, tmp_path, format)
     model = open_model(str(folder))
     readable = {"diffusers": {model.denoiser_name, *model.lora_text_encoders}, "kohya": set(model.kohya_prefixes)}
     if format == "peft" or {model.denoiser_name, *model.text_encoders()} <= readable[format]:
-        proof = export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)
+        proof = export_adapter(run.adapter, str(folder), format, tmp_path / "export", width=SIDE)
         assert proof.weight_error < 1e-5
         assert proof.image_difference < 1e-3
     else:
         with pytest.raises(UserError, match="use --format"):
-            export_adapter(run.adapter, str(folder), format, tmp_path / "export", side=SIDE)
+            export_adapter(run.adapter, str(folder), format, tmp_path / "export", width=SIDE)
 
 
 def test_packing_is_the_stock_one():

@@ -157,7 +157,7 @@ def test_resume_goes_on_in_the_middle_of_a_pass(config, tmp_path):
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
     """Also where a process's rows have no image, so that the tower has no gradient there, and where the base is sharded."""
-    tower = {"adapt": ("language-attention", "vision-attention"), "train_projector": True}
+    tower = {"target_parts": ("language-attention", "vision-attention"), "train_projector": True}
     more = {"plain": {}, "tower": tower, "shared": tower | {"preview_every": 2, "preview_tokens": 4}}
     ones = {name: train(replace(config, **own, out=tmp_path / name)) for name, own in more.items()}
     files = []
@@ -184,6 +184,8 @@ def test_a_quantised_base_learns(config):
     pytest.importorskip("bitsandbytes")
     run = train(replace(config, quantize="nf4", precision="bf16"))
     assert all(np.isfinite(row["loss"]) for row in run.metrics())
+    assert all(row["samples_per_second"] > 0 for row in run.metrics())
+    assert " samples/s  " in run.log_file.read_text(encoding="utf-8")
 
 
 def test_a_loss_that_is_not_finite_stops(config):
@@ -203,13 +205,13 @@ def test_the_adapter_carries_its_data(config, data):
     facts = json.loads((train(config).adapter / "rankfold.json").read_text(encoding="utf-8"))
     (certificate,) = facts["data"]
     assert certificate["rows"] == 12
-    assert certificate["pictures"] == 11
-    assert certificate["labels_proven_in_two_ways"] >= 8
+    assert certificate["images"] == 11
+    assert certificate["labels_verified_in_two_ways"] >= 8
     assert len(certificate["sha256"]) == len(certificate["template_sha256"]) == 64
     assert facts["kind"] == "qwen2_vl"
 
 
-def test_long_rows_are_left_out_or_shortened(config):
+def test_long_rows_are_left_out_or_truncated(config):
     chat = VisionLanguageModel(config.base).chat
     whole = plan_rows(config.data, config, chat)
     limit = sorted(whole.lengths)[-4]
@@ -217,9 +219,9 @@ def test_long_rows_are_left_out_or_shortened(config):
     assert len(short) == 9
     assert len(short.too_long) == 3
     assert max(short.lengths) <= limit
-    kept = plan_rows(config.data, replace(config, max_length=limit, shorten=True), chat)
+    kept = plan_rows(config.data, replace(config, max_length=limit, truncate=True), chat)
     assert len(kept) == 12
-    assert kept.shortened == 3
+    assert kept.truncated == 3
     assert max(kept.lengths) <= limit
     assert len(kept.rows[0].messages) == 2
     with pytest.raises(UserError, match="longer than --max-length"):
@@ -297,7 +299,7 @@ def test_templates_that_teach_something_else_are_refused(config, base, tmp_path,
         ({"base": "tiny-vml"}, "tiny-vlm"),
         ({"adapter": "moslore"}, "moslora"),
         ({"target_modules": ("nothing",)}, "matches no layer"),
-        ({"train_projector": True, "adapt": ("projector",)}, "leave one of them out"),
+        ({"train_projector": True, "target_parts": ("projector",)}, "leave one of them out"),
         ({"replay_share": 1.0}, "--replay-share"),
         ({"epochs": 0.0}, "--epochs"),
     ],
@@ -401,7 +403,7 @@ def test_structures_are_searched(config, tmp_path):
     """The winner is an adapter that talks, and a config that trains; a search that is stopped goes on where it was."""
     search = InstructSearchConfig(
         base=config.base, data=config.data, out=tmp_path / "search", steps=3, batch_size=4, rank=2, learning_rate=0.01,
-        adapt=("language-attention",), generations=2, population=4, parents=2, workers=0, threads=1, preview_every=0,
+        target_parts=("language-attention",), generations=2, population=4, parents=2, workers=0, threads=1, preview_every=0,
     )  # fmt: skip
     run = train(search)
     from rankfold.pipelines.chat import open_chat
@@ -578,7 +580,7 @@ def test_the_towers_alpha_is_its_own(tmp_path, data):
     base = build("llava", tmp_path / "base")
     config = InstructConfig(
         base=str(base), data=data, out=tmp_path / "run", batch_size=2, rank=4, alpha=8.0, vision_alpha=2.0, workers=0,
-        adapt=("language-attention", "vision-attention"), adapter="moslora",
+        target_parts=("language-attention", "vision-attention"), adapter="moslora",
     )  # fmt: skip
     task = task_of(config)
     layers = adapter_layers(task.training.vision.model)

@@ -79,7 +79,7 @@ def test_the_rows_that_are_kept_do_not_depend_on_the_batch(config):
 
 def test_class_images_and_preservation_keep_their_weights_together(config):
     """Both count for the mean over the images of the subject, whatever else is in the batch."""
-    config = replace(config, preservation_weight=0.5, prior_weight=0.25, prior_pictures=2, preview_steps=2)
+    config = replace(config, preservation_weight=0.5, prior_weight=0.25, prior_images=2, preview_steps=2)
     batch = task_of(config).batch(0, [0, 1, 2, 3])
     assert batch["preservation_weight"].sum() / len(batch["weight"]) == 0.5
     assert batch["weight"][4:].sum() / len(batch["weight"]) == 0.25
@@ -148,7 +148,7 @@ def test_several_subjects_in_one_adapter(config, tmp_path):
         ({"also": {"cat": "FOLDER"}}, "must be a token and a class noun"),
         ({"also": {"sks cat": "FOLDER"}}, "name the same token twice"),
         ({"also": {"sks2 cat": "FOLDER"}, "prior_weight": 1.0}, "--prior-weight knows one subject only"),
-        ({"also": {"sks2 cat": "FOLDER"}, "token_vectors": 1}, "--token-vectors knows one subject only"),
+        ({"also": {"sks2 cat": "FOLDER"}, "num_vectors": 1}, "--num-vectors knows one subject only"),
         ({"also": {"sks2 cat": "nowhere"}}, "--also nowhere is not a folder"),
     ],
 )
@@ -187,9 +187,7 @@ def test_what_is_masked_out_has_no_part_in_the_loss(config, masks):
 
 
 def test_masks_with_class_images(config, masks):
-    batch = task_of(replace(config, masks=str(masks), prior_weight=1.0, prior_pictures=2, preview_steps=1)).batch(
-        0, [0]
-    )
+    batch = task_of(replace(config, masks=str(masks), prior_weight=1.0, prior_images=2, preview_steps=1)).batch(0, [0])
     assert batch["mask"].shape[0] == 2
     assert torch.equal(batch["mask"][1], torch.ones_like(batch["mask"][1]))
 

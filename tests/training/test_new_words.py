@@ -31,7 +31,7 @@ PROMPT = "a <sks> creature on the beach"
 def config(base, images, tmp_path):
     return SubjectConfig(
         base=str(base), images=images, out=tmp_path / "run", steps=4, batch_size=2, learning_rate=0.02, preview_every=0,
-        threads=1, token="<sks>", token_vectors=2, prior_weight=0.0,
+        threads=1, token="<sks>", num_vectors=2, prior_weight=0.0,
     )  # fmt: skip
 
 
@@ -92,16 +92,16 @@ numpy.save({str(tmp_path / "there.npy")!r}, image)
 @pytest.mark.parametrize(("family", "keys"), [("sdxl", {"clip_l", "clip_g"}), ("flux-dev", {"<sks>"})])
 def test_families_with_several_encoders(family, keys, photos, tmp_path):
     folder = build(family, tmp_path / "base")
-    config = a_config(folder, photos, tmp_path / "run", token="<sks>", token_vectors=3, learning_rate=0.05)
+    config = a_config(folder, photos, tmp_path / "run", token="<sks>", num_vectors=3, learning_rate=0.05)
     run = train(config)
-    proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", prompt=PROMPT, side=SIDE)
+    proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", prompt=PROMPT, width=SIDE)
     assert proof.image_difference < 1e-5
     assert load_file(proof.token_files[0]).keys() == keys
 
 
 def test_composing_carries_the_words(config, tmp_path):
     first = train(replace(config, out=tmp_path / "a"))
-    second = train(replace(config, out=tmp_path / "b", token="<other>", token_vectors=1))
+    second = train(replace(config, out=tmp_path / "b", token="<other>", num_vectors=1))
     both = ComposeConfig(adapters=(str(first.folder), str(second.folder)), base=config.base, out=tmp_path / "both")
     words = load_token_embeddings(compose(both).adapter)
     assert words.keys() == {"text_encoder.<sks>", "text_encoder.<other>"}
@@ -133,8 +133,8 @@ def test_words_that_cannot_be_learned(config, tmp_path):
         path.with_suffix(".txt").write_text("a sks creature")
     with pytest.raises(UserError, match="No caption says <sks>"):
         train(replace(config, images=own))
-    with pytest.raises(UserError, match="--token-vectors must be at least 0"):
-        preflight(replace(config, token_vectors=-1))
+    with pytest.raises(UserError, match="--num-vectors must be at least 0"):
+        preflight(replace(config, num_vectors=-1))
 
 
 def test_the_hash_of_an_adapter_knows_its_words(config):

@@ -90,7 +90,7 @@ def train_row(row, photos, tmp_path, adapters=ADAPTERS):
     base = build(family, tmp_path / "base")
     config = SubjectConfig(
         base=str(base), images=photos, out=tmp_path / "run", resolution=SIDE, steps=2, batch_size=2, rank=4, alpha=4.0,
-        learning_rate=0.01, threads=1, preview_steps=2, prior_pictures=1, log_every=1, checkpoint_every=1,
+        learning_rate=0.01, threads=1, preview_steps=2, prior_images=1, log_every=1, checkpoint_every=1,
         preview_prompts=("a {token} {noun}",), adapter=adapters[list(BUILDERS).index(family) % len(adapters)],
         evaluate_clip="embedded", evaluate_prompts=str(prompts),
         **row,
@@ -99,7 +99,7 @@ def train_row(row, photos, tmp_path, adapters=ADAPTERS):
     assert run.status()["state"] == "done"
     assert len(list(run.samples.iterdir())) == 2 * bool(row["preview_every"])
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in run.metrics() if "loss" in line)
-    recipe = Recipe(prompt="a sks creature", base=str(base), steps=2, side=SIDE, precision=row["precision"])
+    recipe = Recipe(prompt="a sks creature", base=str(base), steps=2, width=SIDE, precision=row["precision"])
     plain, tuned = (
         generate(Recipe(**(vars(recipe) | {"adapters": own, "strengths": (1.0,) * len(own)})))[0][0]
         for own in ((), (str(run.adapter),))

@@ -69,15 +69,15 @@ def test_plan_of_a_text_encoder(photos, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"prior_weight": 1.0, "prior_pictures": 2, "preview_steps": 1, "preservation_weight": 1.0},
-        {"token": "<sks>", "token_vectors": 2},
+        {"prior_weight": 1.0, "prior_images": 2, "preview_steps": 1, "preservation_weight": 1.0},
+        {"token": "<sks>", "num_vectors": 2},
     ],
 )
 def test_plan_of_the_tasks_own_batch(photos, tmp_path, settings):
     """Class images double the batch, a word of its own keeps the text encoders."""
     config = replace(a_config("tiny", photos, tmp_path / "run", batch_size=8), resolution=64, **settings)
     check(config, 0.15)
-    assert plan(config).peak > plan(replace(config, prior_weight=0.0, token_vectors=0, token="sks")).peak
+    assert plan(config).peak > plan(replace(config, prior_weight=0.0, num_vectors=0, token="sks")).peak
 
 
 def test_plan_of_images_in_their_own_shape(photos, tmp_path):

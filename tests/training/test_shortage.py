@@ -207,8 +207,8 @@ def test_commands_in_little_memory(config, tmp_path):
     commands = [
         ["train", "subject", *common, "--out", str(tmp_path / "a")],
         ["train", "subject", *common, "--out", str(tmp_path / "b"), "--batch-size", "20000"],
-        ["sample", "--run", str(run.folder), "--side", "4096", "--steps", "1", "--out", str(tmp_path / "made")],
-        ["sample", "--run", str(run.folder), "--n", "2", "--side", "4096", "--precision", "bf16", "--out", str(tmp_path / "made")],
+        ["sample", "--run", str(run.folder), "--width", "4096", "--steps", "1", "--out", str(tmp_path / "made")],
+        ["sample", "--run", str(run.folder), "--n", "2", "--width", "4096", "--precision", "bf16", "--out", str(tmp_path / "made")],
         ["train", "subject", *common, "--out", str(tmp_path / "c")],
     ]  # fmt: skip
     words = [sys.executable, "-c", LIMITED, json.dumps([300 * 2**20, commands])]

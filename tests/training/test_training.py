@@ -54,7 +54,7 @@ def test_the_written_config_repeats_the_run(config, tmp_path):
         {"adapter": "lora"},
         {"train_text_encoder": True, "dropout": 0.1, "gradient_accumulation": 2},
         {"ema_decay": 0.9, "lr_scheduler": "cosine", "lr_warmup_steps": 2, "optimizer": "RAdam"},
-        {"prior_weight": 1.0, "prior_pictures": 3, "preview_steps": 2, "min_snr_gamma": 5.0},
+        {"prior_weight": 1.0, "prior_images": 3, "preview_steps": 2, "min_snr_gamma": 5.0},
         {"precision": "bf16", "gradient_checkpointing": True, "flip": True},
     ],
 )
@@ -237,7 +237,7 @@ def test_two_processes_give_the_same_curve(config, tmp_path):
 
 def test_two_processes_share_what_is_cached(config, tmp_path, monkeypatch):
     """Latents, words and class images made in shares, from an empty cache, give the curve of one process."""
-    more = {"batch_size": 4, "log_every": 1, "prior_weight": 1.0, "prior_pictures": 3, "preview_steps": 2}
+    more = {"batch_size": 4, "log_every": 1, "prior_weight": 1.0, "prior_images": 3, "preview_steps": 2}
     config = replace(config, **more)
     monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "first"))
     one = train(replace(config, out=tmp_path / "one"))

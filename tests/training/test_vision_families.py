@@ -207,7 +207,7 @@ def test_trains_and_is_used(vlm, images, tmp_path, adapter):
 def test_resume_is_exact(vlm, images, tmp_path):
     """With tower, projector and language model adapted, dropout, checkpointing and previews on the way."""
     parts = ("language-attention", "vision-attention")
-    more = {"steps": 4, "checkpoint_every": 2, "adapt": parts, "dropout": 0.1, "gradient_checkpointing": True}
+    more = {"steps": 4, "checkpoint_every": 2, "target_parts": parts, "dropout": 0.1, "gradient_checkpointing": True}
     config = a_config(vlm, images, tmp_path, train_projector=True, projector_learning_rate=1e-3, **more)
     whole, part = train(config), train_until(replace(config, out=tmp_path / "b"), 2)
     resume(part.folder)
@@ -223,7 +223,7 @@ def test_adapters_stand_where_they_were_asked_for(vlm, images, tmp_path):
     assert all(seen)
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert vision.projectors()
-    run = train(a_config(vlm, images, tmp_path, adapt=("vision-attention", "vision-mlp"), steps=1))
+    run = train(a_config(vlm, images, tmp_path, target_parts=("vision-attention", "vision-mlp"), steps=1))
     tuned = open_chat(str(vlm), [run.adapter])
     names = set(adapter_layers(tuned.model))
     assert names <= set().union(*seen[2:4])

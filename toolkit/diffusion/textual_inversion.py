@@ -46,13 +46,13 @@ def check_token(model: DiffusionModel, token: str) -> None:
     """Raises UserError when the base's text encoders cannot learn this word."""
     kind = model.index["_class_name"]
     if not model.inversion_text_encoders:
-        raise UserError(f"A {kind} cannot learn new tokens: leave --token-vectors out.")
+        raise UserError(f"A {kind} cannot learn new tokens: leave --num-vectors out.")
     if len(token.split()) != 1:
-        raise UserError(f"--token '{token}' is not a single word, which --token-vectors needs: take one such as <sks>.")
+        raise UserError(f"--token '{token}' is not a single word, which --num-vectors needs: take one such as <sks>.")
     for name in model.inversion_text_encoders:
         if token in tokenizer_of(model, name).get_vocab():
             raise UserError(
-                f"--token {token} is a word that the base's {name} knows already, so --token-vectors would relearn it: take one "
+                f"--token {token} is a word that the base's {name} knows already, so --num-vectors would relearn it: take one "
                 f"that it does not know, such as <{token.strip('<>')}>."
             )
 

@@ -152,7 +152,7 @@ class VisionLanguageModel:
         for part in parts:
             own = [name for name, module in self.model.named_modules() if self.belongs_to_part(name, module, part)]
             if not own:
-                raise UserError(f"--adapt {part}: {type(self.model).__name__} has no such layers.")
+                raise UserError(f"--target-parts {part}: {type(self.model).__name__} has no such layers.")
             found += own
         return found
 

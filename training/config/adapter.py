@@ -36,7 +36,7 @@ class DiffusionAdapterSettings(AdapterSettings):
     """Adapt the text encoders too."""
     text_target_modules: tuple[str, ...] = ()
     """Names of the text encoders' layers to adapt; unset means their attention layers."""
-    token_vectors: Annotated[int, Ge(0)] = 0
+    num_vectors: Annotated[int, Ge(0)] = 0
     """Textual inversion: number of learned vectors that the token gets, trained with the adapter; 0 learns none."""
     text_learning_rate: Annotated[float, Gt(0)] | None = None
     """Learning rate of the text encoders' adapters and of the token's vectors; unset means the same."""

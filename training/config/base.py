@@ -17,6 +17,8 @@ class LoopConfig:
 
     unused_parameters: ClassVar[bool] = False
     """Whether a step may leave parameters out, which several processes must know of."""
+    samples: ClassVar[str] = "images"
+    """What the samples of a batch are, for the progress line to count."""
 
     out: Path = Path("runs/subject")
     """Run folder."""

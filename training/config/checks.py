@@ -105,7 +105,7 @@ def check_subjects(config: SubjectConfig) -> None:
         raise UserError("--token and --also name the same token twice: give each subject one of its own.")
     one_only = {
         "--prior-weight": config.prior_weight,
-        "--token-vectors": config.token_vectors,
+        "--num-vectors": config.num_vectors,
         "--evaluate-every": config.evaluate_every,
     }
     for flag, value in one_only.items():

@@ -43,7 +43,7 @@ class DiffusionConfig(LoopConfig):
     """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
     prior_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the prior preservation loss (class images); 0 turns it off, 1 is usual."""
-    prior_pictures: Annotated[int, Ge(1)] = 50
+    prior_images: Annotated[int, Ge(1)] = 50
     """Class images, made once by the base model and kept."""
     min_snr_gamma: Annotated[float, Gt(0)] | None = None
     """Min-SNR loss weighting (Hang et al. 2023, arXiv 2303.09556); 5 is usual, unset is off."""

@@ -19,6 +19,7 @@ class ConversationConfig(LoopConfig):
     """What every training on conversations about images has (visual instruction tuning, Liu et al. 2023, arXiv 2304.08485)."""
 
     unused_parameters: ClassVar[bool] = True  # rows without an image use no part of the tower
+    samples: ClassVar[str] = "samples"
 
     out: Path = Path("runs/instruct")
     """Run folder."""
@@ -46,7 +47,7 @@ class ConversationConfig(LoopConfig):
     """Leave out rows that cannot be used instead of stopping."""
     max_length: Annotated[int, Ge(16)] = 2048
     """Maximum tokens per sample, image tokens included; longer samples are left out."""
-    shorten: bool = False
+    truncate: bool = False
     """Truncate longer samples to the exchanges that fit, from the first; an image is never cut."""
     group_by_length: bool = True
     """Batch samples of similar length, so that little is padding."""
@@ -64,12 +65,12 @@ class ConversationConfig(LoopConfig):
 class InstructConfig(ConversationConfig, AdapterSettings):
     """Teaches a vision-language model a task from images with questions and answers."""
 
-    adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
+    target_parts: tuple[Part, ...] = ("language-attention", "language-mlp")
     """Parts whose linear layers get the adapter."""
     vision_alpha: Annotated[float, Gt(0)] | None = None
     """Alpha of the vision tower's layers; unset means --alpha."""
     target_modules: tuple[str, ...] = ()
-    """Names of layers, instead of --adapt."""
+    """Names of layers, instead of --target-parts."""
     train_projector: bool = False
     """Train the projector between tower and language model in full, as LLaVA does."""
     projector_learning_rate: Annotated[float, Gt(0)] | None = None

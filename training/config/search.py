@@ -92,9 +92,9 @@ class InstructSearchConfig(ConversationConfig, SearchSettings):
     """Run folder."""
     steps: Annotated[int, Ge(1)] = 1000
     """Optimizer steps of the supernet."""
-    adapt: tuple[Part, ...] = ("language-attention", "language-mlp")
+    target_parts: tuple[Part, ...] = ("language-attention", "language-mlp")
     """Parts whose linear layers are searched."""
     target_modules: tuple[str, ...] = ()
-    """Names of layers, instead of --adapt."""
+    """Names of layers, instead of --target-parts."""
     held_out: Path | None = None
     """Conversations that structures are judged on, instead of a share of --data."""

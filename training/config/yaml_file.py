@@ -8,6 +8,7 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.paths import expand_user
+from ...toolkit.core.renamed import current_names
 from ...toolkit.core.texts import read_text
 from .base import LoopConfig
 from .compose import ComposeConfig, ComposeInstructConfig
@@ -48,7 +49,8 @@ def from_yaml(path: Path) -> Any:
     """Reads a config file, of the class that its `method` names (subject if it names none); unset fields take their defaults.
 
     Raises:
-        UserError: for a file that cannot be read, an unknown key (with the nearest name) or a value of the wrong type.
+        UserError: for a file that cannot be read, an unknown key (with the nearest name), a key given under its former name too, or a
+            value of the wrong type.
     """
     try:
         return from_yaml_text(read_text(expand_user(path)), str(path))
@@ -73,6 +75,7 @@ def from_yaml_text(text: str, path: str) -> Any:
     if method not in METHODS:
         raise UserError(f"{path}: unknown method '{method}'.{did_you_mean(str(method), METHODS)}")
     known = [f.name for f in fields(METHODS[method])]
+    values = current_names(values, known, path)
     for key in values:
         if key not in known:
             raise UserError(f"{path}: unknown key '{key}'.{did_you_mean(str(key), known)}")

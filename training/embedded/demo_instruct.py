@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "alpha": 8.0,
     "learning_rate": 5e-3,
     "lr_scheduler": "cosine",
-    "adapt": ("language-attention", "language-mlp"),
+    "target_parts": ("language-attention", "language-mlp"),
     "workers": 0,
     "preview_every": 0,
     "checkpoint_every": 1000,

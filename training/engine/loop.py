@@ -30,6 +30,7 @@ from ...toolkit.core.errors import UserError, one_line_message
 from ...toolkit.core.files import write_atomic, write_png, write_text
 from ...toolkit.core.out_of_memory import oom_context
 from ...toolkit.core.randomness import mix_seed
+from ...toolkit.core.renamed import current_names
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
 from .cpu_threads import ThreadController
@@ -232,18 +233,18 @@ class Loop:
         self.window.zero_()
         self.window_steps = 0
         now = time.perf_counter()
-        images = (self.step - self.logged_step) * self.config.batch_size * self.config.gradient_accumulation
-        speed = images / max(now - self.logged_at, 1e-9)
+        samples = (self.step - self.logged_step) * self.config.batch_size * self.config.gradient_accumulation
+        speed = samples / max(now - self.logged_at, 1e-9)
         self.logged_at, self.logged_step = now, self.step
         if self.accelerator.is_main_process:
             rate = self.schedule.get_last_lr()[0]
             memory = round(peak_memory_gib(), 3)
             self.run.append_metrics(
-                step=self.step, loss=loss, learning_rate=rate, images_per_second=round(speed, 3), memory_gib=memory
+                step=self.step, loss=loss, learning_rate=rate, samples_per_second=round(speed, 3), memory_gib=memory
             )
             self.run.append_log(self.progress.update(self.step, loss, speed))
         if self.config.tracker != "none":
-            self.accelerator.log({"loss": loss, "images_per_second": speed}, step=self.step)
+            self.accelerator.log({"loss": loss, "samples_per_second": speed}, step=self.step)
 
     def try_preview(self) -> None:
         """Writes the previews of this step; where that fails, it is said and the run goes on."""
@@ -376,6 +377,7 @@ def comparable_config(config: LoopConfig) -> dict[str, str]:
 
 def check_same_config(saved: dict[str, str], wanted: dict[str, str], path: Path) -> None:
     """Raises UserError naming the fields that differ; those that are younger than the checkpoint are passed over."""
+    saved = current_names(saved, wanted, str(path))
     other = [f"{key} was {saved[key]}, now it is {new}" for key, new in wanted.items() if saved.get(key, new) != new]
     if other:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The live line of a training run: step, loss, images per second, time left, memory."""
+"""The live line of a training run: step, loss, samples per second, time left, memory."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Progress:
         self.console = Console(stderr=True, quiet=not enabled)
         self.live = self.console.is_terminal and enabled
         self.total = config.steps
+        self.samples = config.samples
         columns = (
             "training",
             BarColumn(),
@@ -48,8 +49,8 @@ class Progress:
         self.console.print(text, highlight=False, markup=False)
 
     def update(self, step: int, loss: float, speed: float) -> str:
-        """Shows a log line and returns it; `speed` in images per second."""
-        text = f"loss {loss:.4f}  {speed:.1f} images/s  {peak_memory_gib():.2f} GiB"
+        """Shows a log line and returns it; `speed` in samples per second."""
+        text = f"loss {loss:.4f}  {speed:.1f} {self.samples}/s  {peak_memory_gib():.2f} GiB"
         self.bar.update(self.task, completed=step, text=text)
         if not self.live:
             self.console.print(f"step {step}/{self.total}  {text}", highlight=False)

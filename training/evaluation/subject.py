@@ -106,17 +106,17 @@ def unrelated_prompts(prompts: str) -> tuple[str, ...]:
 def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> DrawnImages:
     """`n` images per text, each from a seed of its own; texts share batches, divided among processes."""
     prompts = [text for text in texts for _ in range(n)]
-    side = recipe.side or native_resolution(pipe)
+    width = recipe.width or native_resolution(pipe)
 
     def batch(start: int) -> list[Image.Image]:
-        asked = prompts[start : start + max_batch_size(side)]
+        asked = prompts[start : start + max_batch_size(width)]
         images = denoise(
             pipe,
             asked,
             seeds=range(recipe.seed + start, recipe.seed + start + len(asked)),
             steps=recipe.steps,
             guidance_scale=recipe.guidance_scale,
-            width=side,
+            width=width,
             height=recipe.height,
             negative=[recipe.negative_prompt] * len(asked),
             output_type="np",
@@ -124,7 +124,7 @@ def draw(recipe: Recipe, texts: Sequence[str], n: int, pipe: Any) -> DrawnImages
         check_finite(images)
         return pipe.image_processor.numpy_to_pil(images)
 
-    batches = map_distributed(range(0, len(prompts), max_batch_size(side)), batch)
+    batches = map_distributed(range(0, len(prompts), max_batch_size(width)), batch)
     return DrawnImages([image for images in batches for image in images], prompts)
 
 

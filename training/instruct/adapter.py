@@ -30,8 +30,8 @@ def attach_to_vision_model(
     config_of: Callable[[Sequence[str]], PeftConfig],
 ) -> dict[str, nn.Module]:
     """Puts an adapter on the chosen layers. config_of: the PEFT config for these target modules. Returns the model, by name."""
-    targets = config.target_modules or tuple(vision.linear_layers(config.adapt))
-    attach(vision.model, config_of(targets), field="--target-modules" if config.target_modules else "--adapt")
+    targets = config.target_modules or tuple(vision.linear_layers(config.target_parts))
+    attach(vision.model, config_of(targets), field="--target-modules" if config.target_modules else "--target-parts")
     return {ADAPTER_FOLDER: vision.model}
 
 

@@ -38,7 +38,7 @@ class PlannedRows:
     """Tokens that are learned."""
     too_long: list[str] = field(default_factory=list)
     """Places of rows that were left out."""
-    shortened: int = 0
+    truncated: int = 0
     """Rows of which only the first exchanges are kept."""
     faults: list[str] = field(default_factory=list)
     """One sentence for each row that cannot be used."""
@@ -86,9 +86,9 @@ def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, pl
             planned.rows.append(part)
             planned.lengths.append(len(tokens.ids))
             planned.num_learned.append(tokens.num_learned)
-            planned.shortened += count < len(row.messages)
+            planned.truncated += count < len(row.messages)
             return
-        if not config.shorten:
+        if not config.truncate:
             break
     planned.too_long.append(row.location)
 
@@ -128,14 +128,14 @@ def data_certificate(file: Path, planned: PlannedRows, chat: ChatTokens, num_ver
         "sha256": data_hash(Path(file)),
         "rows": len(planned),
         "left_out_too_long": len(planned.too_long),
-        "left_out_faulty": len(planned.faults),
-        "shortened": planned.shortened,
-        "pictures": len(files),
-        "pictures_sha256": hashlib.sha256("\n".join(files).encode()).hexdigest(),
+        "left_out_invalid": len(planned.faults),
+        "truncated": planned.truncated,
+        "images": len(files),
+        "images_sha256": hashlib.sha256("\n".join(files).encode()).hexdigest(),
         "tokens": sum(planned.lengths),
         "tokens_learned": sum(planned.num_learned),
         "template_sha256": hashlib.sha256(str(chat.processor.chat_template).encode()).hexdigest(),
-        "labels_proven_in_two_ways": num_verified,
+        "labels_verified_in_two_ways": num_verified,
     }
 
 

@@ -29,8 +29,10 @@ def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any,
     """Checks the settings and reads the data; no model is loaded, only its processor."""
     peft_config(config, config.target_modules or ("q_proj",))
     check_sharding(config, num_processes())
-    if config.train_projector and "projector" in config.adapt:
-        raise UserError("--train-projector and --adapt projector both change the projector: leave one of them out.")
+    if config.train_projector and "projector" in config.target_parts:
+        raise UserError(
+            "--train-projector and --target-parts projector both change the projector: leave one of them out."
+        )
     return prepare_conversations(config)
 
 

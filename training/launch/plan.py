@@ -147,7 +147,7 @@ def simulate_step(config: SubjectConfig) -> StepCost:
 
 def encodes_each_step(config: SubjectConfig) -> bool:
     """Whether prompts are encoded in each step, since something of the text encoders is trained; then all of them stay."""
-    return config.train_text_encoder or config.token_vectors > 0
+    return config.train_text_encoder or config.num_vectors > 0
 
 
 def example_batch(config: SubjectConfig, model: DiffusionModel) -> dict[str, torch.Tensor]:

@@ -93,7 +93,7 @@ def check_base(config: DiffusionConfig) -> str:
     if isinstance(config, SubjectConfig):
         check_sharding(config, num_processes())
         check_compile(config)
-        if config.token_vectors:
+        if config.num_vectors:
             check_token(model, config.token)
     return base
 

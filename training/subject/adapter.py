@@ -46,7 +46,7 @@ class SubjectAdapter:
 
     def __init__(self, config: SubjectConfig) -> None:
         self.config = config
-        self.may_change_text = config.train_text_encoder or config.token_vectors > 0
+        self.may_change_text = config.train_text_encoder or config.num_vectors > 0
         self.token_embeddings: dict[str, torch.Tensor] = {}
         """None that are frozen."""
         self.inversions: dict[str, TextualInversionEmbedding] = {}
@@ -58,8 +58,8 @@ class SubjectAdapter:
     def attach(self, model: DiffusionModel) -> dict[str, nn.Module]:
         """Puts the adapter on a model, and the token into its text encoders when it is to be a word of its own."""
         config = self.config
-        if config.token_vectors:
-            self.inversions = add_learned_token(model, config.token, config.token_vectors, config.class_noun)
+        if config.num_vectors:
+            self.inversions = add_learned_token(model, config.token, config.num_vectors, config.class_noun)
         self.parts = attach_to_parts(model, config, lambda targets: peft_config(config, targets))
         for word in self.inversions.values():
             word.vectors.requires_grad_(True)  # attaching has frozen all else

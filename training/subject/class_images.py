@@ -29,7 +29,7 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
         guidance=config.guidance_scale,
     )
     folder = cache_folder() / "class" / key
-    paths = [folder / f"{number:05d}.png" for number in range(config.prior_pictures)]
+    paths = [folder / f"{number:05d}.png" for number in range(config.prior_images)]
     own = range(accelerator.process_index, len(paths), accelerator.num_processes)
     missing = [number for number in own if not paths[number].is_file()]
     if missing:

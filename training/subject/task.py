@@ -81,9 +81,9 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
 
 def check_token_in_captions(config: SubjectConfig, samples: Sequence[Sample]) -> None:
     """Raises UserError when no image's caption has the token that shall be learned, so that its vectors never would be."""
-    if config.token_vectors and not any(config.token in (sample.caption or config.prompt) for sample in samples):
+    if config.num_vectors and not any(config.token in (sample.caption or config.prompt) for sample in samples):
         raise UserError(
-            f"No caption says {config.token}, so --token-vectors would learn nothing: put it into the captions, or remove them."
+            f"No caption says {config.token}, so --num-vectors would learn nothing: put it into the captions, or remove them."
         )
 
 

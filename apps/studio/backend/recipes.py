@@ -38,7 +38,7 @@ def build_recipe(
         strengths=strengths,
         steps=int(values["steps"]),
         guidance_scale=float(values["guidance_scale"]),
-        side=int(values["width"]),
+        width=int(values["width"]),
         height=int(values["height"]),
         seed=int(values["seed"]),
         precision=adapter_precision(adapter_paths),

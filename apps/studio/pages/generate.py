@@ -62,7 +62,7 @@ class GeneratePage:
         read_recipe(Path(file))
         values = (
             recipe.base, recipe.prompt, recipe.negative_prompt, recipe.seed, 1, recipe.steps, recipe.guidance_scale,
-            recipe.side, recipe.height,
+            recipe.width, recipe.height,
         )  # fmt: skip
         rows = row_values(names, recipe.strengths)
         return message_html(f"The settings of {Path(file).name}."), *values, *rows, *row_visibility(max(1, len(names)))

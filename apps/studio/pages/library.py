@@ -230,16 +230,18 @@ def export_files(
         proof = export_chat(one.path, base, format, out)
         proof.check()
         return proof.summary(), [zip_folder(proof.path, out)]
-    prompt, side = proof_settings(paths, one)
+    prompt, width = proof_settings(paths, one)
     error = max_error if approximate else None
-    proof = export_adapter(one.path, base, format, out, prompt=prompt, max_error=error, drop_bias=drop_bias, side=side)
+    proof = export_adapter(
+        one.path, base, format, out, prompt=prompt, max_error=error, drop_bias=drop_bias, width=width
+    )
     files = [zip_folder(proof.path, out) if proof.path.is_dir() else str(proof.path)]
     proof.check()
     return proof.summary(), files + [str(word) for word in proof.token_files]
 
 
 def proof_settings(paths: StudioPaths, one: AdapterEntry) -> tuple[str, int]:
-    """Prompt and side of the images that a file is proven with: those of the run, where there is one."""
+    """Prompt and width of the images that a file is proven with: those of the run, where there is one."""
     config = paths.config(one.run) if one.run else None
     if isinstance(config, DiffusionConfig):
         return config.prompt, config.resolution

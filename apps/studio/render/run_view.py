@@ -13,6 +13,7 @@ from typing import Any
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.run_folder import LIVE_STATES, Run, parse_row
+from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import from_yaml
 from ....training.launch.queue import OUTPUT_FILE, queued_runs
 from .curves import draw_curves, smooth
@@ -146,22 +147,23 @@ def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
 
 def speed_facts(run: Run, rows: MetricsFollower, steps_left: int) -> list[str]:
     """How fast a run is, what it holds, and how long it will take."""
-    speed = rows.last.get("images_per_second", 0)
-    facts = [f"{speed:.1f} images/s"]
+    config = read_config(run)
+    speed = rows.last.get("samples_per_second", rows.last.get("images_per_second", 0))  # the latter in older runs
+    per_step = config.batch_size * config.gradient_accumulation
+    facts = [f"{speed:.1f} {config.samples}/s"]
     if "memory_gib" in rows.last:
         facts.append(f"{rows.last['memory_gib']:.2f} GiB")
     if len(rows.losses) > 1 and speed:
-        facts.append(f"about {format_duration(steps_left * images_per_step(run) / speed)} left")
+        facts.append(f"about {format_duration(steps_left * per_step / speed)} left")
     return facts
 
 
-def images_per_step(run: Run) -> int:
-    """Images of a step."""
+def read_config(run: Run) -> LoopConfig:
+    """A run's config, or one of batches of one sample where it cannot be read."""
     try:
-        config = from_yaml(run.config_file)
+        return from_yaml(run.config_file)
     except UserError:
-        return 1
-    return config.batch_size * config.gradient_accumulation
+        return LoopConfig(batch_size=1)
 
 
 def curves_html(rows: MetricsFollower) -> str:

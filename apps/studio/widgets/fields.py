@@ -19,6 +19,8 @@ from ....toolkit.core.errors import UserError
 from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import METHODS, from_yaml_text, to_yaml
 
+LABELS = {"token": "Trigger word", "class_noun": "What it is (dog, person, mug ...)"}  # names that say little in a form
+
 
 @dataclass(frozen=True)
 class Field:
@@ -34,8 +36,8 @@ class Field:
 
     @property
     def label(self) -> str:
-        """The name in words."""
-        return self.name.replace("_", " ")
+        """The name in words, or better ones."""
+        return LABELS.get(self.name) or self.name.replace("_", " ")
 
 
 @cache

@@ -179,6 +179,10 @@ class Form:
         """Which boxes the search shows."""
         words = wanted.lower().split()
         return [
-            gr.update(visible=all(word in f"{field.label} {field.help}".lower() for word in words))
+            gr.update(
+                visible=all(
+                    word in f"{field.label} {field.name} {field.help}".lower().replace("_", " ") for word in words
+                )
+            )
             for field in (self.fields[name] for name in self.rest)
         ]
