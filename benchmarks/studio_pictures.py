@@ -66,7 +66,7 @@ def story(page: Any, address: str, work: Path) -> None:
     page.locator("#adapter-1 input").click()
     page.get_by_role("option", name="my-creature").first.click()
     page.locator("#generate").click()
-    page.locator("#images img").first.wait_for()
+    page.locator("#pictures img").first.wait_for()
 
 
 def take(browser: Any, address: str, out: Path) -> None:

@@ -193,7 +193,7 @@ def draw(page, address, made):
     page.locator("#steps input").fill("4")
     page.locator("#seed input").fill("7")
     page.locator("#generate button, button#generate").first.click()
-    page.locator("#images img").first.wait_for()
+    page.locator("#pictures img").first.wait_for()
     files = sorted(made.glob("*.png"))
     assert len(files) == 2
     with Image.open(files[0]) as image:

@@ -326,7 +326,7 @@ def test_kills_while_another_run_is_overwritten(config, tmp_path):
     for rank in range(3, 23):
         words = [*command(replace(config, rank=rank), tmp_path), "--overwrite"]
         before = run.config_file.stat().st_mtime_ns
-        process = forked.started(forked.commands(words), tmp_path / "said.txt")
+        process = forked.start_process(forked.commands(words), tmp_path / "said.txt")
         while process.is_alive() and not run.aside.exists() and run.config_file.stat().st_mtime_ns == before:
             pass
         time.sleep(rng.random() * rng.choice((0, 0.001, 0.01, 0.1, 1)))

@@ -146,7 +146,7 @@ def test_kill_at_any_moment(config, tmp_path, cache):
     file = write_config(replace(config, out=run.folder), tmp_path / "run.yaml")
     draw, command, kills = random.Random(0), ["train", "subject", "--config", str(file)], 0
     for _ in range(12):
-        process, before = forked.started(forked.commands(command), tmp_path / "said.txt"), len(run.metrics())
+        process, before = forked.start_process(forked.commands(command), tmp_path / "said.txt"), len(run.metrics())
         while process.is_alive() and len(run.metrics()) <= before:
             time.sleep(0.005)
         if kills < 4:
