@@ -157,6 +157,17 @@ def test_folders_of_kohyas_layout_are_named(tmp_path):
             find_samples(tmp_path)
 
 
+def test_other_folders_are_no_fault_beside_images(tmp_path):
+    image(tmp_path / "1.png", (32, 32))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    image(masks / "1.png", (32, 32))
+    assert [sample.path.name for sample in find_samples(tmp_path)] == ["1.png"]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match="holds folders with images: masks"):
+        find_samples(tmp_path)
+
+
 def test_a_mask_is_laid_on_the_photo_as_it_is_seen(tmp_path):
     photo = Image.new("RGB", (96, 64), "grey")
     exif = photo.getexif()

@@ -429,7 +429,13 @@ def test_what_is_probably_not_meant_is_said(config, images, tmp_path, capsys):
     assert "1.HEIC" in left_out
     (photos / "1.HEIC").unlink()
     (photos / "0.txt").write_text("a photo of a sks dog")
-    assert notices(replace(wrong, learning_rate=1.0), (find_samples(photos), "base")) == []
+    right = replace(wrong, learning_rate=1.0)
+    assert notices(right, (find_samples(photos), "base")) == []
+    for name in ("masks", "more"):
+        (photos / name).mkdir()
+        Image.new("L", (32, 32)).save(photos / name / "0.png")
+    (below,) = notices(replace(right, masks=str(photos / "masks")), (find_samples(photos), "base"))
+    assert below == f"Not looked into: the folders with images in {photos}: more."
 
 
 def test_braces_of_a_prompt_are_braces(config):

@@ -69,19 +69,30 @@ def unreadable_images(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in UNREADABLE)
 
 
+def folders_below(folder: Path) -> list[Path]:
+    """Folders in this one that hold images, which `find_samples` does not look into."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and has_any_image(path)]
+
+
 def check_overlooked(folder: Path, *, has_images: bool, option: str) -> None:
-    """Raises UserError for images that would be passed over: in folders below, or all there are, of a kind that cannot be read."""
+    """Raises UserError where the images that are meant would be passed over.
+
+    That is where all there are cannot be read or lie in folders below, and in kohya's layout, where a folder's name says repeats and
+    prompt.
+    """
     if (names := unreadable_images(folder)) and not has_images:
         raise UserError(f"{option} {folder}: {', '.join(names[:5])} cannot be read: save as JPEG or PNG.")
-    below = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and has_any_image(path)]
-    if below:
-        kohya = next((match for name in below if (match := REPEATS.fullmatch(name))), None)
-        hint = f" ({kohya[1]} repeats of '{kohya[2]}', as kohya's tools read it)" if kohya else ""
-        more = "also " if has_images else ""
-        raise UserError(
-            f"{option} {folder} {more}holds folders with images: {', '.join(below[:5])}{hint}. Give one of them, such as {option} "
-            f"'{folder / below[0]}'; more subjects go with --also."
-        )
+    below = folders_below(folder)
+    kohya = next((path for path in below if REPEATS.fullmatch(path.name)), None)
+    if not below or (has_images and kohya is None):
+        return
+    repeats, prompt = REPEATS.fullmatch(kohya.name).groups() if kohya else ("", "")  # type: ignore[union-attr]
+    hint = f" ({repeats} repeats of '{prompt}', as kohya's tools read it)" if kohya else ""
+    more = "also " if has_images else ""
+    raise UserError(
+        f"{option} {folder} {more}holds folders with images: {', '.join(path.name for path in below[:5])}{hint}. Give one of them, such as "
+        f"{option} '{kohya or below[0]}'; more subjects go with --also."
+    )
 
 
 def has_any_image(folder: Path) -> bool:

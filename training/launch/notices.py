@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from ...toolkit.data.subjects import Sample, unreadable_images
+from ...toolkit.data.subjects import Sample, folders_below, unreadable_images
 from ..config.base import LoopConfig
 from ..config.compose import ComposeConfig
 from ..config.images import DiffusionConfig
@@ -16,13 +17,20 @@ def notices(config: LoopConfig, inputs: tuple[Any, ...]) -> list[str]:
     found = [optimizer_notice(config)]
     if isinstance(config, DiffusionConfig) and not isinstance(config, ComposeConfig):
         found.append(token_notice(config, inputs[0]))
-    folders = {sample.path.parent for sample in inputs[0]} if isinstance(config, DiffusionConfig) else ()
-    for folder in sorted(folders):
-        if names := unreadable_images(folder):
-            found.append(
-                f"Not used, since they cannot be read: {', '.join(names)} in {folder}. Save them as JPEG or PNG."
-            )
+        for folder in sorted({sample.path.parent for sample in inputs[0]}):
+            found += folder_notices(config, folder)
     return [text for text in found if text]
+
+
+def folder_notices(config: DiffusionConfig, folder: Path) -> list[str]:
+    """What a folder of images holds that is not used."""
+    found = []
+    if names := unreadable_images(folder):
+        found.append(f"Not used, since they cannot be read: {', '.join(names)} in {folder}. Save them as JPEG or PNG.")
+    named = {Path(value).resolve() for value in vars(config).values() if isinstance(value, (str, Path)) and value}
+    if below := [path.name for path in folders_below(folder) if path.resolve() not in named]:
+        found.append(f"Not looked into: the folders with images in {folder}: {', '.join(below)}.")
+    return found
 
 
 def token_notice(config: DiffusionConfig, samples: list[Sample]) -> str:
