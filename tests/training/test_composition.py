@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import get_peft_model
-from runs import compose_config, train_until
 from safetensors import safe_open
+from short_runs import compose_config, train_until
 from torch import nn
 
 from rankfold.apps.cli import main

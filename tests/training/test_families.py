@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from family_runs import a_config
 from forked import run_in_two_processes
 from PIL import Image
-from runs import train_until, write_config
+from short_runs import train_until, write_config
 from tiny_families import BUILDERS, SIDE
 
 from rankfold.pipelines.export import export_adapter

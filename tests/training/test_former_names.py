@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
-from runs import adapter, equal_states, train_until
+from short_runs import adapter, equal_states, train_until
 
 from rankfold.apps.cli import main
 from rankfold.apps.cli.evaluate import EvaluateOptions

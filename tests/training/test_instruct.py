@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from forked import run_in_two_processes
 from PIL import Image
-from runs import train_until, write_config
+from short_runs import train_until, write_config
 from tiny_vlms import build
 
 from rankfold import MosLoraConfig

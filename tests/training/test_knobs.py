@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
-from runs import train_until
 from safetensors.torch import load_file
+from short_runs import train_until
 from tiny_families import build
 from torch import nn
 

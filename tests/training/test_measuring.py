@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from forked import run_in_two_processes
-from runs import adapter, train_until, write_config
+from short_runs import adapter, train_until, write_config
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run

@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from family_runs import a_config
-from runs import train_until
 from safetensors.torch import load_file
+from short_runs import train_until
 from tiny_families import SIDE, build
 
 from rankfold.pipelines.export import export_adapter

@@ -54,7 +54,7 @@ def worker(root):
 
 @pytest.mark.slow
 def test_the_oldest_run_goes_first_and_equals_one_that_did_not_wait(config, root, worker):
-    from runs import adapter
+    from short_runs import adapter
 
     plain = train(replace(config, out=root.parent / "plain"))
     runs = [queue.enqueue(replace(config, out=root / name, seed=seed)) for name, seed in (("b", 0), ("a", 1))]
@@ -104,7 +104,7 @@ def test_a_config_that_was_broken_by_hand_fails_with_its_sentence(config, root, 
 @pytest.mark.slow
 def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
     """kill -9 of the run's process: lost, then queued again, then as if nothing had been."""
-    from runs import adapter
+    from short_runs import adapter
 
     whole = train(replace(config, steps=40, out=root.parent / "whole"))
     run = queue.enqueue(replace(config, steps=40, out=root / "a"))
@@ -125,7 +125,7 @@ def test_a_killed_run_is_lost_and_goes_on(config, root, worker):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kills_at_any_moment_lose_nothing(config, root, worker, seed):
     """Worker, run, or both are killed again and again at moments by chance; in the end all is as if nothing had been."""
-    from runs import adapter
+    from short_runs import adapter
 
     random = Random(seed)
     whole = train(replace(config, steps=200, out=root.parent / "whole"))

@@ -14,8 +14,8 @@ import pytest
 import torch
 from commands import expect_error
 from PIL import Image
-from runs import adapter, compose_config, equal_states, train_until, write_config
 from safetensors.torch import load_file, save_file
+from short_runs import adapter, compose_config, equal_states, train_until, write_config
 
 from rankfold.apps.cli import main
 from rankfold.toolkit.core import run_folder as runs

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from forked import run_in_two_processes
 from peft import get_peft_model
-from runs import train_until, write_config
+from short_runs import train_until, write_config
 from torch import nn
 
 from rankfold.apps.cli import main

@@ -8,8 +8,8 @@ import pytest
 import torch
 from family_runs import a_config
 from forked import in_two_processes, run_in_two_processes
-from runs import adapter, write_config
 from shares import write_share
+from short_runs import adapter, write_config
 from tiny_families import build
 
 from rankfold.toolkit.core.errors import UserError

@@ -17,8 +17,8 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from forked import free_port, in_two_processes, run_in_two_processes
-from runs import adapter, equal_states, train_until, write_config
 from shares import write_work
+from short_runs import adapter, equal_states, train_until, write_config
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run

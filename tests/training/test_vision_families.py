@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
-from runs import train_until
+from short_runs import train_until
 from tiny_vlms import BUILDERS, build
 from transformers import AutoModelForImageTextToText
 
