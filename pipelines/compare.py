@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from ..toolkit.core.errors import UserError, did_you_mean
 from ..toolkit.core.files import write_png
 from ..toolkit.data.images import load_rgb
 from ..toolkit.formats.source import adapter_facts, adapter_path
 from ..toolkit.metrics.clip import ClipScorer, clip_i, clip_t, leave_one_out_similarity
 from .generate import Recipe, generate, save_image
 from .grids import add_heading, draw_grid
-
-NOTHING = "nothing"  # along an axis that does not vary
-
-
-FIELDS = {
-    "adapter": "adapter", "checkpoint": "adapter", "strength": "strength", "seed": "seed", "prompt": "prompt",
-    "guidance": "guidance_scale", "steps": "steps",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,24 +59,25 @@ class Comparison:
 def comparison(
     base: Recipe, columns: Axis, rows: Axis | None = None, *, clip: str = "", photos: Sequence[Path] = ()
 ) -> Comparison:
-    """A comparison of images that differ from a recipe along two axes, whose `what` are fields of it (strength: of its one adapter).
+    """A comparison of images that differ from a recipe along two axes, whose `what` are fields of it.
 
     clip: name of an open_clip model that measures them (metrics/clip.py); photos: of the subject, for likeness.
+
+    Raises:
+        UserError: for an axis that is no field of a recipe.
     """
-    rows = rows or Axis(NOTHING, ("",), (None,))
-    recipes = []
-    for row in rows.values:
-        for column in columns.values:
-            cell = axis_setting(columns, column) | axis_setting(rows, row)
-            strengths = {"strengths": (cell.pop("strength"),)} if "strength" in cell else {}
-            recipes.append(replace(base, **cell, **strengths))
-    tokens = [token for path in base.adapters for token in adapter_tokens(adapter_facts(adapter_path(Path(path))))]
+    known = [field.name for field in fields(Recipe)]
+    for axis in (columns, rows):
+        if axis is not None and axis.what not in known:
+            raise UserError(f"{axis.what} is no field of a recipe.{did_you_mean(axis.what, known)}")
+    recipes = [replace(base, **{columns.what: value}) for value in columns.values]
+    if rows is None:
+        rows = Axis("", ("",), (None,))
+    else:
+        recipes = [replace(recipe, **{rows.what: value}) for value in rows.values for recipe in recipes]
+    used = dict.fromkeys(path for recipe in recipes for path in recipe.adapters)
+    tokens = [token for path in used for token in adapter_tokens(adapter_facts(adapter_path(Path(path))))]
     return Comparison(columns, rows, tuple(recipes), base.prompt, tuple(tokens), clip, tuple(photos))
-
-
-def axis_setting(axis: Axis, value: Any) -> dict[str, Any]:
-    """What a value of an axis sets."""
-    return {} if axis.what == NOTHING else {FIELDS[axis.what]: value}
 
 
 @dataclass(frozen=True)

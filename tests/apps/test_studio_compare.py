@@ -322,6 +322,12 @@ def test_a_comparison_from_python(tmp_path):
     assert [read_recipe(file).seed for file in result.files] == [1, 2]
     with Image.open(result.grid) as made:
         assert made.width > 2 * 192
+    both = compare.comparison(
+        plan.recipes[0], Axis("guidance_scale", ("1", "2"), (1.0, 2.0)), Axis("seed", ("3", "4"), (3, 4))
+    )
+    assert [(one.guidance_scale, one.seed) for one in both.recipes] == [(1.0, 3), (2.0, 3), (1.0, 4), (2.0, 4)]
+    with pytest.raises(UserError, match="guidance is no field of a recipe"):
+        compare.comparison(plan.recipes[0], Axis("guidance", ("1",), (1.0,)))
 
 
 def test_a_page_is_told_how_far_it_is(places):

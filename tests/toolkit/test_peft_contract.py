@@ -33,11 +33,7 @@ from rankfold.toolkit.adapters.base import REGISTRY
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.core.errors import UserError
 
-SETTINGS = {
-    label: (REGISTRY[name].config_class, options)
-    for label, (name, options) in VARIANTS.items()
-    if label != "glora-constants"
-}
+SETTINGS = {label: (REGISTRY[name].config_class, options) for label, (name, options) in VARIANTS.items()}
 LINEAR = [label for label in SETTINGS if label not in NOT_LINEAR]
 every = pytest.mark.parametrize("label", SETTINGS)
 

@@ -182,7 +182,7 @@ class Run:
     def is_worth_keeping(self, keep: Collection[str] = ()) -> bool:
         """Whether there is anything that would be missed: not where a run has failed, or was killed, before its first checkpoint.
 
-        but: entries that stay as they are.
+        keep: entries that stay as they are.
         """
         if self.checkpoint_files() or any((self.folder / "measured").glob("*/*")):
             return True
@@ -230,7 +230,7 @@ class Run:
         """Clears away what an earlier run has left; True when that was worth keeping, and is only put aside as yet.
 
         It then comes back by `restore_aside`, and is deleted by `discard_aside`. Whatever kills this process in between, the
-        folder never shows entries of both. but: entries that stay.
+        folder never shows entries of both. keep: entries that stay.
 
         Raises:
             UserError: for what cannot be moved or deleted.

@@ -156,7 +156,7 @@ def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, ov
 
 
 def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, keep: Collection[str] = ()) -> Run:
-    """The same in a folder that `check_out` has let pass. but: entries that stay there."""
+    """The same in a folder that `check_out` has let pass. keep: entries that stay there."""
     config, inputs = preflight(config)
     accelerator, run = make_accelerator(config), Run(config.out)
     if accelerator.is_main_process:
@@ -188,7 +188,7 @@ def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = 
 
 
 def run_fixed_composition(config: Any, keep: Collection[str] = ()) -> Run:
-    """A composition by fixed weights, in a folder that `check_out` has let pass. but: entries that stay there."""
+    """A composition by fixed weights, in a folder that `check_out` has let pass. keep: entries that stay there."""
     return (compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed)(config, keep)
 
 
@@ -281,7 +281,7 @@ def run_task(
     make_task: Callable[..., Any] | None,
     keep: Collection[str] = (),
 ) -> Run:
-    """Builds the task, runs the loop, and leaves the outcome in status.json. but: entries that `begin` has left where they were."""
+    """Builds the task, runs the loop, and leaves the outcome in status.json. keep: entries that `begin` has left where they were."""
     state, error, loop, is_main = "failed", "ended by the system", None, accelerator.is_main_process
     try:
         _, method_task = METHODS[type(config)]

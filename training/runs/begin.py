@@ -113,7 +113,7 @@ def check_sources_outside(config: Any, run: Run) -> None:
 def prepare_folder(run: Run, config: LoopConfig, keep: Collection[str] = ()) -> None:
     """Makes a folder that `check_out` has let pass this process's own, with the config in it and nothing of an earlier run.
 
-    A run that was worth keeping is put aside till the new one is under way, see `Run.set_aside`. but: entries that stay.
+    A run that was worth keeping is put aside till the new one is under way, see `Run.set_aside`. keep: entries that stay.
 
     Raises:
         UserError: for a folder that cannot be made or cleared, or that another process has taken meanwhile.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,20 +13,16 @@ from accelerate import Accelerator
 
 from ...toolkit.core.devices import to_float64
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.run_folder import Run
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..config.search import InstructSearchConfig
-from ..engine.task import TrainingTask
 from ..instruct.adapter import attach_to_vision_model
 from ..instruct.conversations import PlannedRows, load_images, plan_rows
 from ..instruct.prepare import PreparedData, prepare_conversations, read_chat_template
 from ..instruct.task import save_facts
 from ..instruct.training import ConversationTraining, load_vision_model, prepare_conversation_training
-from .evolution import Structure
-from .paths import SupernetPaths
-from .search import StructureSearch, measure_name
 from .supernet import Supernet, check_search
+from .task import SupernetTask
 
 JUDGE_BATCH_SIZE = 16  # rows
 
@@ -60,8 +56,10 @@ def select_rows(planned: PlannedRows, numbers: list[int]) -> PlannedRows:
     )
 
 
-class InstructSearchTask(TrainingTask[ConversationTraining, Supernet]):
+class InstructSearchTask(SupernetTask[ConversationTraining]):
     """The Task of training the supernet, with another path in every step, and the search behind it."""
+
+    retrained_config = InstructConfig
 
     def __init__(
         self,
@@ -75,23 +73,12 @@ class InstructSearchTask(TrainingTask[ConversationTraining, Supernet]):
         """judge: fitness of the task's model as it stands, higher is better; None is by the held-out loss."""
         supernet, vision = Supernet(config, attach_to_vision_model), load_vision_model(config, base, accelerator)
         training = prepare_conversation_training(config, vision, data, supernet, accelerator)
-        super().__init__(training, supernet)
-        self.config, self.data, self.held_out, self.judge = config, data, held_out, judge
-        self.paths = SupernetPaths(config, training.parts)
+        super().__init__(config, training, supernet, judge)
+        self.data, self.held_out = data, held_out
         order = sorted(range(len(held_out)), key=lambda n: held_out.lengths[n])
         self.judge_batches = [
             order[start : start + JUDGE_BATCH_SIZE] for start in range(0, len(order), JUDGE_BATCH_SIZE)
         ]
-
-    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """The rows of a forward pass; the path of its optimizer step is put to work."""
-        self.paths.set_path_at(position)
-        return self.training.batch(position, slots)
-
-    def fitness(self, structure: Structure) -> float:
-        """What the judge says, or minus the loss on what was held out."""
-        self.paths.set_path(self.paths.path_of(structure))
-        return self.judge(self) if self.judge else -self.held_out_loss()
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -105,20 +92,6 @@ class InstructSearchTask(TrainingTask[ConversationTraining, Supernet]):
             total += float(to_float64(self.module(vision.to_device(batch) | {"weight": weight})).sum())
         return total / sum(self.held_out.num_learned)
 
-    def conclude(self, run: Run, accelerator: Accelerator) -> str:
-        """The search."""
-        self.module.eval()
-        measure = measure_name(self.judge)
-        search = StructureSearch(self.paths, self.training.parts, self.fitness, measure, run, accelerator)
-        return search.conclude(self.save_facts, self.retraining)
-
     def save_facts(self, folder: Path) -> None:
         """Writes what the winner's folder tells of itself."""
         save_facts(folder, self.config.base, "glora", self.training.vision, self.data)
-
-    def retraining(self, run: Run, options: dict[str, str]) -> InstructConfig:
-        """A config that trains the winner from the start, on the same data; options: of the adapter."""
-        config = self.config
-        shared = {k: v for k, v in asdict(config).items() if k in InstructConfig.__dataclass_fields__}
-        own = {"adapter": "glora", "alpha": float(config.rank), "adapter_options": options}
-        return InstructConfig(**(shared | own | {"out": run.folder / "retrained"}))

@@ -27,11 +27,6 @@ from .report import write_report
 from .winner import save_winner, structure_options
 
 
-def measure_name(judge: Callable[..., float] | None) -> str:
-    """What minus the fitness is called: by a judge of the user's, or by the loss on what was held out."""
-    return "minus the judge's fitness" if judge else "held-out loss"
-
-
 class SearchStopped(Exception):
     """The search was asked to stop."""
 

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-import torch
 from accelerate import Accelerator
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
-from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import Sample, find_samples
 from ..config.search import SearchConfig
 from ..config.subject import SubjectConfig
-from ..engine.task import TrainingTask
 from ..subject.adapter import attach_to_parts
 from ..subject.training import ImageTraining, prepare_image_training
-from .evolution import Structure
-from .paths import SupernetPaths
-from .search import StructureSearch, measure_name
 from .supernet import Supernet
+from .task import SupernetTask
 
 
-class SearchTask(TrainingTask[ImageTraining, Supernet]):
+class SearchTask(SupernetTask[ImageTraining]):
     """The Task of training the supernet, with another path in every step, and the search behind it."""
+
+    retrained_config = SubjectConfig
 
     def __init__(
         self,
@@ -41,42 +37,16 @@ class SearchTask(TrainingTask[ImageTraining, Supernet]):
         train, held_out = split_held_out(config, samples)
         supernet = Supernet(config, attach_to_parts)
         training = prepare_image_training(config, train, base, accelerator, supernet, held_out=held_out)
-        super().__init__(training, supernet)
-        self.config, self.judge = config, judge
-        self.paths = SupernetPaths(config, training.parts)
+        super().__init__(config, training, supernet, judge)
         self.judge_batches = training.held_out_batch(config.held_out_draws, seed=config.search_seed)
-
-    def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """The rows of a forward pass; the path of its optimizer step is put to work."""
-        self.paths.set_path_at(position)
-        return self.training.batch(position, slots)
-
-    def fitness(self, structure: Structure) -> float:
-        """What the judge says, or minus the loss on what was held out."""
-        self.paths.set_path(self.paths.path_of(structure))
-        return self.judge(self) if self.judge else -self.held_out_loss()
 
     def held_out_loss(self) -> float:
         """Mean denoising loss, at noise and timesteps that are drawn once."""
         return float(self.training.losses_on(self.judge_batches).mean())
 
-    def conclude(self, run: Run, accelerator: Accelerator) -> str:
-        """The search."""
-        self.module.eval()
-        measure = measure_name(self.judge)
-        search = StructureSearch(self.paths, self.training.parts, self.fitness, measure, run, accelerator)
-        return search.conclude(self.save_facts, self.retraining)
-
     def save_facts(self, folder: Path) -> None:
         """Writes what the winner's folder tells of itself."""
         write_text(folder / "rankfold.json", json.dumps(self.config.facts | {"adapter": "glora"}, indent=1))
-
-    def retraining(self, run: Run, options: dict[str, str]) -> SubjectConfig:
-        """A config that trains the winner from the start, on the same data; options: of the adapter."""
-        config = self.config
-        shared = {k: v for k, v in asdict(config).items() if k in SubjectConfig.__dataclass_fields__}
-        own = {"adapter": "glora", "alpha": float(config.rank), "adapter_options": options}
-        return SubjectConfig(**(shared | own | {"out": run.folder / "retrained"}))
 
 
 def split_held_out(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:

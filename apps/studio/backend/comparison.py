@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ....pipelines.compare import FIELDS, NOTHING, Axis, Comparison, adapter_tokens, axis_setting
+from ....pipelines.compare import Axis, Comparison, adapter_tokens
 from ....pipelines.generate import Recipe
 from ....toolkit.core.errors import UserError, did_you_mean
 from ....toolkit.data.subjects import find_samples
@@ -22,6 +22,11 @@ from .paths import StudioPaths
 from .pipeline_worker import Job, JobStopped, PipelineWorker, save_images
 from .recipes import build_recipe
 
+NOTHING = "nothing"  # along an axis that does not vary
+FIELDS = {
+    "adapter": "adapter", "checkpoint": "adapter", "strength": "strength", "seed": "seed", "prompt": "prompt",
+    "guidance": "guidance_scale", "steps": "steps",
+}  # fmt: skip
 MAX_CELLS = 64  # cells
 NO_ADAPTER = "none"  # instead of an adapter's name
 LIMITS = {  # least, most, whether whole
@@ -109,6 +114,11 @@ def value_label(what: str, text: str) -> str:
     if what == "adapter" and text == NO_ADAPTER:
         return "no adapter"
     return f"{what} {text}" if what in LIMITS else text
+
+
+def axis_setting(axis: Axis, value: Any) -> dict[str, Any]:
+    """What a value of an axis sets."""
+    return {} if axis.what == NOTHING else {FIELDS[axis.what]: value}
 
 
 def check_axes(columns: Axis, rows: Axis) -> None:

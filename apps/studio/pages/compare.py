@@ -9,15 +9,17 @@ from typing import Any
 
 import gradio as gr
 
-from ....pipelines.compare import FIELDS, NOTHING, Comparison, ComparisonResult, compare, drawing_order
+from ....pipelines.compare import Comparison, ComparisonResult, compare, drawing_order
 from ....pipelines.generate import Recipe
 from ....pipelines.grids import MAX_COLUMNS
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.comparison import (
+    FIELDS,
     LIMITS,
     MAX_CELLS,
     NO_ADAPTER,
+    NOTHING,
     ComparisonInputs,
     drawer,
     names_for,
