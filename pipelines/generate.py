@@ -129,7 +129,9 @@ def load_pipeline(recipe: Recipe) -> Any:
     base.check_side(recipe.width, "--width")
     base.check_side(recipe.height, "--height")
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
-    pipe = diffusers.DiffusionPipeline.from_pretrained(base.path, dtype=dtypes, **base.excluded_parts())
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+        base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
+    )
     pipe.scheduler = base.sampling_scheduler()
     if recipe.scheduler:
         pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)

@@ -1,4 +1,4 @@
-"""`rankfold inspect`: what a LoRA file, an adapter folder or a data file is."""
+"""`rankfold inspect`: what a LoRA file, an adapter folder, a folder of images or a data file is."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ def inspect(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
-        """A LoRA file, the folder it lies in, a run or its adapter; or conversations about images (.json, .jsonl, .parquet)."""
+        """A LoRA file, the folder it lies in, a run or its adapter; a folder of images; or conversations (.json, .jsonl, .parquet)."""
         base: str | None = None
-        """Base model: each layer's change is set against its weight, conversations are written in its tokens."""
+        """Base model: each layer's change is set against its weight, captions and conversations are counted in its tokens."""
         images: Path | None = None
         """Folder that the images' paths of conversations start from; unset means the data file's own."""
         rows: int = 1
         """Conversations that are shown in full."""
         skip_bad: bool = False
-        """List conversations that cannot be used instead of stopping at the first."""
+        """List conversations or images that cannot be used instead of stopping at the first."""
+        token: str | None = None
+        """Of a folder of images: the word that stands for the subject in captions."""
         max_length: int = 2048
         """Maximum tokens per conversation."""
         layers: bool = False
@@ -40,6 +42,13 @@ def inspect(argv: list[str]) -> None:
             rows=options.rows,
             skip_bad=options.skip_bad,
             max_length=options.max_length,
+        )
+        return
+    from .inspect_images import inspect_images, is_image_folder
+
+    if is_image_folder(options.file):
+        inspect_images(
+            options.file, options.base or "tiny", token=options.token, skip_bad=options.skip_bad, as_json=options.json
         )
         return
     from ...toolkit.formats.folder_report import inspect_adapter

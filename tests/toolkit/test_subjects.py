@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.subjects import Sample, check_masks, find_samples, load_image, load_mask, unreadable_images
+from rankfold.toolkit.data.image_folder import read_image_folders
+from rankfold.toolkit.data.images import CAN_READ_HEIF
+from rankfold.toolkit.data.subjects import Sample, check_masks, find_samples, load_image, load_mask
 
 
 def image(path, size=(80, 64), colour="red", mode="RGB", **options):
@@ -137,24 +139,88 @@ def test_images_of_other_kinds(tmp_path):
     image(tmp_path / "0.png", (32, 32))
     Image.open(tmp_path / "0.png").convert("RGB").save(tmp_path / "1.jfif", format="JPEG")
     Image.open(tmp_path / "0.png").convert("RGB").save(tmp_path / "2.avif")
-    (tmp_path / "3.HEIC").write_bytes(b"ftypheic")
+    (tmp_path / "3.PSD").write_bytes(b"8BPS")
     assert [sample.path.name for sample in find_samples(tmp_path)] == ["0.png", "1.jfif", "2.avif"]
-    assert unreadable_images(tmp_path) == ["3.HEIC"]
+    (own,) = read_image_folders(tmp_path)
+    assert list(own.left_out) == ["3.PSD"]
     for number in ("0.png", "1.jfif", "2.avif"):
         (tmp_path / number).unlink()
-    with pytest.raises(UserError, match="HEIC cannot be read"):
+    with pytest.raises(UserError, match="PSD cannot be read"):
         find_samples(tmp_path)
 
 
-def test_folders_of_kohyas_layout_are_named(tmp_path):
-    inner = tmp_path / "10_sks dog"
-    inner.mkdir()
-    image(inner / "0.png", (32, 32))
-    for beside in (False, True):
-        if beside:
-            image(tmp_path / "1.png", (32, 32))
-        with pytest.raises(UserError, match=r"holds folders with images: 10_sks dog .10 repeats of 'sks dog'"):
-            find_samples(tmp_path)
+def test_photos_of_phones(tmp_path):
+    if not CAN_READ_HEIF:
+        image(tmp_path / "0.png", (32, 32))
+        (tmp_path / "1.HEIC").write_bytes(b"ftypheic")
+        (own,) = read_image_folders(tmp_path)
+        assert 'pip install "rankfold[heif]"' in own.left_out["1.HEIC"]
+        return
+    Image.effect_noise((64, 48), 40).convert("RGB").save(tmp_path / "1.heic")
+    (sample,) = find_samples(tmp_path)
+    assert load_image(sample, (32, 32), "center").size == (32, 32)
+
+
+def test_folders_of_kohyas_layout_are_repeats_and_prompts(tmp_path):
+    for name, files in (("10_sks dog", "01"), ("3_a sks dog, snow", "2")):
+        (tmp_path / name).mkdir()
+        for number in files:
+            image(tmp_path / name / f"{number}.png", (32, 32))
+    (tmp_path / "10_sks dog" / "1.txt").write_text("a sks dog on grass")
+    found = {sample.path.name: (sample.repeats, sample.caption, sample.source) for sample in find_samples(tmp_path)}
+    assert found == {
+        "0.png": (10, "sks dog", "10_sks dog"),
+        "1.png": (10, "a sks dog on grass", "1.txt"),
+        "2.png": (3, "a sks dog, snow", "3_a sks dog, snow"),
+    }
+    image(tmp_path / "1.png", (32, 32))
+    with pytest.raises(UserError, match=r"such as '10_sks dog' .* and beside them 1.png"):
+        find_samples(tmp_path)
+
+
+def test_what_is_not_used_is_named(tmp_path):
+    image(tmp_path / "0.png", (32, 32))
+    image(tmp_path / "1.png", (32, 32))
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "2.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "0.json").write_text('{"caption": "a", "tags": ["dog"], "mask": "m.png", "note": ""}')
+    (tmp_path / "1.txt").write_bytes("caf\xe9".encode("cp1252"))
+    (tmp_path / "boxes.yaml").write_text("a: 1")
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text("file_name,text,weight\n1.png,a house,3\n2.gif,,\n")
+    (own,) = read_image_folders(tmp_path)
+    notes = " | ".join(own.notes())
+    for part in (
+        "Not used of the .json files beside images: mask, tags.",
+        "1.txt is not UTF-8 and was read as Windows-1252: 'caf\xe9'",
+        "1.png has another caption in metadata.csv: the one in 1.txt is used.",
+        "Not used of metadata.csv: the fields weight.",
+        "neither an image nor a caption of one: boxes.yaml.",
+        "Of 2.gif, only the first frame",
+    ):
+        assert part in notes, part
+    assert own.captions.empty == ["2.gif"]
+    assert own.captions.texts == {"0.png": "a", "1.png": "caf\xe9"}
+
+
+def test_masks_of_images_that_are_called_alike(tmp_path):
+    samples = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        samples.append(Sample(tmp_path / folder / "0.png"))
+        image(samples[-1].path, (32, 32))
+    masks = tmp_path / "masks"
+    for folder, value in ((masks, 255), (masks / "two", 128)):
+        folder.mkdir()
+        Image.new("L", (32, 32), value).save(folder / "0.png")
+    check_masks(samples, str(masks))
+    assert [load_mask(sample, str(masks), (8, 8), "center").getpixel((4, 4)) for sample in samples] == [255, 128]
+    (masks / "two" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"0.png would be the mask of .*one.0.png and of .*two.0.png"):
+        check_masks(samples, str(masks))
+    Image.new("L", (32, 32), 0).save(masks / "0.png")
+    with pytest.raises(UserError, match="has no white in it"):
+        check_masks(samples[:1], str(masks))
 
 
 def test_other_folders_are_no_fault_beside_images(tmp_path):

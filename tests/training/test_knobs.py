@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -217,19 +218,26 @@ def test_buckets_keep_shape_and_area():
     assert bucket_size(64, 64, 64, 8) == (64, 64)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
-def test_no_image_is_dropped(batch):
+@pytest.mark.parametrize("batch", [1, 2, 4, 6])
+def test_every_image_is_drawn_as_often_whatever_its_shape(batch):
     sizes = [5, 1, 3]
-    batches = sum(-(-size // batch) for size in sizes)
+    batches = sum(sizes)
     for epoch in range(3):
-        seen = set()
+        drawn = Counter()
         for number in range(epoch * batches, (epoch + 1) * batches):
             bucket, rows = pick_rows(sizes, 7, number * batch, batch)
             assert len(rows) == batch
-            seen |= {(bucket, row) for row in rows}
-        assert len(seen) == sum(sizes)
+            drawn.update((bucket, row) for row in rows)
+        assert len(drawn) == sum(sizes)
+        assert set(drawn.values()) == {batch}
     assert pick_rows(sizes, 7, 0, batch) == pick_rows(sizes, 7, 0, batch)
     assert len({str(pick_rows(sizes, seed, 0, 1)) for seed in range(20)}) > 3
+
+
+def test_buckets_take_turns_evenly():
+    sizes = [90, 10]
+    seen = [pick_rows(sizes, 3, number * 2, 2)[0] for number in range(50)]
+    assert all(abs(seen[:n].count(1) - n / 10) <= 1.01 for n in range(1, 51))
 
 
 def test_images_of_any_shape_train(config, tmp_path):
@@ -415,27 +423,31 @@ def test_previews_leave_a_quantised_base_as_it_is(config, kind):
 def test_what_is_probably_not_meant_is_said(config, images, tmp_path, capsys):
     from PIL import Image
 
-    from rankfold.training.launch.notices import notices
+    from rankfold.training.launch.notices import notices, summarize
 
     photos = tmp_path / "photos"
     photos.mkdir()
-    Image.new("RGB", (32, 32)).save(photos / "0.png")
-    (photos / "1.HEIC").write_bytes(b"x")
+    Image.new("RGB", (64, 64)).save(photos / "0.png")
+    (photos / "1.psd").write_bytes(b"x")
     (photos / "0.txt").write_text("a photo of a brown dog")
+
+    def said(config):
+        return notices(config, summarize(config, (find_samples(photos), config.base)))
+
     wrong = replace(config, images=photos, optimizer="Prodigy", learning_rate=1e-3)
-    rate, token, left_out = notices(wrong, (find_samples(photos), "base"))
+    rate, left_out, token = said(wrong)
     assert "expects --learning-rate 1" in rate
     assert "No caption says sks" in token
-    assert "1.HEIC" in left_out
-    (photos / "1.HEIC").unlink()
+    assert "1.psd" in left_out
+    (photos / "1.psd").unlink()
     (photos / "0.txt").write_text("a photo of a sks dog")
     right = replace(wrong, learning_rate=1.0)
-    assert notices(right, (find_samples(photos), "base")) == []
+    assert said(right) == []
     for name in ("masks", "more"):
         (photos / name).mkdir()
-        Image.new("L", (32, 32)).save(photos / name / "0.png")
-    (below,) = notices(replace(right, masks=str(photos / "masks")), (find_samples(photos), "base"))
-    assert below == f"Not looked into: the folders with images in {photos}: more."
+        Image.new("L", (64, 64), 255).save(photos / name / "0.png")
+    (below,) = said(replace(right, masks=str(photos / "masks")))
+    assert below == f"Not used, neither an image nor a caption of one: more/. ({photos})"
 
 
 def test_braces_of_a_prompt_are_braces(config):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from .files import write_atomic
 
+FORMAT = 2  # to be raised when the same inputs come to make other tensors, so that older entries are not taken
 FULL_HASH_LIMIT = 1 << 26  # bytes up to which `sampled_hash` reads all of a file
 SAMPLES, BLOCK = 64, 1 << 16
 
@@ -46,13 +47,33 @@ def sampled_hash(path: Path) -> str:
 
 
 def load_or_compute(folder: Path, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors under `key`, made by `make` when they are not there or cannot be read."""
-    path = folder / key[:2] / f"{key}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError):
-            path.unlink(missing_ok=True)
+    """The tensors under `key`, made by `make` when they are not there, or not as they were written."""
+    path = folder / f"v{FORMAT}" / key[:2] / f"{key}.safetensors"
+    if (found := read_entry(path)) is not None:
+        return found
     tensors = {name: value.contiguous() for name, value in make().items()}
-    write_atomic(path, save(tensors))
+    write_atomic(path, save(tensors, metadata={"sha256": tensors_hash(tensors)}))
     return tensors
+
+
+def read_entry(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors of an entry, or None where there is none or it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError):
+        return None
+    return tensors if expected == tensors_hash(tensors) else None
+
+
+def tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of tensors with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from .systems import WINDOWS
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})(?:[/\\]|$)")  # a variable of the environment, at the start of a path
 WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{kind}{n}" for kind in ("COM", "LPT") for n in range(1, 10)
 }
@@ -37,14 +38,16 @@ def is_path(text: str) -> bool:
 
 
 def expand_paths(value: Any) -> Any:
-    """The value with ~ at the start of its paths put out; within tuples and dicts too.
+    """The value with ~ at the start of its paths, and variables of the environment in them, put out; within tuples and dicts too.
 
-    Of texts, only those that begin with ~/ count as paths.
+    Of texts, only those that begin with ~/ or with a variable that is set ($DATA/photos, ${DATA}/photos) count as paths.
     """
-    if isinstance(value, PurePath) and value.parts[:1] and value.parts[0].startswith("~"):
-        return expand_user(value)
+    if isinstance(value, PurePath):
+        return expand_user(type(value)(os.path.expandvars(value)))
     if isinstance(value, str) and (value == "~" or value.startswith(("~/", "~\\"))):
         return str(expand_user(Path(value.replace("\\", "/") if not WINDOWS else value)))
+    if isinstance(value, str) and VARIABLE.match(value):
+        return os.path.expandvars(value)
     if isinstance(value, tuple):
         return tuple(expand_paths(one) for one in value)
     if isinstance(value, dict):
@@ -72,6 +75,14 @@ def is_file(path: Path) -> bool:
     """Whether there is a file; a name that no file can have is none."""
     try:
         return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; a name that none can have is not there."""
+    try:
+        return path.exists()
     except (OSError, ValueError):
         return False
 

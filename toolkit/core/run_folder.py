@@ -1,6 +1,6 @@
 """The run folder: the one place where trainer, command line and app meet.
 
-    runs/<id>/ config.yaml  status.json  data.json  metrics.jsonl  log.txt  samples/  checkpoints/  adapter/  requests/
+    runs/<id>/ config.yaml  status.json  data.json  summary.json  metrics.jsonl  log.txt  samples/  checkpoints/  adapter/  requests/
 
 States: queued -> starting -> running -> done, stopped or failed; lost is one whose process is gone without saying so.
 
@@ -28,8 +28,8 @@ from .systems import remove_file, replace_file, retry_while_locked
 LIVE_STATES = ("starting", "running")
 STATES = ("queued", *LIVE_STATES, "done", "stopped", "failed")
 RUN_ENTRIES = (
-    "config.yaml", "status.json", "data.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json", "samples", "checkpoints",
-    "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds", "candidates.jsonl", "best.yaml", "structure.txt",
+    "config.yaml", "status.json", "data.json", "summary.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json", "samples",
+    "checkpoints", "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds", "candidates.jsonl", "best.yaml", "structure.txt",
     "pareto.png", "export", "evaluation", "metrics.json", "pictures.png", "report.html", "report.txt", "evaluation.json",
     "answers.jsonl", "figures.json", "before_after.png", "rankfold",
 )  # fmt: skip

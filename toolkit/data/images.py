@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import warnings
 from pathlib import Path
@@ -15,6 +16,12 @@ from ..core.errors import UserError
 from ..core.paths import is_file, resolve_data_path
 
 ImageSource = Path | bytes
+HEIF_SUFFIXES = (".heic", ".heif")
+CAN_READ_HEIF = importlib.util.find_spec("pillow_heif") is not None
+if CAN_READ_HEIF:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 IMAGE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names an image

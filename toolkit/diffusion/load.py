@@ -12,7 +12,8 @@ from ..core.errors import UserError, did_you_mean
 from ..core.hub import WEIGHTS, fetch_snapshot
 from ..core.paths import assets_folder, cache_folder, is_hub_id
 from .families import FAMILIES
-from .model import DiffusionModel
+from .formulation import check_formulation
+from .model import DiffusionModel, has_weights
 from .single_file import SUFFIXES, convert
 
 EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit"}
@@ -39,12 +40,10 @@ def resolve_base(base: str) -> str:
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
             f"The embedded models are {' and '.join(EMBEDDED)}."
         )
-    folder = fetch_snapshot(
-        base,
-        WEIGHTS,
-        f"--base {base}",
-        "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny",
-    )
+    cure = "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny"
+    folder = fetch_snapshot(base, WEIGHTS, f"--base {base}", cure)
+    if not any(Path(folder).glob("*/*.safetensors")):  # a repository that has the fp16 variant only
+        folder = fetch_snapshot(base, WEIGHTS, f"--base {base}", cure, ignore=())
     check_pipeline_folder(Path(folder))
     return folder
 
@@ -71,6 +70,10 @@ def check_pipeline_folder(folder: Path) -> None:
     for part in needed:
         if not (folder / part).is_dir():
             raise UserError(f"--base {folder} is incomplete: the folder {part}/ is missing.")
+    for part in {family.denoiser_name, "vae", *family.text_encoder_names} & set(needed):
+        if not has_weights(folder / part):
+            raise UserError(f"--base {folder} is incomplete: {part}/ holds no weights (.safetensors or .bin).")
+    check_formulation(family, folder)
 
 
 def convert_single_file(file: Path) -> Path:

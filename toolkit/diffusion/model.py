@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +63,10 @@ class DiffusionModel:
     """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
     kohya_prefixes: ClassVar[dict[str, str]] = {}
     """How kohya's files begin the names of each part's layers; empty where it is not known how they go on."""
+    autoencoders: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
+    """Classes of the autoencoder that latents are made with."""
+    latent_statistics: ClassVar[tuple[str, ...]] = ()
+    """Fields of the autoencoder's config that the stock pipeline decodes by, beside scaling_factor."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
@@ -94,10 +100,21 @@ class DiffusionModel:
             return own.from_pretrained(self.path, subfolder=name)
         if self.device.type == "meta":
             return build_on_meta(own, Path(self.path) / name).to(self.dtype).requires_grad_(False).eval()
-        part = own.from_pretrained(self.path, subfolder=name, dtype=torch.float32 if name == "vae" else self.dtype)
+        dtype, variant = torch.float32 if name == "vae" else self.dtype, self.variant(name)
+        part = own.from_pretrained(self.path, subfolder=name, dtype=dtype, variant=variant)
         if self.quantize != "none" and name != "vae":
             part = quantize_model(part, self.quantize, self.dtype)
         return part.to(self.device).requires_grad_(False).eval()
+
+    def variant(self, name: str) -> str | None:
+        """The variant that a part's weights have to be loaded as, such as fp16, where there are no others."""
+        return weights_variant(Path(self.path) / name)
+
+    @property
+    def pipeline_variant(self) -> str | None:
+        """The variant that the stock pipeline has to be loaded as; parts without it are loaded as they are."""
+        parts = [name for name, value in self.index.items() if isinstance(value, list) and self.has_part(name)]
+        return next((found for name in parts if (found := self.variant(name))), None)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -161,7 +178,7 @@ class DiffusionModel:
         digest = hashlib.sha256()
         for name in names:
             for file in sorted((Path(self.path) / name).iterdir()):
-                if file.suffix in (".json", ".safetensors", ".txt", ".model"):
+                if file.is_file():
                     digest.update(file.name.encode())
                     with file.open("rb") as opened:
                         for block in iter(lambda: opened.read(1 << 22), b""):
@@ -208,14 +225,33 @@ class DiffusionModel:
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (B, 3, H, W) in -1..1 -> mean and std of the latents, each (B, C, H/f, W/f)."""
         posterior, config = self.vae.encode(pixels).latent_dist, self.vae.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return (posterior.mean - shift) * config.scaling_factor, posterior.std * config.scaling_factor
+        if "latents_mean" in self.latent_statistics and config.latents_mean is not None:
+            shift, spread = (pixels.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
+        else:
+            shift, spread = config.shift_factor if "shift_factor" in self.latent_statistics else 0.0, 1.0
+        scale = config.scaling_factor / spread
+        return (posterior.mean - shift) * scale, posterior.std * scale
 
     # -------------------------------------------------------------------------- prompts
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         """The prompts' embeds; with a gradient where a text encoder is trained."""
         raise NotImplementedError
+
+    def prompt_limits(self) -> dict[str, int]:
+        """Name of each tokenizer -> tokens of a prompt that its encoder is given, marks and template included."""
+        pipeline = getattr(diffusers, self.index["_class_name"])
+        longest = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
+        names = [name for name in self.index if name.startswith("tokenizer") and self.has_part(name)]
+        own = {name: int(getattr(self, name).model_max_length) for name in names}
+        return {
+            name: own[name] if longest is None or self.index[name][1].startswith("CLIP") else longest.default
+            for name in names
+        }
+
+    def fill_template(self, tokenizer: str, prompt: str) -> str:
+        """A prompt as the stock pipeline gives it to this tokenizer."""
+        return prompt
 
     def text_pipeline(self) -> Any:
         """The stock pipeline with its text encoders alone."""
@@ -247,6 +283,25 @@ class DiffusionModel:
     def predict(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         """The denoiser's prediction for noisy latents (B, C, H, W) at these timesteps (sigmas for flow models)."""
         raise NotImplementedError
+
+
+WEIGHT_FILE = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
+"""Weights of a part; with a variant in its name, as in model.fp16.safetensors."""
+
+
+def weights_variant(folder: Path) -> str | None:
+    """The variant of a folder's weights (fp16, bf16, ...) where it holds no plain ones; None where it does, or holds no weights."""
+    if not folder.is_dir():
+        return None
+    found = [match[1] for file in sorted(folder.iterdir()) if (match := WEIGHT_FILE.fullmatch(file.name))]
+    return found[0] if found and None not in found else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a part's folder holds weights, of whatever variant."""
+    return any(WEIGHT_FILE.fullmatch(file.name) for file in folder.iterdir())
 
 
 def build_on_meta(kind: Any, folder: Path) -> nn.Module:

@@ -16,7 +16,7 @@ from ..core.errors import UserError
 from ..core.hub import CONFIGS, fetch_snapshot
 from ..core.paths import is_hub_id
 from ..core.systems import retry_while_locked
-from .model import UNUSED_PARTS
+from .model import UNUSED_PARTS, weights_variant
 
 SUFFIXES = (".safetensors", ".ckpt")
 KEY_PREFIXES = {  # how the names of a part's tensors begin in one file; the denoiser's may begin with anything
@@ -112,7 +112,9 @@ def write_pipeline(file: Path, state: dict[str, torch.Tensor], layout: Path, out
             kind: Any = getattr(diffusers, index["_class_name"])
             given: dict[str, Any] = {name: None for name in UNUSED_PARTS if name in index}
             for name, own in missing_components(state, index).items():
-                given[name] = own.from_pretrained(layout, subfolder=name, dtype=dtype)
+                given[name] = own.from_pretrained(
+                    layout, subfolder=name, dtype=dtype, variant=weights_variant(layout / name)
+                )
             pipe = kind.from_single_file(str(file), config=str(layout), dtype=dtype, local_files_only=True, **given)
             parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
             save = lambda: pipe.save_pretrained(out)  # noqa: E731

@@ -1,44 +1,47 @@
-"""What is probably not meant, said before a run begins; it begins all the same."""
+"""What a run will see and what is probably not meant, said before it begins; it begins all the same."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...toolkit.data.subjects import Sample, folders_below, unreadable_images
+from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
+from ...toolkit.diffusion.load import open_model
 from ..config.base import LoopConfig
-from ..config.compose import ComposeConfig
 from ..config.images import DiffusionConfig
+from ..config.subject import SubjectConfig
 from ..engine.optimizer import optimizer_notice
+from ..subject.measuring import split_measured_photos
+from ..subject.summary import ImageSummary, summarize_images
 
 
-def notices(config: LoopConfig, inputs: tuple[Any, ...]) -> list[str]:
-    """Sentences about settings and data. inputs: what the method's checks found."""
-    found = [optimizer_notice(config)]
-    if isinstance(config, DiffusionConfig) and not isinstance(config, ComposeConfig):
-        found.append(token_notice(config, inputs[0]))
-        for folder in sorted({sample.path.parent for sample in inputs[0]}):
-            found += folder_notices(config, folder)
+def announce(config: LoopConfig, inputs: tuple[Any, ...], run: Run) -> None:
+    """Prints the summary and the notices, and keeps them in the run's log and in its summary.json. inputs: of the method's checks."""
+    summary = summarize(config, inputs)
+    lines = [*(summary.lines() if summary else []), *notices(config, summary)]
+    for text in lines:
+        print(text, flush=True)
+        run.append_log(text)
+    if summary is not None:
+        write_text(run.folder / "summary.json", json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
+
+
+def summarize(config: LoopConfig, inputs: tuple[Any, ...]) -> ImageSummary | None:
+    """What a training on images sees; None for other methods."""
+    if not isinstance(config, DiffusionConfig):
+        return None
+    samples, *_, base = inputs
+    held_out: list[Path] = []
+    if isinstance(config, SubjectConfig):
+        samples, held_out = split_measured_photos(config, samples)
+    summary = summarize_images(config, samples, open_model(base))
+    return replace(summary, held_out=[path.name for path in held_out])
+
+
+def notices(config: LoopConfig, summary: ImageSummary | None) -> list[str]:
+    """Sentences about settings and data."""
+    found = [optimizer_notice(config), *(summary.warnings if summary else [])]
     return [text for text in found if text]
-
-
-def folder_notices(config: DiffusionConfig, folder: Path) -> list[str]:
-    """What a folder of images holds that is not used."""
-    found = []
-    if names := unreadable_images(folder):
-        found.append(f"Not used, since they cannot be read: {', '.join(names)} in {folder}. Save them as JPEG or PNG.")
-    named = {Path(value).resolve() for value in vars(config).values() if isinstance(value, (str, Path)) and value}
-    if below := [path.name for path in folders_below(folder) if path.resolve() not in named]:
-        found.append(f"Not looked into: the folders with images in {folder}: {', '.join(below)}.")
-    return found
-
-
-def token_notice(config: DiffusionConfig, samples: list[Sample]) -> str:
-    """Whether every image has a caption, and none of them says a subject's token; '' if not."""
-    captions = [sample.caption for sample in samples]
-    if not all(captions) or any(token in (caption or "") for token in config.subjects for caption in captions):
-        return ""
-    return (
-        f"No caption says {config.token}, so the adapter will not answer to it: put it into the captions, or give with --token a word that "
-        "they have in common."
-    )

@@ -23,7 +23,7 @@ from ...toolkit.core.run_folder import HOST, LIVE_STATES, Run, is_process_alive,
 from ...toolkit.core.systems import detached_process_kwargs, remove_file, retry_while_locked
 from ..config.base import LoopConfig
 from ..config.yaml_file import from_yaml, to_yaml
-from ..runs.begin import check_out, clear_folder
+from ..runs.begin import check_out, clear_folder, with_absolute_paths
 
 POLL_SECONDS = 1.0  # seconds between looks for queued runs
 DEVICE_VARIABLES = (
@@ -57,7 +57,7 @@ def enqueue(config: LoopConfig, *, overwrite: bool = False) -> Run:
     clear_folder(run)
     run.discard_aside()
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.config_file, to_yaml(config))
+    write_text(run.config_file, to_yaml(with_absolute_paths(config)))
     run.set_status(state="queued", queued=time.time(), step=0, total=config.steps, error=None)
     return run
 

@@ -47,14 +47,14 @@ from ..engine.sharding import check_sharding
 from ..evaluation.subject import read_prompts
 from ..instruct.prepare import prepare_instruct
 from ..instruct.task import InstructTask
-from ..runs.begin import check_out, prepare_folder, restore_previous
+from ..runs.begin import check_out, prepare_folder, restore_previous, with_absolute_paths
 from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
 from ..search.supernet import check_search
 from ..subject.denoising import check_compile
 from ..subject.measuring import split_measured_photos
 from ..subject.task import SubjectTask
-from .notices import notices
+from .notices import announce
 from .out_of_memory import run_out_of_memory
 from .trained_on import TrainingData, check_data, collect_training_data, load_data, save_data, with_held_out
 
@@ -158,13 +158,12 @@ def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, ov
 def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, keep: Collection[str] = ()) -> Run:
     """The same in a folder that `check_out` has let pass. keep: entries that stay there."""
     config, inputs = preflight(config)
+    config = with_absolute_paths(config)
     accelerator, run = make_accelerator(config), Run(config.out)
     if accelerator.is_main_process:
         data = collect_training_data(config, inputs)
         prepare_folder(run, config, keep)
-        for text in notices(config, inputs):
-            print(text, flush=True)
-            run.append_log(text)
+        announce(config, inputs, run)
         run.set_status(
             threads=torch.get_num_threads()
         )  # another number would add up in another order when the run goes on

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
+from ...toolkit.core.paths import is_there
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
 from ..config.compose import has_fixed_weights
@@ -29,6 +30,25 @@ SOURCES = (
     "base",
 )
 """Fields of configs that may name a file or folder to read."""
+
+
+def with_absolute_paths(config: Any) -> Any:
+    """The config with the files and folders that it reads, and its --out, by their whole paths, as far as they are there.
+
+    So a worker, or who goes on with the run from another folder, finds what was meant when it began.
+    """
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(absolute, value))
+        if isinstance(value, dict):
+            return {key: absolute(one) for key, one in value.items()}
+        if not isinstance(value, (str, Path)) or not str(value) or not is_there(Path(value)):
+            return value
+        return type(value)(Path(value).absolute()) if isinstance(value, str) else value.absolute()
+
+    names = [name for name in (*SOURCES, "also", "adapters") if hasattr(config, name)]
+    return replace(config, out=config.out.absolute(), **{name: absolute(getattr(config, name)) for name in names})
 
 
 def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:
@@ -125,7 +145,7 @@ def prepare_folder(run: Run, config: LoopConfig, keep: Collection[str] = ()) -> 
         raise UserError(f"--out {run.folder} cannot be made: {error.strerror or error}.") from error
     clear_folder(run, keep)
     run.claim(step=0, total=0 if has_fixed_weights(config) else config.steps)
-    write_text(run.config_file, to_yaml(config))
+    write_text(run.config_file, to_yaml(with_absolute_paths(config)))
 
 
 def clear_folder(run: Run, keep: Collection[str] = ()) -> None:

@@ -57,8 +57,10 @@ class ImageBatches:
     ) -> dict[str, torch.Tensor]:
         """Rows of one stream (1 instance, 2 class), each with randomness of its own."""
         config = self.config
-        number, chosen = pick_rows([len(rows) for rows in buckets], config.seed + stream, position, config.batch_size)
+        sizes = [rows.num_draws for rows in buckets]
+        number, draws = pick_rows(sizes, config.seed + stream, position, config.batch_size)
         rows = buckets[number]
+        chosen = rows.rows_of(draws)
         which, shape = torch.tensor([chosen[slot] for slot in slots]), rows.mean.shape[1:]
         drawn, timesteps, prompts = [], [], []
         for slot, row in zip(slots, which.tolist(), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from accelerate import Accelerator
 
 from ...pipelines.generate import denoise, max_batch_size
-from ...toolkit.core.cache import cache_key
+from ...toolkit.core.cache import FORMAT, cache_key
 from ...toolkit.core.files import write_png
 from ...toolkit.core.paths import cache_folder
 from ...toolkit.data.subjects import Sample
@@ -18,6 +18,8 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
     side = config.resolution or model.native_resolution
     key = cache_key(
         kind="class",
+        format=FORMAT,
+        family=type(model).__name__,
         base=model.fingerprint(
             *(name for name, value in model.index.items() if isinstance(value, list) and model.has_part(name))
         ),

@@ -82,12 +82,14 @@ class ImageEncoder:
         ways = [(own * most)[:most] for own in ways]
         bare = [without_token(caption, config) for caption in captions]
         mean = torch.stack([row["mean"] for row in latents])
+        draws = [row for row, sample in enumerate(samples) for _ in range(sample.repeats)]
         return Rows(
             mean=mean.to(device),
             std=torch.stack([row["std"] for row in latents]).to(device),
             prompts=torch.stack([self.prompts.add(own) for own in ways]),
             without_token=self.prompts.add(bare) if subject and config.preservation_weight else None,
             mask=self.latent_mask_weights(samples, size, mean.shape[2:]) if subject and config.masks else None,
+            draws=draws if len(draws) > len(samples) else (),
         )
 
     def encode_latents(self, samples: list[Sample], size: Size) -> list[dict[str, torch.Tensor]]:
@@ -96,7 +98,13 @@ class ImageEncoder:
         vae, makers = model.fingerprint("vae"), []
         for sample in samples:
             key = cache_key(
-                kind="latents", vae=vae, file=file_hash(sample.path), size=size, crop=config.crop, flip=sample.flip
+                kind="latents",
+                family=type(model).__name__,
+                vae=vae,
+                file=file_hash(sample.path),
+                size=size,
+                crop=config.crop,
+                flip=sample.flip,
             )
             make = lambda s=sample: model.encode_image(load_image(s, size, config.crop))  # noqa: E731
             makers.append(lambda key=key, make=make: load_or_compute(cache, key, make))

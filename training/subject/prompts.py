@@ -54,7 +54,14 @@ class Prompts:
             encoder += cache_key(**{name: vectors.tolist() for name, vectors in token_embeddings.items()})
         makers = []
         for text in self.numbers:
-            key = cache_key(kind="words", encoder=encoder, text=text, dtype=config.precision, quantize=config.quantize)
+            key = cache_key(
+                kind="words",
+                family=type(model).__name__,
+                encoder=encoder,
+                text=text,
+                dtype=config.precision,
+                quantize=config.quantize,
+            )
             make = lambda t=text: {name: value.cpu() for name, value in model.encode_prompts([t]).items()}  # noqa: E731
             makers.append(lambda key=key, make=make: load_or_compute(cache, key, make))
         rows = share_work(self.accelerator, makers)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
 
 import torch
 
@@ -23,26 +25,45 @@ class Rows:
     """(N,): the caption without the subject's token, where that is to be preserved."""
     mask: torch.Tensor | None = None
     """(N, 1, H, W): what each latent pixel's error counts for, 1 on average; None counts all alike."""
+    draws: Sequence[int] = ()
+    """Row of each draw of a pass over all of them, in which an image with repeats has several; () draws each once."""
 
     def __len__(self) -> int:
         return len(self.mean)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws in a pass over all rows."""
+        return len(self.draws) or len(self)
+
+    def rows_of(self, draws: Sequence[int]) -> list[int]:
+        """The rows of draws by their numbers."""
+        return [self.draws[draw] for draw in draws] if self.draws else list(draws)
 
 
 def pick_rows(sizes: Sequence[int], seed: int, position: int, batch: int) -> tuple[int, list[int]]:
     """The bucket and its rows of the batch that begins at sample number `position`.
 
-    With several buckets an epoch is all their batches in mixed order; a bucket's last batch is filled up with its first rows
-    again, so that no image is ever left out.
+    A batch is of one bucket. Each bucket has as many batches as it has of all images, spread evenly, and its images follow each other
+    in one stream through all its batches: so each image is drawn as often as any other, whatever shapes the others have.
     """
     if len(sizes) == 1:
         return 0, sample_order(seed, sizes[0], position, batch)
-    owners = [bucket for bucket, size in enumerate(sizes) for _ in range(math.ceil(size / batch))]
-    epoch, turn = divmod(position // batch, len(owners))
-    number = permutation(seed, len(owners), epoch)[turn]
-    bucket = owners[number]
-    start = (number - owners.index(bucket)) * batch
-    rows = permutation(seed + 1 + bucket, sizes[bucket], epoch)
-    return bucket, [rows[(start + slot) % sizes[bucket]] for slot in range(batch)]
+    common = math.gcd(batch, *sizes)
+    turns = tuple(size // common for size in sizes)
+    epoch, turn = divmod(position // batch, sum(turns))
+    order = bucket_order(turns, seed, epoch)
+    bucket = order[turn]
+    before = epoch * turns[bucket] + order[:turn].count(bucket)
+    return bucket, sample_order(seed + 1 + bucket, sizes[bucket], before * batch, batch)
+
+
+@lru_cache(maxsize=8)
+def bucket_order(turns: tuple[int, ...], seed: int, epoch: int) -> tuple[int, ...]:
+    """Each bucket as often as it has turns in an epoch: its turns lie one in each equal part of the epoch, at random places of it."""
+    random = Random(f"{seed}/{epoch}")
+    places = [((n + random.random()) / count, bucket) for bucket, count in enumerate(turns) for n in range(count)]
+    return tuple(bucket for _, bucket in sorted(places))
 
 
 def bucket_size(width: int, height: int, side: int, unit: int) -> tuple[int, int]:

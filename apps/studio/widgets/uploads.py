@@ -12,13 +12,15 @@ from PIL import Image
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.files import write_atomic
+from ....toolkit.data.captions import SIDECARS, read_captions
+from ....toolkit.data.image_folder import SUFFIXES, image_fault
 from ....toolkit.data.images import image_size, load_rgb
-from ....toolkit.data.subjects import SUFFIXES, Sample, image_fault, load_image, read_captions
+from ....toolkit.data.subjects import Sample, load_image
 
 MAX_FILES = 2000
 MAX_BYTES = 2 * 2**30  # of all that a zip unpacks to
 MAX_FILE_BYTES = 200 * 2**20
-ALLOWED_SUFFIXES = (*SUFFIXES, ".txt", ".jsonl")
+ALLOWED_SUFFIXES = (*SUFFIXES, *SIDECARS, ".jsonl", ".csv")
 MAX_FINGERPRINT_DISTANCE = 4  # bits of 64 in which the fingerprints of near duplicates differ at most
 
 
@@ -94,7 +96,7 @@ def scan_folder(folder: Path) -> list[UploadedImage]:
     """The images of a folder with their captions, and which of them repeat another."""
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     images = [p for p in files if p.suffix.lower() in SUFFIXES and image_fault(p) is None]
-    captions = read_captions(folder, files, {p.name for p in images})
+    captions = read_captions(folder, files, {p.name for p in images}).texts
     found: list[UploadedImage] = []
     prints: list[tuple[str, np.ndarray]] = []
     for path in images:

@@ -20,6 +20,7 @@ class Flux(DiffusionModel):
     attention_targets = JOINT_ATTENTION_TARGETS
     lora_text_encoders = inversion_text_encoders = ("text_encoder",)
     kohya_prefixes: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1"}
+    latent_statistics = ("shift_factor",)
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
 
     @property

@@ -16,6 +16,7 @@ class Flux2Klein(DiffusionModel):
     pipelines = ("Flux2KleinPipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS
     patch_size = 1  # latents are squares of 2 x 2 already
+    autoencoders = ("AutoencoderKLFlux2",)
     licence = "klein 4B: Apache-2.0; klein 9B: non-commercial licence of Black Forest Labs."
 
     @property
@@ -47,6 +48,12 @@ class Flux2Klein(DiffusionModel):
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, _ = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
         return {"prompt_embeds": states}
+
+    def fill_template(self, tokenizer: str, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
 
     @classmethod
     def call_kwargs(

@@ -13,6 +13,7 @@ class Lumina2(DiffusionModel):
     """One attention over words and image."""
 
     pipelines = ("Lumina2Pipeline",)
+    latent_statistics = ("shift_factor",)
     licence = "Apache-2.0; the text encoder is under the Gemma terms."
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
@@ -20,6 +21,9 @@ class Lumina2(DiffusionModel):
             list(prompts), do_classifier_free_guidance=False, device=self.device
         )
         return {"prompt_embeds": states, "prompt_attention_mask": mask}
+
+    def fill_template(self, tokenizer: str, prompt: str) -> str:
+        return f"{self.pipeline().system_prompt} <Prompt Start> {prompt}"
 
     def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         return -self.transformer(

@@ -15,6 +15,8 @@ class QwenImage(DiffusionModel):
 
     pipelines = ("QwenImagePipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS
+    autoencoders = ("AutoencoderKLQwenImage",)
+    latent_statistics = ("latents_mean", "latents_std")
     licence = "Apache-2.0."
 
     @property
@@ -39,6 +41,12 @@ class QwenImage(DiffusionModel):
         states, mask = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
         mask = states.new_ones(states.shape[:2], dtype=torch.long) if mask is None else mask
         return {"prompt_embeds": states, "prompt_embeds_mask": mask}
+
+    def prompt_limits(self) -> dict[str, int]:
+        return {"tokenizer": super().prompt_limits()["tokenizer"] + self.pipeline().prompt_template_encode_start_idx}
+
+    def fill_template(self, tokenizer: str, prompt: str) -> str:
+        return self.pipeline().prompt_template_encode.format(prompt)
 
     @classmethod
     def call_kwargs(

@@ -17,6 +17,7 @@ class Sana(DiffusionModel):
 
     pipelines = ("SanaPipeline",)
     patch_size = 1
+    autoencoders = ("AutoencoderDC",)
     licence = "NVIDIA: see the card of the checkpoint; the text encoder is under the Gemma terms."
 
     @property

@@ -22,6 +22,7 @@ class StableDiffusion3(DiffusionModel):
     attention_targets = JOINT_ATTENTION_TARGETS
     lora_text_encoders = ("text_encoder", "text_encoder_2")
     kohya_prefixes: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    latent_statistics = ("shift_factor",)
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
     @property

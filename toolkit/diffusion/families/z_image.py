@@ -14,6 +14,7 @@ class ZImage(DiffusionModel):
     """One attention over words and image; prompts keep their own lengths."""
 
     pipelines = ("ZImagePipeline",)
+    latent_statistics = ("shift_factor",)
     licence = "Apache-2.0. The distilled Turbo loses its few-step skill under training: train the base model."
 
     @property
@@ -28,6 +29,12 @@ class ZImage(DiffusionModel):
             {"prompt_embeds": s[None], "mask": torch.ones(1, len(s), dtype=torch.bool, device=s.device)} for s in states
         ]
         return pad_and_stack(rows)
+
+    def fill_template(self, tokenizer: str, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
 
     @classmethod
     def call_kwargs(

@@ -1,0 +1,40 @@
+"""`rankfold inspect FOLDER`: what a training would see of a folder of images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ...toolkit.core.errors import UserError
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether a path is a folder of images, or of kohya's folders of them, and neither a run nor an adapter."""
+    from ...toolkit.data.image_folder import folders_below, has_any_image
+
+    if not path.is_dir() or any(
+        (path / name).exists() for name in ("config.yaml", "rankfold.json", "adapter_config.json")
+    ):
+        return False
+    return has_any_image(path) or bool(folders_below(path))
+
+
+def inspect_images(folder: Path, base: str, *, token: str | None, skip_bad: bool, as_json: bool) -> None:
+    """Prints the summary of a folder, with the settings of `rankfold train subject` where nothing else is said."""
+    from ...toolkit.data.subjects import find_samples
+    from ...toolkit.diffusion.load import open_model, resolve_base
+    from ...training.config.subject import SubjectConfig
+    from ...training.subject.summary import summarize_images
+
+    config = SubjectConfig(images=folder, base=base, skip_bad=skip_bad)
+    if token is not None:
+        if not token.strip():
+            raise UserError("--token is empty: give the word that stands for the subject, such as sks.")
+        config = replace(config, token=token)
+    samples = find_samples(folder, skip_bad=skip_bad)
+    summary = summarize_images(config, samples, open_model(resolve_base(base)))
+    if as_json:
+        print(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
+        return
+    print(*summary.lines(), *(f"! {text}" for text in summary.warnings), sep="\n")
