@@ -56,10 +56,12 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def config(base, images, tmp_path):
     """A short run."""
+    from settings import quick_config
+
     from rankfold.training.config.subject import SubjectConfig
 
-    return SubjectConfig(
-        base=str(base), images=images, out=tmp_path / "run", steps=6, batch_size=2, rank=4, alpha=4.0,
+    return quick_config(
+        SubjectConfig, base=str(base), images=images, out=tmp_path / "run", steps=6, batch_size=2, rank=4, alpha=4.0,
         log_every=2, checkpoint_every=2, preview_every=0, threads=1,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ def inspect_images(folder: Path, base: str, *, token: str | None, skip_bad: bool
     """Prints the summary of a folder, with the settings of `rankfold train subject` where nothing else is said."""
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.diffusion.load import open_model, resolve_base
+    from ...training.config.defaults import resolve_defaults
     from ...training.config.subject import SubjectConfig
     from ...training.subject.summary import summarize_images
 
@@ -32,6 +33,7 @@ def inspect_images(folder: Path, base: str, *, token: str | None, skip_bad: bool
         if not token.strip():
             raise UserError("--token is empty: give the word that stands for the subject, such as sks.")
         config = replace(config, token=token)
+    config = resolve_defaults(config)
     samples = find_samples(folder, skip_bad=skip_bad)
     summary = summarize_images(config, samples, open_model(resolve_base(base)))
     if as_json:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.paths import expand_paths
@@ -25,7 +26,7 @@ def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) ->
     import tyro
 
     extra = {} if default is None else {"default": default}
-    argv = current_flags(argv, [field.name for field in fields(kind)])
+    argv = spell_out_switches(kind, current_flags(argv, [field.name for field in fields(kind)]))
     read = tyro.cli(kind, args=argv, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
     return replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
 
@@ -50,6 +51,20 @@ def current_flags(argv: list[str], known: list[str]) -> list[str]:
             if name != old:
                 flag = f"--{no}{name.replace('_', '-')}"
         words.append(flag + equals + value)
+    return words
+
+
+def spell_out_switches(kind: Any, argv: list[str]) -> list[str]:
+    """The words of a command with --switch and --no-switch as --switch True and --switch False, where a switch may also be unset."""
+    hints = get_type_hints(kind)
+    switches = {as_flag(field.name) for field in fields(kind) if set(get_args(hints[field.name])) == {bool, NoneType}}
+    words: list[str] = []
+    for number, word in enumerate(argv):
+        flag, value = word.replace("_", "-"), True
+        if flag.startswith("--no-") and f"--{flag[5:]}" in switches:
+            flag, value = f"--{flag[5:]}", False
+        alone = [*argv, ""][number + 1] not in ("True", "False", "None")
+        words += [flag, str(value)] if flag in switches and alone else [word]
     return words
 
 

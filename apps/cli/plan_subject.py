@@ -8,14 +8,17 @@ from .train_subject import subject_options
 def plan_subject(argv: list[str]) -> None:
     """Nothing is loaded, nothing written."""
     config, fit, folds, overwrite = subject_options(argv, "plan subject")
+    from ...training.config.defaults import describe_settings
     from ...training.launch.plan import advice, disk_bytes, fit_to_memory, min_seconds, plan
 
     estimate = plan(config)
+    config = estimate.config
     if fit is None:
         lines = advice(estimate)
     else:
         flags, estimate = fit_to_memory(estimate, fit)
         lines = [f"fits in {fit:g} GiB with: {' '.join(flags)}" if flags else f"fits in {fit:g} GiB as it is"]
+    print(f"settings         {describe_settings(estimate.config)}")
     for part in ("base", "adapter", "working", "peak"):
         print(f"{part:16} {getattr(estimate, part) / 2**30:8.2f} GiB")
     print(f"trainable params {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")

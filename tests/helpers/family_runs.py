@@ -1,5 +1,6 @@
 """Short runs on a tiny model of any family."""
 
+from settings import quick_config
 from tiny_families import SIDE
 
 from rankfold.training.config.subject import SubjectConfig
@@ -15,4 +16,5 @@ def a_config(folder, photos, out, **more):
         "preview_every": 0,
         "threads": 1,
     }
-    return SubjectConfig(base=str(folder), images=photos, out=out, resolution=SIDE, **(settings | more))
+    own = {"base": str(folder), "images": photos, "out": out, "resolution": SIDE}
+    return quick_config(SubjectConfig, **own, **(settings | more))

@@ -2,6 +2,7 @@
 
 import torch
 from safetensors.torch import load_file
+from settings import quick_config
 
 from rankfold.training.config.compose import ComposeConfig
 from rankfold.training.config.yaml_file import to_yaml
@@ -42,4 +43,5 @@ def train_until(config, step):
 def compose_config(base, runs, out, **changes):
     common = {"steps": 6, "batch_size": 2, "log_every": 2, "checkpoint_every": 2, "preview_every": 0, "threads": 1}
     adapters = tuple(str(run.folder) for run in runs)
-    return ComposeConfig(base=str(base), adapters=adapters, out=out, **(common | changes))
+    own = {"base": str(base), "adapters": adapters, "out": out}
+    return quick_config(ComposeConfig, **own, **(common | changes))

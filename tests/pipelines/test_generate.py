@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
+from settings import quick_config
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.export import export_adapter
@@ -40,11 +41,21 @@ def trained(base, images, tmp_path_factory):
     os.environ["RANKFOLD_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     out = tmp_path_factory.mktemp("trained") / "run"
     return train(
-        SubjectConfig(
-            base=str(base), images=images, out=out, steps=12, batch_size=2, rank=4, alpha=8.0, learning_rate=0.01,
-            train_text_encoder=True, preview_every=0, threads=1,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=out,
+            steps=12,
+            batch_size=2,
+            rank=4,
+            alpha=8.0,
+            learning_rate=0.01,
+            train_text_encoder=True,
+            preview_every=0,
+            threads=1,
         )
-    )  # fmt: skip
+    )
 
 
 def recipe_for(trained, base, **changes):
@@ -186,11 +197,20 @@ def test_a_kohya_file_whose_layers_differ_in_rank(base, images, tmp_path):
     from rankfold.training.launch.start import train
 
     run = train(
-        SubjectConfig(
-            base=str(base), images=images, out=tmp_path / "run", steps=4, batch_size=2, rank=4, adapter="dora",
-            learning_rate=0.02, preview_every=0, threads=1,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=tmp_path / "run",
+            steps=4,
+            batch_size=2,
+            rank=4,
+            adapter="dora",
+            learning_rate=0.02,
+            preview_every=0,
+            threads=1,
         )
-    )  # fmt: skip
+    )
     proof = export_adapter(run.adapter, str(base), "kohya", tmp_path, max_error=0.3)
     assert proof.ranks is not None
     assert proof.ranks[0] < proof.ranks[1]
@@ -262,11 +282,19 @@ def test_every_adapter_makes_images(adapter, base, images, tmp_path):
     from rankfold.training.launch.start import train
 
     run = train(
-        SubjectConfig(
-            base=str(base), images=images, out=tmp_path / "run", steps=2, batch_size=2, rank=4, adapter=adapter,
-            preview_every=0, threads=1,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=tmp_path / "run",
+            steps=2,
+            batch_size=2,
+            rank=4,
+            adapter=adapter,
+            preview_every=0,
+            threads=1,
         )
-    )  # fmt: skip
+    )
     assert len(generate(recipe_for(run, base, steps=2))) == 1
     if adapter == "oft":
         with pytest.raises(UserError, match="no strength but 1"):
@@ -344,8 +372,15 @@ def test_strengths_leave_no_other_adapter_active(trained, base, images, tmp_path
     from rankfold.training.launch.start import train
 
     bare = train(
-        SubjectConfig(
-            base=str(base), images=images, out=tmp_path / "run", steps=1, batch_size=2, preview_every=0, threads=1
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=tmp_path / "run",
+            steps=1,
+            batch_size=2,
+            preview_every=0,
+            threads=1,
         )
     )
     both = (str(trained.adapter), str(bare.adapter))

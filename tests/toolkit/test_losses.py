@@ -36,7 +36,7 @@ def test_other_predictions_are_refused():
 )
 def test_weights_speak_of_the_same_error(noise):
     """A wrong prediction leads to clean latents that are wrong by clean_error, whatever is predicted."""
-    levels = torch.cat([noise.timestep_at(share) for share in (0.1, 0.4, 0.6, 0.9)])
+    levels = torch.cat([noise.timestep_at(share, 8, 8) for share in (0.1, 0.4, 0.6, 0.9)])
     clean, other, wrong = torch.randn(3, 4, 2, 4, 4)
     noisy, goal = noise.add_noise(clean, other, levels), noise.target(clean, other, levels)
     snr = noise.snr(levels).view(-1, 1, 1, 1)

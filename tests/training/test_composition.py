@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors import safe_open
+from settings import quick_config
 from short_runs import compose_config, train_until
 from torch import nn
 
@@ -196,8 +197,15 @@ def runs(base, images, tmp_path_factory):
     import os
 
     os.environ["RANKFOLD_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
-    common = SubjectConfig(
-        base=str(base), images=images, steps=3, batch_size=2, learning_rate=0.05, preview_every=0, threads=1
+    common = quick_config(
+        SubjectConfig,
+        base=str(base),
+        images=images,
+        steps=3,
+        batch_size=2,
+        learning_rate=0.05,
+        preview_every=0,
+        threads=1,
     )
     settings = [
         {"adapter": "moslora", "rank": 4, "alpha": 8.0},
@@ -325,11 +333,20 @@ def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, c
 def test_learning_finds_the_right_source(base, images, runs, tmp_path):
     """On the images that one source was trained on for long, and the others not, its weight grows."""
     good = train(
-        SubjectConfig(
-            base=str(base), images=images, out=tmp_path / "good", steps=60, batch_size=4, rank=4, learning_rate=0.01,
-            preview_every=0, threads=1, seed=5,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=tmp_path / "good",
+            steps=60,
+            batch_size=4,
+            rank=4,
+            learning_rate=0.01,
+            preview_every=0,
+            threads=1,
+            seed=5,
         )
-    )  # fmt: skip
+    )
     config = compose_config(
         base, [runs[0], good], tmp_path / "out", images=images, steps=60, batch_size=4, learning_rate=0.1, tie="global"
     )
@@ -377,7 +394,7 @@ def test_an_adapter_of_another_architecture(base, runs, tmp_path):
     (folder / "unet").rename(folder / "transformer")
     (folder / "rankfold.json").unlink()
     with pytest.raises(UserError, match="has no transformer"):
-        compose(ComposeConfig(base=str(base), adapters=(str(folder),), out=tmp_path / "out"))
+        compose(quick_config(ComposeConfig, base=str(base), adapters=(str(folder),), out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -401,7 +418,7 @@ def test_mistakes(words, sentence, base, images, runs, tmp_path, capsys):
     words = [places.get(word, word) for word in words]
     words += [] if "--base" in words else ["--base", str(base)]
     with pytest.raises(SystemExit) as end:
-        main(["compose", *words, "--out", str(tmp_path / "out")])
+        main(["compose", *words, "--class-noun", "creature", "--out", str(tmp_path / "out")])
     assert end.value.code == 2
     import re
 
@@ -412,11 +429,19 @@ def test_mistakes(words, sentence, base, images, runs, tmp_path, capsys):
 
 def test_full_rank_is_refused_before_training_or_cut(base, images, runs, tmp_path):
     loha = train(
-        SubjectConfig(
-            base=str(base), images=images, out=tmp_path / "loha", steps=2, batch_size=2, adapter="loha", rank=2,
-            preview_every=0, threads=1,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=tmp_path / "loha",
+            steps=2,
+            batch_size=2,
+            adapter="loha",
+            rank=2,
+            preview_every=0,
+            threads=1,
         )
-    )  # fmt: skip
+    )
     config = compose_config(base, [runs[0], loha], tmp_path / "out", images=images, steps=2)
     with pytest.raises(UserError, match="--max-rank"):
         train(config)
@@ -428,10 +453,18 @@ def test_full_rank_is_refused_before_training_or_cut(base, images, runs, tmp_pat
 
 def test_an_adapter_that_is_not_linear_is_refused(base, images, runs, tmp_path):
     fvae = train(
-        SubjectConfig(
-            base=str(base), images=images, out=tmp_path / "fvae", steps=1, batch_size=2, adapter="fvae", rank=4,
-            preview_every=0, threads=1,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=tmp_path / "fvae",
+            steps=1,
+            batch_size=2,
+            adapter="fvae",
+            rank=4,
+            preview_every=0,
+            threads=1,
         )
-    )  # fmt: skip
+    )
     with pytest.raises(UserError, match="not linear"):
         compose(compose_config(base, [runs[0], fvae], tmp_path / "out"))

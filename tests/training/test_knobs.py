@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from settings import quick_config
 from short_runs import train_until
 from tiny_families import build
 from torch import nn
@@ -34,10 +35,17 @@ from rankfold.training.subject.task import SubjectTask
 
 @pytest.fixture
 def config(base, images, tmp_path):
-    return SubjectConfig(
-        base=str(base), images=images, out=tmp_path / "run", steps=3, batch_size=4, learning_rate=0.05, preview_every=0,
+    return quick_config(
+        SubjectConfig,
+        base=str(base),
+        images=images,
+        out=tmp_path / "run",
+        steps=3,
+        batch_size=4,
+        learning_rate=0.05,
+        preview_every=0,
         threads=1,
-    )  # fmt: skip
+    )
 
 
 def task_of(config):
@@ -107,10 +115,19 @@ def test_preservation_in_training(config):
 def test_compiled_blocks_learn_the_same(images, tmp_path):
     """Blocks that diffusers names (a UNet's) and blocks in a transformer's own list; previews in between go on without harm."""
     for name in ("sd", "sd3-without-t5"):
-        config = SubjectConfig(
-            base=str(build(name, tmp_path / name)), images=images, steps=4, batch_size=2, resolution=32, log_every=1,
-            preview_every=2, preview_steps=1, threads=1, out=tmp_path / "plain",
-        )  # fmt: skip
+        config = quick_config(
+            SubjectConfig,
+            base=str(build(name, tmp_path / name)),
+            images=images,
+            steps=4,
+            batch_size=2,
+            resolution=32,
+            log_every=1,
+            preview_every=2,
+            preview_steps=1,
+            threads=1,
+            out=tmp_path / "plain",
+        )
         plain, compiled = train(config), train(replace(config, compile=True, out=tmp_path / "compiled"))
         for a, b in zip(plain.metrics(), compiled.metrics(), strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
@@ -295,13 +312,13 @@ def test_flow_noise():
     torch.testing.assert_close(noisy + (1 - s) * goal, other)
 
     def levels(**given):
-        drawn = torch.cat([FlowNoise(**given).sample_timestep(generator(0, n)) for n in range(2000)])
+        drawn = torch.cat([FlowNoise(**given).sample_timestep(generator(0, n), 8, 8) for n in range(2000)])
         return float(drawn.mean()), float(drawn.std())
 
     assert levels(sampling="uniform") == pytest.approx((0.5, 0.289), abs=0.02)
     assert levels(sampling="logit_normal") == pytest.approx((0.5, 0.208), abs=0.02)
     assert levels(sampling="mode") == pytest.approx((0.5, 0.22), abs=0.03)
-    assert levels(sampling="logit_normal", shift=3.0)[0] > 0.65
+    assert levels(sampling="logit_normal", shift=lambda height, width: 3.0)[0] > 0.65
 
 
 def test_weighing_timesteps(config):

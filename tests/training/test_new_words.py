@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from family_runs import a_config
 from safetensors.torch import load_file
+from settings import quick_config
 from short_runs import train_until
 from tiny_families import SIDE, build
 
@@ -29,10 +30,20 @@ PROMPT = "a <sks> creature on the beach"
 
 @pytest.fixture
 def config(base, images, tmp_path):
-    return SubjectConfig(
-        base=str(base), images=images, out=tmp_path / "run", steps=4, batch_size=2, learning_rate=0.02, preview_every=0,
-        threads=1, token="<sks>", num_vectors=2, prior_weight=0.0,
-    )  # fmt: skip
+    return quick_config(
+        SubjectConfig,
+        base=str(base),
+        images=images,
+        out=tmp_path / "run",
+        steps=4,
+        batch_size=2,
+        learning_rate=0.02,
+        preview_every=0,
+        threads=1,
+        token="<sks>",
+        num_vectors=2,
+        prior_weight=0.0,
+    )
 
 
 def test_only_the_words_own_vectors_learn(config):
@@ -102,7 +113,9 @@ def test_families_with_several_encoders(family, keys, photos, tmp_path):
 def test_composing_carries_the_words(config, tmp_path):
     first = train(replace(config, out=tmp_path / "a"))
     second = train(replace(config, out=tmp_path / "b", token="<other>", num_vectors=1))
-    both = ComposeConfig(adapters=(str(first.folder), str(second.folder)), base=config.base, out=tmp_path / "both")
+    both = quick_config(
+        ComposeConfig, adapters=(str(first.folder), str(second.folder)), base=config.base, out=tmp_path / "both"
+    )
     words = load_token_embeddings(compose(both).adapter)
     assert words.keys() == {"text_encoder.<sks>", "text_encoder.<other>"}
     assert torch.equal(words["text_encoder.<sks>"], load_token_embeddings(first.adapter)["text_encoder.<sks>"])

@@ -5,6 +5,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from settings import quick_config
 from tiny_families import BUILDERS, SIDE, build
 
 from rankfold.pipelines.generate import Recipe, generate
@@ -88,13 +89,28 @@ def train_row(row, photos, tmp_path, adapters=ADAPTERS):
     prompts.write_text("a {token} {noun} on the beach\n")
     family = row.pop("family")
     base = build(family, tmp_path / "base")
-    config = SubjectConfig(
-        base=str(base), images=photos, out=tmp_path / "run", resolution=SIDE, steps=2, batch_size=2, rank=4, alpha=4.0,
-        learning_rate=0.01, threads=1, preview_steps=2, prior_images=1, log_every=1, checkpoint_every=1,
-        preview_prompts=("a {token} {noun}",), adapter=adapters[list(BUILDERS).index(family) % len(adapters)],
-        evaluate_clip="embedded", evaluate_prompts=str(prompts),
+    config = quick_config(
+        SubjectConfig,
+        base=str(base),
+        images=photos,
+        out=tmp_path / "run",
+        resolution=SIDE,
+        steps=2,
+        batch_size=2,
+        rank=4,
+        alpha=4.0,
+        learning_rate=0.01,
+        threads=1,
+        preview_steps=2,
+        prior_images=1,
+        log_every=1,
+        checkpoint_every=1,
+        preview_prompts=("a {token} {noun}",),
+        adapter=adapters[list(BUILDERS).index(family) % len(adapters)],
+        evaluate_clip="embedded",
+        evaluate_prompts=str(prompts),
         **row,
-    )  # fmt: skip
+    )
     run = train(config)
     assert run.status()["state"] == "done"
     assert len(list(run.samples.iterdir())) == 2 * bool(row["preview_every"])

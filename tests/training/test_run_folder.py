@@ -15,6 +15,7 @@ import torch
 from commands import expect_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from settings import quick_config
 from short_runs import adapter, compose_config, equal_states, train_until, write_config
 
 from rankfold.apps.cli import main
@@ -81,11 +82,20 @@ def done(base, images, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("done") / "run"
     return train(
-        SubjectConfig(
-            base=str(base), images=images, out=out, steps=4, batch_size=2, rank=4, preview_every=2, preview_steps=2,
-            train_text_encoder=True, threads=1,
+        quick_config(
+            SubjectConfig,
+            base=str(base),
+            images=images,
+            out=out,
+            steps=4,
+            batch_size=2,
+            rank=4,
+            preview_every=2,
+            preview_steps=2,
+            train_text_encoder=True,
+            threads=1,
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -226,7 +236,7 @@ def test_overwrite_leaves_nothing_of_the_old_run(old, config, capsys, tmp_path):
 
 
 def test_a_fixed_composition_overwrites_too(old, done, base, tmp_path):
-    both = ComposeConfig(base=str(base), adapters=(str(done.folder),), out=old.folder)
+    both = quick_config(ComposeConfig, base=str(base), adapters=(str(done.folder),), out=old.folder)
     with pytest.raises(UserError, match="holds a run already"):
         compose(both)
     run = compose(both, overwrite=True)
@@ -379,7 +389,7 @@ def test_the_queue_overwrites_and_carries_on(capsys, config, old):
     main(["queue", str(again.config_file), "--overwrite"])
     queue.run_queued(again.folder)
     assert again.state() == "done"
-    both = ComposeConfig(base=config.base, adapters=(str(again.folder),), out=old.folder.parent / "both")
+    both = quick_config(ComposeConfig, base=config.base, adapters=(str(again.folder),), out=old.folder.parent / "both")
     waiting = queue.enqueue(both)
     queue.run_queued(waiting.folder)
     assert waiting.state() == "done"
@@ -638,7 +648,7 @@ def talk(tmp_path):
     rows.append({"question": "Hello?", "answer": "Hello."})
     (tmp_path / "data.json").write_text(json.dumps(rows))
     (tmp_path / "old.json").write_text(json.dumps(rows[:2]))
-    return InstructConfig(
+    return quick_config(InstructConfig, 
         base="tiny-vlm", data=tmp_path / "data.json", replay=tmp_path / "old.json", out=tmp_path / "run", steps=4,
         batch_size=2, rank=2, checkpoint_every=2, preview_every=0, workers=0, threads=1,
     )  # fmt: skip
@@ -668,10 +678,24 @@ def test_changed_rows_and_their_images_are_named(talk, tmp_path, capsys):
 
 
 def test_a_search_goes_on_with_the_same_data_only(config, photos):
-    search = SearchConfig(
-        base=config.base, images=photos, out=config.out, steps=4, batch_size=2, rank=2, checkpoint_every=2,
-        preview_every=0, threads=1, population=4, generations=1, parents=2, mutations=1, crossovers=1, held_out_draws=1,
-    )  # fmt: skip
+    search = quick_config(
+        SearchConfig,
+        base=config.base,
+        images=photos,
+        out=config.out,
+        steps=4,
+        batch_size=2,
+        rank=2,
+        checkpoint_every=2,
+        preview_every=0,
+        threads=1,
+        population=4,
+        generations=1,
+        parents=2,
+        mutations=1,
+        crossovers=1,
+        held_out_draws=1,
+    )
     run = train_until(search, 2)
     change_data(photos, "added")
     with pytest.raises(UserError, match=r"photo 00.png was added. A search compares what was judged on the same data"):

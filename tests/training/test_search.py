@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from forked import run_in_two_processes
 from peft import get_peft_model
+from settings import quick_config
 from short_runs import train_until, write_config
 from torch import nn
 
@@ -151,11 +152,27 @@ def test_every_path_is_the_adapter_of_its_structure(form, bias, part):
 
 @pytest.fixture
 def search(base, images, tmp_path):
-    return SearchConfig(
-        base=str(base), images=images, out=tmp_path / "search", steps=6, batch_size=2, rank=2, learning_rate=0.05,
-        log_every=2, checkpoint_every=2, preview_every=0, threads=1, population=6, generations=2, parents=3, mutations=3,
-        crossovers=3, held_out_draws=2, train_text_encoder=True,
-    )  # fmt: skip
+    return quick_config(
+        SearchConfig,
+        base=str(base),
+        images=images,
+        out=tmp_path / "search",
+        steps=6,
+        batch_size=2,
+        rank=2,
+        learning_rate=0.05,
+        log_every=2,
+        checkpoint_every=2,
+        preview_every=0,
+        threads=1,
+        population=6,
+        generations=2,
+        parents=3,
+        mutations=3,
+        crossovers=3,
+        held_out_draws=2,
+        train_text_encoder=True,
+    )
 
 
 def task_of(config):
@@ -333,7 +350,21 @@ def test_mistakes(words, sentence, base, images, tmp_path, capsys):
     words = [str(one) if word == "ONE" else word for word in words]
     words += [] if "--images" in words else ["--images", str(images)]
     with pytest.raises(SystemExit) as end:
-        main(["search", "subject", "--base", str(base), *words, "--steps", "1", "--out", str(tmp_path / "out")])
+        main(
+            [
+                "search",
+                "subject",
+                "--base",
+                str(base),
+                "--class-noun",
+                "creature",
+                *words,
+                "--steps",
+                "1",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert sentence in said

@@ -9,6 +9,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 import torch
+from settings import quick_config
 
 from rankfold.apps.studio.render.messages import show_errors
 from rankfold.toolkit.core.errors import UserError
@@ -126,7 +127,7 @@ def test_before_the_first_step(config):
 
 
 def test_the_next_saving():
-    small = SubjectConfig(batch_size=4, gradient_accumulation=2)
+    small = quick_config(SubjectConfig, batch_size=4, gradient_accumulation=2)
     found = []
     for change in (
         {},
@@ -148,10 +149,10 @@ def test_the_next_saving():
         "--quantize nf4",
         "",
     ]
-    assert next_saving(SubjectConfig(precision="fp16")) == "--gradient-checkpointing"
+    assert next_saving(quick_config(SubjectConfig, precision="fp16")) == "--gradient-checkpointing"
     assert "Lower --resolution" in advice(small, Run(Path("runs/x")))
-    talking = InstructConfig(
-        **{name: getattr(small, name) for name in ("precision", "quantize", "optimizer", "batch_size")}
+    talking = quick_config(
+        InstructConfig, **{name: getattr(small, name) for name in ("precision", "quantize", "optimizer", "batch_size")}
     )
     talking = replace(talking, gradient_checkpointing=True)
     assert "Lower --max-length" in advice(talking, Run(Path("runs/x")))
@@ -162,7 +163,7 @@ def test_a_saving_that_does_not_work_here_is_no_advice(monkeypatch):
     from rankfold.toolkit.core import devices
 
     monkeypatch.setattr(devices, "this_machine", lambda: devices.Machine("cpu", has_kernel=lambda *_: False))
-    small = SubjectConfig(precision="bf16", gradient_checkpointing=True, batch_size=1)
+    small = quick_config(SubjectConfig, precision="bf16", gradient_checkpointing=True, batch_size=1)
     assert next_saving(small) == ""
 
 

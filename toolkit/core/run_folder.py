@@ -28,10 +28,11 @@ from .systems import remove_file, replace_file, retry_while_locked
 LIVE_STATES = ("starting", "running")
 STATES = ("queued", *LIVE_STATES, "done", "stopped", "failed")
 RUN_ENTRIES = (
-    "config.yaml", "status.json", "data.json", "summary.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json", "samples",
-    "checkpoints", "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds", "candidates.jsonl", "best.yaml", "structure.txt",
-    "pareto.png", "export", "evaluation", "metrics.json", "pictures.png", "report.html", "report.txt", "evaluation.json",
-    "answers.jsonl", "figures.json", "before_after.png", "rankfold",
+    "config.yaml", "status.json", "data.json", "summary.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json",
+    "samples", "checkpoints", "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds",
+    "candidates.jsonl", "best.yaml", "structure.txt", "pareto.png", "export", "evaluation", "metrics.json",
+    "pictures.png", "report.html", "report.txt", "evaluation.json", "answers.jsonl", "figures.json",
+    "before_after.png", "rankfold",
 )  # fmt: skip
 """What runs, and the commands that are given one, write into its folder; the last is a tracker's. All else is somebody's own."""
 ASIDE_FOLDER = ".rankfold-overwritten"  # where a run lies that another is about to take the place of

@@ -13,10 +13,12 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import diffusers
 import torch
@@ -40,6 +42,23 @@ TEXT_TARGETS = {  # by what a text encoder's layers are called
     "T5": ("q", "k", "v", "o"),
     "": ("q_proj", "k_proj", "v_proj", "o_proj"),  # Qwen, Gemma, Llama
 }
+
+
+@dataclass(frozen=True)
+class TrainingDefaults:
+    """Settings that a practitioner would start from with a family; docs/defaults.md has them in one table."""
+
+    learning_rate: float = 1e-4
+    text_learning_rate: float = 1e-5
+    batch_size: int = 1
+    rank: int = 16
+    timestep_shift: float | Literal["auto"] = "auto"
+    """Of flow models; auto: the shift that the base samples with."""
+    preview_steps: int = 25
+    guidance_scale: float | None = None
+    """None: the stock pipeline's own."""
+    source: str = "rank, batch and rate as in ai-toolkit's examples; guidance as in the stock pipeline"
+    """Where the figures are from."""
 
 
 class DiffusionModel:
@@ -67,6 +86,8 @@ class DiffusionModel:
     """Classes of the autoencoder that latents are made with."""
     latent_statistics: ClassVar[tuple[str, ...]] = ()
     """Fields of the autoencoder's config that the stock pipeline decodes by, beside scaling_factor."""
+    training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
+    """What training starts from where a user says nothing."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
@@ -115,6 +136,19 @@ class DiffusionModel:
         """The variant that the stock pipeline has to be loaded as; parts without it are loaded as they are."""
         parts = [name for name, value in self.index.items() if isinstance(value, list) and self.has_part(name)]
         return next((found for name in parts if (found := self.variant(name))), None)
+
+    @property
+    def denoiser_bytes(self) -> int:
+        """Size of the denoiser's weights as they are on disk."""
+        folder = Path(self.path) / self.denoiser_name
+        return sum(file.stat().st_size for file in folder.iterdir() if WEIGHT_FILE.fullmatch(file.name))
+
+    @property
+    def default_guidance(self) -> float:
+        """The guidance that the stock pipeline draws with where nobody says another."""
+        call = inspect.signature(getattr(diffusers, self.index["_class_name"]).__call__).parameters
+        given = (call[name].default for name in ("true_cfg_scale", "guidance_scale") if name in call)
+        return next(float(value) for value in given if isinstance(value, (int, float)))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -187,9 +221,9 @@ class DiffusionModel:
 
     # -------------------------------------------------------------------------- images
 
-    def part_config(self, name: str) -> dict[str, Any]:
-        """A part's config.json."""
-        return json.loads((Path(self.path) / name / "config.json").read_text(encoding="utf-8"))
+    def part_config(self, name: str, file: str = "config.json") -> dict[str, Any]:
+        """A part's config."""
+        return json.loads((Path(self.path) / name / file).read_text(encoding="utf-8"))
 
     @property
     def latent_scale(self) -> int:
@@ -273,12 +307,29 @@ class DiffusionModel:
 
     # -------------------------------------------------------------------------- noise and prediction
 
-    def noise(self, sampling: str = "logit_normal", shift: float = 1.0) -> Noise:
-        """The family's noise convention."""
+    def noise(self, sampling: str = "logit_normal", shift: float | Literal["auto"] = 1.0) -> Noise:
+        """The family's noise convention. shift: of flow models; auto: the one that the base samples images of each size with."""
         if self.is_flow:
-            return FlowNoise(sampling, shift)
+            return FlowNoise(sampling, self.sampling_shift if shift == "auto" else lambda height, width: shift)
         config = diffusers.DDPMScheduler.load_config(self.path, subfolder="scheduler")
         return DiscreteNoise(diffusers.DDPMScheduler.from_config(config))
+
+    def sampling_shift(self, height: int, width: int) -> float:
+        """The shift that the stock pipeline samples latents of this size with: one value, or by the number of tokens.
+
+        By tokens: exp(mu), mu on the line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift).
+        """
+        config = self.part_config("scheduler", "scheduler_config.json")
+        if not config.get("use_dynamic_shifting"):
+            return float(config.get("shift") or config.get("flow_shift") or 1.0)
+        mu = self.dynamic_shift(height * width // self.patch_size**2, config)
+        return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+    def dynamic_shift(self, tokens: int, config: dict[str, Any]) -> float:
+        """mu for this number of tokens, by the scheduler's config."""
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return low + (high - low) * (tokens - few) / (many - few)
 
     def predict(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         """The denoiser's prediction for noisy latents (B, C, H, W) at these timesteps (sigmas for flow models)."""

@@ -8,6 +8,7 @@ Both answer the same questions, so nothing behind them asks which one it is. Sha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -21,11 +22,11 @@ MIN_SNR = 1e-12  # where there is nothing but noise, so that weights have their 
 class Noise(Protocol):
     """What training needs to know of a model's noise."""
 
-    def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
-        """One timestep (a sigma for flow models) to train at, (1,)."""
+    def sample_timestep(self, random: torch.Generator, height: int, width: int) -> torch.Tensor:
+        """One timestep (a sigma for flow models) to train at, (1,); height and width are the latents'."""
         ...
 
-    def timestep_at(self, fraction: float) -> torch.Tensor:
+    def timestep_at(self, fraction: float, height: int, width: int) -> torch.Tensor:
         """The timestep at this fraction of the way from clean to noise, (1,)."""
         ...
 
@@ -52,10 +53,10 @@ class DiscreteNoise:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler, self.num_timesteps = scheduler, len(scheduler.alphas_cumprod)
 
-    def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
+    def sample_timestep(self, random: torch.Generator, height: int, width: int) -> torch.Tensor:
         return torch.randint(self.num_timesteps, (1,), generator=random)
 
-    def timestep_at(self, fraction: float) -> torch.Tensor:
+    def timestep_at(self, fraction: float, height: int, width: int) -> torch.Tensor:
         return torch.tensor([min(int(fraction * self.num_timesteps), self.num_timesteps - 1)])
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
@@ -74,25 +75,23 @@ class DiscreteNoise:
 class FlowNoise:
     """The straight way between latents and noise (rectified flow, Esser et al. 2024, arXiv 2403.03206).
 
-    sampling: uniform, logit_normal or mode (section 3.1). shift: sigmas s are drawn as shift s / (1 + (shift - 1) s), which
-    for large images puts more of them where the noise is (equation 23).
+    sampling: uniform, logit_normal or mode (section 3.1). shift: of latents of this height and width: sigmas s are drawn as
+    shift s / (1 + (shift - 1) s), which for large images puts more of them where the noise is (equation 23).
     """
 
-    def __init__(self, sampling: str = "logit_normal", shift: float = 1.0) -> None:
+    def __init__(
+        self, sampling: str = "logit_normal", shift: Callable[[int, int], float] = lambda height, width: 1.0
+    ) -> None:
         self.sampling, self.shift = sampling, shift
 
-    def sample_timestep(self, random: torch.Generator) -> torch.Tensor:
+    def sample_timestep(self, random: torch.Generator, height: int, width: int) -> torch.Tensor:
         sigma = compute_density_for_timestep_sampling(
             self.sampling, 1, logit_mean=0.0, logit_std=1.0, mode_scale=1.29, generator=random
         )
-        return self.apply_shift(sigma)
+        return apply_shift(sigma, self.shift(height, width))
 
-    def timestep_at(self, fraction: float) -> torch.Tensor:
-        return self.apply_shift(torch.tensor([fraction]))
-
-    def apply_shift(self, sigma: torch.Tensor) -> torch.Tensor:
-        """Equation 23."""
-        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+    def timestep_at(self, fraction: float, height: int, width: int) -> torch.Tensor:
+        return apply_shift(torch.tensor([fraction]), self.shift(height, width))
 
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
         s = sigmas_B.view(-1, *[1] * (clean.dim() - 1))
@@ -107,3 +106,8 @@ class FlowNoise:
     def clean_error_ratio(self, sigmas_B: torch.Tensor) -> torch.Tensor:
         """The error of the clean latents is s times that of the velocity."""
         return sigmas_B.square()
+
+
+def apply_shift(sigma: torch.Tensor, shift: float) -> torch.Tensor:
+    """Equation 23 of Esser et al. 2024."""
+    return shift * sigma / (1 + (shift - 1) * sigma)

@@ -70,6 +70,6 @@ def check_base(name: str, base: str, wanted: str, asked: str, resolve: Callable[
 def is_same_base(base: str, wanted: str, resolve: Callable[[str], str]) -> bool:
     """Whether a base resolves to this folder; one of another kind does not."""
     try:
-        return resolve(base) == wanted
+        return Path(resolve(base)).resolve() == Path(wanted).resolve()
     except UserError:
         return False

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
+from .base import AUTO, AutoFloat, AutoInt
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
@@ -14,10 +16,10 @@ class AdapterSettings:
 
     adapter: str = "moslora"
     """Adapter method, see 'rankfold adapters'."""
-    rank: Annotated[int, Ge(1)] = 8
-    """Rank of the low-rank update."""
-    alpha: Annotated[float, Gt(0)] = 8.0
-    """The change is multiplied by alpha / rank."""
+    rank: Annotated[AutoInt, Ge(1)] = AUTO
+    """Rank of the low-rank update; unset: the base's own."""
+    alpha: Annotated[AutoFloat, Gt(0)] = AUTO
+    """The change is multiplied by alpha / rank; unset: the rank."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the adapter's input."""
     adapter_options: dict[str, str] = field(default_factory=dict)
@@ -39,4 +41,4 @@ class DiffusionAdapterSettings(AdapterSettings):
     num_vectors: Annotated[int, Ge(0)] = 0
     """Textual inversion: number of learned vectors that the token gets, trained with the adapter; 0 learns none."""
     text_learning_rate: Annotated[float, Gt(0)] | None = None
-    """Learning rate of the text encoders' adapters and of the token's vectors; unset means the same."""
+    """Learning rate of the text encoders' adapters and of the token's vectors; unset: the base's own."""

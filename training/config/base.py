@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Lt
 
 from ...toolkit.core.paths import expand_paths
+
+# Settings whose default is the base's own (defaults.py): None as long as nobody has set them. Type checkers see what they are once
+# `resolve_defaults` has filled them in, which is before anything but the checks reads them.
+Precision = Literal["fp32", "bf16", "fp16"]
+if TYPE_CHECKING:
+    AutoInt: TypeAlias = int
+    AutoFloat: TypeAlias = float
+    AutoBool: TypeAlias = bool
+    AutoPrecision: TypeAlias = Precision
+else:
+    AutoInt, AutoFloat, AutoBool, AutoPrecision = int | None, float | None, bool | None, Precision | None
+AUTO: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +36,12 @@ class LoopConfig:
     """Run folder."""
     steps: Annotated[int, Ge(1)] = 300
     """Optimizer steps."""
-    batch_size: Annotated[int, Ge(1)] = 4
-    """Images per forward pass, over all processes together."""
+    batch_size: Annotated[AutoInt, Ge(1)] = AUTO
+    """Images per forward pass, over all processes together; unset: the base's own."""
     gradient_accumulation: Annotated[int, Ge(1)] = 1
     """Forward passes per optimizer step."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
-    """Peak learning rate of the adapter."""
+    learning_rate: Annotated[AutoFloat, Gt(0)] = AUTO
+    """Peak learning rate of the adapter; unset: the base's own, or the optimizer's."""
     lr_scheduler: str = "constant"
     """A scheduler of diffusers: constant, constant_with_warmup, linear, cosine, polynomial, ..."""
     lr_warmup_steps: Annotated[int, Ge(0)] = 0
@@ -42,12 +54,12 @@ class LoopConfig:
     """Gradients are clipped to this norm; 0 turns clipping off."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay of the moving average of the adapter's weights (0.99 to 0.9999); 0 keeps none."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """dtype of the base model; the adapter itself is always trained in fp32."""
+    precision: AutoPrecision = AUTO
+    """dtype of the base model, unset: the base's own on this device; the adapter itself is always trained in fp32."""
     quantize: Literal["none", "nf4", "int8", "fp8"] = "none"
     """Quantization of the base model's linear layers in memory, text encoders included."""
-    gradient_checkpointing: bool = False
-    """Less memory, about a third more time."""
+    gradient_checkpointing: AutoBool = AUTO
+    """Less memory, about a third more time; unset: with large bases."""
     compile: bool = False
     """Compile the denoiser's repeated blocks (torch.compile): the first steps take minutes, the others less; needs a C++ compiler."""
     seed: Annotated[int, Ge(0)] = 0

@@ -55,7 +55,7 @@ def constraints(hint: Any) -> list[Any]:
 
 def limit_fault(value: Any, limits: list[Any]) -> str:
     """What a value must be, when it is not within its limits; '' when it is, or when it is unset."""
-    if value is None:
+    if value is None or isinstance(value, str):
         return ""
     bounds = {type(limit): getattr(limit, WORDS[type(limit)][0]) for limit in limits}
     within = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}

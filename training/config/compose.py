@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from .base import LoopConfig
+from .base import AutoFloat, LoopConfig
 from .images import DiffusionConfig
 from .instruct import ConversationConfig
 
@@ -41,6 +41,8 @@ class ComposeConfig(DiffusionConfig, ComposeSettings):
 
     out: Path = Path("runs/composed")
     """Run folder."""
+    learning_rate: Annotated[AutoFloat, Gt(0)] = 1e-3
+    """Peak learning rate of the weights."""
     preservation_weight: Annotated[float, Ge(0)] = 0.0
     """Not for composing: what it could preserve is already in its sources."""
 
@@ -51,7 +53,7 @@ class ComposeInstructConfig(ConversationConfig, ComposeSettings):
 
     out: Path = Path("runs/composed-instruct")
     """Run folder."""
-    learning_rate: Annotated[float, Gt(0)] = 0.05
+    learning_rate: Annotated[AutoFloat, Gt(0)] = 0.05
     """Peak learning rate of the weights."""
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from .base import LoopConfig
+from .base import AUTO, AutoFloat, AutoInt, LoopConfig
+
+if TYPE_CHECKING:
+    AutoShift: TypeAlias = float | Literal["auto"]
+else:
+    AutoShift = float | Literal["auto"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +26,8 @@ class DiffusionConfig(LoopConfig):
     """Base model: 'tiny' (embedded), a folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
     token: str = "sks"
     """Rare word that will stand for the subject."""
-    class_noun: str = "creature"
-    """What the subject is an instance of."""
+    class_noun: str = ""
+    """What the subject is an instance of (dog, mug, person); the embedded models' is creature, others have none."""
     resolution: Annotated[int, Ge(0), Le(16_384)] = 0
     """Side of the training images in pixels; 0 means the base model's own."""
     crop: Literal["center", "pad", "bucket"] = "center"
@@ -53,14 +58,14 @@ class DiffusionConfig(LoopConfig):
     """Noise offset: adds noise that is constant over an image, so that brightness is learned too; 0.05 is usual."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
     """Distribution of the timesteps of flow models (Esser et al. 2024, section 3.1); others draw uniformly."""
-    timestep_shift: Annotated[float, Gt(0)] = 1.0
-    """Timestep shift of flow models: above 1 trains more at high noise, as large images need."""
+    timestep_shift: Annotated[AutoShift, Gt(0)] = AUTO
+    """Timestep shift of flow models: above 1 trains more at high noise, as large images need; auto: as the base samples; unset: its own."""
     preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
     """Prompts of the previews; {token} and {noun} are filled in."""
-    preview_steps: Annotated[int, Ge(1)] = 20
-    """Denoising steps per preview."""
-    guidance_scale: float = 4.0
-    """Guidance of previews and class images, and of `rankfold sample --run`."""
+    preview_steps: Annotated[AutoInt, Ge(1)] = AUTO
+    """Denoising steps per preview; unset: the base's own."""
+    guidance_scale: AutoFloat = AUTO
+    """Guidance of previews and class images, and of `rankfold sample --run`; unset: the stock pipeline's own."""
 
     @property
     def prompt(self) -> str:

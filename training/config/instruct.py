@@ -37,8 +37,6 @@ class ConversationConfig(LoopConfig):
     """Attention implementation."""
     epochs: Annotated[float, Gt(0)] | None = None
     """Passes over the data, instead of --steps."""
-    learning_rate: Annotated[float, Gt(0)] = 2e-4
-    """Peak learning rate of the adapter."""
     replay: Path | None = None
     """More conversations, of what the base can do already and shall keep."""
     replay_share: Annotated[float, Ge(0), Lt(1)] = 0.25

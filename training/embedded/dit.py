@@ -39,7 +39,7 @@ def train_dit(config: BuildTinyConfig) -> None:
         words = which[rows].clone()
         words[torch.rand(len(rows), generator=generator) < 0.1] = 0  # the empty prompt, for guidance
         drawn = torch.randn(clean.shape, generator=generator)
-        sigmas = torch.cat([noise.sample_timestep(generator) for _ in rows])
+        sigmas = torch.cat([noise.sample_timestep(generator, *clean.shape[2:]) for _ in rows])
         pred = velocity(
             noise.add_noise(clean, drawn, sigmas), sigmas, states[words].float(), pooled[words].float(), ids[words]
         )

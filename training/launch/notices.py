@@ -11,6 +11,7 @@ from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.load import open_model
 from ..config.base import LoopConfig
+from ..config.defaults import describe_settings
 from ..config.images import DiffusionConfig
 from ..config.subject import SubjectConfig
 from ..engine.optimizer import optimizer_notice
@@ -21,7 +22,7 @@ from ..subject.summary import ImageSummary, summarize_images
 def announce(config: LoopConfig, inputs: tuple[Any, ...], run: Run) -> None:
     """Prints the summary and the notices, and keeps them in the run's log and in its summary.json. inputs: of the method's checks."""
     summary = summarize(config, inputs)
-    lines = [*(summary.lines() if summary else []), *notices(config, summary)]
+    lines = [f"settings  {describe_settings(config)}", *(summary.lines() if summary else []), *notices(config, summary)]
     for text in lines:
         print(text, flush=True)
         run.append_log(text)

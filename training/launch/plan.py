@@ -24,6 +24,8 @@ from ...toolkit.core.quantize import block_linears
 from ...toolkit.data.subjects import find_samples, sample_size
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
+from ..config.checks import check_ranges
+from ..config.defaults import resolve_defaults
 from ..config.subject import SubjectConfig
 from ..engine.processes import num_processes
 from ..subject.adapter import SubjectAdapter
@@ -117,6 +119,8 @@ def plan(config: SubjectConfig) -> Plan:
     Raises:
         UserError: for a base or settings that cannot work.
     """
+    check_ranges(config)
+    config = resolve_defaults(config)
     return Plan(config, simulate_step(config))
 
 

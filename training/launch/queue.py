@@ -51,9 +51,11 @@ def enqueue(config: LoopConfig, *, overwrite: bool = False) -> Run:
     check_out(config, overwrite=overwrite)
     if not run.is_run() and run.foreign_entries():
         raise UserError(f"{run.folder} is there already: choose another name.")
+    from ..config.defaults import resolve_defaults
     from .start import check_config
 
     check_config(config)
+    config = resolve_defaults(config)
     clear_folder(run)
     run.discard_aside()
     run.folder.mkdir(parents=True, exist_ok=True)

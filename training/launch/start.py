@@ -34,6 +34,7 @@ from ..compose.task import ComposeTask
 from ..config.base import LoopConfig
 from ..config.checks import check_ranges
 from ..config.compose import ComposeConfig, ComposeInstructConfig, has_fixed_weights
+from ..config.defaults import resolve_defaults
 from ..config.images import DiffusionConfig
 from ..config.instruct import InstructConfig
 from ..config.peft_config import peft_config
@@ -182,6 +183,7 @@ def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = 
     """
     if not has_fixed_weights(config):
         return train(config, overwrite=overwrite)
+    config = resolve_defaults(config)
     check_out(config, overwrite=overwrite)
     return run_fixed_composition(config)
 
@@ -207,9 +209,12 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_
     known = run.status().get("threads")
     accelerator = make_accelerator(config, known if isinstance(known, int) and run.checkpoint_files() else 0)
     if accelerator.is_main_process:
-        if run.checkpoint_files():
+        begun = bool(run.checkpoint_files())
+        if begun:
             run.discard_aside()
         run.claim()
+        if not begun:  # a queued run, or one that was killed before its first checkpoint
+            announce(config, inputs, run)
     accelerator.wait_for_everyone()
     return run_task(config, inputs, run, accelerator, make_task)
 
@@ -227,6 +232,7 @@ def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, In
         run.check_not_live()
         if run.state() == "done":
             raise UserError(f"{folder} is done: a composition by fixed weights has nothing to go on with.")
+        config = resolve_defaults(config)
         check_config(config)
         return config, ()
     checked, inputs = preflight(restore_held_out(config, run))
@@ -251,11 +257,14 @@ def check_config(config: Any) -> None:
     if not has_fixed_weights(config):
         preflight(config)
     else:
+        config = resolve_defaults(config)
         (check_instruct_fixed if isinstance(config, ComposeInstructConfig) else check_fixed)(config)
 
 
 def preflight(config: Any) -> tuple[Any, Inputs]:
     """All checks that need no model. Returns the config, with what the data settle in it, and what the Task is built of."""
+    check_ranges(config)
+    config = resolve_defaults(config)
     check_settings(config)
     if is_main_process():
         Run(config.out).check_not_live()

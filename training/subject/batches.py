@@ -66,7 +66,7 @@ class ImageBatches:
         for slot, row in zip(slots, which.tolist(), strict=True):
             random = generator(config.seed, stream, position + slot)
             both = torch.randn((2, *shape), generator=random)
-            timesteps.append(self.noise.sample_timestep(random))
+            timesteps.append(self.noise.sample_timestep(random, *shape[1:]))
             if config.noise_offset:
                 both[1] += config.noise_offset * torch.randn(shape[0], 1, 1, generator=random)
             drawn.append(both)

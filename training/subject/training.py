@@ -84,7 +84,8 @@ class ImageTraining:
         for number in range(len(rows) * draws):
             random = generator(seed, 9, number)
             noise.append(torch.randn(rows.mean.shape[1:], generator=random))
-            timesteps.append(self.noise.timestep_at((number % draws + float(torch.rand((), generator=random))) / draws))
+            fraction = (number % draws + float(torch.rand((), generator=random))) / draws
+            timesteps.append(self.noise.timestep_at(fraction, *rows.mean.shape[2:]))
         which = torch.arange(len(rows)).repeat_interleave(draws)
         where = which.to(device)
         return {

@@ -12,6 +12,7 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
+from ....training.config.defaults import EMBEDDED_SETTINGS
 from ....training.config.instruct import ConversationConfig
 from ....training.config.subject import SubjectConfig
 from ....training.embedded.demo import DEMO_SETTINGS
@@ -31,12 +32,12 @@ PATHS = ("images", "masks", "evaluate_images", "chat_template", "data", "replay"
 
 
 def preset(name: str, base: str) -> dict[str, Any]:
-    """Settings that suit a base: those of the demo for embedded ones, careful ones for others."""
+    """Settings that suit a base: those of the demo for embedded ones, the base's own for others."""
     if base in DEMO_SETTINGS:
         settings = {key: list(v) if isinstance(v, tuple) else v for key, v in DEMO_SETTINGS[base].items()}
         return settings | {"steps": round(300 * STEPS[name])}
-    settings = {"learning_rate": 1e-4, "batch_size": 1, "gradient_checkpointing": True, "precision": "bf16"}
-    return settings | {"steps": round(800 * STEPS[name]), "rank": 16, "alpha": 16.0}
+    own = dict.fromkeys((*EMBEDDED_SETTINGS, "alpha"), None) | {"class_noun": ""}  # unset: the base's own
+    return own | {"steps": round(800 * STEPS[name])}
 
 
 def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig:

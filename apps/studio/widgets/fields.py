@@ -20,6 +20,7 @@ from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import METHODS, from_yaml_text, to_yaml
 
 LABELS = {"token": "Trigger word", "class_noun": "What it is (dog, person, mug ...)"}  # names that say little in a form
+SWITCH: dict[bool | None, str] = {None: "automatic", True: "on", False: "off"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Field:
 
     name: str
     kind: str
-    """flag, whole, number, text, choice, texts (one per line) or mapping (JSON)."""
+    """flag, switch (on, off or unset), whole, number, text, choice, texts (one per line) or mapping (JSON)."""
     default: Any
     help: str
     choices: tuple[str, ...] = ()
@@ -56,10 +57,12 @@ def make_field(name: str, hint: Any, default: Any, meaning: str) -> Field:
     optional = False
     if get_origin(hint) in (Union, UnionType):  # the former where a limit stood in it
         optional = type(None) in get_args(hint)
+        if any(get_origin(arm) is Literal for arm in get_args(hint)) and float in get_args(hint):
+            return Field(name, "text", default, meaning, (), optional)
         hint = next(arm for arm in get_args(hint) if arm is not type(None))
     if get_origin(hint) is Literal:
         return Field(name, "choice", default, meaning, tuple(str(arm) for arm in get_args(hint)), optional)
-    kinds = {bool: "flag", int: "whole", float: "number", str: "text", Path: "text"}
+    kinds = {bool: "switch" if optional else "flag", int: "whole", float: "number", str: "text", Path: "text"}
     if hint in kinds:
         return Field(name, kinds[hint], default, meaning, (), optional)
     return Field(name, "mapping" if get_origin(hint) is dict else "texts", default, meaning, (), optional)
@@ -98,6 +101,8 @@ def to_input_value(field: Field, value: Any) -> Any:
         return json.dumps(value) if value else ""
     if field.kind == "text":
         return "" if value is None else str(value)
+    if field.kind == "switch":
+        return SWITCH[value]
     return value
 
 
@@ -118,6 +123,8 @@ def from_input_value(field: Field, value: Any) -> Any:
         return found
     if empty:
         return None if field.optional else field.default
+    if field.kind == "switch":
+        return next(state for state, text in SWITCH.items() if text == value)
     if field.kind == "whole":
         if float(value) != int(value):
             raise UserError(f"{field.label} must be a whole number, not {value}.")
@@ -172,7 +179,7 @@ def config_command(config: LoopConfig) -> list[str]:
         if field.name == "adapters" or value == field.default:
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        if field.kind == "flag":
+        if field.kind in ("flag", "switch"):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif field.kind == "texts":
             words += [flag, *map(str, value)]

@@ -15,6 +15,7 @@ from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import METHODS
 from ..render.messages import message_html, show_errors
 from .fields import (
+    SWITCH,
     Field,
     config_command,
     config_values,
@@ -93,10 +94,14 @@ class Form:
             return gr.Dropdown([*known], value=value, allow_custom_value=True, **common, min_width=200)
         if field.kind == "flag":
             return gr.Checkbox(value=value, **common, min_width=220)
+        if field.kind == "switch":
+            return gr.Dropdown([*SWITCH.values()], value=value, **common, min_width=200)
         if field.kind == "choice":
             return gr.Dropdown(list(field.choices), value=value, **common, min_width=200)
         if field.kind in ("whole", "number"):
-            return gr.Number(value=value, precision=0 if field.kind == "whole" else None, **common, min_width=200)
+            whole = 0 if field.kind == "whole" else None
+            unset = "the base's own" if field.optional else None
+            return gr.Number(value=value, precision=whole, placeholder=unset, **common, min_width=200)
         lines = 2 if field.kind in ("texts", "mapping") else 1
         return gr.Textbox(value=value, lines=lines, **common, min_width=200)
 
@@ -166,7 +171,7 @@ class Form:
         if self.has_adapter:
             own: Any = config
             make_config(
-                own.adapter, rank=own.rank, alpha=own.alpha, dropout=own.dropout, target_modules=("to_q",),
+                own.adapter, rank=own.rank or 8, alpha=own.alpha or 8.0, dropout=own.dropout, target_modules=("to_q",),
                 options=own.adapter_options,
             )  # fmt: skip
         return config

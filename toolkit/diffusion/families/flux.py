@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds, pack_latents, unpack_latents
+from ..model import (
+    JOINT_ATTENTION_TARGETS,
+    DiffusionModel,
+    PromptEmbeds,
+    TrainingDefaults,
+    pack_latents,
+    unpack_latents,
+)
 
 TRAINING_GUIDANCE = 1.0  # the distilled guidance that adapters are trained at: at 1 it asks for the plain prediction
 
@@ -21,6 +28,9 @@ class Flux(DiffusionModel):
     lora_text_encoders = inversion_text_encoders = ("text_encoder",)
     kohya_prefixes: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1"}
     latent_statistics = ("shift_factor",)
+    training_defaults = TrainingDefaults(
+        source="rate, rank, batch as in ai-toolkit; shift by the number of tokens, as sd-scripts' flux_shift"
+    )
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
 
     @property

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds
+
+STEPS = 50  # of the stock pipeline
 
 
 class Flux2Klein(DiffusionModel):
@@ -61,6 +64,10 @@ class Flux2Klein(DiffusionModel):
     ) -> dict[str, Any]:
         """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
         return super().call_kwargs(prompts, negative if isinstance(negative, dict) else None, guidance_scale)
+
+    def dynamic_shift(self, tokens: int, config: dict[str, Any]) -> float:
+        """The stock pipeline's own fit, for as many steps as it takes by itself."""
+        return compute_empirical_mu(tokens, STEPS)
 
     def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         b, c, height, width = noisy.shape

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds, pack_latents, unpack_latents
+from ..model import (
+    JOINT_ATTENTION_TARGETS,
+    DiffusionModel,
+    PromptEmbeds,
+    TrainingDefaults,
+    pack_latents,
+    unpack_latents,
+)
 
 
 class QwenImage(DiffusionModel):
@@ -17,6 +24,9 @@ class QwenImage(DiffusionModel):
     attention_targets = JOINT_ATTENTION_TARGETS
     autoencoders = ("AutoencoderKLQwenImage",)
     latent_statistics = ("latents_mean", "latents_std")
+    training_defaults = TrainingDefaults(
+        source="rate and rank as in ai-toolkit; the scheduler's shift, about 2 at 1024 px (musubi-tuner: 2.2)"
+    )
     licence = "Apache-2.0."
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DDIMScheduler
 
-from ..model import DiffusionModel, PromptEmbeds
+from ..model import DiffusionModel, PromptEmbeds, TrainingDefaults
 
 
 class StableDiffusion(DiffusionModel):
@@ -20,6 +20,10 @@ class StableDiffusion(DiffusionModel):
     patch_size = 1
     lora_text_encoders = inversion_text_encoders = ("text_encoder",)
     kohya_prefixes: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    training_defaults = TrainingDefaults(
+        text_learning_rate=5e-5,
+        source="rate as in the README of diffusers' train_dreambooth_lora.py, text encoder half of it as in kohya's guides; bf16, rank 16",
+    )
     licence = "CreativeML OpenRAIL-M (1.x) and ++-M (2.x): use-based restrictions go with every derived file."
 
     def sampling_scheduler(self) -> Any:

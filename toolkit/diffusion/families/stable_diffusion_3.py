@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...core.errors import UserError
-from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds
+from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds, TrainingDefaults
 
 TIMESTEPS = 1000  # the transformer is told the noise level times this
 
@@ -23,6 +23,9 @@ class StableDiffusion3(DiffusionModel):
     lora_text_encoders = ("text_encoder", "text_encoder_2")
     kohya_prefixes: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     latent_statistics = ("shift_factor",)
+    training_defaults = TrainingDefaults(
+        source="shift as diffusers' train_dreambooth_lora_sd3.py takes it, from the scheduler"
+    )
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
     @property

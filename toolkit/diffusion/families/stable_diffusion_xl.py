@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ..model import PromptEmbeds
+from ..model import PromptEmbeds, TrainingDefaults
 from .stable_diffusion import StableDiffusion
 
 
@@ -19,6 +19,10 @@ class StableDiffusionXL(StableDiffusion):
     lora_text_encoders = inversion_text_encoders = text_encoder_names
     kohya_prefixes: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     latent_statistics = ("latents_mean", "latents_std")
+    training_defaults = TrainingDefaults(
+        text_learning_rate=1e-5,
+        source="rate as in diffusers' train_dreambooth_lora_sdxl.py, text encoders as in sd-scripts, batch 1 and rank 16 as in ai-toolkit",
+    )
     licence = "CreativeML OpenRAIL++-M: use-based restrictions go with every derived file."
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..model import DiffusionModel, PromptEmbeds, pad_and_stack
+from ..model import DiffusionModel, PromptEmbeds, TrainingDefaults, pad_and_stack
 
 
 class ZImage(DiffusionModel):
@@ -15,6 +15,9 @@ class ZImage(DiffusionModel):
 
     pipelines = ("ZImagePipeline",)
     latent_statistics = ("shift_factor",)
+    training_defaults = TrainingDefaults(
+        timestep_shift=2.0, source="shift as in musubi-tuner's guide; rate, rank and batch as in ai-toolkit"
+    )
     licence = "Apache-2.0. The distilled Turbo loses its few-step skill under training: train the base model."
 
     @property
