@@ -58,7 +58,7 @@ def data(tmp_path_factory):
 def config(base, data, tmp_path):
     return InstructConfig(
         base=str(base), data=data, out=tmp_path / "run", steps=4, batch_size=4, rank=4, alpha=4.0, learning_rate=0.02,
-        log_every=1, checkpoint_every=2, preview_every=0, workers=0, threads=1,
+        log_every=1, checkpoint_every=2, preview_every=0, workers=0, threads=1, precision="fp32", gradient_checkpointing=False,
     )  # fmt: skip
 
 
@@ -580,7 +580,7 @@ def test_the_towers_alpha_is_its_own(tmp_path, data):
     base = build("llava", tmp_path / "base")
     config = InstructConfig(
         base=str(base), data=data, out=tmp_path / "run", batch_size=2, rank=4, alpha=8.0, vision_alpha=2.0, workers=0,
-        target_parts=("language-attention", "vision-attention"), adapter="moslora",
+        target_parts=("language-attention", "vision-attention"), adapter="moslora", precision="fp32",
     )  # fmt: skip
     task = task_of(config)
     layers = adapter_layers(task.training.vision.model)

@@ -224,3 +224,17 @@ def test_too_few_photos_to_hold_one_out(measured, images, tmp_path):
         (few / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="too few to hold one out"):
         preflight(replace(measured, images=few))
+
+
+def test_the_loss_at_fixed_noise(measured):
+    """The same noise each time, so that it is a curve: on what is trained on it falls, and without training nothing changes."""
+    rows = [row for row in train(measured).metrics() if "validation_loss" in row]
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert rows[-1]["training_loss"] < rows[0]["training_loss"]
+    for row in rows:
+        bands = [row[f"validation_loss_{band}"] for band in ("clean", "middle", "noisy")]
+        assert sum(bands) / 3 == pytest.approx(row["validation_loss"])
+        assert row["class_loss"] > 0
+    still = train(replace(measured, learning_rate=1e-12, out=measured.out.with_name("still"))).metrics()
+    still = [row["validation_loss"] for row in still if "validation_loss" in row]
+    assert still == pytest.approx([rows[0]["validation_loss"]] * 4)

@@ -139,7 +139,7 @@ def test_a_stopped_run_is_refused_and_its_checkpoint_stays(capsys, config, tmp_p
     "words",
     [
         "train subject --images IMAGES --base BASE --out RUN",
-        "train subject --images IMAGES --base BASE --evaluate-every 2 --evaluate-clip embedded --folds 2 --out RUN",
+        "train subject --images IMAGES --base BASE --evaluate-every 2 --evaluate-clip embedded --folds 2 --class-noun cat --out RUN",
         "train instruct --data nowhere.json --out RUN",
         "search subject --images IMAGES --base BASE --out RUN",
         "search instruct --data nowhere.json --out RUN",

@@ -72,7 +72,7 @@ class LoopConfig:
     """Newest checkpoints that are kept."""
     preview_every: Annotated[int, Ge(0)] = 100
     """Steps between previews; 0 makes none."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Also log to this tracker, through accelerate."""
     threads: Annotated[int, Ge(0)] = 0
     """Torch threads on a CPU; 0 takes as many as find a core that no other process keeps busy when the run starts."""

@@ -78,6 +78,8 @@ def check_diffusion_settings(config: DiffusionConfig) -> None:
         raise UserError(
             "--prior-weight works with square images only: take --preservation-weight, or --crop center or pad."
         )
+    if config.prior_folder is not None and not config.prior_weight:
+        raise UserError("--prior-folder is for prior preservation, which is off: set --prior-weight, 1 is usual.")
     if config.debiased and config.min_snr_gamma is not None:
         raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
     if isinstance(config, SubjectConfig):

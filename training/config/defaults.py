@@ -9,7 +9,6 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from ...toolkit.core.devices import device_type
-from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.vlm.model import EMBEDDED as EMBEDDED_VLM
@@ -50,12 +49,9 @@ def resolve_defaults(config: AnyConfig) -> AnyConfig:
     """The config with the base's own settings where none are set.
 
     Raises:
-        UserError: for a base that cannot be found, or a base without a class noun of its own where none is given.
+        UserError: for a base that cannot be found.
     """
-    own = unset_settings(config)
-    if own.get("class_noun") == "" and needs_class_noun(config):
-        raise UserError("--class-noun is missing: say what the subject is, such as dog, mug or person.")
-    config = replace(config, **own)
+    config = replace(config, **unset_settings(config))
     return replace(config, alpha=float(config.rank)) if getattr(config, "alpha", 0) is None else config  # type: ignore[attr-defined, call-arg]
 
 
@@ -65,11 +61,6 @@ def unset_settings(config: LoopConfig) -> dict[str, Any]:
     if not unset & EMBEDDED_SETTINGS.keys():
         return {}
     return {name: value for name, value in base_settings(config).items() if name in unset}
-
-
-def needs_class_noun(config: LoopConfig) -> bool:
-    """Whether prompts are made of what the subject is."""
-    return isinstance(config, DiffusionConfig) and config.images is not None
 
 
 def base_settings(config: LoopConfig) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class DiffusionConfig(LoopConfig):
     """Holds captions without the token to what the untrained model predicts for them, on a quarter of the rows; 0 is off."""
     prior_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the prior preservation loss (class images); 0 turns it off, 1 is usual."""
+    prior_folder: Path | None = None
+    """Images of the class of one's own (regularisation images) with captions or without, instead of images that the base makes."""
     prior_images: Annotated[int, Ge(1)] = 50
     """Class images, made once by the base model and kept."""
     min_snr_gamma: Annotated[float, Gt(0)] | None = None

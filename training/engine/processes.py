@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import threading
@@ -46,6 +47,12 @@ def make_accelerator(config: LoopConfig, threads: int = 0) -> Accelerator:
             "config`), and shard the frozen base alone with --shard-base; --quantize nf4 makes it small instead."
         )
     return accelerator
+
+
+def check_tracker(name: str) -> None:
+    """Raises UserError when a tracker's library is not installed."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"--tracker {name} is not installed: pip install {name}.")
 
 
 def check_devices(config: LoopConfig) -> None:

@@ -43,7 +43,7 @@ from ..config.subject import SubjectConfig
 from ..config.yaml_file import from_yaml
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
-from ..engine.processes import check_devices, is_main_process, make_accelerator, num_processes
+from ..engine.processes import check_devices, check_tracker, is_main_process, make_accelerator, num_processes
 from ..engine.sharding import check_sharding
 from ..evaluation.subject import read_prompts
 from ..instruct.prepare import prepare_instruct
@@ -80,7 +80,11 @@ def prepare_images(config: DiffusionConfig, check: Callable[[Any], Any]) -> tupl
         samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
     if config.masks:
         check_masks(samples, config.masks)
+    if config.prior_folder is not None:
+        find_samples(config.prior_folder, skip_bad=config.skip_bad, option="--prior-folder")
     base = check_base(config)
+    if not config.class_noun.strip():
+        raise UserError("--class-noun is missing: say what the subject is, such as dog, mug or person.")
     if isinstance(config, SubjectConfig):
         check_measuring(config, samples)
     return config, (samples, base)
@@ -279,6 +283,7 @@ def check_settings(config: LoopConfig) -> None:
     check_optimizer(config)
     check_quantize(config.quantize)
     check_devices(config)
+    check_tracker(config.tracker)
 
 
 def run_task(

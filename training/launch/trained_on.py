@@ -98,6 +98,9 @@ def image_items(config: DiffusionConfig, samples: list[Sample], base: str) -> di
     items = sample_items(samples, "photo", config)
     if isinstance(config, SearchConfig) and config.held_out is not None:
         items |= sample_items(find_samples(config.held_out, skip_bad=config.skip_bad), "held-out photo", config)
+    if config.prior_folder is not None:
+        own = find_samples(config.prior_folder, skip_bad=config.skip_bad, option="--prior-folder")
+        items |= sample_items(own, "class image", config)
     measured = config.evaluate_images if isinstance(config, SubjectConfig) and config.evaluate_every else None
     if measured is not None:
         found = find_samples(measured, skip_bad=config.skip_bad, option="--evaluate-images")

@@ -22,6 +22,7 @@ SOURCES = (
     "images",
     "masks",
     "evaluate_images",
+    "prior_folder",
     "evaluate_prompts",
     "held_out",
     "data",

@@ -8,13 +8,15 @@ from ...pipelines.generate import denoise, max_batch_size
 from ...toolkit.core.cache import FORMAT, cache_key
 from ...toolkit.core.files import write_png
 from ...toolkit.core.paths import cache_folder
-from ...toolkit.data.subjects import Sample
+from ...toolkit.data.subjects import Sample, find_samples
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 
 
 def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: Accelerator) -> list[Sample]:
-    """Images of the class; each process makes its share of those that are missing. model: without any adapter."""
+    """Images of the class: the user's own, or the base's, of which each process makes its share. model: without any adapter."""
+    if config.prior_folder is not None:
+        return find_samples(config.prior_folder, skip_bad=config.skip_bad, option="--prior-folder")
     side = config.resolution or model.native_resolution
     key = cache_key(
         kind="class",

@@ -22,6 +22,7 @@ from ..evaluation import measuring
 from ..evaluation.measuring import ValidationScorer
 from ..evaluation.subject import SubjectTest, read_prompts
 from .training import ImageTraining
+from .validation_loss import ValidationLoss
 
 MIN_PHOTOS = 4  # of which one can be held out
 
@@ -54,6 +55,16 @@ def split_measured_photos(config: SubjectConfig, samples: list[Sample]) -> tuple
     return [sample for sample in samples if sample.path not in out], sorted(out)
 
 
+def held_out_samples(config: SubjectConfig, samples: list[Sample]) -> list[Sample]:
+    """The photos that likeness is measured by, with their captions; none where nothing is measured."""
+    if not config.evaluate_every:
+        return []
+    if config.evaluate_images is not None:
+        return find_samples(config.evaluate_images, skip_bad=config.skip_bad, option="--evaluate-images")
+    _, photos = split_measured_photos(config, samples)
+    return [sample for sample in samples if sample.path in photos and not sample.flip]
+
+
 def measured_prompts(config: SubjectConfig) -> SubjectTest | None:
     """The prompts that are measured, or None where nothing is."""
     if not config.evaluate_every:
@@ -80,6 +91,7 @@ class SubjectMeasuring:
         self.config, self.training, self.test, self.accelerator = config, training, test, accelerator
         self.photos, self.trained, self.save = photos, trained, save
         self.started = False
+        self.loss = ValidationLoss(training, config.seed, config.class_prompt)
         self.scorer: ValidationScorer | None = None
         """Loaded with the first measurement, by the process that measures."""
 
@@ -107,14 +119,20 @@ class SubjectMeasuring:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
         texts = self.test.texts(token=True)
         images = self.training.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
+        losses = self.loss.measure()
         if not self.accelerator.is_main_process:
             return
         self.scorer = self.scorer or self.load_scorer()
         one = self.scorer.measure(step, images)
         measuring.record_measurement(run, one, self.save)
         means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
-        run.append_metrics(step=step, likeness_real=self.scorer.real, **means)
-        run.append_log(f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}")
+        run.append_metrics(step=step, likeness_real=self.scorer.real, **means, **losses)
+        run.append_log(
+            f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}  "
+            f"validation loss {losses['validation_loss']:.4f}"
+        )
+        if self.config.tracker != "none":
+            self.accelerator.log(means | losses, step=step)
 
     def load_scorer(self) -> ValidationScorer:
         """What images are measured by."""

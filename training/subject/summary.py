@@ -12,9 +12,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ...toolkit.core.cache import file_hash
+from ...toolkit.core.devices import GIB, device, free_memory
 from ...toolkit.data.image_folder import ImageFolder, list_names, read_image_folders
 from ...toolkit.data.subjects import Sample, mask_share, sample_size
+from ...toolkit.diffusion.load import EMBEDDED
 from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.diffusion.prompt_length import find_cut_prompts
 from ..config.images import DiffusionConfig
@@ -22,6 +26,12 @@ from ..config.subject import SubjectConfig
 from .prompts import without_token
 from .rows import bucket_size
 
+EMBEDDED_SIDE = 64  # pixels of the images that the embedded models have seen
+REAL_BASES = (  # GiB that training with its defaults takes about -> base
+    (27, "black-forest-labs/FLUX.1-dev"),
+    (8, "stabilityai/stable-diffusion-xl-base-1.0"),
+    (5, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+)
 CROPPED = 1 / 3  # of an image that is cut off before it is named
 MANY_DRAWS = 1000  # of each image, above which more images are worth more than more steps
 
@@ -63,6 +73,8 @@ class ImageSummary:
     mask_shares: dict[str, float] = field(default_factory=dict)
     preserved: list[str] = field(default_factory=list)
     """Prompts at which the untrained model's predictions are held."""
+    class_images: dict[str, int] = field(default_factory=dict)
+    """Folder, or how they are made -> images for prior preservation."""
     held_out: list[str] = field(default_factory=list)
     """Photos that likeness is measured by."""
     warnings: list[str] = field(default_factory=list)
@@ -70,7 +82,7 @@ class ImageSummary:
     def lines(self) -> list[str]:
         """The summary for people, without the warnings."""
         where = ", ".join(f"{number} in {folder}" for folder, number in self.folders.items())
-        drawn = ", ".join(f"{times} times" for times in self.draws_per_image)
+        drawn = " or ".join(f"{times} times" for times in self.draws_per_image)
         sources = ", ".join(f"{number} from {source}" for source, number in self.caption_sources.items())
         sizes = ", ".join(
             f"{own.images} at {own.width} x {own.height}"
@@ -87,10 +99,13 @@ class ImageSummary:
         if self.mask_shares:
             mean = sum(self.mask_shares.values()) / len(self.mask_shares)
             found.append(f"masks     {len(self.mask_shares)}, which count {mean:.0%} of an image on average")
+        if self.class_images:
+            found.append("class     " + ", ".join(f"{number} {where}" for where, number in self.class_images.items()))
         if self.held_out:
             found.append(f"held out  {list_names(self.held_out)}")
         if self.preserved:
-            found.append(f"preserved {list_names([repr(text) for text in self.preserved], 3)}")
+            shown = [repr(text if len(text) < 60 else f"{text[:57]}...") for text in self.preserved]
+            found.append(f"preserved {list_names(shown, 3)}")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -121,7 +136,13 @@ def summarize_images(config: DiffusionConfig, samples: Sequence[Sample], model: 
         summary.mask_shares = {sample.path.name: round(mask_share(sample, config.masks), 4) for sample in own}
     if config.preservation_weight:
         summary.preserved = sorted({without_token(sample.caption or config.prompt, config) for sample in own})
+    if config.prior_folder is not None:
+        folders = read_image_folders(config.prior_folder, skip_bad=config.skip_bad, option="--prior-folder")
+        summary.class_images = {str(folder.path): len(folder.images) for folder in folders}
+    elif config.prior_weight:
+        summary.class_images = {f"made by the base for '{config.class_prompt}'": config.prior_images}
     summary.warnings = [
+        *base_warnings(config, own),
         *folder_warnings(config),
         *image_warnings(summary),
         *caption_warnings(summary, config, own, model),
@@ -214,6 +235,24 @@ def read_folders(config: DiffusionConfig) -> list[ImageFolder]:
         if place is not None
         for own in read_image_folders(place, skip_bad=config.skip_bad, option=option)
     ]
+
+
+def base_warnings(config: DiffusionConfig, samples: Sequence[Sample]) -> list[str]:
+    """That an embedded base does not know photos, where these images are larger than anything that it was shown."""
+    photos = [sample for sample in samples if min(sample_size(sample)) > EMBEDDED_SIDE]
+    if config.base not in EMBEDDED or not photos:
+        return []
+    return [
+        f"THE BASE {config.base} KNOWS DRAWINGS OF {EMBEDDED_SIDE} PIXELS ONLY, as a demo: of photos it makes blobs. For photos name "
+        f"a real one with --base, such as {suggested_base()}; `rankfold plan subject` says exactly what it will take."
+    ]
+
+
+def suggested_base() -> str:
+    """A base that this machine can train, by its free memory."""
+    memory = free_memory(device()) or psutil.virtual_memory().available
+    least, name = next(row for row in REAL_BASES if memory >= row[0] * GIB or row is REAL_BASES[-1])
+    return f"{name} (about {least} GiB of memory)"
 
 
 def folder_warnings(config: DiffusionConfig) -> list[str]:

@@ -17,7 +17,7 @@ from ..config.subject import SubjectConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
 from .adapter import SubjectAdapter
-from .measuring import SubjectMeasuring, measured_prompts, split_measured_photos
+from .measuring import SubjectMeasuring, held_out_samples, measured_prompts, split_measured_photos
 from .training import ImageTraining, prepare_image_training
 
 
@@ -33,6 +33,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
         held_out: Sequence[Sample] = (),
     ) -> None:
         """held_out: images that are made ready and not trained on, see `ImageTraining.held_out_batch`."""
+        held_out = held_out or held_out_samples(config, samples)
         samples, photos = split_measured_photos(config, samples)
         check_token_in_captions(config, samples)
         test, adapter = measured_prompts(config), SubjectAdapter(config)
@@ -43,7 +44,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             accelerator,
             adapter,
             held_out=held_out,
-            texts=test.texts(token=True) if test else (),
+            texts=(*test.texts(token=True), config.class_prompt) if test else (),
             shard_base=config.shard_base,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process

@@ -28,6 +28,7 @@ from .data import ImageData, encode_images
 from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, timestep_weighting
 from .previews import draw_images
 from .prompts import Prompts, preview_texts
+from .rows import Rows
 
 
 class DiffusionTrainable(Trainable, Protocol):
@@ -78,15 +79,20 @@ class ImageTraining:
             self.module.train()
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
-        """Each held-out image `draws` times, with noise and timesteps drawn once, the timesteps stratified over their range."""
+        """Each held-out image `draws` times, with noise and timesteps drawn once."""
         assert self.data.held_out is not None
-        (rows,), noise, timesteps, device = self.data.held_out, [], [], self.batches.device
-        for number in range(len(rows) * draws):
-            random = generator(seed, 9, number)
+        (rows,) = self.data.held_out
+        return self.fixed_batch(rows, len(rows), draws, seed=seed, stream=9)
+
+    def fixed_batch(self, rows: Rows, count: int, draws: int, *, seed: int, stream: int) -> dict[str, torch.Tensor]:
+        """The first `count` images `draws` times each, noise and timesteps drawn once, the timesteps stratified over their range."""
+        noise, timesteps, device = [], [], self.batches.device
+        for number in range(count * draws):
+            random = generator(seed, stream, number)
             noise.append(torch.randn(rows.mean.shape[1:], generator=random))
             fraction = (number % draws + float(torch.rand((), generator=random))) / draws
             timesteps.append(self.noise.timestep_at(fraction, *rows.mean.shape[2:]))
-        which = torch.arange(len(rows)).repeat_interleave(draws)
+        which = torch.arange(count).repeat_interleave(draws)
         where = which.to(device)
         return {
             "mean": rows.mean[where],

@@ -181,6 +181,17 @@ def curves_html(rows: MetricsFollower) -> str:
         fidelity = [row["prompt_fidelity"] for row in rows.measured]
         text += draw_curves("Likeness to held-out photos (CLIP-I)", likeness)
         text += draw_curves("Prompt fidelity (CLIP-T)", {"fidelity": (steps, fidelity)})
+        losses = {
+            label: (steps, [row[name] for row in rows.measured])
+            for label, name in (
+                ("held out", "validation_loss"),
+                ("trained on", "training_loss"),
+                ("class", "class_loss"),
+            )
+            if all(name in row for row in rows.measured)
+        }
+        if losses:
+            text += draw_curves("Loss at fixed noise", losses)
     return text or message_html("No step has been logged yet.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -24,6 +25,10 @@ class Lumina2(DiffusionModel):
 
     def fill_template(self, tokenizer: str, prompt: str) -> str:
         return f"{self.pipeline().system_prompt} <Prompt Start> {prompt}"
+
+    def dynamic_shift(self, tokens: int, config: dict[str, Any]) -> float:
+        """The stock pipeline counts the latents' channels instead of their tokens; what the base samples with is what counts here."""
+        return super().dynamic_shift(self.latent_channels, config)
 
     def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         return -self.transformer(

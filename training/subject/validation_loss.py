@@ -1,0 +1,57 @@
+"""The denoising loss at fixed noise and timesteps: the curve that the loss of training steps, each with noise of its own, is not.
+
+On held-out images it falls as long as the subject is learned and rises when the training images are learned by heart; on the training
+images it only falls. On the class prompt it says what is lost of the class.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .rows import Rows
+from .training import ImageTraining
+
+DRAWS = 9  # of noise and timestep for each image, a third of them in each band
+BANDS = ("clean", "middle", "noisy")  # thirds of the way from image to noise
+MAX_IMAGES = 16  # of each kind that are measured
+STREAM = 12  # of the randomness that is drawn here
+
+
+class ValidationLoss:
+    """Batches with their noise, drawn once, and their losses."""
+
+    def __init__(self, training: ImageTraining, seed: int, class_prompt: str) -> None:
+        """training: with images held out. class_prompt: is among its prompts."""
+        assert training.data.held_out is not None
+        self.training = training
+        held_out = training.data.held_out
+        self.batches = {
+            "validation_loss": fixed_batches(training, held_out, seed),
+            "training_loss": fixed_batches(training, training.data.instance, seed),
+        }
+        number = training.prompts.numbers[class_prompt]
+        self.batches["class_loss"] = [
+            batch | {"prompt": torch.full_like(batch["prompt"], number)} for batch in self.batches["validation_loss"]
+        ]
+
+    def measure(self) -> dict[str, float]:
+        """Each loss, and of the held-out images those of each band of timesteps."""
+        losses = {name: self.losses(batches) for name, batches in self.batches.items()}
+        bands = losses["validation_loss"].reshape(-1, len(BANDS), DRAWS // len(BANDS)).mean((0, 2))
+        named = {f"validation_loss_{band}": float(loss) for band, loss in zip(BANDS, bands, strict=True)}
+        return {name: float(values.mean()) for name, values in losses.items()} | named
+
+    def losses(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The loss of each row, (B,), as many at a time as a training step has."""
+        rows = self.training.config.batch_size
+        return torch.cat([self.training.losses_on(batch, rows) for batch in batches])
+
+
+def fixed_batches(training: ImageTraining, buckets: list[Rows], seed: int) -> list[dict[str, torch.Tensor]]:
+    """The first images of each size, `DRAWS` times each, with noise and timesteps drawn once."""
+    left, batches = MAX_IMAGES, []
+    for rows in buckets:
+        if count := min(left, len(rows)):
+            batches.append(training.fixed_batch(rows, count, DRAWS, seed=seed, stream=STREAM))
+            left -= count
+    return batches
