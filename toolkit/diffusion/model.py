@@ -88,6 +88,8 @@ class DiffusionModel:
     """Fields of the autoencoder's config that the stock pipeline decodes by, beside scaling_factor."""
     training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
     """What training starts from where a user says nothing."""
+    guidance_argument: ClassVar[str] = "guidance_scale"
+    """The argument of the stock pipeline that guidance is."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
@@ -143,12 +145,13 @@ class DiffusionModel:
         folder = Path(self.path) / self.denoiser_name
         return sum(file.stat().st_size for file in folder.iterdir() if WEIGHT_FILE.fullmatch(file.name))
 
-    @property
-    def default_guidance(self) -> float:
-        """The guidance that the stock pipeline draws with where nobody says another."""
-        call = inspect.signature(getattr(diffusers, self.index["_class_name"]).__call__).parameters
-        given = (call[name].default for name in ("true_cfg_scale", "guidance_scale") if name in call)
-        return next(float(value) for value in given if isinstance(value, (int, float)))
+    @classmethod
+    def default_guidance(cls) -> float:
+        """The guidance of previews where nobody says another: the family's, or what the stock pipeline draws with."""
+        if cls.training_defaults.guidance_scale is not None:
+            return cls.training_defaults.guidance_scale
+        call = inspect.signature(getattr(diffusers, cls.pipelines[0]).__call__).parameters
+        return float(call[cls.guidance_argument].default)
 
     @property
     def denoiser(self) -> nn.Module:

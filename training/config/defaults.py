@@ -91,7 +91,7 @@ def family_settings(model: DiffusionModel) -> dict[str, Any]:
         "rank": own.rank,
         "timestep_shift": own.timestep_shift,
         "preview_steps": own.preview_steps,
-        "guidance_scale": model.default_guidance if own.guidance_scale is None else own.guidance_scale,
+        "guidance_scale": model.default_guidance(),
         "class_noun": "",
     }
 

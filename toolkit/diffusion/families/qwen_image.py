@@ -27,6 +27,7 @@ class QwenImage(DiffusionModel):
     training_defaults = TrainingDefaults(
         source="rate and rank as in ai-toolkit; the scheduler's shift, about 2 at 1024 px (musubi-tuner: 2.2)"
     )
+    guidance_argument = "true_cfg_scale"
     licence = "Apache-2.0."
 
     @property
