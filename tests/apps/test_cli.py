@@ -84,6 +84,8 @@ def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
         tmp_path / "r",
         "--target-modules",
         "to_x",
+        "--class-noun",
+        "cat",
     ]
     message = expect_error(capsys, *words)
     assert "to_x" in message

@@ -40,7 +40,7 @@ def test_every_test_that_the_page_on_correctness_names_is_there():
             named.append((file, match[2]))
     assert len(named) > 15
     for file, test in named:
-        (path,) = root.glob(f"tests/*/{file}")
+        (path,) = ROOT.glob(f"tests/*/{file}")
         assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), (file, test)
 
 

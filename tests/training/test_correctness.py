@@ -23,7 +23,7 @@ def task_of(config):
 
 
 def test_the_average_is_one(config, monkeypatch):
-    """What is saved is the moving average of the steps' weights, by its formula: a <- d a + (1 - d) w, d = min((1 + n) / (10 + n), decay)."""
+    """What is saved is the moving average of the steps' weights: a <- d a + (1 - d) w, d = min((1 + n) / (10 + n), decay)."""
     seen = []
     original = Loop.train_step
 

@@ -39,7 +39,7 @@ def test_a_messy_folder(messy, capsys):
         "each drawn about 353 times or 70.6 times",
         "repeats   10 x 10_sks dog, 2 x 2_dog",
         "captions  1 from .txt, 4 from the folder's name",
-        "1 of 5 images are smaller than they are trained at and are enlarged: 1.png (32 x 32)",
+        "2 of 5 images are smaller than they are trained at and are enlarged: 1.png (32 x 32), 2.png (200 x 50)",
         "More than a third is cut off 2.png (200 x 50)",
         "a.png, b.png are the same image",
         "The captions of b.png are empty",
