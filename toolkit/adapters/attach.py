@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,12 +119,19 @@ def calibrate(model: nn.Module, run: Callable[[], Any], adapter: str = "default"
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, adapter: str = "default", *, lora_plus_ratio: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    adapter: str = "default",
+    *,
+    lora_plus_ratio: float = 1.0,
+    lr_pattern: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters for an optimizer, one group for each learning rate that the variant asks for.
 
-    up_ratio: factor on the rate of up-factors, in any variant (LoRA+, Hayou et al. 2024, arXiv 2402.12354).
+    lora_plus_ratio: factor on the rate of up-factors, in any variant (LoRA+, Hayou et al. 2024, arXiv 2402.12354).
+    lr_pattern: factors by regular expressions on the layers' whole names, the first that matches.
     """
+    layers = list(adapter_layers(model)) if lr_pattern else []
     factors: dict[int, float] = {}
     for layer in adapter_layers(model).values():
         if isinstance(layer, AdapterLayer) and layer.has_adapter(adapter):
@@ -135,8 +143,15 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             up = lora_plus_ratio if f"_up.{adapter}" in name or f"lora_B.{adapter}" in name else 1.0
-            groups.setdefault(up * factors.get(id(parameter), 1.0), []).append(parameter)
+            layer = next((layer for layer in layers if name.startswith(f"{layer}.")), "")
+            own = next((rate for pattern, rate in (lr_pattern or {}).items() if matches_name(pattern, layer)), 1.0)
+            groups.setdefault(own * up * factors.get(id(parameter), 1.0), []).append(parameter)
     return [{"params": parameters, "lr": factor * learning_rate} for factor, parameters in groups.items()]
+
+
+def matches_name(pattern: str, name: str) -> bool:
+    """Whether a regular expression matches a layer's whole name, or its end behind a dot, as PEFT's rank_pattern does."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -56,8 +56,11 @@ def make_config(
     dropout: float,
     target_modules: tuple[str, ...],
     options: dict[str, str] | None = None,
+    rank_pattern: dict[str, int] | None = None,
 ) -> PeftConfig:
     """The PEFT config of an adapter.
+
+    rank_pattern: ranks by regular expressions on the layers' names; their alphas keep alpha / rank as it is.
 
     Raises:
         UserError: for an unknown adapter, an unknown option, or a value out of range.
@@ -71,6 +74,11 @@ def make_config(
         if key not in option_help(name):
             raise UserError(f"--adapter-options: {name} has no option '{key}'.{did_you_mean(key, option_help(name))}")
         values[key] = parse_option(config, key, text)
+    if rank_pattern:
+        if not {"rank_pattern", "alpha_pattern"} <= {field.name for field in fields(config)}:
+            raise UserError(f"--rank-pattern does not go with --adapter {name}, whose layers all have one rank.")
+        values["rank_pattern"] = dict(rank_pattern)
+        values["alpha_pattern"] = {pattern: alpha * own / rank for pattern, own in rank_pattern.items()}
     common = {"rank": rank, "alpha": alpha, "dropout": dropout}
     names = baseline.field_names if baseline else {"rank": "r", "alpha": "alpha", "dropout": "dropout"}
     values |= {theirs: common[ours] for ours, theirs in names.items()} | (baseline.fixed_values if baseline else {})

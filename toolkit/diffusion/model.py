@@ -88,6 +88,8 @@ class DiffusionModel:
     """Fields of the autoencoder's config that the stock pipeline decodes by, beside scaling_factor."""
     training_defaults: ClassVar[TrainingDefaults] = TrainingDefaults()
     """What training starts from where a user says nothing."""
+    block_presets: ClassVar[dict[str, str]] = {}
+    """Blocks by what they are known to hold: name -> regular expression on the names of the denoiser's layers."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """The argument of the stock pipeline that guidance is."""
     licence: ClassVar[str] = ""

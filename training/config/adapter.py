@@ -34,6 +34,12 @@ class DiffusionAdapterSettings(AdapterSettings):
 
     target_modules: tuple[str, ...] = ()
     """Names of the denoiser's layers to adapt; unset means its attention layers."""
+    blocks: str = ""
+    """Adapt the layers of these blocks only: a preset of the family (SDXL: style, subject), or a regular expression on their names."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Rank by layers, as regular expressions that match whole names: --rank-pattern "mid_block.*" 32; alpha follows."""
+    lr_pattern: dict[str, float] = field(default_factory=dict)
+    """Factor on the learning rate by layers, as for --rank-pattern."""
     train_text_encoder: bool = False
     """Adapt the text encoders too."""
     text_target_modules: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from math import isfinite
 from pathlib import PurePath
 from typing import Any, get_args, get_type_hints
@@ -84,6 +85,7 @@ def check_diffusion_settings(config: DiffusionConfig) -> None:
         raise UserError("--debiased and --min-snr-gamma both weigh the timesteps: leave one of them out.")
     if isinstance(config, SubjectConfig):
         check_subjects(config)
+        check_patterns(config)
         if not config.evaluate_every and (config.patience or config.keep == "best"):
             raise UserError(
                 "--keep best and --patience go by measurements, of which there are none: set --evaluate-every."
@@ -113,3 +115,15 @@ def check_subjects(config: SubjectConfig) -> None:
     for flag, value in one_only.items():
         if value:
             raise UserError(f"{flag} knows one subject only: leave it or --also out.")
+
+
+def check_patterns(config: SubjectConfig) -> None:
+    """Raises UserError for ranks and rates by layer that are out of range or not regular expressions."""
+    for option, patterns in (("--rank-pattern", config.rank_pattern), ("--lr-pattern", config.lr_pattern)):
+        for pattern, value in patterns.items():
+            if not isfinite(value) or value <= 0:
+                raise UserError(f"{option} {pattern} must be above 0, not {value}.")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{option} {pattern} is not a regular expression: {error}.") from error

@@ -23,4 +23,5 @@ def peft_config(config: AdapterSettings, targets: Sequence[str]) -> PeftConfig:
         dropout=config.dropout,
         target_modules=tuple(targets),
         options=config.adapter_options,
+        rank_pattern=getattr(config, "rank_pattern", None),
     )

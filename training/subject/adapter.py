@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from ...toolkit.adapters.attach import attach, parameter_groups
+from ...toolkit.adapters.attach import adapter_layers, attach, matches_name, parameter_groups
 from ...toolkit.adapters.fold import is_dead
+from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.diffusion.textual_inversion import TextualInversionEmbedding, add_learned_token, save_token_embeddings
 from ...toolkit.formats import native
@@ -34,11 +36,45 @@ def attach_to_parts(
     torch.manual_seed(config.seed)  # after the loading, which draws numbers too
     for name, part in parts.items():
         if name == model.denoiser_name:
-            attach(part, config_of(config.target_modules or model.default_targets))
+            targets = config.target_modules or model.default_targets
+            if isinstance(config, SubjectConfig) and config.blocks:
+                targets = layers_of_blocks(model, targets, config.blocks)
+            attach(part, config_of(targets))
         else:
             targets = config.text_target_modules or model.text_targets(name)
             attach(part, config_of(targets), field="--text-target-modules")
     return parts
+
+
+def layers_of_blocks(model: DiffusionModel, targets: Sequence[str], blocks: str) -> list[str]:
+    """Names of the denoiser's target layers in these blocks.
+
+    blocks: a preset of the family, or a regular expression.
+
+    Raises:
+        UserError: for no valid expression, or one that matches no such layer.
+    """
+    try:
+        pattern = re.compile(model.block_presets.get(blocks, blocks))
+    except re.error as error:
+        raise UserError(f"--blocks {blocks} is not a regular expression: {error}.") from error
+    endings = tuple(f".{target}" for target in targets)
+    found = [name for name, _ in model.denoiser.named_modules() if pattern.search(name) and name.endswith(endings)]
+    if not found:
+        presets = f" Presets of this family are {', '.join(model.block_presets)}." if model.block_presets else ""
+        raise UserError(
+            f"--blocks {blocks} matches none of the layers {', '.join(targets)} of the {model.denoiser_name}.{presets}"
+        )
+    return found
+
+
+def check_patterns(config: SubjectConfig, parts: dict[str, nn.Module]) -> None:
+    """Raises UserError for a pattern of ranks or rates that no adapted layer's name matches."""
+    names = [name for part in parts.values() for name in adapter_layers(part)]
+    for option, patterns in (("--rank-pattern", config.rank_pattern), ("--lr-pattern", config.lr_pattern)):
+        for pattern in patterns:
+            if not any(matches_name(pattern, name) for name in names):
+                raise UserError(f"{option} {pattern} matches no adapted layer, such as {names[0]}.")
 
 
 class SubjectAdapter:
@@ -61,6 +97,7 @@ class SubjectAdapter:
         if config.num_vectors:
             self.inversions = add_learned_token(model, config.token, config.num_vectors, config.class_noun)
         self.parts = attach_to_parts(model, config, lambda targets: peft_config(config, targets))
+        check_patterns(config, self.parts)
         for word in self.inversions.values():
             word.vectors.requires_grad_(True)  # attaching has frozen all else
         self.parts |= {name: getattr(model, name) for name in self.inversions}
@@ -73,7 +110,12 @@ class SubjectAdapter:
         return [
             group
             for name, part in self.parts.items()
-            for group in parameter_groups(part, self.learning_rates[name], lora_plus_ratio=self.config.lora_plus_ratio)
+            for group in parameter_groups(
+                part,
+                self.learning_rates[name],
+                lora_plus_ratio=self.config.lora_plus_ratio,
+                lr_pattern=self.config.lr_pattern,
+            )
         ]
 
     def is_dead(self) -> bool:

@@ -18,6 +18,10 @@ class StableDiffusionXL(StableDiffusion):
     text_encoder_names = ("text_encoder", "text_encoder_2")
     lora_text_encoders = inversion_text_encoders = text_encoder_names
     kohya_prefixes: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    block_presets: ClassVar = {  # B-LoRA (Frenkel et al. 2024, arXiv 2403.14572), section 4
+        "subject": r"up_blocks\.0\.attentions\.0\.",
+        "style": r"up_blocks\.0\.attentions\.1\.",
+    }
     latent_statistics = ("latents_mean", "latents_std")
     training_defaults = TrainingDefaults(
         text_learning_rate=1e-5,
