@@ -243,13 +243,15 @@ def test_words_behind_the_question(items):
     assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{module.SHORT_INSTRUCTION}"
 
 
-def test_first_questions_of_conversations(tmp_path):
+def test_all_questions_of_conversations_are_asked(tmp_path):
     first = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]
     rows = [{"messages": [{"role": "system", "content": "Be kind."}, *first, *first]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    [item] = module.read_items(tmp_path / "data.json", None, ask_short=True)
-    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{module.SHORT_INSTRUCTION}")
-    assert [message["role"] for message in item.conversation.messages] == ["system", "user"]
+    items = module.read_items(tmp_path / "data.json", None, ask_short=True)
+    for item in items:
+        assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n\n{module.SHORT_INSTRUCTION}")
+    roles = [[message["role"] for message in item.conversation.messages] for item in items]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
 
 
 def images(items):

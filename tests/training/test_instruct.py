@@ -282,7 +282,7 @@ def test_a_base_without_a_template_needs_one(config, base, tmp_path):
             lambda text: text.replace("assistant", "assistant\n<think>", 1) if False else "{{ 'x' }}",
             "leaves answers out",
         ),
-        (lambda text: text + "{% if add_generation_prompt %}<think>{% endif %}", "asks for an answer with"),
+        (lambda text: text + "{% if add_generation_prompt %}<plan>{% endif %}", "asks for an answer with"),
     ],
 )
 def test_templates_that_teach_something_else_are_refused(config, base, tmp_path, change, words):
@@ -597,7 +597,9 @@ def test_a_frame_keeps_what_a_processor_would_crop(tmp_path):
         image.paste(Image.new("RGB", (8, 30), edge), (0, 0))
         for framed in (False, True):
             chat = VisionLanguageModel(str(base), pad_to_square=framed).chat
-            text = chat.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}])
+            text = chat.template.render(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}]
+            )
             pixels.append(chat.processor_inputs([text], [[image]], padding_side="right")["pixel_values"])
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels[1] - pixels[3]).abs().max() > 0.5

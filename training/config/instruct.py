@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from .adapter import AdapterSettings
 from .base import LoopConfig
@@ -27,6 +27,12 @@ class ConversationConfig(LoopConfig):
     """Conversations: LLaVA JSON, ShareGPT, chat messages or questions, as .json, .jsonl, .parquet or a data-set folder."""
     images: Path | None = None
     """Folder that the images' paths start from; unset means the data file's own."""
+    split: str = ""
+    """Which split of a folder that holds several, such as train."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data under other names, each as OURS=THEIRS: question=Frage answer=Antwort, or ignore=THEIRS to leave one out."""
+    learn_turns: Literal["all", "last", "marked"] = "all"
+    """Answers that are learned: all, the last, or those whose turn has a loss, train or weight that is not 0; marks of 0 hold for all."""
     base: str = "tiny-vlm"
     """Base model: 'tiny-vlm' (embedded), a folder, or a hub id such as llava-hf/llava-1.5-7b-hf."""
     chat_template: Path | None = None
@@ -45,6 +51,12 @@ class ConversationConfig(LoopConfig):
     """Fraction of samples that come from --replay."""
     skip_bad: bool = False
     """Leave out rows that cannot be used instead of stopping."""
+    max_left_out: Annotated[float, Ge(0), Le(1)] = 0.8
+    """Share of the data that may be left out, as too long or as bad; more stops the run."""
+    max_pixels: Annotated[int, Ge(1)] | None = None
+    """Most pixels that an image is given to the base with; larger ones are scaled down as its processor does; unset means its limit."""
+    min_pixels: Annotated[int, Ge(1)] | None = None
+    """Fewest pixels; smaller images are scaled up."""
     max_length: Annotated[int, Ge(16)] = 2048
     """Maximum tokens per sample, image tokens included; longer samples are left out."""
     truncate: bool = False

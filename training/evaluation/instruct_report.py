@@ -17,6 +17,13 @@ def format_report(figures: dict[str, Any]) -> str:
         format_line("base", base["accuracy"], base["unparsed"]),
         format_line("tuned", tuned["accuracy"], tuned["unparsed"]),
     ]
+    limit = figures.get("settings", {}).get("max_new_tokens")
+    for name in ("base", "tuned"):
+        if figures[name].get("cut"):
+            lines.append(
+                f"{name}: {figures[name]['cut']} of {figures[name]['accuracy']['rows']} answers were cut at --max-new-tokens {limit}, "
+                "so they may be right and count as wrong"
+            )
     for name in ("base", "tuned"):
         if "by_likelihood" in figures[name]:
             lines.append(format_line(f"{name}, likeliest option", figures[name]["by_likelihood"]))
@@ -41,6 +48,8 @@ def format_report(figures: dict[str, Any]) -> str:
         lines.append(format_line(f"tuned, {name}", own))
         seen = own["seen"]
         word = "it looks" if seen["it_looks"] else "no sign that it looks"
+        if seen.get("cut") and not seen["it_looks"]:
+            word = f"it cannot be told whether it looks, since {seen['cut']} answers were cut"
         lines.append(
             f"{'':28} with the right image {seen['mean']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}): {word}"
         )

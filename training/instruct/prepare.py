@@ -42,12 +42,13 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         raise UserError("--data is missing: give a file with conversations about images.")
     base = resolve_vision_base(config.base)
     check_attention(config.attention)
-    vision = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square)
+    vision = VisionLanguageModel(base, **processor_options(config))
     chat, family = vision.chat, vision.family
     planned, certificates = [], []
     for file in (config.data, config.replay):
         rows = plan_rows(file, config, chat) if file else PlannedRows()
         if file:
+            check_left_out(file, rows, config)
             certificates.append(data_certificate(file, rows, chat, verify_rows(rows, chat)))
         planned.append(rows)
     if config.packing and not family.supports_packing:
@@ -59,6 +60,26 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         window = config.batch_size * config.gradient_accumulation
         config = replace(config, steps=max(1, math.ceil(config.epochs * rows_per_epoch(config, found) / window)))
     return config, (found, base)
+
+
+def processor_options(config: ConversationConfig) -> dict[str, Any]:
+    """What the settings change in a base's processor."""
+    return {
+        "template": read_chat_template(config),
+        "pad_to_square": config.pad_to_square,
+        "max_pixels": config.max_pixels,
+        "min_pixels": config.min_pixels,
+    }
+
+
+def check_left_out(file: Any, rows: PlannedRows, config: ConversationConfig) -> None:
+    """Raises UserError when more of the data is left out than may be."""
+    if rows.left_out_share > config.max_left_out:
+        lines = "; ".join(rows.describe_left_out(config.max_length))
+        raise UserError(
+            f"{file}: {rows.left_out_share:.0%} of the rows would be left out, more than --max-left-out {config.max_left_out:g} allows: "
+            f"{lines}."
+        )
 
 
 def read_chat_template(config: ConversationConfig) -> str | None:

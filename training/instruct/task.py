@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -51,9 +52,18 @@ def describe_unused(layers: list[str]) -> list[str]:
     return [f"{len(layers)} layers have no part in the answers and carry no adapter, such as {layers[-1]}"]
 
 
+def image_facts(vision: VisionLanguageModel) -> dict[str, Any]:
+    """How images were given to the base, for whoever uses the adapter."""
+    return {
+        "pad_to_square": vision.chat.pad_to_square,
+        "max_pixels": vision.max_pixels,
+        "min_pixels": vision.min_pixels,
+    }
+
+
 def save_facts(folder: Path, base: str, adapter: str, vision: VisionLanguageModel, data: PreparedData) -> None:
     """Writes rankfold.json, with a certificate for each data file, and the template."""
     facts = {"base": base, "kind": vision.config["model_type"], "adapter": adapter, "data": data.certificates}
-    facts["pad_to_square"] = vision.chat.pad_to_square
+    facts |= image_facts(vision)
     write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
     write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))

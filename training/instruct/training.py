@@ -19,7 +19,7 @@ from ..engine.sharding import ignore_shards_in_ddp, shard
 from ..engine.task import Trainable
 from .conversations import ConversationBatches, Prefetcher, Sampler, load_images
 from .loss import AnswerLoss
-from .prepare import PreparedData, num_replayed, read_chat_template
+from .prepare import PreparedData, num_replayed, processor_options
 
 
 class ConversationTraining:
@@ -36,7 +36,7 @@ class ConversationTraining:
         """parts: those of the model that are trained; module: the loss of the model."""
         self.config, self.vision, self.parts, self.module = config, vision, parts, module
         self.rows = data.data.rows + data.replay.rows
-        self.num_learned = data.data.num_learned + data.replay.num_learned
+        self.learned_weights = data.data.weights + data.replay.weights
         self.sampler = Sampler(
             lengths=tuple(data.data.lengths + data.replay.lengths),
             num_data=len(data.data),
@@ -49,7 +49,7 @@ class ConversationTraining:
         """Started with the first batch, which says what slots this process has."""
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """Rows `slots` of the forward pass that begins at sample `position`, weighed so that every learned token counts alike."""
+        """Rows `slots` of the forward pass that begins at sample `position`, weighed so that every learned token counts by its weight."""
         number = position // self.config.batch_size
         self.prefetcher = self.prefetcher or self.start_prefetcher(slots)
         return self.vision.to_device(self.prefetcher.fetch(number)) | {
@@ -62,11 +62,11 @@ class ConversationTraining:
         return Prefetcher(batches, self.config.workers, supports_pinned_memory(self.vision.device))
 
     def weight(self, number: int) -> float:
-        """Rows over learned tokens, in the window of forward passes that make up this one's optimizer step."""
+        """Rows over the weight of learned tokens, in the window of forward passes that make up this one's optimizer step."""
         config = self.config
         first = number - number % config.gradient_accumulation
         window = [row for n in range(first, first + config.gradient_accumulation) for row in self.sampler.rows(n)]
-        return len(window) / sum(self.num_learned[row] for row in window)
+        return len(window) / sum(self.learned_weights[row] for row in window)
 
     def example_batch(self) -> dict[str, torch.Tensor]:
         """One row as a batch, with an image if there is one."""
@@ -111,8 +111,7 @@ def load_vision_model(
         DTYPES[config.precision],
         "cpu" if shard_base else accelerator.device,
         config.quantize,
-        template=read_chat_template(config),
-        pad_to_square=config.pad_to_square,
+        **processor_options(config),
         attention=config.attention,
     )
 

@@ -9,6 +9,7 @@ from ...toolkit.data.subjects import Sample, folders_below, unreadable_images
 from ..config.base import LoopConfig
 from ..config.compose import ComposeConfig
 from ..config.images import DiffusionConfig
+from ..config.instruct import ConversationConfig
 from ..engine.optimizer import optimizer_notice
 
 
@@ -19,7 +20,18 @@ def notices(config: LoopConfig, inputs: tuple[Any, ...]) -> list[str]:
         found.append(token_notice(config, inputs[0]))
         for folder in sorted({sample.path.parent for sample in inputs[0]}):
             found += folder_notices(config, folder)
+    if isinstance(config, ConversationConfig):
+        found += data_notices(config, inputs[0])
     return [text for text in found if text]
+
+
+def data_notices(config: ConversationConfig, data: Any) -> list[str]:
+    """What is learned from conversations and what is left out, as `inspect` says it."""
+    found = []
+    for file, rows in ((config.data, data.data), (config.replay, data.replay)):
+        if file is not None and len(rows):
+            found.append("\n  ".join([str(file), *rows.describe(config.max_length)]))
+    return found
 
 
 def folder_notices(config: DiffusionConfig, folder: Path) -> list[str]:

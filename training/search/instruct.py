@@ -18,7 +18,7 @@ from ..config.instruct import InstructConfig
 from ..config.search import InstructSearchConfig
 from ..instruct.adapter import attach_to_vision_model
 from ..instruct.conversations import PlannedRows, load_images, plan_rows
-from ..instruct.prepare import PreparedData, prepare_conversations, read_chat_template
+from ..instruct.prepare import PreparedData, prepare_conversations, processor_options
 from ..instruct.task import save_facts
 from ..instruct.training import ConversationTraining, load_vision_model, prepare_conversation_training
 from .supernet import Supernet, check_search
@@ -36,7 +36,7 @@ def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearc
     check_search(config)
     config, (found, base) = prepare_conversations(config)
     if config.held_out is not None:
-        chat = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square).chat
+        chat = VisionLanguageModel(base, **processor_options(config)).chat
         return config, (found, plan_rows(config.held_out, config, chat), base)
     data = found.data
     if len(data) < 2:
@@ -53,6 +53,7 @@ def select_rows(planned: PlannedRows, numbers: list[int]) -> PlannedRows:
         rows=[planned.rows[n] for n in numbers],
         lengths=[planned.lengths[n] for n in numbers],
         num_learned=[planned.num_learned[n] for n in numbers],
+        weights=[planned.weights[n] for n in numbers],
     )
 
 
