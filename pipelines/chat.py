@@ -20,6 +20,7 @@ from ..toolkit.data.conversations import Conversation
 from ..toolkit.data.images import load_rgb
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
+from ..toolkit.formats.peft_folder import is_peft_folder, load_peft_folder
 from ..toolkit.formats.source import adapter_facts
 from ..toolkit.vlm.chat_tokens import IGNORE
 from ..toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
@@ -48,7 +49,10 @@ def open_chat(
     )
     names = {}
     for number, (folder, strength) in enumerate(zip(adapters, strengths, strict=True)):
-        native.load_layers(vision, Path(folder), f"adapter_{number}")
+        if is_peft_folder(Path(folder)):
+            load_peft_folder(vision.model, Path(folder), f"adapter_{number}")
+        else:
+            native.load_layers(vision, Path(folder), f"adapter_{number}")
         names[f"adapter_{number}"] = strength
     native.set_strengths(vision, names)
     vision.model.to(vision.device)

@@ -26,7 +26,15 @@ from . import row_fields
 from .choices import choice_letter, choice_question, read_choices
 from .images import IMAGE_KEYS, ImageSource, parse_source
 from .objects import fill_object_marks, parse_objects
-from .row_fields import UnusedFields, as_list, check_other_fields, first_field, row_images, turn_weight
+from .row_fields import (
+    UnusedFields,
+    as_list,
+    check_no_preference,
+    check_other_fields,
+    first_field,
+    row_images,
+    turn_weight,
+)
 from .row_files import check_columns_met, read_rows, rename_columns
 
 IMAGE_MARK = "<image>"  # where an image stands in a text
@@ -163,6 +171,7 @@ def parse_conversation(
         raise UserError(f"the row must be an object, not {type(row).__name__}.")
     unused = UnusedFields() if unused is None else unused
     used: set[str] = set()
+    check_no_preference(row)
     turns = parse_messages(row, used, unused)
     given = row_images(row, used)
     objects = parse_objects(row, used)
@@ -341,7 +350,7 @@ def parse_turns(given: Sequence[dict[str, Any]], unused: UnusedFields, turns: Tu
                     f"a turn has the field '{name}', which holds {kind or 'media'} and cannot be used there."
                 )
             if row_fields.PREFERENCE.search(name):
-                raise UserError(f"a turn has the field '{name}'; {row_fields.PREFERENCE_ADVICE}")
+                raise UserError(f"a turn's field '{name}' {row_fields.PREFERENCE_ADVICE}")
             unused.add([name], "turn")
         blocks = parse_content(content, turns.inline, unused)
         own = [image for name in row_fields.TURN_IMAGES if name in turn for image in as_list(turn[name])]

@@ -54,8 +54,8 @@ TURN_CALLS = ("tool_calls", "tool_call_id", "function_call")
 BLOCK_FIELDS = ("type", "text", "index", "detail", "source", "mime_type", "media_type")
 
 PREFERENCE_ADVICE = (
-    "its rows say which of two answers is the better: `rankfold train instruct` learns one answer. Learn preferences with TRL "
-    "(docs/recipes.md shows how), or keep the good answer alone: --columns answer=CHOSEN ignore=REJECTED."
+    "says which of two answers is the better, and `rankfold train instruct` learns one answer: learn preferences with TRL's DPOTrainer, or "
+    "keep the good answer alone with --columns (answer=chosen ignore=rejected)."
 )
 
 
@@ -150,8 +150,6 @@ def check_other_fields(row: dict[str, Any], used: set[str], unused: UnusedFields
                 f"the field '{name}' holds {kind}, which cannot be trained here: give single frames as images, or leave it out, "
                 f"--columns ignore={name}."
             )
-        if PREFERENCE.search(name) or (name == "label" and isinstance(value, bool)):
-            raise UserError(f"the field '{name}' changes what is learned, and is not used; {PREFERENCE_ADVICE}")
         if name in TOOLS:
             raise UserError(
                 f"the field '{name}' holds tools, which are not written into the prompt: put them into the system prompt's text, or leave "
@@ -164,6 +162,13 @@ def check_other_fields(row: dict[str, Any], used: set[str], unused: UnusedFields
             )
         if name not in METADATA:
             unused.add([name])
+
+
+def check_no_preference(row: dict[str, Any]) -> None:
+    """Raises UserError for a row that says which of two answers is the better."""
+    for name, value in row.items():
+        if not is_empty(value) and (PREFERENCE.search(str(name)) or (name == "label" and isinstance(value, bool))):
+            raise UserError(f"the field '{name}' {PREFERENCE_ADVICE}")
 
 
 def media_kind(value: Any) -> str:

@@ -65,7 +65,7 @@ class ImageTokens:
         if not self.pad_to_square or image.width == image.height:
             return image
         side, mean = max(image.size), getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
-        ground = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
+        ground = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
         ground.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return ground
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,29 @@ def load_processor(folder: str) -> Any:
             f"The processor of {folder} cannot be built ({type(error).__name__}: {' '.join(str(error).split())[:300]}). Is the folder "
             "whole, and are torchvision and sentencepiece installed, which some processors need?"
         ) from error
+
+
+def base_name(base: str) -> str:
+    """What a base is called in what is written for others: its hub id, or its folder in full."""
+    if base in EMBEDDED or Path(base).is_dir():
+        return str(Path(resolve_vision_base(base)).resolve())
+    return base
+
+
+def stored_dtype(folder: str) -> torch.dtype:
+    """The dtype of a base's weights as they are stored."""
+    from safetensors import safe_open
+
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    counts: dict[torch.dtype, int] = {}
+    for file in sorted(Path(folder).glob("*.safetensors"))[:1]:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(name)
+                if part.get_dtype() in names:
+                    kind = names[part.get_dtype()]
+                    counts[kind] = counts.get(kind, 0) + math.prod(part.get_shape())
+    return max(counts, key=lambda kind: counts[kind]) if counts else torch.float32
 
 
 def end_token_ids(folder: str, processor: Any) -> list[int]:

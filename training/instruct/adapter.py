@@ -15,7 +15,7 @@ from torch import nn
 from ...toolkit.adapters.attach import adapter_layers, attach, parameter_groups
 from ...toolkit.adapters.fold import is_dead
 from ...toolkit.formats import native
-from ...toolkit.vlm.model import VisionLanguageModel
+from ...toolkit.vlm.model import VisionLanguageModel, base_name
 from ..config.instruct import InstructConfig
 from ..config.peft_config import peft_config
 from ..config.search import InstructSearchConfig
@@ -31,7 +31,9 @@ def attach_to_vision_model(
 ) -> dict[str, nn.Module]:
     """Puts an adapter on the chosen layers. config_of: the PEFT config for these target modules. Returns the model, by name."""
     targets = config.target_modules or tuple(vision.linear_layers(config.target_parts))
-    attach(vision.model, config_of(targets), field="--target-modules" if config.target_modules else "--target-parts")
+    wanted = config_of(targets)
+    wanted.base_model_name_or_path = base_name(config.base)
+    attach(vision.model, wanted, field="--target-modules" if config.target_modules else "--target-parts")
     return {ADAPTER_FOLDER: vision.model}
 
 
