@@ -31,7 +31,8 @@ BARE = "{%- set body = body.split('</think>')[-1].lstrip('\n') -%}"
 STRIPS = HEAD + ASSISTANT + BARE + "{%- endif -%}" + SIMPLE + ASK  # thoughts are nowhere
 LAST = (  # thoughts only in the last answer, an empty one where there is none
     HEAD + ASSISTANT + "{%- set thought = body.split('</think>')[0].split('<think>')[-1] if '</think>' in body else '' -%}" + BARE
-    + "{%- set thought = thought.strip('\n') -%}" + "{%- if loop.last -%}{%- set body = '<think>\n' ~ thought ~ '\n</think>\n\n' ~ body -%}{%- endif -%}{%- endif -%}" + SIMPLE + ASK
+    + "{%- set thought = thought.strip('\n') -%}"
+    + "{%- if loop.last -%}{%- set body = '<think>\n' ~ thought ~ '\n</think>\n\n' ~ body -%}{%- endif -%}{%- endif -%}" + SIMPLE + ASK
 )  # fmt: skip
 TRIMS = (
     HEAD

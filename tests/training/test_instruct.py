@@ -24,7 +24,8 @@ from rankfold.toolkit.vlm.model import VisionLanguageModel
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.search import InstructSearchConfig
 from rankfold.training.config.yaml_file import from_yaml
-from rankfold.training.instruct.conversations import Sampler, epoch_batches, plan_rows
+from rankfold.training.instruct.conversations import Sampler, epoch_batches, hold_out, plan_rows
+from rankfold.training.instruct.measuring import load_series
 from rankfold.training.instruct.prepare import prepare_instruct
 from rankfold.training.instruct.task import InstructTask
 from rankfold.training.launch.start import preflight, resume, train
@@ -153,6 +154,35 @@ def test_resume_goes_on_in_the_middle_of_a_pass(config, tmp_path):
     files = [run.adapter / "model" / "adapter_model.safetensors" for run in (whole, part)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert [r["loss"] for r in whole.metrics()] == [r["loss"] for r in Run(tmp_path / "b").metrics()]
+
+
+def test_the_best_step_is_kept(config, tmp_path):
+    """Held-out rows are not trained on, and a resume gives the same measurements."""
+    measured = replace(config, steps=6, evaluate_every=2, keep="best", evaluate_answers=4, max_left_out=1.0)
+    run = train(measured)
+    base, *steps = load_series(run)
+    assert [one.step for one in (base, *steps)] == [0, 2, 4, 6]
+    assert len(base.losses) == 1
+    assert min(sum(one.losses) for one in steps) < sum(base.losses)
+    choice = json.loads((run.folder / "choice.json").read_text())
+    kept = run.folder / "measured" / f"{choice['step']:06d}" / "model" / "adapter_model.safetensors"
+    assert (run.adapter / "model" / "adapter_model.safetensors").read_bytes() == kept.read_bytes()
+    data = json.loads((run.folder / "data.json").read_text())["items"]
+    [place] = [name for name in data if name.startswith("measured by: ")]
+    assert place.removeprefix("measured by: ") not in data
+    again = train_until(replace(measured, out=tmp_path / "again"), 3)
+    resume(again.folder)
+    assert load_series(again) == load_series(run)
+
+
+def test_rows_of_one_image_are_held_out_together(config):
+    planned = plan_rows(config.data, config, VisionLanguageModel(config.base).chat)
+    for row in planned.rows[:6]:
+        object.__setattr__(row, "images", planned.rows[0].images)
+    kept, out = hold_out(planned, 0)
+    assert len(kept) + len(out) == len(planned)
+    images = [{image for row in side.rows for image in row.images} for side in (kept, out)]
+    assert not images[0] & images[1]
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):

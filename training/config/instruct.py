@@ -87,5 +87,15 @@ class InstructConfig(ConversationConfig, AdapterSettings):
     """Train the projector between tower and language model in full, as LLaVA does."""
     projector_learning_rate: Annotated[float, Gt(0)] | None = None
     """Its learning rate; unset means the adapter's."""
+    evaluate_every: Annotated[int, Ge(0)] = 0
+    """Steps between measurements on held-out data: the loss of their answers, and answers that are scored; 0 makes none."""
+    evaluate_data: Path | None = None
+    """Conversations to measure by; unset means one row in ten of --data, which is then not trained on."""
+    evaluate_answers: Annotated[int, Ge(0)] = 64
+    """Questions of these that are asked and scored at each measurement; 0 measures the loss alone."""
+    keep: Literal["last", "best"] = "last"
+    """Which step's adapter becomes the run's; best needs --evaluate-every."""
+    patience: Annotated[int, Ge(0)] = 0
+    """Stop after this many measurements without significant improvement; 0 never does."""
     shard_base: bool = False
     """Shard the frozen language model over the devices (FSDP2) instead of replicating it."""

@@ -128,11 +128,13 @@ def row_items(row: Any, images: Path, place: str, ask_short: bool, found: ItemFi
     """The questions of a row."""
     if isinstance(row, dict) and isinstance(row.get("question"), str):
         return [parse_item(row, images, place, ask_short, found)]
-    conversation = parse_conversation(row, images, place, found.unused)
-    answers = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    return [
-        item_from_conversation(conversation, number, ask_short) for number in answers if conversation.weight(number) > 0
-    ]
+    return conversation_items(parse_conversation(row, images, place, found.unused), ask_short=ask_short)
+
+
+def conversation_items(row: Conversation, *, ask_short: bool = False) -> list[Item]:
+    """All questions of a conversation whose answers count, each after those before it with their right answers."""
+    answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+    return [item_from_conversation(row, number, ask_short) for number in answers if row.weight(number) > 0]
 
 
 def drop_faulty_images(file: Path, found: ItemFile, *, skip_bad: bool) -> None:

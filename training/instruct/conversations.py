@@ -24,8 +24,10 @@ from ...toolkit.data.images import ImageSource, describe_source, load_rgb
 from ...toolkit.data.row_files import data_files
 from ...toolkit.vlm.chat_tokens import ChatTokens, Measure
 from ..config.instruct import ConversationConfig
+from ..evaluation.items import image_cluster
 
 NUM_VERIFIED = 8  # rows at the beginning whose labels are found in two ways
+HELD_OUT = 0.1  # share of the data that is measured by
 GROUP_BATCHES = 50  # batches that are sorted by length together
 
 
@@ -62,6 +64,15 @@ class PlannedRows:
         self.lengths.append(measure.length)
         self.num_learned.append(measure.num_learned)
         self.weights.append(measure.weight)
+
+    def select(self, numbers: Sequence[int]) -> PlannedRows:
+        """Some of the rows; what was left out stays with all of them."""
+        return PlannedRows(
+            rows=[self.rows[n] for n in numbers],
+            lengths=[self.lengths[n] for n in numbers],
+            num_learned=[self.num_learned[n] for n in numbers],
+            weights=[self.weights[n] for n in numbers],
+        )
 
     @property
     def left_out_share(self) -> float:
@@ -194,6 +205,28 @@ def plan_turn(row: Conversation, config: ConversationConfig, measures: RowMeasur
         if not config.truncate:
             break
     planned.too_long.append(row.location)
+
+
+def hold_out(planned: PlannedRows, seed: int) -> tuple[PlannedRows, PlannedRows]:
+    """The rows to learn from, and one in ten to measure by; rows with the same images stay together.
+
+    Raises:
+        UserError: when all rows show the same images.
+    """
+    clusters: dict[str, list[int]] = {}
+    for number, row in enumerate(planned.rows):
+        clusters.setdefault(image_cluster(row), []).append(number)
+    if len(clusters) < 2:
+        raise UserError("All rows show the same image, so none can be held out: give others with --evaluate-data.")
+    order = sorted(clusters, key=lambda name: hashlib.sha256(f"{seed}/held out/{name}".encode()).hexdigest())
+    wanted, out = max(1, round(HELD_OUT * len(planned))), list[int]()
+    for name in order[:-1]:
+        if len(out) >= wanted:
+            break
+        out += clusters[name]
+    chosen = set(out)
+    kept = [number for number in range(len(planned)) if number not in chosen]
+    return planned.select(kept), planned.select(sorted(chosen))
 
 
 def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:

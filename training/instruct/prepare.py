@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.texts import read_text
+from ...toolkit.vlm.chat_tokens import ChatTokens
 from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
 from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.peft_config import peft_config
 from ..engine.processes import num_processes
 from ..engine.sharding import check_sharding
-from .conversations import PlannedRows, data_certificate, plan_rows, verify_rows
+from .conversations import PlannedRows, data_certificate, hold_out, plan_rows, verify_rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class PreparedData:
     data: PlannedRows
     replay: PlannedRows
     certificates: list[dict[str, Any]]
+    held_out: PlannedRows = field(default_factory=PlannedRows)
+    """Rows that are measured by while training."""
 
 
 def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any, ...]]:
@@ -32,6 +35,10 @@ def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any,
     if config.train_projector and "projector" in config.target_parts:
         raise UserError(
             "--train-projector and --target-parts projector both change the projector: leave one of them out."
+        )
+    if (config.keep == "best" or config.patience) and not config.evaluate_every:
+        raise UserError(
+            "--keep best and --patience need measurements: say with --evaluate-every after how many steps each."
         )
     return prepare_conversations(config)
 
@@ -55,11 +62,31 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         raise UserError(
             f"--packing does not work with {config.base}: in its attention the questions of packed rows would see one another."
         )
-    found = PreparedData(planned[0], planned[1], certificates)
+    learned, held_out = measured_rows(planned[0], config, chat)
+    found = PreparedData(learned, planned[1], certificates, held_out)
     if config.epochs is not None:
         window = config.batch_size * config.gradient_accumulation
         config = replace(config, steps=max(1, math.ceil(config.epochs * rows_per_epoch(config, found) / window)))
     return config, (found, base)
+
+
+def measured_rows(planned: PlannedRows, config: Any, chat: ChatTokens) -> tuple[PlannedRows, PlannedRows]:
+    """The rows to learn from, and those to measure by."""
+    if not getattr(config, "evaluate_every", 0):
+        return planned, PlannedRows()
+    if config.evaluate_data is not None:
+        return planned, plan_rows(config.evaluate_data, config, chat)
+    learned, held_out = hold_out(planned, config.seed)
+    learned = replace(
+        learned,
+        too_long=planned.too_long,
+        longest=planned.longest,
+        truncated=planned.truncated,
+        faults=planned.faults,
+        unused=planned.unused,
+        split=planned.split,
+    )
+    return learned, held_out
 
 
 def processor_options(config: ConversationConfig) -> dict[str, Any]:

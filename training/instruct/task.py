@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from accelerate import Accelerator
 from ...toolkit.adapters.attach import adapter_layers
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
 from .adapter import ADAPTER_FOLDER, InstructAdapter
+from .measuring import InstructMeasuring
 from .prepare import PreparedData
 from .training import ConversationTraining, load_vision_model, prepare_conversation_training
 
@@ -38,6 +41,21 @@ class InstructTask(TrainingTask[ConversationTraining, InstructAdapter]):
             print("\n".join([*adapter.describe(vision), *describe_unused(unused[ADAPTER_FOLDER])]))
         super().__init__(training, adapter)
         self.config, self.data = config, data
+        self.measuring = (
+            InstructMeasuring(config, training, data.held_out, accelerator, self.save_adapter)
+            if config.evaluate_every
+            else None
+        )
+
+    def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
+        """Measures when it is time to; True when there is no more gain."""
+        return self.measuring is not None and self.measuring.after_step(run, step, with_average)
+
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """Keeps the best of the measured steps, if so wished."""
+        if self.measuring is not None:
+            self.measuring.conclude(run)
+        return "done"
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter, the chat template, and what it was trained on."""

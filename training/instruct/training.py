@@ -10,16 +10,19 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...pipelines.chat import answers
-from ...toolkit.core.devices import supports_pinned_memory
+from ...toolkit.core.devices import supports_pinned_memory, to_float64
 from ...toolkit.data.conversations import Conversation
 from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import ConversationConfig
+from ..engine.processes import map_distributed
 from ..engine.sharding import ignore_shards_in_ddp, shard
 from ..engine.task import Trainable
-from .conversations import ConversationBatches, Prefetcher, Sampler, load_images
+from .conversations import ConversationBatches, PlannedRows, Prefetcher, Sampler, load_images
 from .loss import AnswerLoss
 from .prepare import PreparedData, num_replayed, processor_options
+
+MEASURED_ROWS = 16  # of a forward pass without gradients
 
 
 class ConversationTraining:
@@ -74,6 +77,23 @@ class ConversationTraining:
         return self.vision.to_device(self.vision.chat.collate([row], [load_images(row)])) | {
             "weight": torch.ones((), device=self.vision.device)
         }
+
+    @torch.no_grad()
+    def row_losses(self, planned: PlannedRows) -> list[float]:
+        """Cross-entropy of each row's answers, summed over the tokens by their weights; in shares. The module must be in eval mode."""
+        order = sorted(range(len(planned)), key=lambda n: planned.lengths[n])
+        batches = [order[start : start + MEASURED_ROWS] for start in range(0, len(order), MEASURED_ROWS)]
+        one = torch.ones((), device=self.vision.device)
+
+        def losses(numbers: list[int]) -> list[float]:
+            rows = [planned.rows[n] for n in numbers]
+            batch = self.vision.to_device(self.vision.chat.collate(rows, [load_images(row) for row in rows]))
+            return to_float64(self.module(batch | {"weight": one})).tolist()
+
+        found: dict[int, float] = {}
+        for numbers, values in zip(batches, map_distributed(batches, losses), strict=True):
+            found |= dict(zip(numbers, values, strict=True))
+        return [found[n] for n in range(len(planned))]
 
     def preview(self) -> list[str]:
         """The first rows' first questions, what the data answer and what the model does, as JSON."""

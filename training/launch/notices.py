@@ -28,7 +28,12 @@ def notices(config: LoopConfig, inputs: tuple[Any, ...]) -> list[str]:
 def data_notices(config: ConversationConfig, data: Any) -> list[str]:
     """What is learned from conversations and what is left out, as `inspect` says it."""
     found = []
-    for file, rows in ((config.data, data.data), (config.replay, data.replay)):
+    measured = getattr(config, "evaluate_data", None) or config.data
+    for file, rows in (
+        (config.data, data.data),
+        (config.replay, data.replay),
+        (f"{measured}, held out", data.held_out),
+    ):
         if file is not None and len(rows):
             found.append("\n  ".join([str(file), *rows.describe(config.max_length)]))
     return found

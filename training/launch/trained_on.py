@@ -123,7 +123,8 @@ def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> di
     """Rows with their images. more: rows that a search judges by, and the base's folder."""
     *held_out, _ = more
     items, files = {}, {}
-    for group, planned in (("", found.data), ("replay: ", found.replay), *(("held out: ", rows) for rows in held_out)):
+    groups = (("", found.data), ("replay: ", found.replay), ("measured by: ", found.held_out))
+    for group, planned in (*groups, *(("held out: ", rows) for rows in held_out)):
         for row in planned.rows:
             items[f"{group}{row.location}"] = text_hash(row_text(row))
             for image in row.images:
