@@ -18,6 +18,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.conversations import Conversation, parse_conversation
 from rankfold.toolkit.vlm.model import VisionLanguageModel
 from rankfold.training.config.instruct import InstructConfig
+from rankfold.training.evaluation.items import read_items
 from rankfold.training.instruct.conversations import plan_rows
 from rankfold.training.instruct.loss import AnswerLoss
 from rankfold.training.launch.start import train
@@ -250,3 +251,57 @@ def test_more_left_out_than_may_be_stops(base, data, tmp_path):
     config = InstructConfig(base=base, data=data.parent / "long.json", out=tmp_path / "run", max_length=90, steps=1)
     with pytest.raises(UserError, match=r"75% of the rows would be left out.*--max-length"):
         train(replace(config, max_left_out=0.5))
+
+
+# ---------------------------------------------------------------------------------------------- places in images
+
+
+@pytest.mark.parametrize(
+    ("name", "pad", "text"),
+    [
+        ("qwen2.5-vl", False, "[21, 7, 42, 28]"),  # 100 x 40 becomes 84 x 28
+        ("qwen3-vl", False, "[250, 250, 500, 1000]"),
+        ("internvl", False, "[250, 250, 500, 1000]"),
+        ("paligemma", False, "<loc0256><loc0256><loc1023><loc0512>"),
+        ("llava", True, "[0.250, 0.400, 0.500, 0.700]"),  # in the square of 100 x 100, 30 pixels lower
+        ("llava", False, "[0.000, 0.250, 0.500, 1.000]"),  # of the middle 40 x 40, from 30 on
+    ],
+)
+def test_boxes_are_written_as_each_base_knows_them(tmp_path, name, pad, text):
+    chat = VisionLanguageModel(str(build(name, tmp_path / "base")), pad_to_square=pad).chat
+    place = {"numbers": (25, 10, 50, 40), "unit": "pixels", "image": 0}
+    grounding = chat.grounding
+    if name == "qwen2.5-vl":
+        pixels = chat.processor.image_processor
+        _, high, wide = pixels(images=[Image.new("RGB", (100, 40))])["image_grid_thw"][0]
+        assert grounding.resized((100, 40)) == (wide * pixels.patch_size, high * pixels.patch_size) == (84, 28)
+    assert grounding.write(place, (100, 40)) == text
+    assert grounding.write({"numbers": (0.25, 0.25, 0.5, 1), "unit": "relative", "image": 0}, (100, 40)) == text
+    found = grounding.read(f"It is at {text}.", (100, 40))
+    if not (name == "llava" and not pad):
+        assert found == pytest.approx((25, 10, 50, 40), abs=0.25)
+    with pytest.raises(UserError, match="not in its image"):
+        grounding.write(place, (30, 30))
+
+
+def test_boxes_are_learned_and_scored(tmp_path):
+    vision = VisionLanguageModel(str(build("qwen3-vl", tmp_path / "base")))
+    Image.new("RGB", (100, 40), "red").save(tmp_path / "a.png")
+    row = {"image": "a.png", "objects": {"bbox": [[25, 10, 50, 40]]}, "question": "Where?", "answer": "<bbox>"}
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    own = parse_conversation(row, tmp_path, "row 1")
+    tokens = vision.chat.verify_labels(own, [Image.open(tmp_path / "a.png")])
+    assert (
+        vision.chat.tokenizer.decode([label for label in tokens.labels if label >= 0])
+        == "[250, 250, 500, 1000]<|im_end|>"
+    )
+    [item] = read_items(tmp_path / "data.json", None)
+    score = lambda text: item.score(item.parse_answer(item.place(text, vision)))  # noqa: E731
+    assert item.kind == "box"
+    assert [score(text) for text in ("[250, 250, 500, 1000]", "[260, 250, 520, 990]", "[0, 0, 100, 100]", "there")] == [
+        1,
+        1,
+        0,
+        0,
+    ]
+    assert item.iou("25 10 50 25") == pytest.approx(0.5)

@@ -25,6 +25,7 @@ from ..core.cache import cache_key
 from ..core.errors import UserError
 from ..data.conversations import Conversation, Message
 from .chat_template import ANSWER_END, ANSWER_START, ChatTemplate, Span
+from .grounding import LOCATION, Grounding
 from .image_tokens import ImageTokens, Size
 
 IGNORE = -100
@@ -67,9 +68,10 @@ class ChatTokens:
         prefix_attention: bool = False,
         appended: str = "",
         pad_to_square: bool = False,
+        boxes: str = "relative",
     ) -> None:
         """ends: ids that stop generation; prefix_attention, appended: see VisionFamily; pad_to_square: images get borders, so that a
-        processor that crops cuts nothing off.
+        processor that crops cuts nothing off; boxes: how places are written, see grounding.py.
 
         Raises:
             UserError: when there is no chat template, or one that does not say which words are an answer.
@@ -83,6 +85,7 @@ class ChatTokens:
             raise UserError("The base's tokenizer does not say where its tokens stand in the text (it is a slow one).")
         self.end_ids, self.pad_to_square = tuple(end_ids), pad_to_square
         self.prefix_attention, self.suffix = prefix_attention, appended
+        self.grounding = Grounding(processor, boxes, pad_to_square)
         self.template = ChatTemplate(
             processor, [self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids], appended
         )
@@ -115,6 +118,7 @@ class ChatTokens:
             words=len(self.tokenizer),
             sample=self.tokenizer("The quick brown fox: 12 <b>\n")["input_ids"],
             square=self.pad_to_square,
+            boxes=self.grounding.convention,
             transformers=transformers.__version__,
         )
 
@@ -157,6 +161,7 @@ class ChatTokens:
             UserError: when a text holds a control token, or the template rewrites an answer.
         """
         self.check_row(row)
+        row = self.grounding.fill(row, list(sizes))
         text, spans = self.template.spans(row.messages)
         text, spans = self.expand_images(text, spans, self.replacements(tuple(sizes)) if sizes else ())
         return self.label(text, spans, row)
@@ -184,6 +189,7 @@ class ChatTokens:
         more = 0
         if sizes and self.counts_images_alone(tuple(sizes)):
             self.check_row(row)
+            row = self.grounding.fill(row, list(sizes))
             text, spans = self.template.spans(row.messages)
             if text.count(self.image_mark) != len(sizes):
                 raise UserError(
@@ -244,7 +250,7 @@ class ChatTokens:
         """Texts of control tokens."""
         added = self.tokenizer.added_tokens_decoder.values()
         found = {token.content for token in added if token.special and token.content.strip()}
-        return sorted(found - set(THOUGHT_TAGS))
+        return sorted(text for text in found - set(THOUGHT_TAGS) if not LOCATION.fullmatch(text))
 
     # -------------------------------------------------------------------------- the second way: prefixes
 
@@ -279,6 +285,7 @@ class ChatTokens:
 
     def encode(self, row: Conversation, images: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
         """The processor's own tokens."""
+        row = self.grounding.fill(row, [image.size for image in images])
         text = self.render_text(row.messages, ask=ask)
         padded = [self.pad_image(image) for image in images[: len(row.images)]]
         out = self.processor(
@@ -329,6 +336,7 @@ class ChatTokens:
         Raises:
             UserError: when the processor's tokens are not the planned ones.
         """
+        rows = [self.grounding.fill(row, [image.size for image in own]) for row, own in zip(rows, images, strict=True)]
         texts = [self.render_text(row.messages) for row in rows]
         inputs = self.processor_inputs(texts, images, padding_side="right")
         labels = torch.full_like(inputs["input_ids"], IGNORE)
@@ -369,5 +377,8 @@ class ChatTokens:
         self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
     ) -> dict[str, torch.Tensor]:
         """What generation is given: rows that end with a question, asked for an answer, padded on the left."""
-        texts = [self.render_text(row.messages, ask=True) for row in rows]
+        filled = [
+            self.grounding.fill(row, [image.size for image in own]) for row, own in zip(rows, images, strict=True)
+        ]
+        texts = [self.render_text(row.messages, ask=True) for row in filled]
         return self.processor_inputs(texts, images, padding_side="left")

@@ -139,6 +139,7 @@ class VisionLanguageModel:
             prefix_attention=family.prefix_attention,
             appended=family.appended,
             pad_to_square=pad_to_square,
+            boxes=family.boxes,
         )
 
     @property

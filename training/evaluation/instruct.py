@@ -46,7 +46,7 @@ def ask_items(
         batches, lambda rows: whole_answers(vision, rows, max_new_tokens=max_new_tokens, batch=BATCH_SIZE)
     )
     texts, cut = [one.text for batch in said for one in batch], [one.cut for batch in said for one in batch]
-    read = [item.parse_answer(text) for item, text in zip(items, texts, strict=True)]
+    read = [item.parse_answer(item.place(text, vision)) for item, text in zip(items, texts, strict=True)]
     scores = [item.score(own) for item, own in zip(items, read, strict=True)]
     likeliest = map_distributed(items, lambda item: likeliest_score(vision, item) if likelihood else None)
     return ModelAnswers(texts, read, scores, likeliest, cut)
@@ -64,7 +64,7 @@ def answer_limit(vision: VisionLanguageModel, items: Sequence[Item]) -> int:
 
 def likeliest_score(vision: VisionLanguageModel, item: Item) -> float | None:
     """Whether the likeliest option is the right one: what the model knows, whatever way it puts it."""
-    if item.kind == "vqa":
+    if item.kind in ("vqa", "box"):
         return None
     options = ["yes", "no"] if item.kind == "yesno" else list(scoring.LETTERS[: len(item.options)])
     scores = option_scores(vision, item.conversation, options)
@@ -191,6 +191,10 @@ def compute_metrics(asked: ModelAnswers, items: Sequence[Item]) -> dict[str, Any
         figures["yes_no"] = scoring.yes_no_metrics(
             [asked.read[n] for n in polar], [items[n].references[0] for n in polar]
         )
+    boxed = [n for n, item in enumerate(items) if item.kind == "box"]
+    if boxed:
+        values = [items[n].iou(said) if (said := asked.read[n]) else 0.0 for n in boxed]
+        figures["iou"] = statistics.mean_with_interval(values, [clusters[n] for n in boxed])
     return figures
 
 

@@ -27,6 +27,9 @@ def format_report(figures: dict[str, Any]) -> str:
     for name in ("base", "tuned"):
         if "by_likelihood" in figures[name]:
             lines.append(format_line(f"{name}, likeliest option", figures[name]["by_likelihood"]))
+    for name in ("base", "tuned"):
+        if "iou" in figures[name]:
+            lines.append(format_line(f"{name}, mean IoU of boxes", figures[name]["iou"]))
     for split, own in tuned.get("splits", {}).items():
         lines.append(format_line(f"tuned, {split or 'no split'}", own))
     if "mean_of_splits" in tuned:

@@ -20,11 +20,14 @@ from ...toolkit.core.randomness import permutation
 from ...toolkit.data.choices import choice_letter, choice_question, read_choices
 from ...toolkit.data.conversations import Conversation, data_folder, parse_conversation, reference_answers
 from ...toolkit.data.image_checks import PlanMemory, check_images
-from ...toolkit.data.images import ImageSource, load_rgb
+from ...toolkit.data.images import ImageSource, image_size, load_rgb
 from ...toolkit.data.row_fields import UnusedFields
 from ...toolkit.data.row_files import check_columns_met, read_rows, rename_columns
 from ...toolkit.metrics import answers as scoring
+from ...toolkit.vlm.grounding import iou
+from ...toolkit.vlm.model import VisionLanguageModel
 
+MIN_IOU = 0.5  # from which a box is right
 SHORT_INSTRUCTION = "Answer the question using a single word or phrase."  # LLaVA-1.5's words
 
 
@@ -36,7 +39,7 @@ class Item:
     question: str
     """Its words, without the options."""
     kind: str
-    """vqa, yesno or mcq."""
+    """vqa, yesno, mcq, or box: the first place in the answer, right from an intersection over union of 0.5."""
     references: tuple[str, ...]
     """Right answers; for mcq the letter."""
     options: tuple[str, ...]
@@ -51,13 +54,28 @@ class Item:
             return scoring.read_yesno(text)
         if self.kind == "mcq":
             return scoring.read_choice(text, self.options)
+        if self.kind == "box":
+            return text or None
         return scoring.normalize_or_keep(scoring.strip_thoughts(text)) or None
 
     def score(self, said: str | None) -> float:
         """0 to 1."""
         if said is None:
             return 0.0
+        if self.kind == "box":
+            return float(self.iou(said) >= MIN_IOU)
         return scoring.vqa_score(said, self.references) if self.kind == "vqa" else float(said == self.references[0])
+
+    def iou(self, said: str) -> float:
+        """How much a box that was said is the right one."""
+        return iou(box_numbers(self.references[0]), box_numbers(said))
+
+    def place(self, text: str, vision: VisionLanguageModel) -> str:
+        """The box of an answer in pixels of the item's first image, '' where there is none; other kinds' answers as they are."""
+        if self.kind != "box":
+            return text
+        found = vision.chat.grounding.read(text, image_size(self.conversation.images[0]))
+        return " ".join(f"{number:.2f}" for number in found or ())
 
 
 @dataclass
@@ -80,6 +98,11 @@ class ItemFile:
         if self.indices:
             lines.append(f"{self.indices} answers are numbers, read as the index of the right option, from 0")
         return lines + ([self.unused.describe()] if self.unused.counts else [])
+
+
+def box_numbers(text: str) -> tuple[float, ...]:
+    """The numbers of a box as items keep them, in pixels of the image."""
+    return tuple(float(number) for number in text.split())
 
 
 def read_items(file: Path, images: Path | None, *, ask_short: bool = False) -> list[Item]:
@@ -126,7 +149,7 @@ def read_item_file(
 
 def row_items(row: Any, images: Path, place: str, ask_short: bool, found: ItemFile) -> list[Item]:
     """The questions of a row."""
-    if isinstance(row, dict) and isinstance(row.get("question"), str):
+    if isinstance(row, dict) and isinstance(row.get("question"), str) and not row.get("objects"):
         return [parse_item(row, images, place, ask_short, found)]
     return conversation_items(parse_conversation(row, images, place, found.unused), ask_short=ask_short)
 
@@ -188,6 +211,9 @@ def item_from_conversation(row: Conversation, number: int, ask_short: bool) -> I
     asked = row.until(number)
     answer = "".join(part["text"] for part in row.messages[number]["content"])
     answer = scoring.strip_thoughts(answer) or answer
+    boxes = [part["box"] for part in row.messages[number]["content"] if "box" in part]
+    if len(boxes) == 1 and boxes[0]["image"] == 0:
+        return box_item(row, number, boxes[0])
     kind = "yesno" if answer.strip(" .").lower() in ("yes", "no") else "vqa"
     if ask_short:
         message = asked.messages[-1]
@@ -196,6 +222,16 @@ def item_from_conversation(row: Conversation, number: int, ask_short: bool) -> I
     answer = answer.strip(" .").lower() if kind == "yesno" else answer
     words = "".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
     return Item(asked, words, kind, (answer,), (), "", image_cluster(asked))
+
+
+def box_item(row: Conversation, number: int, place: dict[str, Any]) -> Item:
+    """The question of a conversation whose answer, message `number`, is one place in its first image."""
+    width, height = image_size(row.images[0])
+    unit = {"pixels": (1, 1), "relative": (width, height), "thousandths": (width / 1000, height / 1000)}[place["unit"]]
+    right = " ".join(f"{own * unit[at % 2]:.2f}" for at, own in enumerate(place["numbers"]))
+    asked = row.until(number)
+    words = "".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
+    return Item(asked, words, "box", (right,), (), "", image_cluster(asked))
 
 
 def question_text(question: str, kind: str, options: Sequence[str], ask_short: bool) -> str:
