@@ -7,6 +7,10 @@ from typing import Any
 
 SHARED = ("images", "skip_bad", "max_length", "truncate", "columns", "split", "learn_turns", "max_pixels", "min_pixels",
           "pad_to_square", "chat_template")  # options that are settings of a run  # fmt: skip
+LEGEND = {
+    True: " (green; yellow where they count less than 1, magenta where more)",
+    False: " (between « and », behind a weight other than 1)",
+}
 SHOWN_IMAGE_TOKENS = 2  # of an image, at its beginning
 
 
@@ -43,6 +47,16 @@ def inspect_data(file: Path, options: Any) -> None:
         show_row(chat, planned.rows[number])
 
 
+def weight_text(weight: float) -> str:
+    """What stands before tokens that do not count 1."""
+    return "" if weight == 1 else f"{weight:g}: "
+
+
+def weight_style(weight: float) -> str:
+    """The colour of a learned token."""
+    return "bold green" if weight == 1 else "bold yellow" if weight < 1 else "bold magenta"
+
+
 def show_row(chat: Any, row: Any) -> None:
     """One row's tokens."""
     from rich.console import Console
@@ -52,19 +66,17 @@ def show_row(chat: Any, row: Any) -> None:
 
     tokens = chat.labels_by_marks(row, [image_size(image) for image in row.images])
     colour = Console().is_terminal
-    text, learning, images = Text(), False, 0
-    for number, label in zip(tokens.ids, tokens.labels, strict=True):
+    text, learning, images = Text(), 0.0, 0
+    for number, weight in zip(tokens.ids, tokens.weights, strict=True):
         images = images + 1 if number in chat.image_token_ids() else 0
         if images > SHOWN_IMAGE_TOKENS:
             continue
-        if not colour and (label >= 0) != learning:
-            learning = label >= 0
-            text.append("«" if learning else "»")
+        if not colour and weight != learning:
+            text.append(("»" if learning else "") + (f"«{weight_text(weight)}" if weight else ""))
+            learning = weight
         piece = "…" if images == SHOWN_IMAGE_TOKENS else chat.tokenizer.decode([number])
-        text.append(piece, style="bold green" if label >= 0 else "dim" if images else "")
+        text.append(piece, style=weight_style(weight) if weight else "dim" if images else "")
     if not colour and learning:
         text.append("»")
-    print(
-        f"\n{row.location}: {len(tokens.ids)} tokens, {tokens.num_learned} learned{'' if colour else ' (between « and »)'}"
-    )
+    print(f"\n{row.location}: {len(tokens.ids)} tokens, {tokens.num_learned} learned{LEGEND[colour]}")
     Console(highlight=False, soft_wrap=True).print(text)

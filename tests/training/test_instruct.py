@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from forked import run_in_two_processes
 from PIL import Image
+from safetensors.torch import load_file
 from short_runs import train_until, write_config
 from tiny_vlms import build
 
@@ -114,6 +115,56 @@ def test_replay_takes_its_share_and_other_rows_each_pass():
 
 
 # ---------------------------------------------------------------------------------------------- how they weigh
+
+
+def test_more_data_take_their_shares():
+    """Three data sets: each pass takes twice the second's rows and half of the third's, other ones next time."""
+    sampler = Sampler((5,) * 34, 10, 0, 4, False, 3, more=((4, 8), (20, 10)))
+    passes = [[row for batch in epoch_batches(sampler, epoch) for row in batch] for epoch in range(2)]
+    for rows in passes:
+        counts = [rows.count(number) for number in range(34)]
+        assert len(rows) == 28
+        assert counts[:10] == [1] * 10
+        assert counts[10:14] == [2] * 4
+        assert sum(counts[14:]) == 10
+    assert {row for rows in passes for row in rows if row >= 14} == set(range(14, 34))
+
+
+def test_parts_have_their_rates_and_frozen_layers_none(config):
+    settings = {
+        "adapter": "lora",
+        "target_parts": ("language-attention", "vision-attention", "projector"),
+        "learning_rate": 1e-3,
+    }
+    rates = {"vision_learning_rate": 1e-4, "projector_learning_rate": 5e-4, "freeze": ("k_proj", "layers.0")}
+    task = task_of(replace(config, **settings, **rates))
+    names = {id(parameter): name for name, parameter in task.training.vision.model.named_parameters()}
+    for group in task.parameter_groups():
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            wanted = 5e-4 if "merger" in name else 1e-4 if "visual" in name else 1e-3
+            assert group["lr"] == pytest.approx(wanted), name
+            assert "k_proj" not in name
+            assert "language_model.layers.0." not in name
+    with pytest.raises(UserError, match="--freeze nothing: none of the layers"):
+        task_of(replace(config, freeze=("nothing",)))
+    with pytest.raises(UserError, match="--vision-learning-rate is of a part that is not trained"):
+        task_of(replace(config, vision_learning_rate=1e-4))
+
+
+def test_a_training_goes_on_from_an_adapter(config, data, tmp_path):
+    """Of a run or of an export, whose alpha is its rank; with further data beside."""
+    first = train(replace(config, adapter="lora"))
+    state = load_file(first.adapter / "model" / "adapter_model.safetensors")
+    task = task_of(replace(config, adapter="lora", start_from=first.folder, more_data=(f"{data}=0.5",)))
+    assert task.training.sampler.rows_per_epoch == 18
+    task.save_adapter(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    with pytest.raises(UserError, match="lora_alpha 4.0, this run 8.0"):
+        task_of(replace(config, adapter="lora", alpha=8.0, start_from=first.folder))
+    with pytest.raises(UserError, match="kind LORA"):
+        task_of(replace(config, adapter="moslora", start_from=first.folder))
 
 
 def test_every_learned_token_counts_alike(config):

@@ -45,6 +45,8 @@ class ConversationConfig(LoopConfig):
     """Passes over the data, instead of --steps."""
     learning_rate: Annotated[float, Gt(0)] = 2e-4
     """Peak learning rate of the adapter."""
+    more_data: tuple[str, ...] = ()
+    """More data to learn from, each as FILE or FILE=SHARE: so many times its rows are seen in a pass over --data (2, or 0.5)."""
     replay: Path | None = None
     """More conversations, of what the base can do already and shall keep."""
     replay_share: Annotated[float, Ge(0), Lt(1)] = 0.25
@@ -86,7 +88,13 @@ class InstructConfig(ConversationConfig, AdapterSettings):
     train_projector: bool = False
     """Train the projector between tower and language model in full, as LLaVA does."""
     projector_learning_rate: Annotated[float, Gt(0)] | None = None
-    """Its learning rate; unset means the adapter's."""
+    """Learning rate of the projector, trained in full or by the adapter; unset means --learning-rate."""
+    vision_learning_rate: Annotated[float, Gt(0)] | None = None
+    """Learning rate of the vision tower's layers; unset means --learning-rate."""
+    freeze: tuple[str, ...] = ()
+    """Layers that get no adapter, by parts of their names, as vision_tower.layers.0 or k_proj."""
+    start_from: Path | None = None
+    """Adapter of the same kind, rank and layers that the training goes on from: a run, an adapter folder, a PEFT folder."""
     evaluate_every: Annotated[int, Ge(0)] = 0
     """Steps between measurements on held-out data: the loss of their answers, and answers that are scored; 0 makes none."""
     evaluate_data: Path | None = None

@@ -309,11 +309,18 @@ class Sampler:
     batch_size: int
     group_by_length: bool
     seed: int
+    more: tuple[tuple[int, int], ...] = ()
+    """Of each further data set, behind the replay: its rows, and how many of them a pass takes."""
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of one pass over the data."""
+        return self.num_data + self.num_replayed + sum(seen for _, seen in self.more)
 
     @property
     def batches_per_epoch(self) -> int:
         """Forward passes in one pass over the data."""
-        return -(-(self.num_data + self.num_replayed) // self.batch_size)
+        return -(-self.rows_per_epoch // self.batch_size)
 
     def rows(self, number: int) -> list[int]:
         """Rows of forward pass `number`."""
@@ -326,9 +333,13 @@ def epoch_batches(sampler: Sampler, epoch: int) -> list[list[int]]:
     """All batches of one pass, every one full: the first rows come once more at the end."""
     rows = list(range(sampler.num_data))
     spare = len(sampler.lengths) - sampler.num_data
-    start = epoch * sampler.num_replayed
-    for at in range(start, start + sampler.num_replayed):
-        rows.append(sampler.num_data + permutation(sampler.seed + 1, spare, at // spare)[at % spare])
+    spare -= sum(count for count, _ in sampler.more)
+    first = sampler.num_data
+    for number, (count, seen) in enumerate(((spare, sampler.num_replayed), *sampler.more)):
+        seed = sampler.seed + 1 + 10 * number
+        for at in range(epoch * seen, (epoch + 1) * seen):
+            rows.append(first + permutation(seed, count, at // count)[at % count])
+        first += count
     mixed = [rows[i] for i in permutation(sampler.seed, len(rows), epoch)]
     wanted = sampler.batches_per_epoch * sampler.batch_size
     mixed = (mixed * -(-wanted // len(mixed)))[:wanted]

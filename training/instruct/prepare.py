@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.paths import expand_user
 from ...toolkit.core.texts import read_text
 from ...toolkit.vlm.chat_tokens import ChatTokens
 from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
@@ -26,6 +28,22 @@ class PreparedData:
     certificates: list[dict[str, Any]]
     held_out: PlannedRows = field(default_factory=PlannedRows)
     """Rows that are measured by while training."""
+    more: tuple[PlannedRows, ...] = ()
+    """Rows of --more-data, in its order."""
+    shares: tuple[float, ...] = ()
+    """How often the rows of each are seen in a pass over the data."""
+
+    @property
+    def groups(self) -> tuple[PlannedRows, ...]:
+        """All that is trained on, in the order that the sampler numbers rows in."""
+        return (self.data, self.replay, *self.more)
+
+    @property
+    def seen_of_more(self) -> tuple[tuple[int, int], ...]:
+        """Rows of each of `more`, and how many of them a pass takes."""
+        return tuple(
+            (len(rows), max(1, round(share * len(rows)))) for rows, share in zip(self.more, self.shares, strict=True)
+        )
 
 
 def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any, ...]]:
@@ -36,11 +54,29 @@ def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any,
         raise UserError(
             "--train-projector and --target-parts projector both change the projector: leave one of them out."
         )
+    check_rates(config)
     if (config.keep == "best" or config.patience) and not config.evaluate_every:
         raise UserError(
             "--keep best and --patience need measurements: say with --evaluate-every after how many steps each."
         )
     return prepare_conversations(config)
+
+
+def check_rates(config: InstructConfig) -> None:
+    """Raises UserError for settings of a part that is not trained."""
+    if config.target_modules:
+        return
+    tower = any(part.startswith("vision-") for part in config.target_parts)
+    projector = config.train_projector or "projector" in config.target_parts
+    for name, trained in (
+        ("vision_learning_rate", tower),
+        ("vision_alpha", tower),
+        ("projector_learning_rate", projector),
+    ):
+        if getattr(config, name) is not None and not trained:
+            raise UserError(
+                f"--{name.replace('_', '-')} is of a part that is not trained: add it to --target-parts, or leave the setting out."
+            )
 
 
 def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -62,12 +98,38 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         raise UserError(
             f"--packing does not work with {config.base}: in its attention the questions of packed rows would see one another."
         )
+    more, shares = [], []
+    for name in config.more_data:
+        file, share = parse_share(name)
+        rows = plan_rows(file, config, chat)
+        check_left_out(file, rows, config)
+        certificates.append(data_certificate(file, rows, chat, verify_rows(rows, chat)) | {"share": share})
+        more.append(rows)
+        shares.append(share)
     learned, held_out = measured_rows(planned[0], config, chat)
-    found = PreparedData(learned, planned[1], certificates, held_out)
+    found = PreparedData(learned, planned[1], certificates, held_out, tuple(more), tuple(shares))
     if config.epochs is not None:
         window = config.batch_size * config.gradient_accumulation
         config = replace(config, steps=max(1, math.ceil(config.epochs * rows_per_epoch(config, found) / window)))
     return config, (found, base)
+
+
+def parse_share(name: str) -> tuple[Path, float]:
+    """The file and the share of an entry of --more-data.
+
+    Raises:
+        UserError: for a share that is no number above 0.
+    """
+    file, equals, share = name.rpartition("=")
+    if not equals or Path(name).exists():
+        return expand_user(Path(name)), 1.0
+    try:
+        value = float(share)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UserError(f"--more-data {name}: the share behind = must be a number above 0, such as 0.5 or 2.")
+    return expand_user(Path(file)), value
 
 
 def measured_rows(planned: PlannedRows, config: Any, chat: ChatTokens) -> tuple[PlannedRows, PlannedRows]:
@@ -128,4 +190,4 @@ def num_replayed(config: ConversationConfig, found: PreparedData) -> int:
 
 def rows_per_epoch(config: ConversationConfig, found: PreparedData) -> int:
     """Rows of one pass over the data, those of the replay counted."""
-    return len(found.data) + num_replayed(config, found)
+    return len(found.data) + num_replayed(config, found) + sum(seen for _, seen in found.seen_of_more)

@@ -37,6 +37,8 @@ class InstructTask(TrainingTask[ConversationTraining, InstructAdapter]):
         unused = drop_unused_layers(training.module, training.parts, batch)
         if not adapter_layers(vision.model):
             raise UserError("None of the chosen layers has a part in the answers: choose others with --target-parts.")
+        if config.start_from is not None:
+            adapter.start_from(config.start_from)
         if accelerator.is_main_process:
             print("\n".join([*adapter.describe(vision), *describe_unused(unused[ADAPTER_FOLDER])]))
         super().__init__(training, adapter)

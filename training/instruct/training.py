@@ -38,15 +38,16 @@ class ConversationTraining:
     ) -> None:
         """parts: those of the model that are trained; module: the loss of the model."""
         self.config, self.vision, self.parts, self.module = config, vision, parts, module
-        self.rows = data.data.rows + data.replay.rows
-        self.learned_weights = data.data.weights + data.replay.weights
+        self.rows = [row for group in data.groups for row in group.rows]
+        self.learned_weights = [weight for group in data.groups for weight in group.weights]
         self.sampler = Sampler(
-            lengths=tuple(data.data.lengths + data.replay.lengths),
+            lengths=tuple(length for group in data.groups for length in group.lengths),
             num_data=len(data.data),
             num_replayed=num_replayed(config, data),
             batch_size=config.batch_size,
             group_by_length=config.group_by_length,
             seed=config.seed,
+            more=data.seen_of_more,
         )
         self.prefetcher: Prefetcher | None = None
         """Started with the first batch, which says what slots this process has."""

@@ -29,11 +29,9 @@ def data_notices(config: ConversationConfig, data: Any) -> list[str]:
     """What is learned from conversations and what is left out, as `inspect` says it."""
     found = []
     measured = getattr(config, "evaluate_data", None) or config.data
-    for file, rows in (
-        (config.data, data.data),
-        (config.replay, data.replay),
-        (f"{measured}, held out", data.held_out),
-    ):
+    more = [(name.rpartition("=")[0] or name, rows) for name, rows in zip(config.more_data, data.more, strict=True)]
+    own = ((config.data, data.data), (config.replay, data.replay), (f"{measured}, held out", data.held_out))
+    for file, rows in (*own, *more):
         if file is not None and len(rows):
             found.append("\n  ".join([str(file), *rows.describe(config.max_length)]))
     return found
