@@ -161,7 +161,7 @@ def test_a_training_goes_on_from_an_adapter(config, data, tmp_path):
     task.save_adapter(tmp_path / "again")
     again = load_file(tmp_path / "again" / "model" / "adapter_model.safetensors")
     assert all(torch.equal(state[name], again[name]) for name in state)
-    with pytest.raises(UserError, match="lora_alpha 4.0, this run 8.0"):
+    with pytest.raises(UserError, match=r"lora_alpha 4.0, this run 8.0"):
         task_of(replace(config, adapter="lora", alpha=8.0, start_from=first.folder))
     with pytest.raises(UserError, match="kind LORA"):
         task_of(replace(config, adapter="moslora", start_from=first.folder))
