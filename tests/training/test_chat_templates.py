@@ -91,6 +91,19 @@ def test_an_answer_that_the_template_trims_is_learned_so(base, tmp_path):
     assert learned(chat, parse_conversation(turns("  red "), tmp_path, "row 1")) == "red<|im_end|>"
 
 
+def test_a_template_that_takes_text_is_given_text(base, tmp_path):
+    """And one that refuses a row says so in a sentence."""
+    text = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}{% endfor %}"
+    ask = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    chat = VisionLanguageModel(base, template=text + ask).chat
+    assert learned(chat, parse_conversation(turns("red"), tmp_path, "row 1")) == "red<|im_end|>"
+    assert "'type'" not in chat.render_text(parse_conversation(turns("red"), tmp_path, "row 1").messages)
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}" + text + ask
+    row = parse_conversation({"system": "S", **turns("red")}, tmp_path, "row 1")
+    with pytest.raises(UserError, match=r"refuses the conversation .no system prompts"):
+        VisionLanguageModel(base, template=strict).chat.verify_labels(row, [])
+
+
 def test_a_system_prompt_that_the_template_drops_is_refused(base, tmp_path):
     chat = VisionLanguageModel(base, template=DROPS).chat
     row = parse_conversation({"system": "Answer in French.", **turns("red")}, tmp_path, "row 1")

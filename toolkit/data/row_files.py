@@ -138,7 +138,12 @@ def read_json(file: Path) -> list[Any]:
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
     if not isinstance(rows, list):
-        raise UserError(f"{file} must hold a list of rows: [{{...}}, {{...}}].")
+        held = (
+            f" It holds an object with {', '.join(map(str, list(rows)[:5]))}: save the list in it."
+            if isinstance(rows, dict)
+            else ""
+        )
+        raise UserError(f"{file} must hold a list of rows: [{{...}}, {{...}}].{held}")
     return rows
 
 

@@ -45,6 +45,9 @@ class ChatTemplate:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.end_texts, self.suffix = list(end_texts), suffix
         self.added_end, self.written_prompt, self.generation_prompt, self.lead_length = "", "", "", 0
+        self.takes_text = False
+        """Whether messages without images are given as text."""
+        self.find_content_kind()
         self.by_prompt = False
         """Whether answers are only found as what follows the words that ask for them."""
         self.probe()
@@ -52,7 +55,31 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """The template's text of messages; ask: with the words behind which an answer begins."""
         plain = [message | {"content": plain_parts(message["content"])} for message in messages]
-        return self.processor.apply_chat_template(copy.deepcopy(plain), tokenize=False, add_generation_prompt=ask)
+        if self.takes_text:
+            plain = [message | {"content": as_text(message["content"])} for message in plain]
+        try:
+            return self.processor.apply_chat_template(copy.deepcopy(plain), tokenize=False, add_generation_prompt=ask)
+        except Exception as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the base's chat template refuses the conversation ({said}): change the rows, or give another template with "
+                "--chat-template FILE."
+            ) from error
+
+    def find_content_kind(self) -> None:
+        """Finds out whether the template takes a message's text as text, and not as a list of blocks."""
+        question = [{"role": "user", "content": [{"type": "text", "text": "Q"}]}]
+        try:
+            written = self.render(question)
+        except UserError:
+            written = ""
+        if "Q" not in written or "'type'" in written or '"type"' in written:
+            self.takes_text = True
+            try:
+                written = self.render(question)
+            except UserError:
+                written = ""
+            self.takes_text = "Q" in written
 
     def probe(self) -> None:
         """Finds out what the template does around an answer.
@@ -199,6 +226,11 @@ class ChatTemplate:
                         f"the chat template leaves out or changes words of {who} ({words[:60]!r}): give another with --chat-template FILE"
                         + (", or put the prompt into the question." if message["role"] == "system" else ".")
                     )
+
+
+def as_text(parts: list[dict[str, Any]]) -> Any:
+    """The text of a message without images; one with images as it is."""
+    return "".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
 
 
 def strip_answer(message: Message) -> Message:

@@ -164,6 +164,7 @@ def retention_metrics(vision: VisionLanguageModel, items: Sequence[Item], max_ne
         "tuned": statistics.mean_with_interval(tuned.scores, clusters),
         "base": statistics.mean_with_interval(base.scores, clusters),
         "compared": compare_models(base, tuned, clusters),
+        "cut": sum(base.cut) + sum(tuned.cut),
         "splits": {split: {"base": mean(base, rows), "tuned": mean(tuned, rows)} for split, rows in own.items()},
     }
 

@@ -60,6 +60,8 @@ def format_report(figures: dict[str, Any]) -> str:
         kept = figures["retention"]
         lines += [format_line("old tasks, base", kept["base"]), format_line("old tasks, tuned", kept["tuned"])]
         lines.append(f"old tasks: {kept['compared']['verdict']} ({kept['compared']['difference']:+.3f})")
+        if kept.get("cut"):
+            lines.append(f"old tasks: {kept['cut']} answers were cut at --max-new-tokens {limit}")
         for split, own in kept["splits"].items():
             lines.append(f"  {split:26} {own['base']:.3f} -> {own['tuned']:.3f}")
     if "leaked" in figures:
