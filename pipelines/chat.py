@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,6 +20,7 @@ from ..toolkit.data.conversations import Conversation
 from ..toolkit.data.images import load_rgb
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
+from ..toolkit.formats.peft_folder import is_peft_folder, load_peft_folder
 from ..toolkit.formats.source import adapter_facts
 from ..toolkit.vlm.chat_tokens import IGNORE
 from ..toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
@@ -42,17 +44,36 @@ def open_chat(
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
         raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")
-    square = any(adapter_facts(Path(folder)).get("pad_to_square") for folder in adapters)
     vision = VisionLanguageModel(
-        resolve_vision_base(base), DTYPES[precision], device, template=template, pad_to_square=bool(square)
+        resolve_vision_base(base), DTYPES[precision], device, template=template, **image_settings(adapters)
     )
     names = {}
     for number, (folder, strength) in enumerate(zip(adapters, strengths, strict=True)):
-        native.load_layers(vision, Path(folder), f"adapter_{number}")
+        if is_peft_folder(Path(folder)):
+            load_peft_folder(vision.model, Path(folder), f"adapter_{number}")
+        else:
+            native.load_layers(vision, Path(folder), f"adapter_{number}")
         names[f"adapter_{number}"] = strength
     native.set_strengths(vision, names)
     vision.model.to(vision.device)
     return vision
+
+
+def image_settings(adapters: Sequence[Path]) -> dict[str, Any]:
+    """How the adapters' images were given to the base when they were trained.
+
+    Raises:
+        UserError: when they were given in different ways.
+    """
+    settings: dict[str, Any] = {}
+    for name in ("pad_to_square", "max_pixels", "min_pixels"):
+        ways = {adapter_facts(Path(folder)).get(name) or None for folder in adapters}
+        if len(ways) > 1:
+            raise UserError(
+                f"The adapters were trained with different --{name.replace('_', '-')}: {', '.join(map(str, ways))}. Use them one by one."
+            )
+        settings[name] = next(iter(ways), None)
+    return settings | {"pad_to_square": bool(settings["pad_to_square"])}
 
 
 def question_inputs(vision: VisionLanguageModel, rows: Sequence[Conversation]) -> dict[str, Any]:
@@ -68,28 +89,50 @@ def answers(
     vision: VisionLanguageModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
 ) -> list[str]:
     """Greedy answers to rows that end with a question. The model must be in eval mode."""
+    return [one.text for one in whole_answers(vision, rows, max_new_tokens=max_new_tokens, batch=batch)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    cut: bool
+    """Whether it had not come to its end when the limit of tokens was reached."""
+
+
+@oom_context("answering")
+@torch.no_grad()
+def whole_answers(
+    vision: VisionLanguageModel, rows: Sequence[Conversation], *, max_new_tokens: int = 256, batch: int = 16
+) -> list[Answer]:
+    """The same, and whether each came to its end."""
     tokenizer, said = vision.processor.tokenizer, []
+    ends = set(vision.chat.end_ids)
     for start in range(0, len(rows), batch):
         inputs = question_inputs(vision, rows[start : start + batch])
         ids = vision.model.generate(**inputs, **generation_kwargs(vision, max_new_tokens))
         new = ids[:, inputs["input_ids"].shape[1] :]
-        said += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        said += [Answer(text.strip(), not ends & set(own)) for text, own in zip(texts, new.tolist(), strict=True)]
     return said
 
 
-def generation_kwargs(vision: VisionLanguageModel, max_new_tokens: int) -> dict[str, Any]:
-    """Greedy, to the first end token."""
+def generation_kwargs(vision: VisionLanguageModel, max_new_tokens: int, temperature: float = 0.0) -> dict[str, Any]:
+    """To the first end token, greedy or with a temperature."""
     pad = vision.processor.tokenizer.pad_token_id
     return {
         "max_new_tokens": max_new_tokens,
-        "do_sample": False,
+        **({"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}),
         "eos_token_id": list(vision.chat.end_ids),
         "pad_token_id": vision.chat.end_ids[0] if pad is None else pad,
     }
 
 
-def stream(vision: VisionLanguageModel, row: Conversation, *, max_new_tokens: int = 256) -> Iterator[str]:
-    """The answer piece by piece, as it is made.
+def stream(
+    vision: VisionLanguageModel, row: Conversation, *, max_new_tokens: int = 256, temperature: float = 0.0
+) -> Iterator[str]:
+    """The answer piece by piece, as it is made. temperature: 0 takes the likeliest token, greedy.
 
     Raises:
         Exception: what generation raised, once the stream ends.
@@ -103,7 +146,9 @@ def stream(vision: VisionLanguageModel, row: Conversation, *, max_new_tokens: in
         try:
             with oom_context("answering"), torch.no_grad():
                 vision.model.generate(
-                    **question_inputs(vision, [row]), **generation_kwargs(vision, max_new_tokens), streamer=streamer
+                    **question_inputs(vision, [row]),
+                    **generation_kwargs(vision, max_new_tokens, temperature),
+                    streamer=streamer,
                 )
         except BaseException as fault:  # it would die with the thread
             faults.append(fault)

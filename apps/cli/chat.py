@@ -27,6 +27,10 @@ class ChatOptions:
     """Base model; unset means the run's, or 'tiny-vlm'."""
     compare: bool = False
     """Also show what the base answers."""
+    system: str = ""
+    """System prompt: what holds for the whole conversation."""
+    temperature: float = 0.0
+    """How freely answers are drawn; 0 takes the likeliest token each time."""
     max_new_tokens: int = 256
     """Maximum tokens of an answer."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -37,6 +41,8 @@ class ChatOptions:
 
 def chat(argv: list[str]) -> None:
     options = parse_options(ChatOptions, argv, "chat")
+    if options.temperature < 0:
+        raise UserError(f"--temperature must be at least 0, not {options.temperature:g}.")
     from ...toolkit.data.images import parse_source
     from .evaluate_instruct import open_tuned
 
@@ -65,21 +71,24 @@ class ChatSession:
     def __init__(self, vision: Any, images: tuple[Any, ...], options: ChatOptions) -> None:
         self.vision, self.images, self.options = vision, images, options
         self.messages: list[dict[str, Any]] = []
+        if options.system:
+            self.messages.append({"role": "system", "content": [{"type": "text", "text": options.system}]})
 
     def ask(self, question: str) -> str:
         """Prints the answer as it is made."""
         from ...pipelines.chat import base_model_only, stream
         from ...toolkit.data.conversations import Conversation
 
-        parts = [{"type": "image"}] * (0 if self.messages else len(self.images))
+        first = all(message["role"] == "system" for message in self.messages)
+        parts = [{"type": "image"}] * (len(self.images) if first else 0)
         asked = [*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
         row = Conversation(tuple(asked), self.images, "the question")
         self.vision.chat.check_row(row)
-        most = self.options.max_new_tokens
+        how = {"max_new_tokens": self.options.max_new_tokens, "temperature": self.options.temperature}
         if self.options.compare:
             with base_model_only(self.vision):
-                print_stream("base:  ", stream(self.vision, row, max_new_tokens=most))
-        answer = print_stream("tuned: " if self.options.compare else "", stream(self.vision, row, max_new_tokens=most))
+                print_stream("base:  ", stream(self.vision, row, **how))
+        answer = print_stream("tuned: " if self.options.compare else "", stream(self.vision, row, **how))
         if not answer:
             raise UserError("The model gave no answer; nothing was added to the conversation.")
         self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]

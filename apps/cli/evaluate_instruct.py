@@ -28,8 +28,14 @@ class EvaluateOptions:
     """Questions of what the base could do before; what was forgotten is shown."""
     ask_short: bool = False
     """Append LLaVA's instruction for short answers to each question."""
-    max_new_tokens: int = 32
-    """Maximum tokens of an answer."""
+    max_new_tokens: int | None = None
+    """Maximum tokens of an answer; unset follows the longest right answer."""
+    columns: tuple[str, ...] = ()
+    """Columns of --data under other names, each as OURS=THEIRS: question=Frage, or ignore=THEIRS."""
+    split: str = ""
+    """Which split of a folder that holds several."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be used instead of stopping."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """dtype of the model."""
     device: str = ""
@@ -51,12 +57,22 @@ def evaluate_instruct(argv: list[str]) -> None:
     from ...training.engine.processes import distributed_state
     from ...training.evaluation.instruct import evaluate
     from ...training.evaluation.instruct_report import format_report, write_figures
-    from ...training.evaluation.items import count_leaked, read_items, write_vlmevalkit
+    from ...training.evaluation.items import count_leaked, read_item_file, read_items, write_vlmevalkit
 
-    items = read_items(options.data, options.images, ask_short=options.ask_short)
+    found = read_item_file(
+        options.data,
+        options.images,
+        ask_short=options.ask_short,
+        columns=options.columns,
+        split=options.split,
+        skip_bad=options.skip_bad,
+    )
+    items = found.items
     retention = read_items(options.retention, options.images) if options.retention else []
     out = options.out or (options.run / "evaluation" if options.run else Path("evaluation"))
     first = distributed_state().is_main_process
+    if first:
+        print(options.data, *found.describe(), sep="\n  ")
     if options.vlmevalkit and first:
         table = write_vlmevalkit(items, out / f"{options.data.stem}.tsv")
         print(f"{table}\n{vlmevalkit_advice(options, table)}")

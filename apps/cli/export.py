@@ -16,7 +16,7 @@ def export(argv: list[str]) -> None:
         """Run folder."""
         format: str = ""
         """diffusers (unset), peft, kohya (A1111, ComfyUI), kohya-full (whole weight changes) or kohya-glora (GLoRA's own factors);
-        of a vision-language model peft (unset), or merged: the whole tuned model."""
+        of a vision-language model peft (unset), vllm (a LoRA that vLLM and SGLang serve), or merged: the whole tuned model."""
         out: Path | None = None
         """Folder for the file; unset means export/ in the run."""
         approximate: bool = False
@@ -25,6 +25,8 @@ def export(argv: list[str]) -> None:
         """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1."""
         drop_bias: bool = False
         """Leave the adapter's changes of biases out."""
+        dtype: Literal["fp32", "bf16", "fp16"] | None = None
+        """dtype of a merged vision-language model's weights; unset means the base's own."""
         precision: Literal["fp32", "bf16", "fp16"] | None = None
         """dtype of the base in the proof; unset means the run's. The file is always fp32."""
 
@@ -40,7 +42,7 @@ def export(argv: list[str]) -> None:
         from ...pipelines.export_chat import export_chat
 
         out = options.out or run.folder / "export"
-        print_proof(export_chat(adapter, config.base, options.format or "peft", out))
+        print_proof(export_chat(adapter, config.base, options.format or "peft", out, dtype=options.dtype))
         return
     proof = export_adapter(
         adapter,

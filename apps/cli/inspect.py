@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from .options import parse_options, positional
 
@@ -13,7 +13,7 @@ def inspect(argv: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         file: Annotated[Path, positional()]
-        """A LoRA file, the folder it lies in, a run or its adapter; a folder of images; or conversations (.json, .jsonl, .parquet)."""
+        """A LoRA file, the folder it lies in, a run or its adapter; a folder of images; or conversations (a file, a folder, a pattern)."""
         base: str | None = None
         """Base model: each layer's change is set against its weight, captions and conversations are counted in its tokens."""
         images: Path | None = None
@@ -26,30 +26,39 @@ def inspect(argv: list[str]) -> None:
         """Of a folder of images: the word that stands for the subject in captions."""
         max_length: int = 2048
         """Maximum tokens per conversation."""
+        truncate: bool = False
+        """Truncate longer conversations to the exchanges that fit."""
+        columns: tuple[str, ...] = ()
+        """Columns of the data under other names, each as OURS=THEIRS: question=Frage, or ignore=THEIRS."""
+        split: str = ""
+        """Which split of a folder that holds several."""
+        learn_turns: Literal["all", "last", "marked"] = "all"
+        """Answers that are learned: all, the last, or those whose turns are marked."""
+        max_pixels: int | None = None
+        """Most pixels that an image is given to the base with."""
+        min_pixels: int | None = None
+        """Fewest pixels that an image is given to the base with."""
+        pad_to_square: bool = False
+        """Give images borders, so that a processor that crops cuts nothing off."""
+        chat_template: Path | None = None
+        """File with a chat template instead of the base's own."""
         layers: bool = False
         """List every layer."""
         json: bool = False
         """Print all of it as JSON."""
 
     options = parse_options(Options, argv, "inspect")
-    from .inspect_data import DATA, inspect_data
-
-    if options.file.suffix in DATA:
-        inspect_data(
-            options.file,
-            options.base or "tiny-vlm",
-            options.images,
-            rows=options.rows,
-            skip_bad=options.skip_bad,
-            max_length=options.max_length,
-        )
-        return
     from .inspect_images import inspect_images, is_image_folder
 
     if is_image_folder(options.file):
         inspect_images(
             options.file, options.base or "tiny", token=options.token, skip_bad=options.skip_bad, as_json=options.json
         )
+        return
+    from .inspect_data import inspect_data, is_data
+
+    if is_data(options.file):
+        inspect_data(options.file, options)
         return
     from ...toolkit.formats.folder_report import inspect_adapter
     from ...toolkit.formats.report import to_json

@@ -5,37 +5,56 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-DATA = (".json", ".jsonl", ".parquet")
+SHARED = ("images", "skip_bad", "max_length", "truncate", "columns", "split", "learn_turns", "max_pixels", "min_pixels",
+          "pad_to_square", "chat_template")  # options that are settings of a run  # fmt: skip
+LEGEND = {
+    True: " (green; yellow where they count less than 1, magenta where more)",
+    False: " (between « and », behind a weight other than 1)",
+}
 SHOWN_IMAGE_TOKENS = 2  # of an image, at its beginning
 
 
-def inspect_data(file: Path, base: str, images: Path | None, *, rows: int, skip_bad: bool, max_length: int) -> None:
+def is_data(file: Path) -> bool:
+    """Whether a path names conversations, and no adapter."""
+    from ...toolkit.data.row_files import DATA_SUFFIXES, is_saved_data_set
+
+    if not file.is_dir():
+        return file.suffix in DATA_SUFFIXES
+    if is_saved_data_set(file):
+        return True
+    if (file / "config.yaml").is_file() or any(file.glob("*.safetensors")) or any(file.glob("*/*.safetensors")):
+        return False
+    return any(path.suffix in DATA_SUFFIXES for path in file.rglob("*") if path.name != "adapter_config.json")
+
+
+def inspect_data(file: Path, options: Any) -> None:
     """Prints counts and lengths, the proof of the labels, and the first rows' tokens with those that are learned in colour."""
     from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
     from ...training.config.instruct import InstructConfig
     from ...training.instruct.conversations import plan_rows, verify_rows
+    from ...training.instruct.prepare import processor_options
 
-    chat = VisionLanguageModel(resolve_vision_base(base)).chat
-    config = InstructConfig(data=file, images=images, base=base, skip_bad=skip_bad, max_length=max_length)
+    settings = {name: getattr(options, name) for name in SHARED}
+    config = InstructConfig(data=file, base=options.base or "tiny-vlm", **settings)
+    chat = VisionLanguageModel(resolve_vision_base(config.base), **processor_options(config)).chat
     planned = plan_rows(file, config, chat)
     proven = verify_rows(planned, chat)
-    lengths = sorted(planned.lengths)
-    print(f"{file}\n  rows     {len(planned)}, with {sum(len(row.images) for row in planned.rows)} images")
-    print(
-        f"  tokens   {lengths[0]} to {lengths[-1]} per row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all"
-    )
-    print(f"  learned  {sum(planned.num_learned):,} of them ({sum(planned.num_learned) / sum(lengths):.1%})")
-    if planned.too_long:
-        print(f"  left out {len(planned.too_long)} longer than {max_length} tokens, such as {planned.too_long[0]}")
-    for fault in planned.faults[:5]:
-        print(f"  left out {fault}")
-    if len(planned.faults) > 5:
-        print(f"  left out {len(planned.faults) - 5} more")
+    print(file, *planned.describe(config.max_length), sep="\n  ")
     if chat.added_end:
         print(f"  the base's template ends no answer, so each one gets {chat.added_end}")
     print(f"  the labels of {proven} rows were found in two ways, which agree")
-    for number in range(min(rows, len(planned))):
+    for number in range(min(options.rows, len(planned))):
         show_row(chat, planned.rows[number])
+
+
+def weight_text(weight: float) -> str:
+    """What stands before tokens that do not count 1."""
+    return "" if weight == 1 else f"{weight:g}: "
+
+
+def weight_style(weight: float) -> str:
+    """The colour of a learned token."""
+    return "bold green" if weight == 1 else "bold yellow" if weight < 1 else "bold magenta"
 
 
 def show_row(chat: Any, row: Any) -> None:
@@ -47,19 +66,17 @@ def show_row(chat: Any, row: Any) -> None:
 
     tokens = chat.labels_by_marks(row, [image_size(image) for image in row.images])
     colour = Console().is_terminal
-    text, learning, images = Text(), False, 0
-    for number, label in zip(tokens.ids, tokens.labels, strict=True):
+    text, learning, images = Text(), 0.0, 0
+    for number, weight in zip(tokens.ids, tokens.weights, strict=True):
         images = images + 1 if number in chat.image_token_ids() else 0
         if images > SHOWN_IMAGE_TOKENS:
             continue
-        if not colour and (label >= 0) != learning:
-            learning = label >= 0
-            text.append("«" if learning else "»")
+        if not colour and weight != learning:
+            text.append(("»" if learning else "") + (f"«{weight_text(weight)}" if weight else ""))
+            learning = weight
         piece = "…" if images == SHOWN_IMAGE_TOKENS else chat.tokenizer.decode([number])
-        text.append(piece, style="bold green" if label >= 0 else "dim" if images else "")
+        text.append(piece, style=weight_style(weight) if weight else "dim" if images else "")
     if not colour and learning:
         text.append("»")
-    print(
-        f"\n{row.location}: {len(tokens.ids)} tokens, {tokens.num_learned} learned{'' if colour else ' (between « and »)'}"
-    )
+    print(f"\n{row.location}: {len(tokens.ids)} tokens, {tokens.num_learned} learned{LEGEND[colour]}")
     Console(highlight=False, soft_wrap=True).print(text)

@@ -11,13 +11,25 @@ from ...toolkit.core.errors import UserError
 
 def is_image_folder(path: Path) -> bool:
     """Whether a path is a folder of images, or of kohya's folders of them, and neither a run nor an adapter."""
-    from ...toolkit.data.image_folder import folders_below, has_any_image
+    from ...toolkit.data.image_folder import REPEATS, folders_below, has_any_image
 
     if not path.is_dir() or any(
         (path / name).exists() for name in ("config.yaml", "rankfold.json", "adapter_config.json")
     ):
         return False
-    return has_any_image(path) or bool(folders_below(path))
+    kohya = any(REPEATS.fullmatch(folder.name) for folder in folders_below(path))
+    return kohya or (has_any_image(path) and not holds_conversations(path))
+
+
+def holds_conversations(folder: Path) -> bool:
+    """Whether a folder's table of images, or a file beside it, has questions or messages instead of captions."""
+    from ...toolkit.data.captions import TABLES, caption_of, rows_of
+
+    if any(folder.glob("*.parquet")):
+        return True
+    tables = [folder / name for name in TABLES if (folder / name).is_file()]
+    first = (next((row for _, row in rows_of(table)), None) for table in tables)
+    return any(caption_of(row) is None for row in first)
 
 
 def inspect_images(folder: Path, base: str, *, token: str | None, skip_bad: bool, as_json: bool) -> None:

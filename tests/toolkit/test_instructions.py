@@ -57,6 +57,7 @@ def block(**fields):
 
 
 SEEN = ["user: <image>Why?", "assistant: So."]
+BLANKS = ["user: <image> Why? ", "assistant: So."]
 
 
 @pytest.mark.parametrize(
@@ -69,18 +70,18 @@ SEEN = ["user: <image>Why?", "assistant: So."]
         ({"images": ["a.png", "b.png"], "conversations": human("Why?")}, ["user: <image><image>Why?", SEEN[1]], "ab"),
         ({"conversations": human("Why?")}, PLAIN_TOLD, ""),
         ({"images": ["a.png"], "messages": user("<image>Why?")}, SEEN, "a"),
-        ({"images": ["a.png"], "messages": user(block())}, SEEN, "a"),
+        ({"images": ["a.png"], "messages": user(block())}, BLANKS, "a"),
         ({"images": ["a.png", "b.png"], "messages": user("<image>?") + user("<image>!")},
          ["user: <image>?", "assistant: So.", "user: <image>!", "assistant: So."], "ab"),
         ({"image": "a.png", "messages": [{"role": "system", "content": "Be kind."}, *user("Why?")]}, ["system: Be kind.", *SEEN], "a"),
-        ({"messages": user(block(image="a.png"))}, SEEN, "a"),
-        ({"messages": user(block(path="a.png", text=None))}, SEEN, "a"),
+        ({"messages": user(block(image="a.png"))}, BLANKS, "a"),
+        ({"messages": user(block(path="a.png", text=None))}, BLANKS, "a"),
         ({"image": "a.png", **PLAIN}, SEEN, "a"),
         ({"image": "a.png", "question": "Why?", "answers": ["So.", "Thus."]}, SEEN, "a"),
         ({"question": "Why?", "answer": 3}, ["user: Why?", "assistant: 3"], ""),
         ({**PLAIN, "image": None, "images": None, "conversations": None, "messages": None}, PLAIN_TOLD, ""),
         # Blocks as in the table llava-instruct-mix-vsft: which of the images beside stands there.
-        ({"images": ["a.png"], "messages": user(block(index=0, text=None))}, SEEN, "a"),
+        ({"images": ["a.png"], "messages": user(block(index=0, text=None))}, BLANKS, "a"),
         ({"images": ["a.png"], "messages": user([{"type": "text", "text": "<image>\nWhy?"}])}, SEEN, "a"),
         ({"images": [], "image": "a.png", **PLAIN}, SEEN, "a"),
         ({"question": "Why?", "answers": "So."}, PLAIN_TOLD, ""),
@@ -190,8 +191,9 @@ def test_files_and_folders_that_are_not_there(folder):
         read_conversations(folder / "nowhere.json")
     with pytest.raises(UserError, match=r"--images .*nowhere is not a folder"):
         read_conversations(there, folder / "nowhere")
-    with pytest.raises(UserError, match="is not a data set"):
-        read_conversations(folder)
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="is not a data set: it holds none of"):
+        read_conversations(folder / "empty")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.data.choices import LETTER_INSTRUCTION
 from rankfold.toolkit.data.conversations import read_conversations
 from rankfold.toolkit.data.images import load_rgb
 from rankfold.toolkit.metrics import answers as scoring
@@ -69,6 +70,55 @@ def test_yes_or_no(text, said):
 def test_choices(text, said):
     """None also for several letters at once, and for the list of options said back: neither is an answer."""
     assert scoring.read_choice(text, DOGS) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("**B**", "B"), ("Option B", "B"), ("option (B).", "B"), ("The correct answer is B", "B"), ("**Answer:** B", "B"), ("b", "B"),
+        ("\\boxed{B}", "B"), ("<think>\nA?\n</think>\n\nB", "B"), ("Option A or B", None), ("1", None),
+    ],
+)  # fmt: skip
+def test_choices_as_chat_models_write_them(text, said):
+    assert scoring.read_choice(text, DOGS) == said
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "score"),
+    [
+        ("-5", "5", 0), ("\u22125", "-5", 1), ("x > 3", "x < 3", 0), ("x+1", "x-1", 0), ("C++", "C#", 0), ("1,000", "1000", 1),
+        ("3.5", "3 5", 0),
+        ("3.50", "3.5", 1), ("+3", "3", 1), ("12,345.60", "12345.6", 1), ("1/2", "1 2", 0), ("3:45", "3 45", 0), ("50%", "50", 1),
+        ("$5", "5", 1), ("**red**", "red", 1), ("covid-19", "covid 19", 1), ("1995.", "1995", 1), ("10-20", "10 20", 0),
+        ("- red", "red", 1),
+        ("a<b", "a b", 0), ("0", "-0", 1), ("<think>2</think>\n3", "3", 1), ("2,3", "23", 0),
+    ],
+)  # fmt: skip
+def test_numbers_and_signs(said, right, score):
+    assert scoring.vqa_score(said, [right]) == score
+
+
+def test_a_list_mark_is_no_answer():
+    assert (scoring.read_yesno("1. Yes"), scoring.read_yesno("- No, none.")) == ("yes", "no")
+
+
+def test_answers_that_were_cut_are_no_sign_of_blindness(items):
+    made = items({"answer": "yes"})
+    own = figures(made, ["no"], ["no"], (0.0, 0.2))
+    own["tuned"]["cut"] = own["controls"]["blank image"]["seen"]["cut"] = 1
+    text = evaluation_report.format_report(own | {"settings": {"max_new_tokens": 32}})
+    assert "tuned: 1 of 1 answers were cut at --max-new-tokens 32" in text
+    assert "it cannot be told whether it looks" in text
+
+
+def test_answers_as_indices_are_counted(tmp_path):
+    (tmp_path / "x.json").write_text(
+        json.dumps([{"question": "?", "choices": DOGS, "answer": 1}, {"question": "?", "answer": "x", "hint": "h"}])
+    )
+    found = module.read_item_file(tmp_path / "x.json", None)
+    assert found.items[0].references == ("B",)
+    assert "1 answers are numbers, read as the index of the right option, from 0" in found.describe()
+    assert found.unused.describe() == "Not used: field 'hint' (1 row)."
 
 
 def test_options_that_are_alike_are_not_told_apart():
@@ -236,20 +286,19 @@ def test_questions_that_cannot_be_asked(items, row, message):
 
 
 def test_words_behind_the_question(items):
-    assert (
-        words(items({"answer": "a dog", "choices": DOGS})[0])
-        == f"What?\nA. a cat\nB. a dog\n{module.LETTER_INSTRUCTION}"
-    )
+    assert words(items({"answer": "a dog", "choices": DOGS})[0]) == f"What?\nA. a cat\nB. a dog\n{LETTER_INSTRUCTION}"
     assert words(items({"answer": "red"}, ask_short=True)[0]) == f"What?\n{module.SHORT_INSTRUCTION}"
 
 
-def test_first_questions_of_conversations(tmp_path):
+def test_all_questions_of_conversations_are_asked(tmp_path):
     first = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "Yes."}]
     rows = [{"messages": [{"role": "system", "content": "Be kind."}, *first, *first]}]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    [item] = module.read_items(tmp_path / "data.json", None, ask_short=True)
-    assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n{module.SHORT_INSTRUCTION}")
-    assert [message["role"] for message in item.conversation.messages] == ["system", "user"]
+    items = module.read_items(tmp_path / "data.json", None, ask_short=True)
+    for item in items:
+        assert (item.kind, item.references, words(item)) == ("yesno", ("yes",), f"Is it?\n\n{module.SHORT_INSTRUCTION}")
+    roles = [[message["role"] for message in item.conversation.messages] for item in items]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
 
 
 def images(items):

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from forked import run_in_two_processes
 from PIL import Image
+from safetensors.torch import load_file
 from short_runs import train_until, write_config
 from tiny_vlms import build
 
@@ -24,7 +25,8 @@ from rankfold.toolkit.vlm.model import VisionLanguageModel
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.search import InstructSearchConfig
 from rankfold.training.config.yaml_file import from_yaml
-from rankfold.training.instruct.conversations import Sampler, epoch_batches, plan_rows
+from rankfold.training.instruct.conversations import Sampler, epoch_batches, hold_out, plan_rows
+from rankfold.training.instruct.measuring import load_series
 from rankfold.training.instruct.prepare import prepare_instruct
 from rankfold.training.instruct.task import InstructTask
 from rankfold.training.launch.start import preflight, resume, train
@@ -115,6 +117,56 @@ def test_replay_takes_its_share_and_other_rows_each_pass():
 # ---------------------------------------------------------------------------------------------- how they weigh
 
 
+def test_more_data_take_their_shares():
+    """Three data sets: each pass takes twice the second's rows and half of the third's, other ones next time."""
+    sampler = Sampler((5,) * 34, 10, 0, 4, False, 3, more=((4, 8), (20, 10)))
+    passes = [[row for batch in epoch_batches(sampler, epoch) for row in batch] for epoch in range(2)]
+    for rows in passes:
+        counts = [rows.count(number) for number in range(34)]
+        assert len(rows) == 28
+        assert counts[:10] == [1] * 10
+        assert counts[10:14] == [2] * 4
+        assert sum(counts[14:]) == 10
+    assert {row for rows in passes for row in rows if row >= 14} == set(range(14, 34))
+
+
+def test_parts_have_their_rates_and_frozen_layers_none(config):
+    settings = {
+        "adapter": "lora",
+        "target_parts": ("language-attention", "vision-attention", "projector"),
+        "learning_rate": 1e-3,
+    }
+    rates = {"vision_learning_rate": 1e-4, "projector_learning_rate": 5e-4, "freeze": ("k_proj", "layers.0")}
+    task = task_of(replace(config, **settings, **rates))
+    names = {id(parameter): name for name, parameter in task.training.vision.model.named_parameters()}
+    for group in task.parameter_groups():
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            wanted = 5e-4 if "merger" in name else 1e-4 if "visual" in name else 1e-3
+            assert group["lr"] == pytest.approx(wanted), name
+            assert "k_proj" not in name
+            assert "language_model.layers.0." not in name
+    with pytest.raises(UserError, match="--freeze nothing: none of the layers"):
+        task_of(replace(config, freeze=("nothing",)))
+    with pytest.raises(UserError, match="--vision-learning-rate is of a part that is not trained"):
+        task_of(replace(config, vision_learning_rate=1e-4))
+
+
+def test_a_training_goes_on_from_an_adapter(config, data, tmp_path):
+    """Of a run or of an export, whose alpha is its rank; with further data beside."""
+    first = train(replace(config, adapter="lora"))
+    state = load_file(first.adapter / "model" / "adapter_model.safetensors")
+    task = task_of(replace(config, adapter="lora", start_from=first.folder, more_data=(f"{data}=0.5",)))
+    assert task.training.sampler.rows_per_epoch == 18
+    task.save_adapter(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    with pytest.raises(UserError, match=r"lora_alpha 4.0, this run 8.0"):
+        task_of(replace(config, adapter="lora", alpha=8.0, start_from=first.folder))
+    with pytest.raises(UserError, match="kind LORA"):
+        task_of(replace(config, adapter="moslora", start_from=first.folder))
+
+
 def test_every_learned_token_counts_alike(config):
     """Two forward passes of four rows make the step of one of eight: the mean over all learned tokens of the window."""
     found = {}
@@ -153,6 +205,35 @@ def test_resume_goes_on_in_the_middle_of_a_pass(config, tmp_path):
     files = [run.adapter / "model" / "adapter_model.safetensors" for run in (whole, part)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert [r["loss"] for r in whole.metrics()] == [r["loss"] for r in Run(tmp_path / "b").metrics()]
+
+
+def test_the_best_step_is_kept(config, tmp_path):
+    """Held-out rows are not trained on, and a resume gives the same measurements."""
+    measured = replace(config, steps=6, evaluate_every=2, keep="best", evaluate_answers=4, max_left_out=1.0)
+    run = train(measured)
+    base, *steps = load_series(run)
+    assert [one.step for one in (base, *steps)] == [0, 2, 4, 6]
+    assert len(base.losses) == 1
+    assert min(sum(one.losses) for one in steps) < sum(base.losses)
+    choice = json.loads((run.folder / "choice.json").read_text())
+    kept = run.folder / "measured" / f"{choice['step']:06d}" / "model" / "adapter_model.safetensors"
+    assert (run.adapter / "model" / "adapter_model.safetensors").read_bytes() == kept.read_bytes()
+    data = json.loads((run.folder / "data.json").read_text())["items"]
+    [place] = [name for name in data if name.startswith("measured by: ")]
+    assert place.removeprefix("measured by: ") not in data
+    again = train_until(replace(measured, out=tmp_path / "again"), 3)
+    resume(again.folder)
+    assert load_series(again) == load_series(run)
+
+
+def test_rows_of_one_image_are_held_out_together(config):
+    planned = plan_rows(config.data, config, VisionLanguageModel(config.base).chat)
+    for row in planned.rows[:6]:
+        object.__setattr__(row, "images", planned.rows[0].images)
+    kept, out = hold_out(planned, 0)
+    assert len(kept) + len(out) == len(planned)
+    images = [{image for row in side.rows for image in row.images} for side in (kept, out)]
+    assert not images[0] & images[1]
 
 
 def test_two_processes_give_the_same_curve(config, tmp_path):
@@ -282,7 +363,7 @@ def test_a_base_without_a_template_needs_one(config, base, tmp_path):
             lambda text: text.replace("assistant", "assistant\n<think>", 1) if False else "{{ 'x' }}",
             "leaves answers out",
         ),
-        (lambda text: text + "{% if add_generation_prompt %}<think>{% endif %}", "asks for an answer with"),
+        (lambda text: text + "{% if add_generation_prompt %}<plan>{% endif %}", "asks for an answer with"),
     ],
 )
 def test_templates_that_teach_something_else_are_refused(config, base, tmp_path, change, words):
@@ -597,7 +678,9 @@ def test_a_frame_keeps_what_a_processor_would_crop(tmp_path):
         image.paste(Image.new("RGB", (8, 30), edge), (0, 0))
         for framed in (False, True):
             chat = VisionLanguageModel(str(base), pad_to_square=framed).chat
-            text = chat.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}])
+            text = chat.template.render(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}]
+            )
             pixels.append(chat.processor_inputs([text], [[image]], padding_side="right")["pixel_values"])
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels[1] - pixels[3]).abs().max() > 0.5

@@ -1,41 +1,61 @@
-"""Conversations about images, read from the files that people have.
+"""Conversations about images, read from the rows that people have.
 
-    LLaVA     [{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}]
-    ShareGPT  the same with "images": ["a.jpg", "b.jpg"]
-    chat      [{"messages": [{"role": "user", "content": "..." or [{"type": "image", ...}, {"type": "text", ...}]}], "images": [...]}]
-    questions [{"image": "a.jpg", "question": "What is it?", "answer": "a cat"}]
+    LLaVA     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
+    ShareGPT  the same with "images": ["a.jpg", "b.jpg"], and "system": "..."
+    chat      {"messages": [{"role": "user", "content": "..." or [{"type": "image", ...}, {"type": "text", "text": ...}]}], "images": [...]}
+    pairs     {"image": "a.jpg", "question": "What is it?", "answer": "a cat"}; also query/response, prompt/completion, and Alpaca's
+              instruction, input and output; with "choices", or with "history": [["question", "answer"], ...]
+    boxes     "objects": {"ref": ["cat"], "bbox": [[3, 4, 20, 25]]} for the marks <ref-object> and <bbox> in the texts
 
-as JSON, JSON lines, or parquet and data-set folders (by the library datasets). Rows without an image are welcome. Whatever the file
-says, a row becomes chat messages whose content is a list of {"type": "image"} and {"type": "text", "text": ...}, and its images in
-the order of those blocks. Blanks around texts and fields that are null are dropped: chat templates disagree about both.
+row_files.py reads the files, row_fields.py says which fields there are. Whatever the row says, it becomes chat messages whose content is
+a list of {"type": "image"} and {"type": "text", "text": ...}, and its images in the order of those blocks. Texts stay as they are, to
+the last blank; only the line break between an image's mark at the edge of a message and the text beside it belongs to the mark.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.texts import read_text
+from . import row_fields
+from .choices import choice_letter, choice_question, read_choices
 from .images import IMAGE_KEYS, ImageSource, parse_source
+from .objects import fill_object_marks, parse_objects
+from .row_fields import (
+    UnusedFields,
+    as_list,
+    check_no_preference,
+    check_other_fields,
+    first_field,
+    row_images,
+    turn_weight,
+)
+from .row_files import check_columns_met, read_rows, rename_columns
 
 IMAGE_MARK = "<image>"  # where an image stands in a text
+NUMBERED_MARK = re.compile(r"<\|?image[ _]?(\d+)\|?>")  # MMMU's, Phi's: which image stands there
+MEDIA_MARK = re.compile(r"<(video|audio|speech)>")
+OBJECT_MARK = re.compile(r"<(bbox|box|point|ref-object)>")
 ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
     "system": "system",
+    "developer": "system",
 }
+TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
+TEXT_BLOCKS, IMAGE_BLOCKS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+THOUGHT_BLOCKS = ("thinking", "reasoning")
 Message = dict[str, Any]
-HINTS = {  # by what json says
-    "Extra data": " It looks like JSON lines: name it .jsonl.",
-    "Invalid \\escape": " A path's backslashes are written twice in JSON, or as /.",
-}
 
 
 @dataclass(frozen=True)
@@ -46,12 +66,22 @@ class Conversation:
     images: tuple[ImageSource, ...]
     location: str
     """Where it stands, for errors: 'data.json, row 3'."""
+    weights: tuple[float, ...] = ()
+    """How much each message counts in the loss; empty means that every answer counts 1."""
 
     def until(self, count: int) -> Conversation:
         """Its first `count` messages, with their images."""
         messages = self.messages[:count]
         images = sum(part["type"] == "image" for message in messages for part in message["content"])
-        return replace(self, messages=messages, images=self.images[:images])
+        return replace(self, messages=messages, images=self.images[:images], weights=self.weights[:count])
+
+    def weight(self, number: int) -> float:
+        """How much a message counts in the loss."""
+        return self.weights[number] if self.weights else float(self.messages[number]["role"] == "assistant")
+
+    def learn_only(self, number: int) -> Conversation:
+        """The conversation up to message `number`, of which alone something is learned."""
+        return replace(self.until(number + 1), weights=(*[0.0] * number, self.weight(number)))
 
 
 @dataclass(frozen=True)
@@ -61,158 +91,212 @@ class ConversationFile:
     rows: list[Conversation]
     faults: list[str]
     """One sentence for each row that was left out."""
+    unused: UnusedFields = field(default_factory=UnusedFields)
+    """Fields that are not used."""
 
 
-def read_conversations(file: Path, images: Path | None = None, *, skip_bad: bool = False) -> ConversationFile:
+def read_conversations(
+    file: Path,
+    images: Path | None = None,
+    *,
+    skip_bad: bool = False,
+    columns: Sequence[str] = (),
+    split: str = "",
+    learn: str = "all",
+) -> ConversationFile:
     """All conversations of a file.
 
     images: what images' paths start from, by default the file's own folder; skip_bad: leave out rows that cannot be used, instead of
-    stopping at the first.
+    stopping at the first; columns: see `rename_columns`; split: of a folder that holds several; learn: 'all' answers, the 'last', or
+    those whose turns are 'marked'.
 
     Raises:
         UserError: naming the file, and line and column or the row, of what is wrong.
     """
-    if not Path(file).exists():
+    file = Path(file)
+    if not file.exists() and "*" not in file.name:
         raise UserError(f"--data {file} does not exist.")
-    images = Path(images or Path(file).parent)
+    images = Path(images or data_folder(file, split))
     if not images.is_dir():
         raise UserError(f"--images {images} is not a folder.")
     rows: list[Conversation] = []
     faults: list[str] = []
-    for place, row in read_rows(Path(file)):
+    unused, seen = UnusedFields(), set[str]()
+    for place, row in read_rows(file, split=split):
         try:
-            rows.append(parse_conversation(row, images, place))
+            rows.append(parse_conversation(rename_columns(row, columns, seen), images, place, unused, learn=learn))
         except UserError as error:
             if not skip_bad:
                 raise UserError(f"{place}: {error} (--skip-bad leaves such rows out.)") from error
             faults.append(f"{place}: {error}")
+    check_columns_met(columns, seen, file)
     if not rows:
         raise UserError(f"{file}: none of its {len(faults)} rows can be used. {faults[0] if faults else ''}".strip())
-    return ConversationFile(rows, faults)
+    return ConversationFile(rows, faults, unused)
 
 
-# ---------------------------------------------------------------------------------------------- files
+def data_folder(file: Path, split: str = "") -> Path:
+    """The folder that images' paths start from where none is given: of the data file, or of the table in a folder of images."""
+    from .row_files import METADATA, data_files
 
-
-def read_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of every row of a file."""
-    if not file.exists():
-        raise UserError(f"--data {file} does not exist.")
-    if file.is_dir() or file.suffix == ".parquet":
-        rows, unit = enumerate(dataset_rows(file), 1), "row"
-    elif file.suffix == ".jsonl":
-        rows, unit = read_json_lines(file), "line"
-    else:
-        rows, unit = enumerate(read_json(file), 1), "row"
-    for number, row in rows:
-        yield f"{file.name}, {unit} {number}", drop_nulls(row)
-
-
-def read_json(file: Path) -> list[Any]:
-    """The rows of a JSON file."""
-    try:
-        rows = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.{HINTS.get(error.msg, '')}"
-        ) from error
-    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
-        rows = rows["data"]
-    if not isinstance(rows, list):
-        raise UserError(f"{file} must hold a list of rows: [{{...}}, {{...}}].")
-    return rows
-
-
-def read_json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of a file with one JSON object per line; empty lines are none."""
-    with file.open(encoding="utf-8-sig") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            hint = HINTS.get(error.msg, "") if error.msg != "Extra data" else ""
-            raise UserError(f"{file} is not JSON: {error.msg} at line {number}, column {error.colno}.{hint}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not text in UTF-8: byte {error.start} of a block cannot be read.") from error
-
-
-def dataset_rows(path: Path) -> Iterator[Any]:
-    """The rows of a parquet file or of a folder that `datasets` saved; images come as bytes."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        if path.is_dir():
-            rows = datasets.load_from_disk(str(path))
-        else:
-            rows = datasets.Dataset.from_parquet(str(path))
-    except Exception as error:
-        raise UserError(f"--data {path} is not a data set that the library datasets can read: {error}") from error
-    if isinstance(rows, datasets.DatasetDict):
-        raise UserError(f"--data {path} holds several splits, {', '.join(rows)}: name the folder of one of them.")
-    for name, feature in rows.features.items():  # type: ignore[union-attr]
-        inner = getattr(feature, "feature", feature)
-        if isinstance(inner, datasets.Image):
-            plain = datasets.Image(decode=False)
-            rows = rows.cast_column(name, plain if inner is feature else datasets.List(plain))
-    yield from rows  # type: ignore[misc]
-
-
-def drop_nulls(value: Any) -> Any:
-    """The value without keys whose value is null, which tables fill in."""
-    if isinstance(value, dict):
-        return {key: drop_nulls(own) for key, own in value.items() if own is not None}
-    return [drop_nulls(own) for own in value] if isinstance(value, list) else value
+    if file.is_dir():
+        found = data_files(file, split)
+        return found[0].parent if found[0].name in METADATA else file
+    return file.parent
 
 
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def parse_conversation(row: Any, images: Path, location: str) -> Conversation:
-    """A row of any of the formats.
+@dataclass
+class Turns:
+    """The messages of a row while it is read."""
+
+    messages: list[Message] = field(default_factory=list)
+    weights: list[float | None] = field(default_factory=list)
+    """By the flags of their turns; None where there is none."""
+    inline: list[Any] = field(default_factory=list)
+    """Images that stand within messages."""
+
+
+def parse_conversation(
+    row: Any, images: Path, location: str, unused: UnusedFields | None = None, *, learn: str = "all"
+) -> Conversation:
+    """A row of any of the formats. unused: counts the fields that are not used.
 
     Raises:
         UserError: a sentence that says what is wrong with the row, without its place.
     """
     if not isinstance(row, dict):
         raise UserError(f"the row must be an object, not {type(row).__name__}.")
-    messages, inline = parse_messages(row)
-    given = row["images"] if row.get("images", []) != [] else row.get("image", [])
-    given = list(given) if isinstance(given, (list, tuple)) else [given]
-    marks = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if inline and given:
+    unused = UnusedFields() if unused is None else unused
+    used: set[str] = set()
+    check_no_preference(row)
+    turns = parse_messages(row, used, unused)
+    given = row_images(row, used)
+    objects = parse_objects(row, used)
+    check_other_fields(row, used, unused, has_images=bool(given or turns.inline))
+    if turns.inline and given:
         raise UserError("images stand both in the messages and beside them: keep one of the two.")
+    given = turns.inline or given
+    given = order_numbered_images(turns.messages, given)
+    messages = fill_object_marks(turns.messages, objects)
+    check_marks(messages)
     check_turns(messages)
+    marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if given and not marks:
         first = next(message for message in messages if message["role"] == "user")
         first["content"][:0] = [{"type": "image"}] * len(given)
-    elif marks != len(inline or given):
-        raise UserError(f"there are {marks} marks {IMAGE_MARK} for {len(inline or given)} images.")
-    return Conversation(tuple(messages), tuple(parse_source(value, images) for value in inline or given), location)
+    elif marks != len(given):
+        raise UserError(f"there are {marks} marks {IMAGE_MARK} for {len(given)} images.")
+    sources = tuple(parse_source(value, images) for value in given)
+    return Conversation(tuple(messages), sources, location, message_weights(messages, turns.weights, learn))
 
 
-def parse_messages(row: dict[str, Any]) -> tuple[list[Message], list[Any]]:
-    """The messages of a row, and the images that stand within them."""
-    inline: list[Any] = []
-    if "question" in row:
-        known = reference_answers(row)
-        if not known:
-            raise UserError("the row has a question and no answer.")
-        turns = [("user", row["question"]), ("assistant", known[0])]
+def message_weights(messages: Sequence[Message], flags: Sequence[float | None], learn: str) -> tuple[float, ...]:
+    """How much each message counts; () when every answer counts 1.
+
+    Raises:
+        UserError: when nothing is learned.
+    """
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    weights = [0.0] * len(messages)
+    for number in answers:
+        flag = flags[number]
+        if learn == "marked":
+            weights[number] = flag or 0.0
+        else:
+            weights[number] = (1.0 if flag is None else flag) * (learn == "all" or number == answers[-1])
+    if not any(weights):
+        raise UserError("nothing of the row is learned: every answer is marked as not to be, or none is marked.")
+    return () if all(weights[number] == 1 for number in answers) else tuple(weights)
+
+
+def parse_messages(row: dict[str, Any], used: set[str], unused: UnusedFields) -> Turns:
+    """The messages of a row, their flags, and the images that stand within them."""
+    turns = Turns()
+    name = first_field(row, [*row_fields.CONVERSATIONS, *row_fields.PAIRS], "conversation")
+    name = name or next((own for own in (*row_fields.CONVERSATIONS, *row_fields.PAIRS) if own in row), None)
+    asked = first_field(row, row_fields.QUESTIONS, "question")
+    if name and asked and not row_fields.is_empty(row[name]):
+        raise UserError(
+            f"the row has both '{name}' and '{asked}': leave one out, --columns ignore={asked} or ignore={name}."
+        )
+    if asked or (name is None and "question" in row):
+        parse_pair(row, asked or "question", used, unused, turns)
+    elif name is None:
+        raise UserError(
+            f"the row has none of the fields conversations, messages or question; it has {', '.join(map(str, row)) or 'nothing'}. Others "
+            "are named with --columns, such as --columns question=Frage answer=Antwort."
+        )
     else:
-        field = next((name for name in ("conversations", "messages") if name in row), None)
-        if field is None:
-            raise UserError("the row has none of the fields conversations, messages or question.")
-        if not isinstance(row[field], list) or not all(isinstance(turn, dict) for turn in row[field]):
-            raise UserError(f"the field {field} must be a list of objects, one per message.")
-        turns = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in row[field]]
-    messages = []
-    for role, content in turns:
-        if not isinstance(role, str) or role not in ROLES:
-            raise UserError(f"the role '{role}' is unknown; known are {', '.join(ROLES)}.")
-        messages.append({"role": ROLES[role], "content": parse_content(content, inline)})
-    return messages, inline
+        used.add(name)
+        parse_turns(turn_list(row, name), unused, turns)
+    add_system(row, used, turns)
+    return turns
+
+
+def turn_list(row: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The turns of a field that holds a conversation."""
+    if not isinstance(row[name], list) or not all(isinstance(turn, dict) for turn in row[name]):
+        raise UserError(f"the field {name} must be a list of objects, one per message.")
+    if name not in row_fields.PAIRS:
+        return row[name]
+    turns = []
+    for pair in row[name]:
+        if not isinstance(pair.get("user"), str) or not isinstance(pair.get("assistant"), str):
+            raise UserError(f"each entry of the field {name} must have a 'user' and an 'assistant', both texts.")
+        turns += [{"role": "user", "content": pair["user"]}, {"role": "assistant", "content": pair["assistant"]}]
+    return turns
+
+
+def parse_pair(row: dict[str, Any], asked: str, used: set[str], unused: UnusedFields, turns: Turns) -> None:
+    """A question with its answer, each a text, or (TRL's prompt and completion) lists of messages."""
+    used.update((asked, *row_fields.HISTORY, *row_fields.CHOICES))
+    answer_names = row_fields.ANSWERS[
+        :2
+    ]  # 'answers' and 'answer' may both be there: what several people said, and the chosen one
+    answered = next((name for name in answer_names if not row_fields.is_empty(row.get(name))), None)
+    others = first_field(row, row_fields.ANSWERS[2:], "answer")
+    if answered and others:
+        raise UserError(
+            f"the row gives its answer twice, as '{answered}' and as '{others}': --columns ignore={others}."
+        )
+    used.update(answer_names)
+    question, more = row[asked], row.get("input") if asked == "instruction" else None
+    if asked == "instruction":
+        used.update(row_fields.MORE_QUESTION)
+    if isinstance(question, list) or (others and isinstance(row[others], list)):
+        used.add(others or asked)
+        both = [question if isinstance(question, list) else [{"role": "user", "content": question}]]
+        said = row.get(others) if others else None
+        both.append(said if isinstance(said, list) else [{"role": "assistant", "content": said}])
+        if not all(isinstance(turn, dict) for part in both for turn in part):
+            raise UserError(f"the fields {asked} and {others} must be texts, or lists of messages.")
+        parse_turns([turn for part in both for turn in part], unused, turns)
+        return
+    known = reference_answers(row)
+    if others:
+        used.add(others)
+        known = [str(row[others])]
+    if not known:
+        raise UserError("the row has a question and no answer.")
+    answer, options = commonest(known), read_choices(row)
+    text = f"{question}\n{more}" if more else str(question)
+    if options:
+        number = isinstance(row.get("answer"), int)
+        text, answer = choice_question(text, options), choice_letter(answer, options, number=number)
+    for pair in row.get("history") or []:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise UserError("the field history must be a list of [question, answer].")
+        parse_turns([{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}], unused, turns)
+    parse_turns([{"role": "user", "content": text}, {"role": "assistant", "content": answer}], unused, turns)
+
+
+def commonest(answers: Sequence[str]) -> str:
+    """The answer that most gave, the first of them on a tie."""
+    counts = Counter(answers)
+    return max(answers, key=lambda answer: counts[answer])
 
 
 def reference_answers(row: dict[str, Any]) -> list[str]:
@@ -222,35 +306,157 @@ def reference_answers(row: dict[str, Any]) -> list[str]:
     return [str(one.get("answer", "") if isinstance(one, dict) else one) for one in given]
 
 
-def parse_content(content: Any, inline: list[Any]) -> list[dict[str, str]]:
+def add_system(row: dict[str, Any], used: set[str], turns: Turns) -> None:
+    """Puts the system prompt that stands in a field of its own in front."""
+    name = first_field(row, row_fields.SYSTEM, "system prompt")
+    used.update(row_fields.SYSTEM)
+    if name is None:
+        return
+    content = parse_content(row[name], [], UnusedFields())
+    if any(part["type"] == "image" for part in content):
+        raise UserError(f"the field '{name}' holds an image: images belong to questions.")
+    if turns.messages and turns.messages[0]["role"] == "system":
+        if turns.messages[0]["content"] != content:
+            raise UserError(f"the row has two system prompts, in '{name}' and as its first message: leave one out.")
+        return
+    turns.messages.insert(0, {"role": "system", "content": content})
+    turns.weights.insert(0, None)
+
+
+def parse_turns(given: Sequence[dict[str, Any]], unused: UnusedFields, turns: Turns) -> None:
+    """Appends turns as messages."""
+    known = (
+        *row_fields.TURN_ROLES,
+        *row_fields.TURN_TEXTS,
+        *row_fields.TURN_IMAGES,
+        *row_fields.TURN_WEIGHTS,
+        *row_fields.TURN_THOUGHTS,
+    )
+    for turn in given:
+        role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        calls = [name for name in row_fields.TURN_CALLS if not row_fields.is_empty(turn.get(name))]
+        if calls or role in TOOL_ROLES:
+            what = f"field '{calls[0]}'" if calls else f"role '{role}'"
+            raise UserError(
+                f"a turn has the {what}: calls of tools cannot be learned here; write them as text, or leave them out."
+            )
+        if not isinstance(role, str) or role not in ROLES:
+            raise UserError(f"the role '{role}' is unknown; known are {', '.join(ROLES)}.")
+        for name, value in turn.items():
+            if name in known or row_fields.is_empty(value):
+                continue
+            if (kind := row_fields.media_kind(value)) or row_fields.MEDIA.search(name):
+                raise UserError(
+                    f"a turn has the field '{name}', which holds {kind or 'media'} and cannot be used there."
+                )
+            if row_fields.PREFERENCE.search(name):
+                raise UserError(f"a turn's field '{name}' {row_fields.PREFERENCE_ADVICE}")
+            unused.add([name], "turn")
+        blocks = parse_content(content, turns.inline, unused)
+        own = [image for name in row_fields.TURN_IMAGES if name in turn for image in as_list(turn[name])]
+        if own:
+            marks = sum(part["type"] == "image" for part in blocks)
+            if marks not in (0, len(own)):
+                raise UserError(f"a turn has {marks} marks {IMAGE_MARK} for its {len(own)} images.")
+            blocks = [*[{"type": "image"}] * (len(own) if not marks else 0), *blocks]
+            turns.inline += own
+        if thought := next((turn[name] for name in row_fields.TURN_THOUGHTS if turn.get(name)), None):
+            blocks = [{"type": "text", "text": f"<think>\n{str(thought).strip()}\n</think>\n\n"}, *blocks]
+        weight = turn_weight(turn)
+        if weight is not None and ROLES[role] != "assistant":
+            unused.add([name for name in row_fields.TURN_WEIGHTS if turn.get(name)], "question's turn")
+            weight = None
+        turns.messages.append({"role": ROLES[role], "content": blocks})
+        turns.weights.append(weight)
+
+
+def parse_content(content: Any, inline: list[Any], unused: UnusedFields) -> list[dict[str, Any]]:
     """A message's content as blocks; images named in blocks are appended to `inline`."""
     if isinstance(content, str):
         return split_image_marks(content)
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise UserError(f"a message's content must be text or a list of blocks, not {content!r}.")
-    parts = []
+        raise UserError(f"a message's content must be text or a list of blocks, not {str(content)[:200]!r}."
+                        if content is not None else "a message's content must be text or a list of blocks, not None.")  # fmt: skip
+    parts: list[dict[str, Any]] = []
     for block in content:
-        kind = block.get("type")
-        if kind == "text":
+        kind = block.get("type", "text" if "text" in block else None)
+        if kind in TEXT_BLOCKS:
             parts += split_image_marks(str(block.get("text", "")))
-        elif kind in ("image", "image_url"):
+        elif kind in THOUGHT_BLOCKS:
+            parts.append({"type": "text", "text": f"<think>\n{str(block.get(kind, '')).strip()}\n</think>\n\n"})
+            continue
+        elif kind in IMAGE_BLOCKS:
             parts.append({"type": "image"})
-            if set(block) & set(IMAGE_KEYS):
+            if isinstance(block.get("source"), dict):  # Anthropic's
+                source = block["source"]
+                inline.append({"base64": source["data"]} if "data" in source else source)
+            elif set(block) & set(IMAGE_KEYS):
                 inline.append({key: value for key, value in block.items() if key in IMAGE_KEYS})
         else:
             raise UserError(f"a block of type '{kind}' cannot be used: known are text and image.")
+        unused.add([name for name in block if name not in (*IMAGE_KEYS, *row_fields.BLOCK_FIELDS)], "block")
     return parts
 
 
-def split_image_marks(text: str) -> list[dict[str, str]]:
+def split_image_marks(text: str) -> list[dict[str, Any]]:
     """A text with marks as blocks."""
-    parts: list[dict[str, str]] = []
-    for number, piece in enumerate(text.split(IMAGE_MARK)):
+    pieces = text.split(IMAGE_MARK)
+    parts: list[dict[str, Any]] = []
+    for number, piece in enumerate(pieces):
         if number:
             parts.append({"type": "image"})
-        if piece.strip():
-            parts.append({"type": "text", "text": piece.strip()})
+            before = all(not own.strip() for own in pieces[:number])
+            piece = piece.removeprefix("\n") if before else piece
+        if number < len(pieces) - 1 and all(not own.strip() for own in pieces[number + 1 :]):
+            piece = piece.removesuffix("\n")
+        if piece and (piece.strip() or len(pieces) == 1):
+            parts.append({"type": "text", "text": piece})
     return parts
+
+
+def order_numbered_images(messages: list[Message], given: list[Any]) -> list[Any]:
+    """The images in the order of marks that say which one stands there, as <image 2>; such marks become blocks.
+
+    Raises:
+        UserError: when such a mark names an image that is not there, or marks do not name each image once.
+    """
+    if not given:
+        return given
+    found: list[int] = []
+    for message in messages:
+        if message["role"] != "user":
+            continue
+        parts = []
+        for part in message["content"]:
+            pieces = NUMBERED_MARK.split(part.get("text", "")) if part["type"] == "text" else []
+            if len(pieces) < 3:
+                parts.append(part)
+                continue
+            for number, piece in enumerate(pieces):
+                if number % 2:
+                    found.append(int(piece))
+                    parts.append({"type": "image"})
+                elif piece.strip():
+                    parts.append({"type": "text", "text": piece})
+        message["content"] = parts
+    if not found:
+        return given
+    if sorted(found) != list(range(1, len(given) + 1)):
+        raise UserError(
+            f"its marks name the images {', '.join(map(str, found))}, and it has {len(given)}: each must be named once, from 1."
+        )
+    return [given[number - 1] for number in found]
+
+
+def check_marks(messages: Sequence[Message]) -> None:
+    """Raises UserError when a question holds a mark for something that is not there."""
+    for message in messages:
+        for part in message["content"]:
+            text = part.get("text", "")
+            if message["role"] == "user" and (match := MEDIA_MARK.search(text)):
+                raise UserError(f"a question holds the mark {match[0]}: {match[1]} cannot be trained here.")
+            if match := OBJECT_MARK.search(text):
+                raise UserError(f"a text holds the mark {match[0]}, and the field 'objects' has nothing left for it.")
 
 
 def check_turns(messages: list[Message]) -> None:
@@ -265,9 +471,9 @@ def check_turns(messages: list[Message]) -> None:
         if wanted == "assistant":
             if any(part["type"] == "image" for part in message["content"]):
                 raise UserError("an answer holds an image, which a model that answers in text cannot learn.")
-            if not any(part["text"] for part in message["content"]):
+            if not any(part["text"].strip() for part in message["content"]):
                 raise UserError("an answer is empty.")
-        elif not message["content"]:
+        elif not any(part["type"] == "image" or part["text"].strip() for part in message["content"]):
             raise UserError("a question is empty.")
     if len(turns) % 2:
         raise UserError("the last question has no answer.")

@@ -33,6 +33,9 @@ READ_ERRORS = (
     RuntimeError,
 )  # what Pillow raises for no image
 ORIENTATION = 0x0112
+MAX_SHOWN = 200  # characters of what a user gave, in an error
+MIN_BASE64 = 64  # characters below which a text is a path
+IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -126,20 +129,38 @@ def parse_source(value: Any, folder: Path | None) -> ImageSource:
         to_rgb(ImageOps.exif_transpose(value)).save(buffer, format="png")
         return buffer.getvalue()
     if not isinstance(value, (str, Path)) or not str(value).strip():
-        raise UserError(f"an image cannot be {value!r}: give its path.")
+        raise UserError(f"an image cannot be {shorten(repr(value))}: give its path.")
     if isinstance(value, str) and value.startswith("data:"):
         return decode_data_url(value)
     if str(value).startswith(("http://", "https://")):
-        raise UserError(f"the image {value} is on the network: fetch it first and give its path.")
+        raise UserError(f"the image {shorten(str(value))} is on the network: fetch it first and give its path.")
+    if isinstance(value, str) and (raw := decode_bare_base64(value)) is not None:
+        return raw
     path = resolve_data_path(str(value), folder)
     if not is_file(path):
-        raise UserError(f"there is no image {path}. Is --images right?")
+        raise UserError(f"there is no image {shorten(str(path))}. Is --images right?")
     return path
 
 
-def decode_data_url(url: str) -> bytes:
-    """The bytes of a data URL."""
+def shorten(text: str) -> str:
+    """A text as an error shows it: whole, or its beginning."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
+
+
+def decode_bare_base64(text: str) -> bytes | None:
+    """The image that a text is in base64 without any prefix; None for a path, or anything else."""
+    if len(text) < MIN_BASE64:
+        return None
     try:
-        return base64.b64decode(url.split(",", 1)[1], validate=True)
+        raw = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return None
+    return raw if raw.startswith(IMAGE_STARTS) else None
+
+
+def decode_data_url(url: str) -> bytes:
+    """The bytes of a data URL, whose base64 may be broken into lines."""
+    try:
+        return base64.b64decode("".join(url.split(",", 1)[1].split()), validate=True)
     except (IndexError, ValueError) as error:
         raise UserError("an image given as data is not valid base64.") from error

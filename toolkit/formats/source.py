@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from transformers.processing_utils import ProcessorMixin
 
 from ..adapters.attach import remove_adapters
 from ..adapters.change import Change
@@ -19,6 +21,7 @@ from ..core.errors import UserError
 from ..core.run_folder import Run
 from ..diffusion.textual_inversion import load_token_embeddings
 from . import native
+from .peft_folder import is_peft_folder, load_peft_folder, peft_folder_facts
 from .read import layer_change, locate_layers, match_pipeline, read_lora
 
 
@@ -54,6 +57,8 @@ def adapter_facts(path: Path) -> dict[str, str]:
     if is_native(path):
         file = path / "rankfold.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if is_peft_folder(path):
+        return peft_folder_facts(path)
     return read_lora(path).header
 
 
@@ -72,7 +77,10 @@ def load_source(path: Path, model: Any, name: str = "") -> AdapterSource:
     """
     place = adapter_path(path)
     if is_native(place):
-        parts = native_changes(place, model)
+        carrying = {part: native.require_part(model, part, place) for part in native.check_adapter_folder(place)}
+        parts = carried_changes(place, carrying, lambda: native.load_layers(model, place, "source"))
+    elif is_peft_folder(place) and isinstance(getattr(model, "processor", None), ProcessorMixin):
+        parts = carried_changes(place, {"model": model.model}, lambda: load_peft_folder(model.model, place, "source"))
     else:
         parts = file_changes(place, model)
     return AdapterSource(
@@ -80,14 +88,13 @@ def load_source(path: Path, model: Any, name: str = "") -> AdapterSource:
     )
 
 
-def native_changes(folder: Path, model: Any) -> dict[str, Folded]:
-    """The changes of an adapter folder of ours; its layers are put on the model and taken off again."""
-    carrying = {part: native.require_part(model, part, folder) for part in native.check_adapter_folder(folder)}
+def carried_changes(folder: Path, carrying: dict[str, Any], load: Callable[[], None]) -> dict[str, Folded]:
+    """The changes of an adapter folder; its layers are put on the model by `load`, and taken off again. carrying: parts of the model."""
     for part, module in carrying.items():
         if any(isinstance(layer, BaseTunerLayer) for layer in module.modules()):
             raise ValueError(f"{part} carries adapters already.")
     try:
-        native.load_layers(model, folder, "source")
+        load()
         if any(isinstance(m, AuxiliaryTrainingWrapper) for module in carrying.values() for m in module.modules()):
             raise UserError(
                 "it brings a projector trained in full, which is not a low-rank change and cannot be summed."

@@ -12,34 +12,49 @@ Everything is known without reading a pixel: images of the same size become the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 
+from ..core.cache import cache_key
 from ..core.errors import UserError
 from ..data.conversations import Conversation, Message
+from .chat_template import ANSWER_END, ANSWER_START, ChatTemplate, Span
+from .grounding import LOCATION, Grounding
+from .image_tokens import ImageTokens, Size
 
 IGNORE = -100
-ANSWER_START, ANSWER_END = "\ue000", "\ue001"  # private characters that no text has
-Size = tuple[int, int]  # width, height
+THOUGHT_TAGS = ("<think>", "</think>", "<thinking>", "</thinking>")  # control tokens that answers may hold
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One conversation: ids (L,) and labels (L,), IGNORE where nothing is learned."""
+    """One conversation: ids (L,), labels (L,), IGNORE where nothing is learned, and how much each learned token counts (L,)."""
 
     ids: list[int]
     labels: list[int]
+    weights: list[float]
 
     @property
     def num_learned(self) -> int:
         """Number of tokens that are learned."""
         return sum(label != IGNORE for label in self.labels)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How long a conversation is."""
+
+    length: int
+    """Tokens, those of images counted."""
+    num_learned: int
+    weight: float
+    """Sum of the weights of the tokens that are learned."""
 
 
 class ChatTokens:
@@ -53,9 +68,10 @@ class ChatTokens:
         prefix_attention: bool = False,
         appended: str = "",
         pad_to_square: bool = False,
+        boxes: str = "relative",
     ) -> None:
         """ends: ids that stop generation; prefix_attention, appended: see VisionFamily; pad_to_square: images get borders, so that a
-        processor that crops cuts nothing off.
+        processor that crops cuts nothing off; boxes: how places are written, see grounding.py.
 
         Raises:
             UserError: when there is no chat template, or one that does not say which words are an answer.
@@ -68,75 +84,43 @@ class ChatTokens:
         if not self.tokenizer.is_fast:
             raise UserError("The base's tokenizer does not say where its tokens stand in the text (it is a slow one).")
         self.end_ids, self.pad_to_square = tuple(end_ids), pad_to_square
-        self.end_texts = [self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids]
         self.prefix_attention, self.suffix = prefix_attention, appended
-        self.added_end, self.written_prompt, self.generation_prompt, self.lead_length = "", "", "", 0
-        self.probe_template()
-        self.reset_cache()
-
-    def reset_cache(self) -> None:
-        """Remembers what images' marks become, by the images' sizes."""
-        self.replacements = lru_cache(maxsize=65536)(self.find_replacements)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For processes that are spawned, and read images with a memory of their own."""
-        return {name: value for name, value in vars(self).items() if name != "replacements"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.reset_cache()
+        self.grounding = Grounding(processor, boxes, pad_to_square)
+        self.template = ChatTemplate(
+            processor, [self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids], appended
+        )
 
     # -------------------------------------------------------------------------- the template
 
-    def render(self, messages: Sequence[Message], *, ask: bool = False) -> str:
-        """The template's text of messages; ask: with the words behind which an answer begins."""
-        return self.processor.apply_chat_template(
-            copy.deepcopy(list(messages)), tokenize=False, add_generation_prompt=ask
-        )
-
-    def probe_template(self) -> None:
-        """Finds out what the template does around an answer.
-
-        `added_end`: the end token that answers get because the template gives none, without which a model never learns to stop;
-        `generation_prompt`: the words that ask for an answer, and `written_prompt`, what stands in their place before a finished one,
-        which is put right when only blanks differ (LLaVA-OneVision's), so that what is trained is what generation needs;
-        `lead_length`: characters between the words that ask and the answer, which the model has to say itself.
-        """
-        question = {"role": "user", "content": [{"type": "text", "text": "Q"}]}
-        answer = {"role": "assistant", "content": [{"type": "text", "text": "A"}]}
-        plain, asked, whole = (
-            self.render([question]),
-            self.render([question], ask=True),
-            self.render([question, self.mark_answer(answer)]),
-        )
-        if ANSWER_START not in whole or ANSWER_END not in whole:
-            raise UserError("The base's chat template leaves answers out, so they cannot be learned.")
-        tail = whole.split(ANSWER_END)[1].lstrip()
-        if not any(tail.startswith(end) for end in self.end_texts):
-            self.added_end = self.end_texts[0]
-        self.generation_prompt, self.written_prompt = asked[len(plain) :], whole[len(plain) : whole.index(ANSWER_START)]
-        begins = asked.startswith(plain) and whole.startswith(plain)
-        if begins and self.written_prompt.startswith(self.generation_prompt + self.suffix):
-            self.lead_length = len(self.written_prompt) - len(self.generation_prompt + self.suffix)
-        elif not begins or self.written_prompt.split() != self.generation_prompt.split():
-            raise UserError(
-                f"The base's chat template asks for an answer with {self.generation_prompt!r} and writes {self.written_prompt!r} before a "
-                "finished one, so training would not teach what generation needs: give a corrected template with --chat-template FILE."
-            )
-
-    def mark_answer(self, message: Message) -> Message:
-        """An answer between marks, with the end token that the template lacks; other messages as they are."""
-        if message["role"] != "assistant":
-            return message
-        text = "".join(part["text"] for part in message["content"])
-        return {
-            "role": "assistant",
-            "content": [{"type": "text", "text": f"{ANSWER_START}{text}{ANSWER_END}{self.added_end}"}],
-        }
+    @property
+    def added_end(self) -> str:
+        """The end token that answers get because the template gives none."""
+        return self.template.added_end
 
     def render_text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """The text of messages as it is trained and generated from; ask: with the words that ask for the next answer."""
-        return self.spans(messages)[0] + (self.generation_prompt if ask else "")
+        return self.template.prompt(messages) if ask else self.template.spans(messages)[0]
+
+    def split_turns(self, row: Conversation) -> list[Conversation]:
+        """The row itself, or where its template rewrites earlier answers one conversation for each answer that is learned."""
+        if self.template.learns_each(row.messages):
+            return [row]
+        answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+        return [row.learn_only(number) for number in answers if row.weight(number) > 0]
+
+    def fingerprint(self) -> str:
+        """What the tokens of a conversation depend on beside itself."""
+        pixels = getattr(self.processor, "image_processor", None)
+        return cache_key(
+            template=self.processor.chat_template,
+            processor=self.processor.to_json_string(),
+            images=pixels.to_json_string() if pixels is not None else "",
+            words=len(self.tokenizer),
+            sample=self.tokenizer("The quick brown fox: 12 <b>\n")["input_ids"],
+            square=self.pad_to_square,
+            boxes=self.grounding.convention,
+            transformers=transformers.__version__,
+        )
 
     # -------------------------------------------------------------------------- images
 
@@ -145,25 +129,23 @@ class ChatTokens:
         """What the template writes for an image, and the processor replaces."""
         image = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
         words = {"role": "user", "content": [{"type": "text", "text": "Q"}]}
-        mark = getattr(self.processor, "image_token", None)
-        if mark is None or self.render([image]).count(mark) != 1 or mark in self.render([words]):
+        mark, render = getattr(self.processor, "image_token", None), self.template.render
+        if mark is None or render([image]).count(mark) != 1 or mark in render([words]):
             raise UserError("The base's chat template writes no mark for an image: give one with --chat-template FILE.")
         return mark
 
-    def find_replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
+    @cached_property
+    def images(self) -> ImageTokens:
+        """What the marks of images become."""
+        return ImageTokens(self.processor, self.image_mark, self.pad_to_square)
+
+    def replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
         """What the marks of images of these sizes become, when they stand together in one conversation."""
-        blanks = [self.pad_image(Image.new("RGB", size)) for size in sizes]
-        out = self.processor(text=[self.image_mark * len(sizes)], images=[blanks], return_text_replacement_offsets=True)
-        return tuple(one["replacement"] for one in out["text_replacement_offsets"][0])
+        return self.images.replacements(sizes)
 
     def pad_image(self, image: Image.Image) -> Image.Image:
-        """The image as the processor is given it: in a square of its mean colour, if so wished (LLaVA-1.5 was trained so)."""
-        if not self.pad_to_square or image.width == image.height:
-            return image
-        side, mean = max(image.size), getattr(self.processor.image_processor, "image_mean", None) or [0.5] * 3
-        ground = Image.new("RGB", (side, side), tuple(round(255 * value) for value in mean))
-        ground.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        return ground
+        """The image as the processor is given it."""
+        return self.images.prepare(image)
 
     def image_token_ids(self) -> set[int]:
         """Tokens that stand for what images become."""
@@ -179,53 +161,60 @@ class ChatTokens:
             UserError: when a text holds a control token, or the template rewrites an answer.
         """
         self.check_row(row)
-        text, spans = self.spans(row.messages)
+        row = self.grounding.fill(row, list(sizes))
+        text, spans = self.template.spans(row.messages)
         text, spans = self.expand_images(text, spans, self.replacements(tuple(sizes)) if sizes else ())
+        return self.label(text, spans, row)
+
+    def label(self, text: str, spans: Sequence[Span], row: Conversation) -> Tokens:
+        """Tokens and labels of a text with these answers."""
         encoded = self.tokenizer(text, add_special_tokens=self.adds_special_tokens(text), return_offsets_mapping=True)
         ids = encoded["input_ids"]
-        labels, number = [IGNORE] * len(ids), 0
+        labels, weights, number = [IGNORE] * len(ids), [0.0] * len(ids), 0
         for at, (start, stop) in enumerate(encoded["offset_mapping"]):
-            while number < len(spans) and start >= spans[number][1]:
+            while number < len(spans) and start >= spans[number].stop:
                 number += 1
-            if number < len(spans) and stop > max(start, spans[number][0]):
-                labels[at] = ids[at]
-        return Tokens(ids, labels)
+            if number < len(spans) and stop > max(start, spans[number].start):
+                weight = row.weight(spans[number].number)
+                if weight > 0:
+                    labels[at], weights[at] = ids[at], weight
+        return Tokens(ids, labels, weights)
+
+    def measure(self, row: Conversation, sizes: Sequence[Size]) -> Measure:
+        """How long a row is whose images have these sizes, without writing out what they become where that is not needed.
+
+        Raises:
+            UserError: as `labels_by_marks` does.
+        """
+        more = 0
+        if sizes and self.counts_images_alone(tuple(sizes)):
+            self.check_row(row)
+            row = self.grounding.fill(row, list(sizes))
+            text, spans = self.template.spans(row.messages)
+            if text.count(self.image_mark) != len(sizes):
+                raise UserError(
+                    f"the chat template writes {text.count(self.image_mark)} marks for {len(sizes)} images."
+                )
+            tokens, more = (
+                self.label(text + self.suffix, spans, row),
+                sum(self.images.token_counts(tuple(sizes))) - len(sizes),
+            )
+        else:
+            tokens = self.labels_by_marks(row, sizes)
+        return Measure(len(tokens.ids) + more, tokens.num_learned, sum(tokens.weights))
+
+    def counts_images_alone(self, sizes: tuple[Size, ...]) -> bool:
+        """Whether the tokens of what images become have nothing to do with those of the words beside them."""
+        if self.prefix_attention or self.image_mark not in self.control_tokens:
+            return False
+        ends = tuple(self.control_tokens)
+        return all(text.startswith(ends) and text.endswith(ends) for text in self.replacements(sizes))
 
     def adds_special_tokens(self, text: str) -> bool:
         """Whether the tokenizer is to put its own first token before a text: not when the template did."""
         return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
 
-    def spans(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The text of messages, and from where to where answers with their end tokens go.
-
-        Raises:
-            UserError: when the template does to one of the answers what it did not to the one it was tried on.
-        """
-        text, spans = "", []
-        rest = self.render([self.mark_answer(message) for message in messages])
-        while ANSWER_START in rest:
-            before, rest = rest.split(ANSWER_START, 1)
-            answer, rest = rest.split(ANSWER_END, 1)
-            if not before.endswith(self.written_prompt):
-                raise UserError("the chat template writes other words before this row's answers than before others.")
-            if not self.written_prompt.startswith(self.generation_prompt + self.suffix):
-                before = before.removesuffix(self.written_prompt) + self.generation_prompt
-            text += before
-            spans.append((len(text) - self.lead_length, len(text) + len(answer) + self.end_length(rest)))
-            text += answer
-        if len(spans) != sum(message["role"] == "assistant" for message in messages):
-            raise UserError("the chat template leaves answers of this row out.")
-        return text + rest, spans
-
-    def end_length(self, rest: str) -> int:
-        """How many characters of what follows an answer belong to its end token."""
-        blanks = len(rest) - len(rest.lstrip())
-        lengths = [blanks + len(end) for end in self.end_texts if rest.startswith(end, blanks)]
-        return min(lengths, default=0)
-
-    def expand_images(
-        self, text: str, spans: list[tuple[int, int]], replacements: Sequence[str]
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def expand_images(self, text: str, spans: Sequence[Span], replacements: Sequence[str]) -> tuple[str, list[Span]]:
         """The text as the processor makes it, with what images become, and the spans where they are then."""
         pieces = text.split(self.image_mark) if replacements else [text]
         if len(pieces) != len(replacements) + 1:
@@ -239,7 +228,8 @@ class ChatTokens:
             whole += replacement + piece
             at += length + len(piece)
         gain = lambda start: sum(more for place, more in gains if place <= start)  # noqa: E731
-        return whole + self.suffix, [(start + gain(start), stop + gain(start)) for start, stop in spans]
+        moved = [Span(one.number, one.start + gain(one.start), one.stop + gain(one.start)) for one in spans]
+        return whole + self.suffix, moved
 
     def check_row(self, row: Conversation) -> None:
         """Raises UserError when a text holds what the base reads as a control token, or an image is missing that it must have."""
@@ -259,7 +249,8 @@ class ChatTokens:
     def control_tokens(self) -> list[str]:
         """Texts of control tokens."""
         added = self.tokenizer.added_tokens_decoder.values()
-        return sorted({token.content for token in added if token.special and token.content.strip()})
+        found = {token.content for token in added if token.special and token.content.strip()}
+        return sorted(text for text in found - set(THOUGHT_TAGS) if not LOCATION.fullmatch(text))
 
     # -------------------------------------------------------------------------- the second way: prefixes
 
@@ -270,10 +261,8 @@ class ChatTokens:
             UserError: when a part's tokens are not how those of the whole begin.
         """
         whole = self.encode(row, images)
-        labels = [IGNORE] * len(whole)
-        for number, message in enumerate(row.messages):
-            if message["role"] != "assistant":
-                continue
+        labels, weights = [IGNORE] * len(whole), [0.0] * len(whole)
+        for number in self.learned_answers(row):
             before = self.encode(row.until(number), images, ask=True)
             through = self.encode(row.until(number + 1), images)
             if whole[: len(before)] != before:
@@ -284,10 +273,19 @@ class ChatTokens:
                 (at for at in range(len(before), len(through)) if through[at] in self.end_ids), len(through) - 1
             )
             labels[len(before) : stop + 1] = whole[len(before) : stop + 1]
-        return Tokens(whole, labels)
+            weights[len(before) : stop + 1] = [row.weight(number)] * (stop + 1 - len(before))
+        return Tokens(whole, labels, weights)
+
+    def learned_answers(self, row: Conversation) -> list[int]:
+        """Numbers of the messages of which something is learned."""
+        answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+        if not self.template.learns_each(row.messages):
+            answers = answers[-1:]
+        return [number for number in answers if row.weight(number) > 0]
 
     def encode(self, row: Conversation, images: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
         """The processor's own tokens."""
+        row = self.grounding.fill(row, [image.size for image in images])
         text = self.render_text(row.messages, ask=ask)
         padded = [self.pad_image(image) for image in images[: len(row.images)]]
         out = self.processor(
@@ -307,8 +305,9 @@ class ChatTokens:
         other = self.labels_by_prefixes(row, images)
         if tokens.ids != other.ids:
             raise UserError(f"{row.location}: the processor's tokens are not those that were planned.")
-        if tokens.labels != other.labels:
-            at = next(n for n, pair in enumerate(zip(tokens.labels, other.labels, strict=True)) if pair[0] != pair[1])
+        if (tokens.labels, tokens.weights) != (other.labels, other.weights):
+            pairs = enumerate(zip(tokens.labels, other.labels, tokens.weights, other.weights, strict=True))
+            at = next(n for n, (own, theirs, weight, other_weight) in pairs if own != theirs or weight != other_weight)
             raise UserError(
                 f"{row.location}: the two ways to find the answers disagree at token {at} ('{self.tokenizer.decode(tokens.ids[at])}')."
             )
@@ -317,7 +316,7 @@ class ChatTokens:
 
     def check_learned(self, tokens: Tokens, row: Conversation) -> None:
         """Raises UserError when labels are what nobody would want: empty, without an end, on an image; or the first token is doubled."""
-        answers = sum(message["role"] == "assistant" for message in row.messages)
+        answers = len(self.learned_answers(row))
         ended = sum(label in self.end_ids for label in tokens.labels)
         first = self.tokenizer.bos_token_id
         if ended != answers:
@@ -337,9 +336,11 @@ class ChatTokens:
         Raises:
             UserError: when the processor's tokens are not the planned ones.
         """
+        rows = [self.grounding.fill(row, [image.size for image in own]) for row, own in zip(rows, images, strict=True)]
         texts = [self.render_text(row.messages) for row in rows]
         inputs = self.processor_inputs(texts, images, padding_side="right")
         labels = torch.full_like(inputs["input_ids"], IGNORE)
+        weights = torch.zeros(labels.shape)
         lengths = []
         for number, (row, own) in enumerate(zip(rows, images, strict=True)):
             tokens = self.labels_by_marks(row, [image.size for image in own])
@@ -347,13 +348,15 @@ class ChatTokens:
             if inputs["input_ids"][number, :length].tolist() != tokens.ids:
                 raise UserError(f"{row.location}: the processor's tokens are not those that were planned.")
             labels[number, :length] = torch.tensor(tokens.labels)
+            weights[number, :length] = torch.tensor(tokens.weights)
             lengths.append(length)
         inputs["attention_mask"] = (torch.arange(labels.shape[1])[None] < torch.tensor(lengths)[:, None]).long()
         if (
             self.prefix_attention
         ):  # what stands before the first answer sees all of itself, the rest only what is before it
             inputs["token_type_ids"] = ((labels != IGNORE).cumsum(1) > 0).long()
-        return inputs | {"labels": labels}
+        some_differ = any(row.weights for row in rows) and not torch.equal(weights > 0, weights == 1)
+        return inputs | {"labels": labels} | ({"token_weights": weights} if some_differ else {})
 
     def processor_inputs(
         self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], *, padding_side: str
@@ -374,5 +377,8 @@ class ChatTokens:
         self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
     ) -> dict[str, torch.Tensor]:
         """What generation is given: rows that end with a question, asked for an answer, padded on the left."""
-        texts = [self.render_text(row.messages, ask=True) for row in rows]
+        filled = [
+            self.grounding.fill(row, [image.size for image in own]) for row, own in zip(rows, images, strict=True)
+        ]
+        texts = [self.render_text(row.messages, ask=True) for row in filled]
         return self.processor_inputs(texts, images, padding_side="left")

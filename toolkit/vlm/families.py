@@ -24,6 +24,8 @@ class VisionLanguageFamily:
     """Whether the prompt's tokens see one another in both directions, so that the answer's tokens must be told from them."""
     appended: str = ""
     """What the processor puts after every text."""
+    boxes: str = "relative"
+    """How places in images are written, see grounding.py."""
     supports_packing: bool = True
     """Whether rows can lie end to end in one sequence without seeing one another."""
 
@@ -53,15 +55,20 @@ FAMILIES = (
         chat_template=PALIGEMMA,
         prefix_attention=True,
         appended="\n",
+        boxes="locations",
         supports_packing=False,
     ),
     VisionLanguageFamily(
         ("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP
     ),
-    VisionLanguageFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2")),
-    VisionLanguageFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj")),
-    VisionLanguageFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2")),
-    VisionLanguageFamily(("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2")),
+    VisionLanguageFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2"), boxes="thousand"),
+    VisionLanguageFamily(
+        ("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj"), boxes="pixels"
+    ),
+    VisionLanguageFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2"), boxes="thousand"),
+    VisionLanguageFamily(
+        ("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2"), boxes="thousand"
+    ),
 )
 
 

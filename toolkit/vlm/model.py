@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..core.paths import assets_folder, is_hub_id
 from ..core.quantize import quantize_model
 from .chat_tokens import ChatTokens
 from .families import FAMILIES, find_family
+from .pixel_limits import limit_pixels
 
 EMBEDDED = {"tiny-vlm": "vlm"}  # name -> folder in assets/tiny
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -70,10 +72,7 @@ def check_vision_folder(folder: Path, base: str) -> None:
             else ""
         )
         raise UserError(f"--base {base} is not a model of transformers: it has no config.json.{more}")
-    try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type", "")
-    except json.JSONDecodeError as error:
-        raise UserError(f"--base {base}: config.json is not JSON: {error.msg} at line {error.lineno}.") from error
+    kind = read_model_type(file, base)
     known = [name for family in FAMILIES for name in family.model_types]
     if find_family(kind) is None:
         raise UserError(
@@ -82,6 +81,27 @@ def check_vision_folder(folder: Path, base: str) -> None:
         )
     if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         raise UserError(f"--base {base} has no processor: neither processor_config.json nor preprocessor_config.json.")
+
+
+def read_model_type(file: Path, base: str) -> str:
+    """The kind of model that a config.json names.
+
+    Raises:
+        UserError: when it is not JSON, or no object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"--base {base}: config.json is not JSON: {error.msg} at line {error.lineno}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"--base {base}: config.json is not text in UTF-8 that holds JSON: is the download whole?"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(
+            f"--base {base}: config.json holds no object, so it is no model's config: is the download whole?"
+        )
+    return str(found.get("model_type", ""))
 
 
 class VisionLanguageModel:
@@ -96,9 +116,12 @@ class VisionLanguageModel:
         *,
         template: str | None = None,
         pad_to_square: bool = False,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
         attention: str = "sdpa",
     ) -> None:
-        """template: a chat template instead of the base's own; pad_to_square: see ChatTokens; attention: its implementation."""
+        """template: a chat template instead of the base's own; pad_to_square: see ChatTokens; max_pixels, min_pixels: see
+        `limit_pixels`; attention: its implementation."""
         self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
         self.attention = attention
         self.config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -106,6 +129,8 @@ class VisionLanguageModel:
         assert family is not None, "resolve_vision_base refuses unknown kinds"
         self.family = family
         self.processor = load_processor(folder)
+        limit_pixels(self.processor, max_pixels, min_pixels)
+        self.max_pixels, self.min_pixels = max_pixels, min_pixels
         template = template or getattr(self.processor, "chat_template", None) or family.chat_template
         self.processor.chat_template = template
         self.chat = ChatTokens(
@@ -114,6 +139,7 @@ class VisionLanguageModel:
             prefix_attention=family.prefix_attention,
             appended=family.appended,
             pad_to_square=pad_to_square,
+            boxes=family.boxes,
         )
 
     @property
@@ -138,7 +164,11 @@ class VisionLanguageModel:
     def to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tensors where the model is, images in its dtype."""
         return {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else None, non_blocking=True)
+            key: value.to(
+                self.device,
+                self.dtype if value.is_floating_point() and key != "token_weights" else None,
+                non_blocking=True,
+            )
             for key, value in tensors.items()
         }
 
@@ -233,6 +263,29 @@ def load_processor(folder: str) -> Any:
             f"The processor of {folder} cannot be built ({type(error).__name__}: {' '.join(str(error).split())[:300]}). Is the folder "
             "whole, and are torchvision and sentencepiece installed, which some processors need?"
         ) from error
+
+
+def base_name(base: str) -> str:
+    """What a base is called in what is written for others: its hub id, or its folder in full."""
+    if base in EMBEDDED or Path(base).is_dir():
+        return str(Path(resolve_vision_base(base)).resolve())
+    return base
+
+
+def stored_dtype(folder: str) -> torch.dtype:
+    """The dtype of a base's weights as they are stored."""
+    from safetensors import safe_open
+
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    counts: dict[torch.dtype, int] = {}
+    for file in sorted(Path(folder).glob("*.safetensors"))[:1]:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(name)
+                if part.get_dtype() in names:
+                    kind = names[part.get_dtype()]
+                    counts[kind] = counts.get(kind, 0) + math.prod(part.get_shape())
+    return max(counts, key=lambda kind: counts[kind]) if counts else torch.float32
 
 
 def end_token_ids(folder: str, processor: Any) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-TOKEN_KEYS = ("input_ids", "labels", "token_type_ids", "mm_token_type_ids")  # one value per token
+TOKEN_KEYS = ("input_ids", "labels", "token_weights", "token_type_ids", "mm_token_type_ids")  # one value per token
 
 
 def pack_rows(model: Any, batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

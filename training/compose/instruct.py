@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.model import DTYPES
+from ...toolkit.formats.source import adapter_facts, adapter_path
 from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 from ..config.checks import check_ranges
 from ..config.compose import ComposeInstructConfig
 from ..engine.task import TrainingTask
-from ..instruct.prepare import PreparedData, prepare_conversations, read_chat_template
+from ..instruct.prepare import PreparedData, prepare_conversations, processor_options
+from ..instruct.task import image_facts
 from ..instruct.training import ConversationTraining, load_vision_model, prepare_conversation_training
+from ..runs import library
 from .checks import check_sources
 from .fixed import write_composition
 from .mixture import AdapterMixture
@@ -28,7 +32,7 @@ def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInst
     if config.weights or config.merge:
         raise UserError("With --data the weights are learned: leave --weights and --merge out, or --data.")
     check_sources(config, config.base, resolve_vision_base)
-    return prepare_conversations(config)
+    return prepare_conversations(with_sources_images(config))
 
 
 def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] = ()) -> Run:
@@ -39,11 +43,31 @@ def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other.
     """
-    vision = VisionLanguageModel(
-        check_instruct_fixed(config), DTYPES[config.precision], template=read_chat_template(config)
-    )
-    facts = {"base": config.base, "kind": vision.config["model_type"]}
+    base, config = check_instruct_fixed(config), with_sources_images(config)
+    vision = VisionLanguageModel(base, DTYPES[config.precision], **processor_options(config))
+    facts = {"base": config.base, "kind": vision.config["model_type"], **image_facts(vision)}
     return write_composition(config, lambda: vision, facts, keep, lambda folder: save_template(folder, vision))
+
+
+def with_sources_images(config: ComposeInstructConfig) -> ComposeInstructConfig:
+    """The config with how its adapters' images were given to the base, where it says nothing of its own.
+
+    Raises:
+        UserError: when the adapters were trained with images given in different ways.
+    """
+    known = [adapter_facts(adapter_path(library.resolve(name))) for name in config.adapters]
+    changes: dict[str, Any] = {}
+    for name in ("pad_to_square", "max_pixels", "min_pixels"):
+        ways = {own.get(name) or None for own in known}
+        if getattr(config, name):
+            continue
+        if len(ways) > 1:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"The adapters were trained with different {option}: {', '.join(map(str, ways))}. Give the one to use with {option}."
+            )
+        changes[name] = next(iter(ways)) or (False if name == "pad_to_square" else None)
+    return replace(config, **changes)
 
 
 def check_instruct_fixed(config: ComposeInstructConfig) -> str:
@@ -63,7 +87,12 @@ class ComposeInstructTask(TrainingTask[ConversationTraining, AdapterMixture]):
 
     def __init__(self, config: ComposeInstructConfig, data: PreparedData, base: str, accelerator: Accelerator) -> None:
         vision = load_vision_model(config, base, accelerator)
-        facts = {"base": config.base, "kind": vision.config["model_type"], "data": data.certificates}
+        facts = {
+            "base": config.base,
+            "kind": vision.config["model_type"],
+            "data": data.certificates,
+            **image_facts(vision),
+        }
         mixture = AdapterMixture(config, facts)
         super().__init__(prepare_conversation_training(config, vision, data, mixture, accelerator), mixture)
 

@@ -7,10 +7,10 @@ image: what it still gets right then it did not see. A retention set shows what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ...pipelines.chat import answers, base_model_only, option_scores
+from ...pipelines.chat import base_model_only, option_scores, whole_answers
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import statistics
 from ...toolkit.vlm.model import VisionLanguageModel
@@ -18,6 +18,8 @@ from ..engine.processes import map_distributed
 from .items import Item, blank_images, shuffle_images
 
 BATCH_SIZE = 16  # rows
+SHORTEST_LIMIT = 32  # tokens that every answer may take
+ROOM_FOR_THOUGHTS = 1024  # tokens more, where the chat template opens a thought
 
 
 @dataclass
@@ -29,6 +31,8 @@ class ModelAnswers:
     scores: list[float]
     likeliest: list[float | None]
     """Score of the likeliest option, for kinds that have options."""
+    cut: list[bool] = field(default_factory=list)
+    """Whether the limit of tokens was reached before the answer came to its end."""
 
 
 def ask_items(
@@ -38,17 +42,29 @@ def ask_items(
     batches = [
         [item.conversation for item in items[start : start + BATCH_SIZE]] for start in range(0, len(items), BATCH_SIZE)
     ]
-    said = map_distributed(batches, lambda rows: answers(vision, rows, max_new_tokens=max_new_tokens, batch=BATCH_SIZE))
-    texts = [text for batch in said for text in batch]
-    read = [item.parse_answer(text) for item, text in zip(items, texts, strict=True)]
-    scores = [item.score(said) for item, said in zip(items, read, strict=True)]
+    said = map_distributed(
+        batches, lambda rows: whole_answers(vision, rows, max_new_tokens=max_new_tokens, batch=BATCH_SIZE)
+    )
+    texts, cut = [one.text for batch in said for one in batch], [one.cut for batch in said for one in batch]
+    read = [item.parse_answer(item.place(text, vision)) for item, text in zip(items, texts, strict=True)]
+    scores = [item.score(own) for item, own in zip(items, read, strict=True)]
     likeliest = map_distributed(items, lambda item: likeliest_score(vision, item) if likelihood else None)
-    return ModelAnswers(texts, read, scores, likeliest)
+    return ModelAnswers(texts, read, scores, likeliest, cut)
+
+
+def answer_limit(vision: VisionLanguageModel, items: Sequence[Item]) -> int:
+    """Tokens that the longest right answer takes, with room for an end and for other words; more where the base thinks before it."""
+    tokenizer = vision.processor.tokenizer
+    texts = {text for item in items for text in (*item.references, *item.options)}
+    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    return max(SHORTEST_LIMIT, longest + longest // 4 + 8) + (
+        ROOM_FOR_THOUGHTS if vision.chat.template.by_prompt else 0
+    )
 
 
 def likeliest_score(vision: VisionLanguageModel, item: Item) -> float | None:
     """Whether the likeliest option is the right one: what the model knows, whatever way it puts it."""
-    if item.kind == "vqa":
+    if item.kind in ("vqa", "box"):
         return None
     options = ["yes", "no"] if item.kind == "yesno" else list(scoring.LETTERS[: len(item.options)])
     scores = option_scores(vision, item.conversation, options)
@@ -63,15 +79,16 @@ def evaluate(
     items: Sequence[Item],
     *,
     retention: Sequence[Item] = (),
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     likelihood: bool = True,
 ) -> dict[str, Any]:
     """All figures of a tuned model on `items`, and what it forgot of `retention`; `rows` has every answer.
 
-    The base is the same model with its adapters off.
+    The base is the same model with its adapters off. max_new_tokens: None is by the longest right answer, see `answer_limit`.
     """
     vision.model.eval()
+    max_new_tokens = max_new_tokens or answer_limit(vision, [*items, *retention])
     base, tuned = ask_base_and_tuned(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
     clusters = [item.cluster for item in items]
     figures: dict[str, Any] = {
@@ -122,6 +139,7 @@ def control_metrics(
         gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
         word, low, high = statistics.verdict(gain, clusters)
         seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
+        seen["cut"] = sum(tuned.cut) + sum(other.cut)
         found[name] = statistics.mean_with_interval(other.scores, clusters) | {"seen": seen}
     return found
 
@@ -129,7 +147,9 @@ def control_metrics(
 def answer_row(item: Item, number: int, tuned: ModelAnswers, base: ModelAnswers) -> dict[str, Any]:
     """What both models said to an item."""
     facts = {"place": item.conversation.location, "kind": item.kind, "split": item.split, "right": item.references[0]}
-    said = {"tuned": tuned.texts[number], "base": base.texts[number]}
+    said: dict[str, Any] = {"tuned": tuned.texts[number], "base": base.texts[number]}
+    if tuned.cut and (tuned.cut[number] or base.cut[number]):
+        said["cut"] = [name for name, own in (("tuned", tuned), ("base", base)) if own.cut[number]]
     return facts | said | {"score": tuned.scores[number], "base_score": base.scores[number]}
 
 
@@ -144,6 +164,7 @@ def retention_metrics(vision: VisionLanguageModel, items: Sequence[Item], max_ne
         "tuned": statistics.mean_with_interval(tuned.scores, clusters),
         "base": statistics.mean_with_interval(base.scores, clusters),
         "compared": compare_models(base, tuned, clusters),
+        "cut": sum(base.cut) + sum(tuned.cut),
         "splits": {split: {"base": mean(base, rows), "tuned": mean(tuned, rows)} for split, rows in own.items()},
     }
 
@@ -153,6 +174,7 @@ def compute_metrics(asked: ModelAnswers, items: Sequence[Item]) -> dict[str, Any
     clusters = [item.cluster for item in items]
     figures: dict[str, Any] = {"accuracy": statistics.mean_with_interval(asked.scores, clusters)}
     figures["unparsed"] = sum(said is None for said in asked.read)
+    figures["cut"] = sum(asked.cut)
     if any(score is not None for score in asked.likeliest):
         pairs = [(score, c) for score, c in zip(asked.likeliest, clusters, strict=True) if score is not None]
         figures["by_likelihood"] = statistics.mean_with_interval([s for s, _ in pairs], [c for _, c in pairs])
@@ -170,6 +192,10 @@ def compute_metrics(asked: ModelAnswers, items: Sequence[Item]) -> dict[str, Any
         figures["yes_no"] = scoring.yes_no_metrics(
             [asked.read[n] for n in polar], [items[n].references[0] for n in polar]
         )
+    boxed = [n for n, item in enumerate(items) if item.kind == "box"]
+    if boxed:
+        values = [items[n].iou(said) if (said := asked.read[n]) else 0.0 for n in boxed]
+        figures["iou"] = statistics.mean_with_interval(values, [clusters[n] for n in boxed])
     return figures
 
 

@@ -17,9 +17,19 @@ def format_report(figures: dict[str, Any]) -> str:
         format_line("base", base["accuracy"], base["unparsed"]),
         format_line("tuned", tuned["accuracy"], tuned["unparsed"]),
     ]
+    limit = figures.get("settings", {}).get("max_new_tokens")
+    for name in ("base", "tuned"):
+        if figures[name].get("cut"):
+            lines.append(
+                f"{name}: {figures[name]['cut']} of {figures[name]['accuracy']['rows']} answers were cut at --max-new-tokens {limit}, "
+                "so they may be right and count as wrong"
+            )
     for name in ("base", "tuned"):
         if "by_likelihood" in figures[name]:
             lines.append(format_line(f"{name}, likeliest option", figures[name]["by_likelihood"]))
+    for name in ("base", "tuned"):
+        if "iou" in figures[name]:
+            lines.append(format_line(f"{name}, mean IoU of boxes", figures[name]["iou"]))
     for split, own in tuned.get("splits", {}).items():
         lines.append(format_line(f"tuned, {split or 'no split'}", own))
     if "mean_of_splits" in tuned:
@@ -41,6 +51,8 @@ def format_report(figures: dict[str, Any]) -> str:
         lines.append(format_line(f"tuned, {name}", own))
         seen = own["seen"]
         word = "it looks" if seen["it_looks"] else "no sign that it looks"
+        if seen.get("cut") and not seen["it_looks"]:
+            word = f"it cannot be told whether it looks, since {seen['cut']} answers were cut"
         lines.append(
             f"{'':28} with the right image {seen['mean']:+.3f} ({seen['low']:+.3f} to {seen['high']:+.3f}): {word}"
         )
@@ -48,6 +60,8 @@ def format_report(figures: dict[str, Any]) -> str:
         kept = figures["retention"]
         lines += [format_line("old tasks, base", kept["base"]), format_line("old tasks, tuned", kept["tuned"])]
         lines.append(f"old tasks: {kept['compared']['verdict']} ({kept['compared']['difference']:+.3f})")
+        if kept.get("cut"):
+            lines.append(f"old tasks: {kept['cut']} answers were cut at --max-new-tokens {limit}")
         for split, own in kept["splits"].items():
             lines.append(f"  {split:26} {own['base']:.3f} -> {own['tuned']:.3f}")
     if "leaked" in figures:

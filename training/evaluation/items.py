@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ from PIL import Image
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.randomness import permutation
-from ...toolkit.data.conversations import (
-    Conversation,
-    parse_conversation,
-    read_conversations,
-    read_rows,
-    reference_answers,
-)
-from ...toolkit.data.images import ImageSource, load_rgb
+from ...toolkit.data.choices import choice_letter, choice_question, read_choices
+from ...toolkit.data.conversations import Conversation, data_folder, parse_conversation, reference_answers
+from ...toolkit.data.image_checks import PlanMemory, check_images
+from ...toolkit.data.images import ImageSource, image_size, load_rgb
+from ...toolkit.data.row_fields import UnusedFields
+from ...toolkit.data.row_files import check_columns_met, read_rows, rename_columns
 from ...toolkit.metrics import answers as scoring
+from ...toolkit.vlm.grounding import iou
+from ...toolkit.vlm.model import VisionLanguageModel
 
+MIN_IOU = 0.5  # from which a box is right
 SHORT_INSTRUCTION = "Answer the question using a single word or phrase."  # LLaVA-1.5's words
-LETTER_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Item:
     question: str
     """Its words, without the options."""
     kind: str
-    """vqa, yesno or mcq."""
+    """vqa, yesno, mcq, or box: the first place in the answer, right from an intersection over union of 0.5."""
     references: tuple[str, ...]
     """Right answers; for mcq the letter."""
     options: tuple[str, ...]
@@ -54,44 +54,143 @@ class Item:
             return scoring.read_yesno(text)
         if self.kind == "mcq":
             return scoring.read_choice(text, self.options)
-        return scoring.normalize_or_keep(text) or None
+        if self.kind == "box":
+            return text or None
+        return scoring.normalize_or_keep(scoring.strip_thoughts(text)) or None
 
     def score(self, said: str | None) -> float:
         """0 to 1."""
         if said is None:
             return 0.0
+        if self.kind == "box":
+            return float(self.iou(said) >= MIN_IOU)
         return scoring.vqa_score(said, self.references) if self.kind == "vqa" else float(said == self.references[0])
+
+    def iou(self, said: str) -> float:
+        """How much a box that was said is the right one."""
+        return iou(box_numbers(self.references[0]), box_numbers(said))
+
+    def place(self, text: str, vision: VisionLanguageModel) -> str:
+        """The box of an answer in pixels of the item's first image, '' where there is none; other kinds' answers as they are."""
+        if self.kind != "box":
+            return text
+        found = vision.chat.grounding.read(text, image_size(self.conversation.images[0]))
+        return " ".join(f"{number:.2f}" for number in found or ())
+
+
+@dataclass
+class ItemFile:
+    """What a file of questions gave."""
+
+    items: list[Item] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """One sentence for each row that was left out."""
+    unused: UnusedFields = field(default_factory=UnusedFields)
+    indices: int = 0
+    """Answers that were read as the index of an option, from 0."""
+
+    def describe(self) -> list[str]:
+        """What is asked and what is not, in lines."""
+        lines = [f"{len(self.items)} questions"]
+        lines += [f"left out {fault}" for fault in self.faults[:5]]
+        if len(self.faults) > 5:
+            lines.append(f"left out {len(self.faults) - 5} more")
+        if self.indices:
+            lines.append(f"{self.indices} answers are numbers, read as the index of the right option, from 0")
+        return lines + ([self.unused.describe()] if self.unused.counts else [])
+
+
+def box_numbers(text: str) -> tuple[float, ...]:
+    """The numbers of a box as items keep them, in pixels of the image."""
+    return tuple(float(number) for number in text.split())
 
 
 def read_items(file: Path, images: Path | None, *, ask_short: bool = False) -> list[Item]:
+    """The questions of a file, see `read_item_file`."""
+    return read_item_file(file, images, ask_short=ask_short).items
+
+
+def read_item_file(
+    file: Path,
+    images: Path | None,
+    *,
+    ask_short: bool = False,
+    columns: Sequence[str] = (),
+    split: str = "",
+    skip_bad: bool = False,
+) -> ItemFile:
     """The questions of a file of {"image", "question", "answer" or "answers" or "choices" and "answer", "type", "split"}, or of any file
-    of conversations, whose first questions are then asked. ask_short: with LLaVA's instruction for short answers appended.
+    of conversations, all of whose questions are asked, each after those before it with their right answers.
+
+    ask_short: with LLaVA's instruction for short answers appended; columns: see `rename_columns`; skip_bad: leave out rows that cannot
+    be used, instead of stopping at the first.
 
     Raises:
-        UserError: for a row that cannot be used.
+        UserError: for a row that cannot be used, an image that is not sound among them.
     """
-    if next((isinstance(row, dict) and "question" in row for _, row in read_rows(Path(file))), False):
-        folder = Path(images or Path(file).parent)
-        return [parse_item(row, folder, place, ask_short) for place, row in read_rows(Path(file))]
-    return [item_from_conversation(row, ask_short) for row in read_conversations(file, images).rows]
+    folder, found, seen = Path(images or data_folder(Path(file), split)), ItemFile(), set[str]()
+    rows = [(place, rename_columns(row, columns, seen)) for place, row in read_rows(Path(file), split=split)]
+    check_columns_met(columns, seen, Path(file))
+    for place, row in rows:
+        try:
+            found.items += row_items(row, folder, place, ask_short, found)
+        except UserError as error:
+            fault = str(error) if str(error).startswith(place) else f"{place}: {error}"
+            if not skip_bad:
+                raise UserError(fault) from error
+            found.faults.append(fault)
+    drop_faulty_images(Path(file), found, skip_bad=skip_bad)
+    if not found.items:
+        raise UserError(
+            f"{file}: none of its {len(rows)} rows is a question that can be asked. {' '.join(found.faults[:1])}".strip()
+        )
+    return found
 
 
-def parse_item(row: Any, images: Path, place: str, ask_short: bool) -> Item:
+def row_items(row: Any, images: Path, place: str, ask_short: bool, found: ItemFile) -> list[Item]:
+    """The questions of a row."""
+    if isinstance(row, dict) and isinstance(row.get("question"), str) and not row.get("objects"):
+        return [parse_item(row, images, place, ask_short, found)]
+    return conversation_items(parse_conversation(row, images, place, found.unused), ask_short=ask_short)
+
+
+def conversation_items(row: Conversation, *, ask_short: bool = False) -> list[Item]:
+    """All questions of a conversation whose answers count, each after those before it with their right answers."""
+    answers = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
+    return [item_from_conversation(row, number, ask_short) for number in answers if row.weight(number) > 0]
+
+
+def drop_faulty_images(file: Path, found: ItemFile, *, skip_bad: bool) -> None:
+    """Decodes every image, and refuses or drops the questions about those that are not sound."""
+    memory = PlanMemory(file)
+    checked = check_images((image for item in found.items for image in item.conversation.images), memory)
+    memory.save()
+    sound = []
+    for item in found.items:
+        fault = next((checked[image].fault for image in item.conversation.images if checked[image].fault), "")
+        if fault and not skip_bad:
+            raise UserError(f"{item.conversation.location}: {fault} (--skip-bad leaves such rows out.)")
+        if fault:
+            found.faults.append(f"{item.conversation.location}: {fault}")
+        else:
+            sound.append(item)
+    found.items = sound
+
+
+def parse_item(row: dict[str, Any], images: Path, place: str, ask_short: bool, found: ItemFile) -> Item:
     """One row of questions."""
-    if not isinstance(row, dict) or "question" not in row:
-        raise UserError(f"{place}: the row has no question.")
     references = reference_answers(row)
     if not references:
         raise UserError(f"{place}: the row has no answer.")
-    options = tuple(str(option) for option in row.get("choices", ()))
-    if len(options) > len(scoring.LETTERS):
-        raise UserError(f"{place}: {len(options)} choices are more than the {len(scoring.LETTERS)} that have letters.")
+    options = read_choices(row)
     polar = {answer.strip(" .").lower() for answer in references}
     kind = str(row.get("type") or ("mcq" if options else "yesno" if polar <= {"yes", "no"} else "vqa"))
     if kind not in ("vqa", "yesno", "mcq"):
         raise UserError(f"{place}: the type '{kind}' is none of vqa, yesno, mcq.")
     if kind == "mcq":
-        references = [answer_letter(references[0], options, place)]
+        number = isinstance(row.get("answer"), int)
+        references = [choice_letter(references[0], options, number=number)]
+        found.indices += number and str(row["answer"]) not in options
     elif kind == "yesno":
         if not polar <= {"yes", "no"}:
             raise UserError(
@@ -99,47 +198,47 @@ def parse_item(row: Any, images: Path, place: str, ask_short: bool) -> Item:
             )
         references = [Counter(answer.strip(" .").lower() for answer in references).most_common(1)[0][0]]
     question = str(row["question"])
-    try:
-        given = {key: row[key] for key in ("image", "images") if key in row}
-        words = question_text(question, kind, options, ask_short)
-        asked = parse_conversation(given | {"question": words, "answer": references[0]}, images, place).until(1)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+    words = question_text(question, kind, options, ask_short)
+    given = {key: value for key, value in row.items() if key not in ("answers", "answer", "choices", "options")}
+    asked = parse_conversation(given | {"question": words, "answer": references[0]}, images, place, found.unused)
+    asked = asked.until(len(asked.messages) - 1)
     split = str(row.get("split", row.get("category", "")))
     return Item(asked, question, kind, tuple(references), options, split, image_cluster(asked))
 
 
-def item_from_conversation(row: Conversation, ask_short: bool) -> Item:
-    """The first question of a conversation."""
-    start = row.messages[0]["role"] == "system"
-    asked = row.until(1 + start)
-    answer = " ".join(part["text"] for part in row.messages[1 + start]["content"])
+def item_from_conversation(row: Conversation, number: int, ask_short: bool) -> Item:
+    """The question of a conversation whose answer is message `number`."""
+    asked = row.until(number)
+    answer = "".join(part["text"] for part in row.messages[number]["content"])
+    answer = scoring.strip_thoughts(answer) or answer
+    boxes = [part["box"] for part in row.messages[number]["content"] if "box" in part]
+    if len(boxes) == 1 and boxes[0]["image"] == 0:
+        return box_item(row, number, boxes[0])
     kind = "yesno" if answer.strip(" .").lower() in ("yes", "no") else "vqa"
     if ask_short:
         message = asked.messages[-1]
-        more = {"role": "user", "content": [*message["content"], {"type": "text", "text": SHORT_INSTRUCTION}]}
+        more = {"role": "user", "content": [*message["content"], {"type": "text", "text": f"\n{SHORT_INSTRUCTION}"}]}
         asked = replace(asked, messages=(*asked.messages[:-1], more))
     answer = answer.strip(" .").lower() if kind == "yesno" else answer
-    words = " ".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
+    words = "".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
     return Item(asked, words, kind, (answer,), (), "", image_cluster(asked))
+
+
+def box_item(row: Conversation, number: int, place: dict[str, Any]) -> Item:
+    """The question of a conversation whose answer, message `number`, is one place in its first image."""
+    width, height = image_size(row.images[0])
+    unit = {"pixels": (1, 1), "relative": (width, height), "thousandths": (width / 1000, height / 1000)}[place["unit"]]
+    right = " ".join(f"{own * unit[at % 2]:.2f}" for at, own in enumerate(place["numbers"]))
+    asked = row.until(number)
+    words = "".join(part["text"] for part in asked.messages[-1]["content"] if part["type"] == "text")
+    return Item(asked, words, "box", (right,), (), "", image_cluster(asked))
 
 
 def question_text(question: str, kind: str, options: Sequence[str], ask_short: bool) -> str:
     """The words that are put to the model."""
     if kind == "mcq":
-        listed = "\n".join(f"{letter}. {option}" for letter, option in zip(scoring.LETTERS, options, strict=False))
-        return f"{question}\n{listed}\n{LETTER_INSTRUCTION}"
+        return choice_question(question, options)
     return f"{question}\n{SHORT_INSTRUCTION}" if ask_short else question
-
-
-def answer_letter(answer: str, options: Sequence[str], place: str) -> str:
-    """The letter of the right option, given as letter, or as its text."""
-    letters = scoring.LETTERS[: len(options)]
-    if answer in options:
-        return letters[options.index(answer)]
-    if len(answer) == 1 and answer.upper() in letters:
-        return answer.upper()
-    raise UserError(f"{place}: the answer '{answer}' is none of the choices.")
 
 
 def image_cluster(row: Conversation) -> str:

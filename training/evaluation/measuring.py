@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -23,6 +24,8 @@ from ...toolkit.core.systems import retry_while_locked
 from ...toolkit.metrics import clip as metrics
 from ...toolkit.metrics import statistics
 from ...toolkit.metrics.clip import ClipScorer
+
+MeasurementT = TypeVar("MeasurementT")
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,15 @@ def has_stopped_improving(run: Series, patience: int) -> bool:
 # ---------------------------------------------------------------------------------------------- in the run folder
 
 
-def record_measurement(run: Run, one: Measurement, save: Callable[[Path], None]) -> None:
+def record_measurement(run: Run, one: Any, save: Callable[[Path], None]) -> None:
     """Writes a measurement down, and the adapter as it is."""
     save(snapshot_folder(run, one.step))
     append_line(measurements_file(run), json.dumps(asdict(one)))
 
 
-def load_measurements(run: Run) -> list[Measurement]:
-    """All measurements, in order; the first is of the base (step 0)."""
-    found: dict[int, Measurement] = {}
+def load_measurements(run: Run, kind: type[MeasurementT] = Measurement) -> list[MeasurementT]:
+    """All measurements, in order; the first is of the base (step 0). kind: what a measurement of this method is."""
+    found: dict[int, MeasurementT] = {}
     for line in (
         measurements_file(run).read_text(encoding="utf-8").splitlines() if measurements_file(run).is_file() else []
     ):
@@ -155,13 +158,13 @@ def load_measurements(run: Run) -> list[Measurement]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # a line that a killed process left half written
-        found[row["step"]] = Measurement(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+        found[row["step"]] = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
     return [found[step] for step in sorted(found)]
 
 
-def truncate_measurements(run: Run, step: int) -> None:
+def truncate_measurements(run: Run, step: int, kind: type[Any] = Measurement) -> None:
     """Drops measurements after `step`, so that none stands twice after a resume."""
-    kept = [one for one in load_measurements(run) if one.step <= step]
+    kept = [one for one in load_measurements(run, kind) if one.step <= step]
     write_text(measurements_file(run), "".join(json.dumps(asdict(one)) + "\n" for one in kept))
 
 

@@ -12,10 +12,13 @@ from peft import PeftConfig
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from ...toolkit.adapters.attach import adapter_layers, attach, parameter_groups
+from ...toolkit.adapters.attach import adapter_layers, attach, load_adapter_state, matching_layers, parameter_groups
 from ...toolkit.adapters.fold import is_dead
+from ...toolkit.core.errors import UserError
 from ...toolkit.formats import native
-from ...toolkit.vlm.model import VisionLanguageModel
+from ...toolkit.formats.peft_folder import fit_names, is_peft_folder, read_peft_folder
+from ...toolkit.formats.source import adapter_path, is_native
+from ...toolkit.vlm.model import VisionLanguageModel, base_name
 from ..config.instruct import InstructConfig
 from ..config.peft_config import peft_config
 from ..config.search import InstructSearchConfig
@@ -31,8 +34,30 @@ def attach_to_vision_model(
 ) -> dict[str, nn.Module]:
     """Puts an adapter on the chosen layers. config_of: the PEFT config for these target modules. Returns the model, by name."""
     targets = config.target_modules or tuple(vision.linear_layers(config.target_parts))
-    attach(vision.model, config_of(targets), field="--target-modules" if config.target_modules else "--target-parts")
+    if isinstance(config, InstructConfig) and config.freeze:
+        targets = unfrozen(vision, config_of(targets), config.freeze)
+    wanted = config_of(targets)
+    wanted.base_model_name_or_path = base_name(config.base)
+    attach(vision.model, wanted, field="--target-modules" if config.target_modules else "--target-parts")
     return {ADAPTER_FOLDER: vision.model}
+
+
+def unfrozen(vision: VisionLanguageModel, wanted: PeftConfig, freeze: Sequence[str]) -> tuple[str, ...]:
+    """The layers that a config selects, without those whose names hold one of these words.
+
+    Raises:
+        UserError: for a word that no such layer's name holds, and when none is left.
+    """
+    layers = matching_layers(vision.model, wanted)
+    for word in freeze:
+        if not any(word in name for name in layers):
+            raise UserError(
+                f"--freeze {word}: none of the layers that get the adapter has this in its name, such as {layers[0]}."
+            )
+    left = tuple(name for name in layers if not any(word in name for word in freeze))
+    if not left:
+        raise UserError(f"--freeze {' '.join(freeze)} leaves no layer to train.")
+    return left
 
 
 class InstructAdapter:
@@ -44,6 +69,7 @@ class InstructAdapter:
 
     def attach(self, model: VisionLanguageModel) -> dict[str, nn.Module]:
         """Puts the adapter on the model, and makes its projector trainable in full by choice."""
+        self.vision = model
         self.parts = attach_to_vision_model(model, self.config, lambda targets: self.peft_config(model, targets))
         return self.parts
 
@@ -78,11 +104,57 @@ class InstructAdapter:
         ]
         for group in groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+        groups = self.split_by_part(groups)
         if own:
             groups.append(
                 {"params": self.projector_parameters(), "lr": config.projector_learning_rate or config.learning_rate}
             )
         return [group for group in groups if group["params"]]
+
+    def split_by_part(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups with the rates that tower and projector have of their own."""
+        config = self.config
+        rates = {"vision tower": config.vision_learning_rate, "projector": config.projector_learning_rate}
+        part_of = {
+            id(parameter): self.vision.part_name(name)
+            for name, layer in adapter_layers(self.vision.model).items()
+            for parameter in layer.parameters()
+        }
+        split = []
+        for group in groups:
+            parts: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                rate = rates.get(part_of.get(id(parameter), "")) or config.learning_rate
+                parts.setdefault(group["lr"] * rate / config.learning_rate, []).append(parameter)
+            split += [group | {"params": parameters, "lr": rate} for rate, parameters in parts.items()]
+        return split
+
+    def start_from(self, path: Path) -> None:
+        """Gives the adapter the weights of another one.
+
+        Raises:
+            UserError: when that one is of another kind, rank, alpha, or on other layers.
+        """
+        place = adapter_path(path)
+        folder = place / ADAPTER_FOLDER if is_native(place) else place
+        if not is_peft_folder(folder):
+            raise UserError(f"--start-from {path} holds no adapter of a vision-language model.")
+        model = self.vision.model
+        theirs, state = fit_names(model, *read_peft_folder(folder), folder)
+        own: Any = model.peft_config["default"]
+        kind = str(getattr(theirs.peft_type, "value", theirs.peft_type))
+        if kind != str(getattr(own.peft_type, "value", own.peft_type)):
+            raise UserError(f"--start-from {path} is an adapter of kind {kind}: give the same with --adapter.")
+        for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+            if getattr(theirs, name, None) != getattr(own, name, None):
+                raise UserError(
+                    f"--start-from {path} has {name} {getattr(theirs, name, None)}, this run {getattr(own, name, None)}: give the same "
+                    "with --rank and --alpha."
+                )
+        try:
+            load_adapter_state(model, state)
+        except UserError as error:
+            raise UserError(f"--start-from {path}: {error} The run must train the same layers.") from error
 
     def is_dead(self) -> bool:
         """True when the adapter changes nothing."""

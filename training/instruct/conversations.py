@@ -15,15 +15,19 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ...toolkit.core.cache import file_hash
+from ...toolkit.core.cache import cache_key, file_hash
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.randomness import permutation
 from ...toolkit.data.conversations import Conversation, read_conversations
-from ...toolkit.data.images import describe_source, image_size, load_rgb
-from ...toolkit.vlm.chat_tokens import ChatTokens
+from ...toolkit.data.image_checks import CheckedImage, PlanMemory, check_images
+from ...toolkit.data.images import ImageSource, describe_source, load_rgb
+from ...toolkit.data.row_files import data_files
+from ...toolkit.vlm.chat_tokens import ChatTokens, Measure
 from ..config.instruct import ConversationConfig
+from ..evaluation.items import image_cluster
 
 NUM_VERIFIED = 8  # rows at the beginning whose labels are found in two ways
+HELD_OUT = 0.1  # share of the data that is measured by
 GROUP_BATCHES = 50  # batches that are sorted by length together
 
 
@@ -36,38 +40,139 @@ class PlannedRows:
     """Tokens, those of images counted."""
     num_learned: list[int] = field(default_factory=list)
     """Tokens that are learned."""
+    weights: list[float] = field(default_factory=list)
+    """Sums of the weights of the tokens that are learned."""
     too_long: list[str] = field(default_factory=list)
     """Places of rows that were left out."""
+    longest: int = 0
+    """Tokens of the longest row that was left out."""
     truncated: int = 0
     """Rows of which only the first exchanges are kept."""
     faults: list[str] = field(default_factory=list)
     """One sentence for each row that cannot be used."""
+    unused: str = ""
+    """Which fields are not used, a sentence; '' for none."""
+    split: int = 0
+    """Rows that became one for each of their answers."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def add(self, row: Conversation, measure: Measure) -> None:
+        """Adds a row that fits."""
+        self.rows.append(row)
+        self.lengths.append(measure.length)
+        self.num_learned.append(measure.num_learned)
+        self.weights.append(measure.weight)
+
+    def select(self, numbers: Sequence[int]) -> PlannedRows:
+        """Some of the rows; what was left out stays with all of them."""
+        return PlannedRows(
+            rows=[self.rows[n] for n in numbers],
+            lengths=[self.lengths[n] for n in numbers],
+            num_learned=[self.num_learned[n] for n in numbers],
+            weights=[self.weights[n] for n in numbers],
+        )
+
+    @property
+    def left_out_share(self) -> float:
+        """Share of the file's rows that is left out."""
+        out = len(self.too_long) + len(self.faults)
+        return out / max(1, out + len({row.location for row in self.rows}))
+
+    def describe_left_out(self, max_length: int) -> list[str]:
+        """What is not learned from, in lines."""
+        lines = []
+        if self.too_long:
+            lines.append(
+                f"left out {len(self.too_long)} longer than {max_length} tokens, such as {self.too_long[0]} "
+                f"(the longest has {self.longest}: --max-length, --max-pixels or --truncate would keep them)"
+            )
+        lines += [f"left out {fault}" for fault in self.faults[:5]]
+        if len(self.faults) > 5:
+            lines.append(f"left out {len(self.faults) - 5} more")
+        if self.truncated:
+            lines.append(f"{self.truncated} rows are truncated to the exchanges that fit {max_length} tokens")
+        if self.split:
+            lines.append(
+                f"{self.split} rows are learned answer by answer, since the chat template rewrites earlier ones"
+            )
+        return lines + ([self.unused] if self.unused else [])
+
+    def describe(self, max_length: int) -> list[str]:
+        """What is learned from and what is not, in lines."""
+        lengths, learned = sorted(self.lengths), sum(self.num_learned)
+        return [
+            f"rows     {len(self)}, with {sum(len(row.images) for row in self.rows)} images",
+            f"tokens   {lengths[0]} to {lengths[-1]} per row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all",
+            f"learned  {learned:,} of them ({learned / sum(lengths):.1%})",
+            *self.describe_left_out(max_length),
+        ]
+
 
 def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> PlannedRows:
-    """Reads a data file and finds every row's length, from texts and the headers of images.
+    """Reads a data file, decodes its images once, and finds every row's length; what was found is remembered.
 
     Raises:
         UserError: for a row that cannot be used, and when none is left.
     """
-    read = read_conversations(file, config.images, skip_bad=config.skip_bad)
-    planned = PlannedRows(faults=read.faults)
+    read = read_conversations(
+        file,
+        config.images,
+        skip_bad=config.skip_bad,
+        columns=config.columns if file == config.data else (),
+        split=config.split if file == config.data else "",
+        learn=config.learn_turns,
+    )
+    planned = PlannedRows(faults=read.faults, unused=read.unused.describe())
+    memory = PlanMemory(file)
+    images = check_images((image for row in read.rows for image in row.images), memory)
+    sound = dict.fromkeys(one.size for one in images.values() if not one.fault)
+    if sound:
+        chat.images.prove(list(sound)[:NUM_VERIFIED])
+    measures = RowMeasures(chat, images, memory)
     for row in read.rows:
         try:
-            plan_row(row, config, chat, planned)
+            plan_row(row, config, measures, planned)
         except UserError as error:
             if not config.skip_bad:
-                raise UserError(locate_error(error, row)) from error
+                raise UserError(f"{locate_error(error, row)} (--skip-bad leaves such rows out.)") from error
             planned.faults.append(locate_error(error, row))
+    memory.save()
     if not planned.rows:
         raise UserError(
-            f"{file}: no row is left to learn from ({len(planned.too_long)} are longer than --max-length {config.max_length}, "
-            f"{len(planned.faults)} cannot be used)."
+            f"{file}: no row is left to learn from ({len(planned.too_long)} are longer than --max-length {config.max_length}"
+            f"{f', the longest of {planned.longest} tokens' if planned.longest else ''}; {len(planned.faults)} cannot be used). A higher "
+            f"--max-length, a lower --max-pixels, or --truncate would keep them."
         )
     return planned
+
+
+class RowMeasures:
+    """How long rows are, remembered."""
+
+    def __init__(self, chat: ChatTokens, images: dict[ImageSource, CheckedImage], memory: PlanMemory) -> None:
+        self.chat, self.images, self.memory = chat, images, memory
+        self.base = chat.fingerprint()
+
+    def measure(self, row: Conversation) -> Measure:
+        """How long a row is.
+
+        Raises:
+            UserError: for an image that is not sound, and as `ChatTokens.measure` does.
+        """
+        sizes = []
+        for image in row.images:
+            if fault := self.images[image].fault:
+                raise UserError(fault)
+            sizes.append(self.images[image].size)
+        key = f"row {cache_key(base=self.base, messages=row.messages, weights=row.weights, sizes=sizes)[:32]}"
+        known = self.memory.recall(key)
+        if known is None:
+            one = self.chat.measure(row, sizes)
+            known = [one.length, one.num_learned, one.weight]
+            self.memory.note(key, known)
+        return Measure(*known)
 
 
 def locate_error(error: UserError, row: Conversation) -> str:
@@ -75,22 +180,53 @@ def locate_error(error: UserError, row: Conversation) -> str:
     return str(error) if str(error).startswith(row.location) else f"{row.location}: {error}"
 
 
-def plan_row(row: Conversation, config: ConversationConfig, chat: ChatTokens, planned: PlannedRows) -> None:
-    """Adds a row, as much of it as fits."""
-    sizes = [image_size(image) for image in row.images]
+def plan_row(row: Conversation, config: ConversationConfig, measures: RowMeasures, planned: PlannedRows) -> None:
+    """Adds a row, as much of it as fits; one for each of its answers, where they cannot be learned from one text."""
+    turns = measures.chat.split_turns(row)
+    planned.split += len(turns) > 1
+    for turn in turns:
+        plan_turn(turn, config, measures, planned)
+
+
+def plan_turn(row: Conversation, config: ConversationConfig, measures: RowMeasures, planned: PlannedRows) -> None:
+    """Adds a conversation, as much of it as fits."""
     least = 3 if row.messages[0]["role"] == "system" else 2
     for count in range(len(row.messages), least - 1, -2):
         part = row.until(count)
-        tokens = chat.labels_by_marks(part, sizes[: len(part.images)])
-        if len(tokens.ids) <= config.max_length:
-            planned.rows.append(part)
-            planned.lengths.append(len(tokens.ids))
-            planned.num_learned.append(tokens.num_learned)
+        if not any(part.weight(number) for number in range(count)):
+            break
+        measure = measures.measure(part)
+        if measure.length <= config.max_length:
+            planned.add(part, measure)
             planned.truncated += count < len(row.messages)
             return
+        if count == len(row.messages):
+            planned.longest = max(planned.longest, measure.length)
         if not config.truncate:
             break
     planned.too_long.append(row.location)
+
+
+def hold_out(planned: PlannedRows, seed: int) -> tuple[PlannedRows, PlannedRows]:
+    """The rows to learn from, and one in ten to measure by; rows with the same images stay together.
+
+    Raises:
+        UserError: when all rows show the same images.
+    """
+    clusters: dict[str, list[int]] = {}
+    for number, row in enumerate(planned.rows):
+        clusters.setdefault(image_cluster(row), []).append(number)
+    if len(clusters) < 2:
+        raise UserError("All rows show the same image, so none can be held out: give others with --evaluate-data.")
+    order = sorted(clusters, key=lambda name: hashlib.sha256(f"{seed}/held out/{name}".encode()).hexdigest())
+    wanted, out = max(1, round(HELD_OUT * len(planned))), list[int]()
+    for name in order[:-1]:
+        if len(out) >= wanted:
+            break
+        out += clusters[name]
+    chosen = set(out)
+    kept = [number for number in range(len(planned)) if number not in chosen]
+    return planned.select(kept), planned.select(sorted(chosen))
 
 
 def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:
@@ -130,6 +266,7 @@ def data_certificate(file: Path, planned: PlannedRows, chat: ChatTokens, num_ver
         "left_out_too_long": len(planned.too_long),
         "left_out_invalid": len(planned.faults),
         "truncated": planned.truncated,
+        "fields_not_used": planned.unused,
         "images": len(files),
         "images_sha256": hashlib.sha256("\n".join(files).encode()).hexdigest(),
         "tokens": sum(planned.lengths),
@@ -140,9 +277,13 @@ def data_certificate(file: Path, planned: PlannedRows, chat: ChatTokens, num_ver
 
 
 def data_hash(file: Path) -> str:
-    """Hash of a data file's bytes, or of all files of a data-set folder."""
+    """Hash of a data file's bytes, or of all files of a data-set folder or of a pattern."""
     if file.is_file():
         return file_hash(file)
+    if not file.exists():
+        return hashlib.sha256(
+            "".join(f"{path.name}{file_hash(path)}" for path in data_files(file)).encode()
+        ).hexdigest()
     names = sorted(path for path in file.rglob("*") if path.is_file())
     return hashlib.sha256("".join(f"{path.name}{file_hash(path)}" for path in names).encode()).hexdigest()
 
@@ -168,11 +309,18 @@ class Sampler:
     batch_size: int
     group_by_length: bool
     seed: int
+    more: tuple[tuple[int, int], ...] = ()
+    """Of each further data set, behind the replay: its rows, and how many of them a pass takes."""
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of one pass over the data."""
+        return self.num_data + self.num_replayed + sum(seen for _, seen in self.more)
 
     @property
     def batches_per_epoch(self) -> int:
         """Forward passes in one pass over the data."""
-        return -(-(self.num_data + self.num_replayed) // self.batch_size)
+        return -(-self.rows_per_epoch // self.batch_size)
 
     def rows(self, number: int) -> list[int]:
         """Rows of forward pass `number`."""
@@ -185,9 +333,13 @@ def epoch_batches(sampler: Sampler, epoch: int) -> list[list[int]]:
     """All batches of one pass, every one full: the first rows come once more at the end."""
     rows = list(range(sampler.num_data))
     spare = len(sampler.lengths) - sampler.num_data
-    start = epoch * sampler.num_replayed
-    for at in range(start, start + sampler.num_replayed):
-        rows.append(sampler.num_data + permutation(sampler.seed + 1, spare, at // spare)[at % spare])
+    spare -= sum(count for count, _ in sampler.more)
+    first = sampler.num_data
+    for number, (count, seen) in enumerate(((spare, sampler.num_replayed), *sampler.more)):
+        seed = sampler.seed + 1 + 10 * number
+        for at in range(epoch * seen, (epoch + 1) * seen):
+            rows.append(first + permutation(seed, count, at // count)[at % count])
+        first += count
     mixed = [rows[i] for i in permutation(sampler.seed, len(rows), epoch)]
     wanted = sampler.batches_per_epoch * sampler.batch_size
     mixed = (mixed * -(-wanted // len(mixed)))[:wanted]
@@ -209,10 +361,17 @@ class ConversationBatches(Dataset):
     def __init__(self, rows: Sequence[Conversation], sampler: Sampler, chat: ChatTokens, slots: Sequence[int]) -> None:
         self.rows, self.sampler, self.chat, self.slots = rows, sampler, chat, slots
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor] | str:
+        """The tensors, or the sentence of what is wrong: an exception would leave a worker with its traceback for a message."""
         chosen = self.sampler.rows(number)
         own = [self.rows[chosen[slot]] for slot in self.slots]
-        return self.chat.collate(own, [load_images(row) for row in own])
+        try:
+            return self.chat.collate(own, [load_images(row) for row in own])
+        except UserError as error:
+            return str(error)
+        except Exception as error:
+            places = ", ".join(row.location for row in own[:8])
+            return f"One of {places}: the base's processor fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
 
 
 class Prefetcher:
@@ -231,9 +390,12 @@ class Prefetcher:
         if number != self.next:
             self.source = self.start_loader(number)
         self.next = number + 1
-        return next(self.source)
+        found = next(self.source)
+        if isinstance(found, str):
+            raise UserError(found)
+        return found
 
-    def start_loader(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
+    def start_loader(self, number: int) -> Iterator[dict[str, torch.Tensor] | str]:
         """An endless reader that begins at this forward pass."""
         return iter(
             DataLoader(

@@ -22,7 +22,7 @@ class AnswerLoss(nn.Module):
         self.model, self.packing = model, packing
 
     def forward(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Loss of each row, (B,): cross-entropy summed over its learned tokens, times `weight`.
+        """Loss of each row, (B,): cross-entropy summed over its learned tokens, each times its own weight, times `weight`.
 
         Logits are made only where some row learns a token: most tokens are images and questions.
         """
@@ -32,12 +32,14 @@ class AnswerLoss(nn.Module):
         if self.packing:
             inputs, rows = pack_rows(self.model, inputs)
             rows = rows[None]
-        labels = inputs.pop("labels")
+        labels, token_weights = inputs.pop("labels"), inputs.pop("token_weights", None)
         target = F.pad(labels[:, 1:], (0, 1), value=IGNORE)  # what each token is to say next
         places = (target != IGNORE).any(0).nonzero()[:, 0]
         with auxiliary_losses(inputs.get("attention_mask")) as auxiliary:
             logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
         target, rows = target[:, places], rows.expand(*labels.shape)[:, places]
         losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none")
+        if token_weights is not None:  # of the token that is said next, as the target is
+            losses = losses * F.pad(token_weights[:, 1:], (0, 1))[:, places].flatten()
         sums = torch.zeros(count, device=losses.device).index_add(0, rows.flatten(), losses)
         return sums * batch["weight"] + auxiliary.total()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.paths import expand_user
 from ...toolkit.core.texts import read_text
+from ...toolkit.vlm.chat_tokens import ChatTokens
 from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
 from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.peft_config import peft_config
 from ..engine.processes import num_processes
 from ..engine.sharding import check_sharding
-from .conversations import PlannedRows, data_certificate, plan_rows, verify_rows
+from .conversations import PlannedRows, data_certificate, hold_out, plan_rows, verify_rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,24 @@ class PreparedData:
     data: PlannedRows
     replay: PlannedRows
     certificates: list[dict[str, Any]]
+    held_out: PlannedRows = field(default_factory=PlannedRows)
+    """Rows that are measured by while training."""
+    more: tuple[PlannedRows, ...] = ()
+    """Rows of --more-data, in its order."""
+    shares: tuple[float, ...] = ()
+    """How often the rows of each are seen in a pass over the data."""
+
+    @property
+    def groups(self) -> tuple[PlannedRows, ...]:
+        """All that is trained on, in the order that the sampler numbers rows in."""
+        return (self.data, self.replay, *self.more)
+
+    @property
+    def seen_of_more(self) -> tuple[tuple[int, int], ...]:
+        """Rows of each of `more`, and how many of them a pass takes."""
+        return tuple(
+            (len(rows), max(1, round(share * len(rows)))) for rows, share in zip(self.more, self.shares, strict=True)
+        )
 
 
 def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any, ...]]:
@@ -33,7 +54,29 @@ def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any,
         raise UserError(
             "--train-projector and --target-parts projector both change the projector: leave one of them out."
         )
+    check_rates(config)
+    if (config.keep == "best" or config.patience) and not config.evaluate_every:
+        raise UserError(
+            "--keep best and --patience need measurements: say with --evaluate-every after how many steps each."
+        )
     return prepare_conversations(config)
+
+
+def check_rates(config: InstructConfig) -> None:
+    """Raises UserError for settings of a part that is not trained."""
+    if config.target_modules:
+        return
+    tower = any(part.startswith("vision-") for part in config.target_parts)
+    projector = config.train_projector or "projector" in config.target_parts
+    for name, trained in (
+        ("vision_learning_rate", tower),
+        ("vision_alpha", tower),
+        ("projector_learning_rate", projector),
+    ):
+        if getattr(config, name) is not None and not trained:
+            raise UserError(
+                f"--{name.replace('_', '-')} is of a part that is not trained: add it to --target-parts, or leave the setting out."
+            )
 
 
 def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -42,23 +85,90 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         raise UserError("--data is missing: give a file with conversations about images.")
     base = resolve_vision_base(config.base)
     check_attention(config.attention)
-    vision = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square)
+    vision = VisionLanguageModel(base, **processor_options(config))
     chat, family = vision.chat, vision.family
     planned, certificates = [], []
     for file in (config.data, config.replay):
         rows = plan_rows(file, config, chat) if file else PlannedRows()
         if file:
+            check_left_out(file, rows, config)
             certificates.append(data_certificate(file, rows, chat, verify_rows(rows, chat)))
         planned.append(rows)
     if config.packing and not family.supports_packing:
         raise UserError(
             f"--packing does not work with {config.base}: in its attention the questions of packed rows would see one another."
         )
-    found = PreparedData(planned[0], planned[1], certificates)
+    more, shares = [], []
+    for name in config.more_data:
+        file, share = parse_share(name)
+        rows = plan_rows(file, config, chat)
+        check_left_out(file, rows, config)
+        certificates.append(data_certificate(file, rows, chat, verify_rows(rows, chat)) | {"share": share})
+        more.append(rows)
+        shares.append(share)
+    learned, held_out = measured_rows(planned[0], config, chat)
+    found = PreparedData(learned, planned[1], certificates, held_out, tuple(more), tuple(shares))
     if config.epochs is not None:
         window = config.batch_size * config.gradient_accumulation
         config = replace(config, steps=max(1, math.ceil(config.epochs * rows_per_epoch(config, found) / window)))
     return config, (found, base)
+
+
+def parse_share(name: str) -> tuple[Path, float]:
+    """The file and the share of an entry of --more-data.
+
+    Raises:
+        UserError: for a share that is no number above 0.
+    """
+    file, equals, share = name.rpartition("=")
+    if not equals or Path(name).exists():
+        return expand_user(Path(name)), 1.0
+    try:
+        value = float(share)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise UserError(f"--more-data {name}: the share behind = must be a number above 0, such as 0.5 or 2.")
+    return expand_user(Path(file)), value
+
+
+def measured_rows(planned: PlannedRows, config: Any, chat: ChatTokens) -> tuple[PlannedRows, PlannedRows]:
+    """The rows to learn from, and those to measure by."""
+    if not getattr(config, "evaluate_every", 0):
+        return planned, PlannedRows()
+    if config.evaluate_data is not None:
+        return planned, plan_rows(config.evaluate_data, config, chat)
+    learned, held_out = hold_out(planned, config.seed)
+    learned = replace(
+        learned,
+        too_long=planned.too_long,
+        longest=planned.longest,
+        truncated=planned.truncated,
+        faults=planned.faults,
+        unused=planned.unused,
+        split=planned.split,
+    )
+    return learned, held_out
+
+
+def processor_options(config: ConversationConfig) -> dict[str, Any]:
+    """What the settings change in a base's processor."""
+    return {
+        "template": read_chat_template(config),
+        "pad_to_square": config.pad_to_square,
+        "max_pixels": config.max_pixels,
+        "min_pixels": config.min_pixels,
+    }
+
+
+def check_left_out(file: Any, rows: PlannedRows, config: ConversationConfig) -> None:
+    """Raises UserError when more of the data is left out than may be."""
+    if rows.left_out_share > config.max_left_out:
+        lines = "; ".join(rows.describe_left_out(config.max_length))
+        raise UserError(
+            f"{file}: {rows.left_out_share:.0%} of the rows would be left out, more than --max-left-out {config.max_left_out:g} allows: "
+            f"{lines}."
+        )
 
 
 def read_chat_template(config: ConversationConfig) -> str | None:
@@ -80,4 +190,4 @@ def num_replayed(config: ConversationConfig, found: PreparedData) -> int:
 
 def rows_per_epoch(config: ConversationConfig, found: PreparedData) -> int:
     """Rows of one pass over the data, those of the replay counted."""
-    return len(found.data) + num_replayed(config, found)
+    return len(found.data) + num_replayed(config, found) + sum(seen for _, seen in found.seen_of_more)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
 from ...toolkit.adapters.attach import adapter_layers
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
+from ...toolkit.core.run_folder import Run
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
 from .adapter import ADAPTER_FOLDER, InstructAdapter
+from .measuring import InstructMeasuring
 from .prepare import PreparedData
 from .training import ConversationTraining, load_vision_model, prepare_conversation_training
 
@@ -33,10 +37,27 @@ class InstructTask(TrainingTask[ConversationTraining, InstructAdapter]):
         unused = drop_unused_layers(training.module, training.parts, batch)
         if not adapter_layers(vision.model):
             raise UserError("None of the chosen layers has a part in the answers: choose others with --target-parts.")
+        if config.start_from is not None:
+            adapter.start_from(config.start_from)
         if accelerator.is_main_process:
             print("\n".join([*adapter.describe(vision), *describe_unused(unused[ADAPTER_FOLDER])]))
         super().__init__(training, adapter)
         self.config, self.data = config, data
+        self.measuring = (
+            InstructMeasuring(config, training, data.held_out, accelerator, self.save_adapter)
+            if config.evaluate_every
+            else None
+        )
+
+    def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
+        """Measures when it is time to; True when there is no more gain."""
+        return self.measuring is not None and self.measuring.after_step(run, step, with_average)
+
+    def conclude(self, run: Run, accelerator: Accelerator) -> str:
+        """Keeps the best of the measured steps, if so wished."""
+        if self.measuring is not None:
+            self.measuring.conclude(run)
+        return "done"
 
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter, the chat template, and what it was trained on."""
@@ -51,9 +72,18 @@ def describe_unused(layers: list[str]) -> list[str]:
     return [f"{len(layers)} layers have no part in the answers and carry no adapter, such as {layers[-1]}"]
 
 
+def image_facts(vision: VisionLanguageModel) -> dict[str, Any]:
+    """How images were given to the base, for whoever uses the adapter."""
+    return {
+        "pad_to_square": vision.chat.pad_to_square,
+        "max_pixels": vision.max_pixels,
+        "min_pixels": vision.min_pixels,
+    }
+
+
 def save_facts(folder: Path, base: str, adapter: str, vision: VisionLanguageModel, data: PreparedData) -> None:
     """Writes rankfold.json, with a certificate for each data file, and the template."""
     facts = {"base": base, "kind": vision.config["model_type"], "adapter": adapter, "data": data.certificates}
-    facts["pad_to_square"] = vision.chat.pad_to_square
+    facts |= image_facts(vision)
     write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
     write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))

@@ -10,16 +10,19 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...pipelines.chat import answers
-from ...toolkit.core.devices import supports_pinned_memory
+from ...toolkit.core.devices import supports_pinned_memory, to_float64
 from ...toolkit.data.conversations import Conversation
 from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import ConversationConfig
+from ..engine.processes import map_distributed
 from ..engine.sharding import ignore_shards_in_ddp, shard
 from ..engine.task import Trainable
-from .conversations import ConversationBatches, Prefetcher, Sampler, load_images
+from .conversations import ConversationBatches, PlannedRows, Prefetcher, Sampler, load_images
 from .loss import AnswerLoss
-from .prepare import PreparedData, num_replayed, read_chat_template
+from .prepare import PreparedData, num_replayed, processor_options
+
+MEASURED_ROWS = 16  # of a forward pass without gradients
 
 
 class ConversationTraining:
@@ -35,21 +38,22 @@ class ConversationTraining:
     ) -> None:
         """parts: those of the model that are trained; module: the loss of the model."""
         self.config, self.vision, self.parts, self.module = config, vision, parts, module
-        self.rows = data.data.rows + data.replay.rows
-        self.num_learned = data.data.num_learned + data.replay.num_learned
+        self.rows = [row for group in data.groups for row in group.rows]
+        self.learned_weights = [weight for group in data.groups for weight in group.weights]
         self.sampler = Sampler(
-            lengths=tuple(data.data.lengths + data.replay.lengths),
+            lengths=tuple(length for group in data.groups for length in group.lengths),
             num_data=len(data.data),
             num_replayed=num_replayed(config, data),
             batch_size=config.batch_size,
             group_by_length=config.group_by_length,
             seed=config.seed,
+            more=data.seen_of_more,
         )
         self.prefetcher: Prefetcher | None = None
         """Started with the first batch, which says what slots this process has."""
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
-        """Rows `slots` of the forward pass that begins at sample `position`, weighed so that every learned token counts alike."""
+        """Rows `slots` of the forward pass that begins at sample `position`, weighed so that every learned token counts by its weight."""
         number = position // self.config.batch_size
         self.prefetcher = self.prefetcher or self.start_prefetcher(slots)
         return self.vision.to_device(self.prefetcher.fetch(number)) | {
@@ -62,11 +66,11 @@ class ConversationTraining:
         return Prefetcher(batches, self.config.workers, supports_pinned_memory(self.vision.device))
 
     def weight(self, number: int) -> float:
-        """Rows over learned tokens, in the window of forward passes that make up this one's optimizer step."""
+        """Rows over the weight of learned tokens, in the window of forward passes that make up this one's optimizer step."""
         config = self.config
         first = number - number % config.gradient_accumulation
         window = [row for n in range(first, first + config.gradient_accumulation) for row in self.sampler.rows(n)]
-        return len(window) / sum(self.num_learned[row] for row in window)
+        return len(window) / sum(self.learned_weights[row] for row in window)
 
     def example_batch(self) -> dict[str, torch.Tensor]:
         """One row as a batch, with an image if there is one."""
@@ -74,6 +78,23 @@ class ConversationTraining:
         return self.vision.to_device(self.vision.chat.collate([row], [load_images(row)])) | {
             "weight": torch.ones((), device=self.vision.device)
         }
+
+    @torch.no_grad()
+    def row_losses(self, planned: PlannedRows) -> list[float]:
+        """Cross-entropy of each row's answers, summed over the tokens by their weights; in shares. The module must be in eval mode."""
+        order = sorted(range(len(planned)), key=lambda n: planned.lengths[n])
+        batches = [order[start : start + MEASURED_ROWS] for start in range(0, len(order), MEASURED_ROWS)]
+        one = torch.ones((), device=self.vision.device)
+
+        def losses(numbers: list[int]) -> list[float]:
+            rows = [planned.rows[n] for n in numbers]
+            batch = self.vision.to_device(self.vision.chat.collate(rows, [load_images(row) for row in rows]))
+            return to_float64(self.module(batch | {"weight": one})).tolist()
+
+        found: dict[int, float] = {}
+        for numbers, values in zip(batches, map_distributed(batches, losses), strict=True):
+            found |= dict(zip(numbers, values, strict=True))
+        return [found[n] for n in range(len(planned))]
 
     def preview(self) -> list[str]:
         """The first rows' first questions, what the data answer and what the model does, as JSON."""
@@ -111,8 +132,7 @@ def load_vision_model(
         DTYPES[config.precision],
         "cpu" if shard_base else accelerator.device,
         config.quantize,
-        template=read_chat_template(config),
-        pad_to_square=config.pad_to_square,
+        **processor_options(config),
         attention=config.attention,
     )
 

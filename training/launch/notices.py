@@ -13,6 +13,7 @@ from ...toolkit.diffusion.load import open_model
 from ..config.base import LoopConfig
 from ..config.defaults import describe_settings
 from ..config.images import DiffusionConfig
+from ..config.instruct import ConversationConfig
 from ..config.subject import SubjectConfig
 from ..engine.optimizer import optimizer_notice
 from ..subject.measuring import split_measured_photos
@@ -23,6 +24,8 @@ def announce(config: LoopConfig, inputs: tuple[Any, ...], run: Run) -> None:
     """Prints the summary and the notices, and keeps them in the run's log and in its summary.json. inputs: of the method's checks."""
     summary = summarize(config, inputs)
     lines = [f"settings  {describe_settings(config)}", *(summary.lines() if summary else []), *notices(config, summary)]
+    if isinstance(config, ConversationConfig):
+        lines += data_notices(config, inputs[0])
     for text in lines:
         print(text, flush=True)
         run.append_log(text)
@@ -46,3 +49,15 @@ def notices(config: LoopConfig, summary: ImageSummary | None) -> list[str]:
     """Sentences about settings and data."""
     found = [optimizer_notice(config), *(summary.warnings if summary else [])]
     return [text for text in found if text]
+
+
+def data_notices(config: ConversationConfig, data: Any) -> list[str]:
+    """What is learned from conversations and what is left out, as `inspect` says it."""
+    found = []
+    measured = getattr(config, "evaluate_data", None) or config.data
+    more = [(name.rpartition("=")[0] or name, rows) for name, rows in zip(config.more_data, data.more, strict=True)]
+    own = ((config.data, data.data), (config.replay, data.replay), (f"{measured}, held out", data.held_out))
+    for file, rows in (*own, *more):
+        if file is not None and len(rows):
+            found.append("\n  ".join([str(file), *rows.describe(config.max_length)]))
+    return found

@@ -24,7 +24,7 @@ from ...toolkit.formats.source import adapter_path, content_hash
 from ..config.base import LoopConfig
 from ..config.compose import ComposeSettings
 from ..config.images import DiffusionConfig
-from ..config.instruct import ConversationConfig
+from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.search import SearchConfig, SearchSettings
 from ..config.subject import SubjectConfig
 from ..engine.loop import check_same_config, comparable_config, read_checkpoint
@@ -126,7 +126,9 @@ def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> di
     """Rows with their images. more: rows that a search judges by, and the base's folder."""
     *held_out, _ = more
     items, files = {}, {}
-    for group, planned in (("", found.data), ("replay: ", found.replay), *(("held out: ", rows) for rows in held_out)):
+    more_data = [(f"more data {number}: ", rows) for number, rows in enumerate(found.more, 1)]
+    groups = (("", found.data), ("replay: ", found.replay), ("measured by: ", found.held_out), *more_data)
+    for group, planned in (*groups, *(("held out: ", rows) for rows in held_out)):
         for row in planned.rows:
             items[f"{group}{row.location}"] = text_hash(row_text(row))
             for image in row.images:
@@ -147,6 +149,8 @@ def row_text(row: Conversation) -> str:
 def adapter_items(config: Any) -> dict[str, str]:
     """The adapters that are composed."""
     names = config.adapters if isinstance(config, ComposeSettings) else ()
+    if isinstance(config, InstructConfig) and config.start_from is not None:
+        names = (str(config.start_from),)
     return {f"adapter {name}": content_hash(adapter_path(library.resolve(name)))[:HASH_DIGITS] for name in names}
 
 

@@ -8,23 +8,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from ...toolkit.core.devices import to_float64
 from ...toolkit.core.errors import UserError
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..config.search import InstructSearchConfig
 from ..instruct.adapter import attach_to_vision_model
-from ..instruct.conversations import PlannedRows, load_images, plan_rows
-from ..instruct.prepare import PreparedData, prepare_conversations, read_chat_template
+from ..instruct.conversations import PlannedRows, plan_rows
+from ..instruct.prepare import PreparedData, prepare_conversations, processor_options
 from ..instruct.task import save_facts
 from ..instruct.training import ConversationTraining, load_vision_model, prepare_conversation_training
 from .supernet import Supernet, check_search
 from .task import SupernetTask
-
-JUDGE_BATCH_SIZE = 16  # rows
 
 
 def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearchConfig, tuple[Any, ...]]:
@@ -36,24 +32,15 @@ def prepare_instruct_search(config: InstructSearchConfig) -> tuple[InstructSearc
     check_search(config)
     config, (found, base) = prepare_conversations(config)
     if config.held_out is not None:
-        chat = VisionLanguageModel(base, template=read_chat_template(config), pad_to_square=config.pad_to_square).chat
+        chat = VisionLanguageModel(base, **processor_options(config)).chat
         return config, (found, plan_rows(config.held_out, config, chat), base)
     data = found.data
     if len(data) < 2:
         raise UserError("--data holds one row, so none can be held out: add rows, or give others with --held-out.")
     count = min(max(1, round(config.held_out_share * len(data))), len(data) - 1)
     out = set(Random(f"{config.search_seed}/held out").sample(range(len(data)), count))
-    kept, held_out = (select_rows(data, [n for n in range(len(data)) if (n in out) == side]) for side in (False, True))
+    kept, held_out = (data.select([n for n in range(len(data)) if (n in out) == side]) for side in (False, True))
     return config, (replace(found, data=kept), held_out, base)
-
-
-def select_rows(planned: PlannedRows, numbers: list[int]) -> PlannedRows:
-    """Some of the rows."""
-    return PlannedRows(
-        rows=[planned.rows[n] for n in numbers],
-        lengths=[planned.lengths[n] for n in numbers],
-        num_learned=[planned.num_learned[n] for n in numbers],
-    )
 
 
 class InstructSearchTask(SupernetTask[ConversationTraining]):
@@ -75,22 +62,11 @@ class InstructSearchTask(SupernetTask[ConversationTraining]):
         training = prepare_conversation_training(config, vision, data, supernet, accelerator)
         super().__init__(config, training, supernet, judge)
         self.data, self.held_out = data, held_out
-        order = sorted(range(len(held_out)), key=lambda n: held_out.lengths[n])
-        self.judge_batches = [
-            order[start : start + JUDGE_BATCH_SIZE] for start in range(0, len(order), JUDGE_BATCH_SIZE)
-        ]
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Cross-entropy of the held-out answers, each token counting alike."""
+        """Cross-entropy of the held-out answers, each token counting by its weight."""
         self.module.eval()
-        vision = self.training.vision
-        total, weight = 0.0, torch.ones((), device=vision.device)
-        for numbers in self.judge_batches:
-            rows = [self.held_out.rows[n] for n in numbers]
-            batch = vision.chat.collate(rows, [load_images(row) for row in rows])
-            total += float(to_float64(self.module(vision.to_device(batch) | {"weight": weight})).sum())
-        return total / sum(self.held_out.num_learned)
+        return sum(self.training.row_losses(self.held_out)) / sum(self.held_out.weights)
 
     def save_facts(self, folder: Path) -> None:
         """Writes what the winner's folder tells of itself."""

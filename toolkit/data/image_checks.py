@@ -1,0 +1,130 @@
+"""Images decoded once, before anything is trained on them: their sizes as they are seen, and what is wrong with them.
+
+Several at a time, and remembered: a file that has not changed since is not opened again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ..core.files import write_text
+from ..core.paths import cache_folder
+from .images import READ_ERRORS, ImageSource, describe_source, is_rotated, open_image, to_rgb
+
+VERSION = 1  # of what is remembered
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """What was found of an image."""
+
+    size: tuple[int, int]
+    """Width and height as it is seen."""
+    fault: str = ""
+    """What is wrong with it, a sentence; '' for nothing."""
+
+
+class PlanMemory:
+    """What was found out about a data file's images and rows, kept in the cache from one run to the next."""
+
+    def __init__(self, file: Path) -> None:
+        """file: the data file."""
+        name = hashlib.sha256(str(Path(file).absolute()).encode()).hexdigest()[:24]
+        self.path = cache_folder() / "planned" / f"{name}.json"
+        self.known, self.used = self.load(), {}
+
+    def load(self) -> dict[str, Any]:
+        """What is remembered; nothing where the file is not there or broken."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            return found["known"] if found["version"] == VERSION else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def recall(self, key: str) -> Any:
+        """What is remembered under a key; None for nothing."""
+        found = self.known.get(key)
+        if found is not None:
+            self.used[key] = found
+        return found
+
+    def note(self, key: str, value: Any) -> None:
+        """Remembers a value."""
+        self.used[key] = value
+
+    def save(self) -> None:
+        """Keeps what was recalled or noted, if any of it is new; a cache that cannot be written to is done without."""
+        if self.used == self.known:
+            return
+        try:
+            write_text(self.path, json.dumps({"version": VERSION, "known": self.used}))
+        except OSError:
+            return
+
+
+def check_images(sources: Iterable[ImageSource], memory: PlanMemory) -> dict[ImageSource, CheckedImage]:
+    """Every image with what was found of it."""
+    found: dict[ImageSource, CheckedImage] = {}
+    fresh: dict[ImageSource, str] = {}
+    for source in dict.fromkeys(sources):
+        key = image_key(source)
+        known = memory.recall(key)
+        if known is not None:
+            found[source] = CheckedImage((known[0], known[1]), known[2])
+        else:
+            fresh[source] = key
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        warnings.simplefilter("ignore")  # of Pillow, on what is reported or of no matter
+        for (source, key), one in zip(fresh.items(), pool.map(check_image, fresh), strict=True):
+            found[source] = one
+            memory.note(key, [*one.size, one.fault])
+    return found
+
+
+def image_key(source: ImageSource) -> str:
+    """What changes when an image does: for a file its path, size and time."""
+    if isinstance(source, bytes):
+        return f"image {hashlib.sha256(source).hexdigest()[:32]}"
+    try:
+        facts = source.stat()
+    except OSError:
+        return f"image {source.absolute()}"
+    return f"image {source.absolute()} {facts.st_size} {facts.st_mtime_ns}"
+
+
+def check_image(source: ImageSource) -> CheckedImage:
+    """Decodes an image, small where its format can be; never raises."""
+    size = (0, 0)
+    try:
+        with open_image(source) as image:
+            size = (image.height, image.width) if is_rotated(image, source) else image.size
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                return CheckedImage(size, too_large(source, image.width * image.height))
+            if image.format == "JPEG":
+                image.draft(None, (image.width // 8, image.height // 8))  # type: ignore[arg-type]
+                image.load()
+            else:
+                to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        return CheckedImage(size, too_large(source, 0))
+    except (*READ_ERRORS, MemoryError):
+        return CheckedImage(
+            size, f"{describe_source(source)} is not a valid image (truncated, or another kind of file)."
+        )
+    return CheckedImage(size)
+
+
+def too_large(source: ImageSource, pixels: int) -> str:
+    """What is said of an image that Pillow does not open for its size."""
+    more = f" ({pixels / 1e6:.0f} million)" if pixels else ""
+    return f"{describe_source(source)} unpacks to far more pixels than its size suggests{more}: save it smaller."
