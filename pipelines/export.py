@@ -26,7 +26,8 @@ from ..toolkit.diffusion.load import open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel
 from ..toolkit.diffusion.textual_inversion import export_token_embeddings, import_token_embeddings
 from ..toolkit.formats import native
-from ..toolkit.formats.read import apply_to_pipeline, read_lora
+from ..toolkit.formats.apply import apply_to_pipeline
+from ..toolkit.formats.read import read_lora
 from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_representable, drop_biases, write_lora
 from .generate import Recipe, adapter_precision, denoise, load_pipeline, native_resolution
 
@@ -253,7 +254,7 @@ def reload_export(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Fo
             found[part] = fold(getattr(pipe, part), "default")
         return "PEFT", found
     file = read_lora(path)
-    plain = format == "kohya" and not any("bias" in roles for roles in file.layers.values())
+    plain = format == "kohya" and not any("diff_b" in roles for roles in file.layers.values())
     by_diffusers = format == "diffusers" or (plain and diffusers_reads_kohya(pipe))
     if not by_diffusers:
         return "rankfold", apply_to_pipeline(file, pipe)

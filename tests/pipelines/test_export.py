@@ -17,8 +17,10 @@ from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats import write as lora_write
+from rankfold.toolkit.formats.apply import apply_to_pipeline
+from rankfold.toolkit.formats.methods import Frozen, layer_change
 from rankfold.toolkit.formats.native import save_native
-from rankfold.toolkit.formats.read import apply_to_pipeline, read_lora
+from rankfold.toolkit.formats.read import from_tensors, read_lora
 from rankfold.toolkit.formats.report import inspect_lora
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -262,16 +264,11 @@ def test_files_of_lycoris_are_understood(base, label):
     network.restore()
     network.merge_to(1.0)
     wanted = net[0].weight.detach() - before
-    from rankfold.toolkit.formats.read import ENDINGS, LoraFile, layer_change
-
-    layers = {}
-    for name, tensor in state.items():
-        ending = next(ending for ending in ENDINGS if name.endswith(ending))
-        layers.setdefault(name.removesuffix(ending), {})[ENDINGS[ending]] = tensor
-    file = LoraFile(path=None, format="lycoris", header={}, layers=layers)  # type: ignore[arg-type]
-    (layer,) = layers
+    file = from_tensors(state)
+    (layer,) = file.layers
     assert file.method(layer) == label
-    assert torch.allclose(layer_change(file, layer, before).delta_weight(before), wanted, atol=1e-5)
+    change = layer_change(file.roles(layer), file.scale(layer), Frozen.of(before))
+    assert torch.allclose(change.delta_weight(before), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ from ..adapters.fold import Folded
 from ..adapters.variants.glora import GloraLayer
 from ..core.errors import UserError, did_you_mean
 from ..core.files import write_atomic
+from ..diffusion.families import family_of_denoiser
 from .native import write_state
-from .original_names import fuse_layers, layer_table
+from .stack import stack_layers
 
 FORMATS = {
     "diffusers": "pytorch_lora_weights.safetensors",
@@ -169,8 +170,12 @@ def kohya_name(prefix: str, layer: str) -> str:
 
 def kohya_layers(part: Part, prefix: str) -> dict[str, tuple[Change, list[str]]]:
     """Name in kohya's files -> the change, and our layers that it belongs to."""
-    if layer_table(part.model):
-        return {f"{prefix}_{theirs}": both for theirs, both in fuse_layers(part.model, part.folded).items()}
+    family = family_of_denoiser(part.model)
+    if family and family.kohya_keeps_original_names:
+        stacked = stack_layers(part.model, part.folded, keep_own_names=False)
+        return {
+            f"{prefix}_{theirs.replace('.', '_')}": (one.change, list(one.layers)) for theirs, one in stacked.items()
+        }
     return {kohya_name(prefix, name): (change, [name]) for name, change in part.folded.items()}
 
 

@@ -18,6 +18,7 @@ class StableDiffusionXL(StableDiffusion):
     text_encoder_names = ("text_encoder", "text_encoder_2")
     lora_text_encoders = inversion_text_encoders = text_encoder_names
     kohya_prefixes: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+    title = "Stable Diffusion XL"
     licence = "CreativeML OpenRAIL++-M: use-based restrictions go with every derived file."
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
