@@ -59,7 +59,7 @@ def detect_family(file: LoraFile) -> str:
                 break
     if not votes:
         return "Stable Diffusion XL" if any(name.startswith(("lora_te2_", "text_encoder_2_")) for name in names) else ""
-    best = votes.most_common(1)[0][0]
+    best = "FLUX.2" if votes["FLUX.2"] else votes.most_common(1)[0][0]  # which shares most names with FLUX.1
     if not best.startswith("Stable Diffusion") or best == "Stable Diffusion 3":
         return best
     if any(re.search(r"(input|output)_blocks_\d+_\d|middle_block_\d", name) for name in names):

@@ -190,6 +190,8 @@ def check_layer(infos: dict[str, TensorInfo]) -> None:
         if not any(choice <= infos.keys() for choice in choices):
             missing = sorted(min(choices, key=lambda choice: len(choice - infos.keys())) - infos.keys())
             raise UserError(f"lacks {', '.join(missing)}; the file is incomplete")
+    if method is NO_FACTORS and {"magnitude", "dora_scale"} & infos.keys():
+        raise UserError("holds a magnitude and lacks the factors that belong to it; the file is incomplete")
     for name in ("hada_t1", "hada_t2"):
         if name in infos and not {"hada_t1", "hada_t2"} <= infos.keys():
             raise UserError("lacks one of hada_t1 and hada_t2; the file is incomplete")
@@ -201,8 +203,8 @@ def check_layer(infos: dict[str, TensorInfo]) -> None:
             raise UserError(f"holds {role} as {info.dtype}, which are no real numbers of a kind that is read")
         elif info.size == 0:
             raise UserError(f"holds {role} of no numbers (shape {info.shape}), a rank of 0")
-        elif role in method.roles - {"diff", "up_bias"} and len(info.shape) < 2:
-            raise UserError(f"holds {role} in the shape {info.shape}, which is no matrix")
+        elif len(info.shape) < (2 if role in method.roles - {"diff", "up_bias"} else 1):
+            raise UserError(f"holds {role} in the shape {info.shape}, which has too few sides")
     check_shapes(infos)
 
 
@@ -267,7 +269,7 @@ def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
         bias = scaled if bias is None else bias + scaled
     if frozen is not None:
         check_fits(method, t, frozen.shape, bias)
-    if method is NO_FACTORS and not magnitude:
+    if method is NO_FACTORS:
         return Change(bias=bias)
     if method.name == "lora" and plain:
         return Change(down=matrix(t["down"]), up=matrix(t["up"]) * scale, bias=bias)

@@ -11,6 +11,7 @@ import torch
 
 from ..diffusion.families import FAMILIES
 from .diagnose import detect_family
+from .match import PipelineNames
 from .methods import EXTRAS
 from .read import LoraFile
 
@@ -87,13 +88,9 @@ def kinds_note(methods: set[str]) -> str:
 
 def lost_layers(converted: dict[str, torch.Tensor], pipe: Any) -> str:
     """The first of the converted names that is no layer of the pipeline; '' when all are."""
-    for name in converted:
-        match = CONVERTED.match(name)
-        model = getattr(pipe, match[1], None) if match else None
-        layer = match[2].replace(".processor.", ".") if match else ""
-        if model is not None and layer not in dict(model.named_modules()) and not layer.endswith("to_out"):
-            return layer
-    return ""
+    names = PipelineNames(pipe)
+    layers = dict.fromkeys(f"{match[1]}.{match[2]}" for name in converted if (match := CONVERTED.match(name)))
+    return next((layer for layer in layers if names.find(layer) is None), "")
 
 
 def pipeline_class(file: LoraFile, pipe: Any) -> Any:

@@ -24,7 +24,7 @@ from .match import Match, Place, match_pipeline
 from .methods import Frozen, MisfitError, layer_change
 from .native import CONFIG
 from .peft_folder import is_peft_folder, peft_changes
-from .read import LoraFile, read_lora, single_file
+from .read import LoraFile, read_lora
 from .scales import parse_json_object
 
 
@@ -262,7 +262,7 @@ def content_hash(path: Path) -> str:
     """
     if is_native(path):
         return native.adapter_hash(path)
-    file = single_file(path) if path.is_dir() else path
+    file = read_lora(path).path
     digest = hashlib.sha256(file.read_bytes())
     if file.name == native.WEIGHTS and (file.parent / CONFIG).is_file():
         digest.update((file.parent / CONFIG).read_bytes())

@@ -47,7 +47,9 @@ class StableDiffusion(DiffusionModel):
         """The names of Stability's code (SGM), in which kohya writes Stable Diffusion XL: blocks counted through both halves."""
         places = unet_places(denoiser)
         found = {}
-        for name, _ in denoiser.named_modules():
+        for name, module in denoiser.named_modules():
+            if getattr(module, "weight", None) is None:
+                continue
             start = next((ours for ours in places if name == ours or name.startswith(f"{ours}.")), None)
             if start is None:
                 continue
