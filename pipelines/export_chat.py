@@ -28,10 +28,10 @@ from ..toolkit.formats.native import write_state
 from ..toolkit.formats.write import Part, check_representable, peft_state
 from ..toolkit.vlm.model import VisionLanguageModel
 from .chat import open_chat
-from .export import PROOF_FAILED
 
 FORMATS = ("peft", "merged")
 ADAPTER = "adapter_0"
+PROOF_FAILED = "{} does not reproduce the adapter; do not use it, and please report this."
 QUESTION = "What is in the picture?"
 NO_BIAS_ADVICE = (
     "It stays what it is: a folder that PEFT reads once rankfold is imported. (GLoRA without such biases: search or train with prompts, "
@@ -59,7 +59,7 @@ class ChatProof:
 
     def check(self) -> None:
         """Raises UserError when what was written does not do what the adapter does."""
-        if self.difference > 1e-4:
+        if not self.difference <= 1e-4:  # also when it is no number
             raise UserError(PROOF_FAILED.format(self.path))
 
 

@@ -66,6 +66,8 @@ class DiffusionModel:
     """Whether kohya's and musubi's files name the denoiser's layers as `original_layers` does; otherwise as diffusers does."""
     title: ClassVar[str] = ""
     """What people call the family."""
+    architecture: ClassVar[str] = ""
+    """Its name in ModelSpec headers."""
     denoiser_classes: ClassVar[tuple[str, ...]] = ()
     """Classes of diffusers that its denoiser is."""
     layer_marks: ClassVar[tuple[str, ...]] = ()

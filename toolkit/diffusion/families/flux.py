@@ -56,6 +56,7 @@ class Flux(DiffusionModel):
     kohya_prefixes: ClassVar = {"transformer": "lora_unet", "text_encoder": "lora_te1"}
     title = "FLUX.1"
     kohya_keeps_original_names = True
+    architecture = "flux-1-dev"
     denoiser_classes = ("FluxTransformer2DModel",)
     layer_marks = (
         r"double_blocks_\d+_(img|txt)_mod",

@@ -46,6 +46,7 @@ class Flux2Klein(DiffusionModel):
     patch_size = 1  # latents are squares of 2 x 2 already
     title = "FLUX.2"
     kohya_keeps_original_names = True
+    architecture = "flux-2"
     denoiser_classes = ("Flux2Transformer2DModel",)
     layer_marks = (r"attn_to_qkv_mlp_proj", r"(double|single)_stream_modulation")
     licence = "klein 4B: Apache-2.0; klein 9B: non-commercial licence of Black Forest Labs."

@@ -16,6 +16,7 @@ class QwenImage(DiffusionModel):
     pipelines = ("QwenImagePipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS
     title = "Qwen-Image"
+    architecture = "Qwen-Image"
     denoiser_classes = ("QwenImageTransformer2DModel",)
     layer_marks = (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",)
     comfy_reads_diffusers_names = True

@@ -32,6 +32,7 @@ class Sana(DiffusionModel):
     patch_size = 1
     title = "Sana"
     kohya_prefixes: ClassVar = {}  # neither kohya's scripts nor musubi train it
+    architecture = "sana"
     denoiser_classes = ("SanaTransformer2DModel",)
     layer_marks = (
         r"transformer_blocks_\d+_ff_conv_(inverted|depth|point)",

@@ -32,6 +32,7 @@ class StableDiffusion(DiffusionModel):
     lora_text_encoders = inversion_text_encoders = ("text_encoder",)
     kohya_prefixes: ClassVar = {"unet": "lora_unet", "text_encoder": "lora_te"}
     title = "Stable Diffusion"
+    architecture = "stable-diffusion-v1"
     denoiser_classes = ("UNet2DConditionModel",)
     layer_marks = (
         r"(down|up)_blocks_\d+_(attentions|resnets|downsamplers|upsamplers)",

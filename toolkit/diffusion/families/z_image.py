@@ -32,6 +32,7 @@ class ZImage(DiffusionModel):
 
     pipelines = ("ZImagePipeline",)
     title = "Z-Image"
+    architecture = "z-image"
     denoiser_classes = ("ZImageTransformer2DModel",)
     layer_marks = (
         r"(layers|noise_refiner|context_refiner)_\d+_attention_(to_[qkv]|to_out|qkv|out)",
