@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Method:
     """Of tensors or of their infos: both have a shape."""
     product: Callable[[Roles, Frozen], torch.Tensor]
 
-    @property
+    @cached_property
     def roles(self) -> frozenset[str]:
         """All tensors that belong to it."""
         return self.optional.union(*(choice for choices in self.needs for choice in choices))
@@ -158,7 +159,12 @@ def method_of(roles: Iterable[str]) -> Method:
     Raises:
         UserError: for tensors of several, or of a kind that is not read.
     """
-    roles = set(roles)
+    return method_of_roles(frozenset(roles))
+
+
+@cache
+def method_of_roles(roles: frozenset[str]) -> Method:
+    """The same; files have thousands of layers and few sets of tensors."""
     if unread := sorted(role[1:] for role in roles if role.startswith("!")):
         raise UserError(f"is of a kind ({', '.join(dict.fromkeys(unread))}) that rankfold does not read")
     found = [method for method in METHODS if method.roles & roles]
@@ -255,7 +261,7 @@ def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
     t = {role: tensor.to(torch.float32) for role, tensor in tensors.items()}
     bad = [role for role, tensor in t.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise UserError(f"holds NaN or infinity in {bad[0]}: the file is corrupted; take an earlier checkpoint")
+        raise NotFiniteError(f"holds NaN or infinity in {bad[0]}: the file is corrupted; take an earlier checkpoint")
     method, magnitude = method_of(t), bool({"magnitude", "dora_scale"} & t.keys())
     plain = "mid" not in t and "bm" not in t and not magnitude
     mixes_weight = method.name == "glora" and bool(t["a1"].any() and t["a2"].any())
@@ -299,6 +305,10 @@ def glora_factors(t: Roles, scale: float, frozen: Frozen | None, bias: torch.Ten
 
 class NeedsWeightError(UserError):
     """The change depends on the base's weight, which was not given."""
+
+
+class NotFiniteError(UserError):
+    """A tensor holds NaN or infinity."""
 
 
 class MisfitError(UserError):

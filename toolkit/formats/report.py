@@ -15,7 +15,7 @@ from ..adapters.change import Change
 from ..core.errors import UserError
 from .diagnose import detect_base, detect_tool
 from .match import Match, match_pipeline
-from .methods import NeedsWeightError, layer_change
+from .methods import NeedsWeightError, NotFiniteError, layer_change
 from .read import LoraFile, read_lora
 from .readers import compatible_loaders
 from .source import frozen_weight, own_rows, scale_notes
@@ -92,7 +92,9 @@ def inspect_lora(path: Path, pipe: Any = None) -> Report:
     file = read_lora(path)
     match = match_pipeline(file, pipe, ignore_unused=True) if pipe is not None else None
     layers = [report for name in file.layers for report in layer_reports(file, name, match, pipe)]
-    report = Report(path, file.format, detect_base(file), alpha_source(file), layers, compatible_loaders(file, pipe))
+    report = Report(
+        path, file.format, detect_base(file), alpha_source(file, layers), layers, compatible_loaders(file, pipe)
+    )
     tool = detect_tool(file)
     report.facts = {"written by": tool} if tool else {}
     report.facts |= {k: v for k, v in file.header.items() if k not in ("format", "lora_adapter_metadata")}
@@ -112,10 +114,10 @@ def layer_reports(file: LoraFile, name: str, match: Match | None, pipe: Any) -> 
     scale = file.scale(name, *((place.part, place.layers[0]) if place else ()))
     modules = [getattr(pipe, place.part).get_submodule(layer) for layer in place.layers] if place else []
     roles = file.roles(name)
-    if not all(torch.isfinite(tensor.float()).all() for tensor in roles.values()):
-        return [LayerReport(name, method, rank, scale, norm=None, relative=None, fault="not finite")]
     try:
         change = layer_change(roles, scale, frozen_weight(modules, swapped=place.swapped) if place else None)
+    except NotFiniteError:
+        return [LayerReport(name, method, rank, scale, norm=None, relative=None, fault="not finite")]
     except NeedsWeightError:
         return [LayerReport(name, method, rank, scale, norm=None, relative=None)]
     except UserError as error:
@@ -145,9 +147,9 @@ def change_norm(change: Change) -> float:
     return float(((change.up.t() @ change.up) * (change.down @ change.down.t())).sum().clamp(min=0).sqrt())
 
 
-def alpha_source(file: LoraFile) -> str:
+def alpha_source(file: LoraFile, layers: Sequence[LayerReport]) -> str:
     """Where alpha is said."""
-    scales = sorted({round(file.scale(layer), 6) for layer in file.layers if not file.fault(layer)}) or [1.0]
+    scales = sorted({round(layer.scale, 6) for layer in layers}) or [1.0]
     shown = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
     if any("alpha" in roles for roles in file.layers.values()):
         return f"a tensor in each layer; scale alpha / rank = {shown}"
