@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from diffusers.loaders import single_file_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
@@ -341,6 +342,36 @@ def test_every_original_name_of_a_family_is_read(denoisers, name):
             torch.testing.assert_close(got[layer], delta)
 
 
+@pytest.mark.parametrize(
+    ("name", "converter"),
+    [("flux2-klein", "convert_flux2_transformer_checkpoint_to_diffusers"),
+     ("z-image", "convert_z_image_transformer_checkpoint_to_diffusers"),
+     ("sd", "convert_ldm_unet_checkpoint"), ("sdxl", "convert_ldm_unet_checkpoint")],
+)  # fmt: skip
+def test_original_names_are_those_that_diffusers_makes_ours_of(denoisers, name, converter):
+    """An original checkpoint, taken apart by diffusers' converter of whole checkpoints (FLUX.1's and Lumina's know real widths only)."""
+    pipe, part = denoisers(name)
+    model = getattr(pipe, part)
+    torch.manual_seed(0)
+    own = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+    original, used = {}, set()
+    for theirs, entry in family_of_denoiser(model).original_layers(model).items():
+        for kind in ("weight", "bias"):
+            keys = [f"{layer}.{kind}" for layer in entry.layers]
+            if all(key in own for key in keys) and "_norm" not in theirs:
+                rows = torch.cat([own[key] for key in keys])
+                original[f"{theirs}.{kind}"] = torch.cat(rows.chunk(2)[::-1]) if entry.swapped else rows
+                used.update(keys)
+    convert = getattr(single_file_utils, converter)
+    if part == "unet":
+        made = convert({f"model.diffusion_model.{key}": value for key, value in original.items()}, dict(model.config))
+    else:
+        made = convert(original | {key: value for key, value in own.items() if key not in used})
+    assert len(used) > 15
+    for key in used:
+        assert torch.equal(made[key], own[key]), key
+
+
 def test_sgm_names_are_those_of_diffusers(tmp_path):
     """Against the converter that diffusers applies to kohya's files of Stable Diffusion XL."""
     model = diffusers.UNet2DConditionModel(
@@ -467,3 +498,29 @@ def test_source_of_a_file_keeps_words_and_notes(tmp_path, base):
     assert "header alone" in source.notes[0]
     assert float(source.parts["unet"][layer].up[0, 0]) == 0.5
     assert load_file(tmp_path / "a.safetensors").keys() == state.keys()
+
+
+def test_a_header_may_have_any_length(tmp_path):
+    """Its first bytes are its length: 640 begins as a pickle does, 60 as a web page, 123 as JSON."""
+    for length in range(200, 1400, 8):
+        data = save(
+            {"unet.x.lora_A.weight": torch.ones(1, 1), "unet.x.lora_B.weight": torch.ones(1, 1)},
+            metadata={"format": "pt"},
+        )
+        header = data[8 : 8 + int.from_bytes(data[:8], "little")].rstrip().ljust(length)
+        path = tmp_path / "file.safetensors"
+        path.write_bytes(length.to_bytes(8, "little") + header + data[-8:])
+        if len(header) == length:
+            assert list(read_lora(path).layers) == ["unet.x"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"PK\x03\x04rest of a zip", "pickle"), (b"\x80\x02}q\x00.", "pickle"), (b"<!DOCTYPE html>", "web page"), (b"", "corrupted"),
+     (b"abc", "corrupted"),
+     (b"version https://git-lfs.github.com/spec/v1", "Git LFS"), ((1 << 62).to_bytes(8, "little") + b"{}", "corrupted")],
+)  # fmt: skip
+def test_what_is_no_safetensors_is_said(tmp_path, data, words):
+    (tmp_path / "file.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        read_lora(tmp_path / "file.safetensors")

@@ -196,8 +196,8 @@ def check_layer(infos: dict[str, TensorInfo]) -> None:
         if not any(choice <= infos.keys() for choice in choices):
             missing = sorted(min(choices, key=lambda choice: len(choice - infos.keys())) - infos.keys())
             raise UserError(f"lacks {', '.join(missing)}; the file is incomplete")
-    if method is NO_FACTORS and {"magnitude", "dora_scale"} & infos.keys():
-        raise UserError("holds a magnitude and lacks the factors that belong to it; the file is incomplete")
+    if method is NO_FACTORS and ("diff_b" not in infos or {"magnitude", "dora_scale"} & infos.keys()):
+        raise UserError(f"holds {' and '.join(infos)} and lacks the factors that belong to it; the file is incomplete")
     for name in ("hada_t1", "hada_t2"):
         if name in infos and not {"hada_t1", "hada_t2"} <= infos.keys():
             raise UserError("lacks one of hada_t1 and hada_t2; the file is incomplete")

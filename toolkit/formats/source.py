@@ -162,8 +162,6 @@ def matched_changes(file: LoraFile, match: Match, model: Any) -> Iterator[tuple[
         part = getattr(model, place.part)
         modules = [part.get_submodule(name) for name in place.layers]
         change = place_change(file, layer, place, modules)
-        if change is None:
-            continue
         if (
             change.bias is not None
             and "diff_b" in file.layers[layer]
@@ -182,10 +180,8 @@ def matched_changes(file: LoraFile, match: Match, model: Any) -> Iterator[tuple[
             yield place.part, name, own
 
 
-def place_change(file: LoraFile, layer: str, place: Place, modules: list[Any]) -> Change | None:
-    """The change of the layers at a place, in the order of their own rows; None for a layer with nothing but an alpha."""
-    if set(file.layers[layer]) == {"alpha"}:
-        return None
+def place_change(file: LoraFile, layer: str, place: Place, modules: list[Any]) -> Change:
+    """The change of the layers at a place, in the order of the file's rows."""
     if fault := file.fault(layer):
         raise UserError(f"{file.path}: {layer} {fault}.")
     frozen = frozen_weight(modules, swapped=place.swapped)

@@ -82,9 +82,11 @@ def check_is_safetensors(path: Path) -> None:
         raise UserError(f"{path} does not exist.")
     try:
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(32)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if start[8:9] == b"{":
+        return  # behind the header's length, whose bytes may be those of anything, the header
     if start.startswith(PICKLES):
         raise UserError(
             f"{path} is a pickle, as torch.save writes it, and opening one can run any program: it is not opened. If you trust who "
