@@ -20,8 +20,8 @@ from ..toolkit.data.conversations import Conversation
 from ..toolkit.data.images import load_rgb
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
-from ..toolkit.formats.peft_folder import is_peft_folder, load_peft_folder
 from ..toolkit.formats.source import adapter_facts
+from ..toolkit.formats.vlm_folder import is_peft_folder, load_peft_folder
 from ..toolkit.vlm.chat_tokens import IGNORE
 from ..toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,87 +20,40 @@ import torch
 from peft import PeftModel
 
 from ..toolkit.adapters.approximate import linearize, low_rank_all
-from ..toolkit.adapters.change import Change
 from ..toolkit.adapters.fold import Folded, fold
 from ..toolkit.core.errors import UserError
+from ..toolkit.core.files import write_text
 from ..toolkit.core.out_of_memory import oom_context
+from ..toolkit.core.run_folder import delete_tree
 from ..toolkit.diffusion.load import open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel
 from ..toolkit.diffusion.textual_inversion import export_token_embeddings, import_token_embeddings
 from ..toolkit.formats import native
-from ..toolkit.formats.read import apply_to_pipeline, read_lora
-from ..toolkit.formats.write import LOW_RANK, Part, check_format, check_representable, drop_biases, write_lora
+from ..toolkit.formats.apply import apply_to_pipeline
+from ..toolkit.formats.as_folder import adapter_folder
+from ..toolkit.formats.factors import FORMAT as FACTORS
+from ..toolkit.formats.factors import adapter_files, factors_state, write_factors
+from ..toolkit.formats.read import read_lora
+from ..toolkit.formats.scales import CONFIG_KEY, HEADER_ALPHAS
+from ..toolkit.formats.source import adapter_facts, is_native
+from ..toolkit.formats.write import (
+    FORMATS,
+    LOW_RANK,
+    Part,
+    add_to_header,
+    check_format,
+    check_representable,
+    drop_biases,
+    write_lora,
+)
 from .generate import Recipe, adapter_precision, denoise, load_pipeline, native_resolution
+from .proof import Proof, compare_images, compare_weights
 
 ADAPTER = "adapter_0"
 STEPS = 8  # of the images that are compared, and of those that an approximation is fitted to
 GUIDANCE = 4.0
-HALF_PRECISION_TOLERANCE = (
-    0.2  # of what the adapter changes: what the order of sums makes of an image in 16 bit (0.02 to 0.07 seen)
-)
 FLUX_WIDTH = 3072
 KOHYA_READERS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-PROOF_FAILED = "{} does not reproduce the adapter; do not use it, and please report this."
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What the reloaded file differs in from the adapter it was made of."""
-
-    path: Path
-    token_files: tuple[Path, ...]
-    """Files of the words that the adapter brings."""
-    reader: str
-    """Whose loader read it back."""
-    exact: bool
-    """Whether the file says the adapter exactly."""
-    approximation: float
-    """Largest relative error of a layer's approximation; 0 when exact."""
-    weight_error: float
-    """Largest difference of a weight or bias change between what was written and what was read back, over all layers."""
-    image_difference: float
-    """Largest difference of a pixel, 0..1, between images made with the adapter and with the file from the same noise."""
-    image_error: float
-    """Root mean square of that difference over the root mean square of what the adapter changes."""
-    effect: float
-    """Largest difference of a pixel that the adapter makes to the base model, for scale."""
-    layers: int
-    ranks: tuple[int, int] | None
-    """Least and greatest rank in the file."""
-    precision: str = "fp32"
-    """dtype of the base that the images were made with; the file itself is fp32."""
-
-    def summary(self) -> list[str]:
-        """What was found, for people."""
-        least, greatest = self.ranks or (0, 0)
-        ranks = "" if not greatest else f", rank {least}" + (f" to {greatest}" if greatest != least else "")
-        lines = [
-            f"Read back by {self.reader}: {self.layers} layers{ranks}, largest weight error {self.weight_error:.1e}, largest image "
-            f"difference {self.image_difference:.1e} (the adapter itself changes it by {self.effect:.2f})."
-        ]
-        if self.precision != "fp32":
-            lines.append(
-                f"Compared in {self.precision}, whose rounding is in the image difference; the file holds fp32."
-            )
-        if self.exact:
-            lines.append("It is exact.")
-        else:
-            lines.append(
-                f"An approximation: a layer's change is missed by up to {self.approximation:.0%}, "
-                f"and {self.image_error:.0%} of what the adapter does to an image."
-            )
-        if self.token_files:
-            names = ", ".join(file.name for file in self.token_files)
-            lines.append(f"The adapter brings tokens of its own: load {names} too.")
-        return lines
-
-    def check(self) -> None:
-        """Raises UserError when the file does not do what the adapter does."""
-        images_differ = (
-            self.image_difference > 1e-5 if self.precision == "fp32" else self.image_error > HALF_PRECISION_TOLERANCE
-        )
-        if self.weight_error > 1e-5 or (self.exact and images_differ):
-            raise UserError(PROOF_FAILED.format(self.path))
 
 
 @oom_context("exporting the adapter")
@@ -113,66 +68,149 @@ def export_adapter(
     drop_bias: bool = False,
     width: int = 0,
     precision: str | None = None,
+    title: str = "",
+    thumbnail: Path | None = None,
+    ignore_unused: bool = False,
 ) -> Proof:
-    """Writes the adapter of `folder` in `format` and proves the file through the reader's own loader.
+    """Writes the adapter of `folder`, or a LoRA file of any origin, in `format` and proves the file through the reader's own loader.
 
+    out: a folder, or the file itself (.safetensors). Only what was proven gets there; a file or folder of that name is replaced.
     max_error: approximate what the format cannot represent exactly, each layer to this relative error where that can be chosen;
     None refuses instead. drop_bias: Skip bias changes. width: of the images that are compared, pixels; 0 means the
     base model's own. precision: dtype of the base in the proof, unset the adapter's own; the file
-    itself is always fp32.
+    itself is always fp32. title, thumbnail: for the file's header.
 
     Raises:
         UserError: for an unknown format, a missing adapter, or an adapter that the format cannot represent exactly.
     """
     check_format(format)
+    final = final_path(out, format)
     family = open_model(resolve_base(base))
-    check_parts(family, format, native.check_adapter_folder(folder))
+    if is_native(folder):
+        check_parts(family, format, native.check_adapter_folder(folder))
     precision = precision or adapter_precision([str(folder)])
-    said = folder / "rankfold.json"
-    facts = json.loads(said.read_text(encoding="utf-8")) if said.is_file() else {}
-    live = load_pipeline(
-        Recipe(prompt=prompt, base=base, adapters=(str(folder),), strengths=(1.0,), precision=precision)
-    )
-    width = width or native_resolution(live)
-    draw = lambda pipe: draw_image(pipe, prompt, width)  # noqa: E731
-    parts, errors = exportable_changes(live, format, draw, max_error, drop_bias=drop_bias)
-    tuned = draw(live)
-    exact = not errors and not drop_bias
-    words = export_token_embeddings(folder, out)
-    proof = Proof(
-        folder, tuple(words), "", exact, max(errors.values(), default=0.0), 0.0, 0.0, 0.0, 0.0, 0, rank_range(parts), precision,
-    )  # fmt: skip
-    path = write_lora(parts, format, out, facts, family.kohya_prefixes)
+    facts = text_facts(folder)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base, precision=precision))
-    plain = draw(fresh)
-    for file in words:
-        import_token_embeddings(fresh, file)
-    weights = {part: frozen_weights(getattr(fresh, part), parts[part].folded) for part in parts}
-    reader, loaded = reload_export(fresh, path, format)
-    error, layers = weight_error(parts, loaded, weights, DTYPES[precision])
-    again = draw(fresh)
-    effect = float(np.square(tuned - plain).mean() ** 0.5)
-    proof = replace(
-        proof,
-        path=path,
-        reader=reader,
-        weight_error=error,
-        layers=layers,
-        image_difference=float(np.abs(tuned - again).max()),
-        image_error=float(np.square(tuned - again).mean() ** 0.5) / max(effect, 1e-12),
-        effect=float(np.abs(tuned - plain).max()),
-    )
-    facts |= {
-        "rankfold_proof": json.dumps(asdict(proof) | {"path": path.name, "token_files": [file.name for file in words]})
-    }
-    write_lora(parts, format, out, facts, family.kohya_prefixes)
+    own = adapter_folder(folder, fresh, ignore_unused=ignore_unused)
+    check_parts(family, format, native.check_adapter_folder(own))
+    width = width or native_resolution(fresh)
+    draw = lambda pipe: draw_image(pipe, prompt, width)  # noqa: E731
+    live = load_pipeline(Recipe(prompt=prompt, base=base, adapters=(str(own),), strengths=(1.0,), precision=precision))
+    parts, errors = exportable_changes(live, format, draw, max_error, drop_bias=drop_bias)
+    tuned, plain = draw(live), draw(fresh)
+    about = {"title": title or final.stem, "thumbnail": thumbnail}
+    with staging_folder(final.parent) as beside:
+        words = export_token_embeddings(own, beside)
+        if format == FACTORS:
+            tensors = factors_state(adapter_files(folder), fresh, family.kohya_prefixes)
+            path = write_factors(tensors, parts, beside, facts, **about)
+        else:
+            path = write_lora(parts, format, beside, facts, family.kohya_prefixes, **about)
+        for file in words:
+            import_token_embeddings(fresh, file)
+        proof = replace(
+            prove(fresh, path, format, parts, (tuned, plain), draw, DTYPES[precision]),
+            path=final,
+            token_files=tuple(final.parent / file.name for file in words),
+            exact=not errors and not drop_bias,
+            approximation=max(errors.values(), default=0.0),
+            ranks=rank_range(parts),
+            precision=precision,
+        )
+        if proof.fault():
+            return proof  # whoever asked raises it; nothing of the file is kept
+        write_proof(path, format, facts, proof)
+        publish(path, final)
+        for file, place in zip(words, proof.token_files, strict=True):
+            publish(file, place)
     return proof
+
+
+def final_path(out: Path, format: str) -> Path:
+    """Where a format's file goes.
+
+    Raises:
+        UserError: for a file's name where the format is a folder, or a name of another kind.
+    """
+    if out.suffix == ".safetensors" and not out.is_dir():
+        if format == "peft":
+            raise UserError(f"--out {out} is a file, and --format peft writes a folder for each part: give a folder.")
+        return out
+    if out.is_file():
+        raise UserError(f"--out {out} is a file of another kind: give a folder, or a name that ends in .safetensors.")
+    return out / FORMATS[format]
+
+
+@contextmanager
+def staging_folder(beside: Path) -> Iterator[Path]:
+    """A folder for what is not proven yet, on the disk of the place where it will go; it is gone afterwards.
+
+    Raises:
+        UserError: when nothing can be written there.
+    """
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=beside, prefix=".rankfold-export-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(f"Could not write to {beside}: {error.strerror or error}; choose another --out.") from error
+
+
+def publish(made: Path, place: Path) -> None:
+    """Moves a proven file or folder to its final name; an older one of that name is replaced whole."""
+    if place.is_dir() and not place.is_symlink():
+        delete_tree(place)
+    made.replace(place)
+
+
+def text_facts(folder: Path) -> dict[str, str]:
+    """What an adapter says of itself, as a header holds it: texts alone."""
+    said = adapter_facts(folder).items()
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in said
+        if key not in (*HEADER_ALPHAS, CONFIG_KEY, "format", "rankfold_proof")  # the file that is written has its own
+        and not key.startswith(("ss_network_", "sshs_", "modelspec."))
+    }
+
+
+def write_proof(path: Path, format: str, facts: dict[str, str], proof: Proof) -> None:
+    """Puts the proof into the file's header, or beside the folders of peft."""
+    said = asdict(proof) | {"path": proof.path.name, "token_files": [file.name for file in proof.token_files]}
+    if format == "peft":
+        write_text(path / "rankfold.json", json.dumps(facts | {"rankfold_proof": json.dumps(said)}, indent=1))
+    else:
+        add_to_header(path, {"rankfold_proof": json.dumps(said)})
+
+
+def prove(
+    pipe: Any,
+    path: Path,
+    format: str,
+    parts: dict[str, Part],
+    images: tuple[np.ndarray, np.ndarray],
+    draw: Callable[[Any], np.ndarray],
+    dtype: torch.dtype,
+) -> Proof:
+    """Loads a written file into a pipeline without adapters, and compares. images: made with the adapter, and without."""
+    weights = {part: frozen_weights(getattr(pipe, part), parts[part].folded) for part in parts}
+    reader, loaded = reload_export(pipe, path, format)
+    found = compare_weights({name: part.folded for name, part in parts.items()}, loaded, weights, dtype)
+    drawn = compare_images(images[0], draw(pipe), images[1])
+    return Proof(
+        path, (), reader, True, 0.0, found.largest, drawn.largest, drawn.relative, drawn.effect, found.layers, None,
+        relative_error=found.relative, proven_by_reader=reader != "rankfold",
+    )  # fmt: skip
 
 
 def check_parts(family: DiffusionModel, format: str, parts: Sequence[str]) -> None:
     """Raises UserError when the readers of a format have no place for one of the parts."""
     kind = family.index["_class_name"]
     nameless = [part for part in parts if part not in family.kohya_prefixes]
+    if format == "comfyui" and kind.startswith("Sana"):
+        raise UserError(
+            "ComfyUI has no Sana of its own, so no file for it has names there: use --format diffusers or peft."
+        )
     if format.startswith("kohya") and nameless:
         raise UserError(
             f"kohya's files name the layers of a {kind}'s {', '.join(nameless)} in another way, which is not written yet: use --format "
@@ -237,7 +275,8 @@ def rank_range(parts: dict[str, Part]) -> tuple[int, int] | None:
 
 def frozen_weights(model: torch.nn.Module, folded: Folded) -> dict[str, torch.Tensor]:
     """Copies of the weights (out, in * kernel) that will be changed."""
-    return {name: model.get_submodule(name).weight.detach().float().flatten(1).clone() for name in folded}  # type: ignore[operator]
+    weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in folded}
+    return {name: weight.detach().float().cpu().reshape(len(weight), -1).clone() for name, weight in weights.items()}
 
 
 def reload_export(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Folded]]:
@@ -253,7 +292,7 @@ def reload_export(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Fo
             found[part] = fold(getattr(pipe, part), "default")
         return "PEFT", found
     file = read_lora(path)
-    plain = format == "kohya" and not any("bias" in roles for roles in file.layers.values())
+    plain = format == "kohya" and not any("diff_b" in roles for roles in file.layers.values())
     by_diffusers = format == "diffusers" or (plain and diffusers_reads_kohya(pipe))
     if not by_diffusers:
         return "rankfold", apply_to_pipeline(file, pipe)
@@ -268,51 +307,6 @@ def diffusers_reads_kohya(pipe: Any) -> bool:
     """Whether diffusers reads kohya's files for this pipeline: FLUX's only in the width of the released models."""
     kind = type(pipe).__name__
     return kind in KOHYA_READERS or (kind == "FluxPipeline" and pipe.transformer.inner_dim == FLUX_WIDTH)
-
-
-def weight_error(
-    parts: dict[str, Part],
-    loaded: dict[str, Folded],
-    weights: dict[str, dict[str, torch.Tensor]],
-    dtype: torch.dtype,
-) -> tuple[float, int]:
-    """Largest difference of a weight or bias change between written and read, and the number of layers.
-
-    dtype: of the base; some readers round a file's tensors to it as they load them, and then what was written is rounded likewise.
-
-    A layer that was not read back counts as infinite, unless nothing was said of it: where several are one, readers drop such rows.
-    """
-    worst, layers = 0.0, 0
-    for part, written in parts.items():
-        for name, change in written.folded.items():
-            read, weight = loaded.get(part, {}).get(name), weights[part][name]
-            if read is None and change.is_zero:
-                read = Change()
-            if read is None:
-                return float("inf"), layers
-            worst = max(
-                worst, min(change_difference(one, read, weight) for one in (change, round_change(change, dtype)))
-            )
-            layers += 1
-    return worst, layers
-
-
-def change_difference(a: Change, b: Change, weight: torch.Tensor) -> float:
-    """Largest difference of what two changes make of a weight (out, in), and of a bias."""
-    return max(float((a.delta_weight(weight) - b.delta_weight(weight)).abs().max()), bias_difference(a, b))
-
-
-def round_change(change: Change, dtype: torch.dtype) -> Change:
-    """The change with its tensors rounded to a dtype."""
-    return Change(**{name: None if t is None else t.to(dtype).to(t.dtype) for name, t in vars(change).items()})
-
-
-def bias_difference(a: Change, b: Change) -> float:
-    """Largest difference of two bias changes."""
-    biases = [change.bias for change in (a, b) if change.bias is not None]
-    if len(biases) == 2:
-        return float((biases[0] - biases[1]).abs().max())
-    return float(biases[0].abs().max()) if biases else 0.0
 
 
 @torch.no_grad()

@@ -33,11 +33,11 @@ from ..toolkit.formats.write import Part, check_representable, peft_state
 from ..toolkit.vlm.export_processor import padding_processor
 from ..toolkit.vlm.model import VisionLanguageModel, base_name, stored_dtype
 from .chat import open_chat
-from .export import PROOF_FAILED
 
 FORMATS = ("peft", "merged", "vllm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER = "adapter_0"
+PROOF_FAILED = "{} does not reproduce the adapter; do not use it, and please report this."
 QUESTION = "What is in the picture?"
 SHAPES = ((64, 64), (96, 40), (40, 96))  # of the images that are asked about: square, wide and tall
 TOLERANCE = 1e-4  # of a probability
@@ -76,7 +76,7 @@ class ChatProof:
 
     def check(self) -> None:
         """Raises UserError when what was written does not do what the adapter does."""
-        if self.difference > TOLERANCE:
+        if not self.difference <= TOLERANCE:  # also when it is no number
             raise UserError(PROOF_FAILED.format(self.path))
 
 

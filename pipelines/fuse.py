@@ -26,9 +26,16 @@ def fuse_adapters(pipe: Any) -> Any:
             if base.weight.dtype != torch.float32:
                 continue
             if not layer.disable_adapters:
+                make_room_for_bias(layer, base)
                 try:
                     layer.merge()
                 except ValueError:  # not linear: it has no weight
                     continue
             replace_module(model, name, base)
     return pipe
+
+
+def make_room_for_bias(layer: Any, base: Any) -> None:
+    """Gives a layer without a bias one of zeros where a LoRA of PEFT's brings a bias, which PEFT will not merge otherwise."""
+    if base.bias is None and any(getattr(layer, "lora_bias", {}).values()):
+        base.bias = nn.Parameter(base.weight.new_zeros(len(base.weight)), requires_grad=False)

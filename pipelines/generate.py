@@ -57,6 +57,8 @@ class Recipe:
     seed: int = 0
     batch: tuple[int, int] | None = None
     """First seed and number of the images made together with this one: a batch of another size rounds differently."""
+    ignore_unused: bool = False
+    """Whether a LoRA file may hold tensors that this base has no place for; otherwise it is refused."""
     hashes: tuple[str, ...] = ()
     """Content hash of each adapter, filled in when the image is made."""
 
@@ -137,7 +139,10 @@ def load_pipeline(recipe: Recipe) -> Any:
         pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
-    folders = [adapter_folder(Path(path), pipe) for path in recipe.adapters]  # while the pipeline carries none
+    ignore = recipe.ignore_unused
+    folders = [
+        adapter_folder(Path(path), pipe, ignore_unused=ignore) for path in recipe.adapters
+    ]  # while it carries none
     for name, folder in zip(names, folders, strict=True):
         native.load_into_pipeline(pipe, folder, name)
     native.set_strengths(pipe, dict(zip(names, recipe.strengths, strict=True)))

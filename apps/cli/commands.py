@@ -70,6 +70,9 @@ COMMANDS = {
     "export": Command(
         "Write an adapter as plain LoRA for diffusers, kohya tools or PEFT, and prove the file.", "export:export"
     ),
+    "convert": Command(
+        "Write an adapter file of any tool in the format of another, and prove the file.", "convert:convert"
+    ),
     "inspect": Command(
         "Say what a LoRA file is and who can load it, or show what a data file teaches.", "inspect:inspect"
     ),

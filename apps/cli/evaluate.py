@@ -23,6 +23,8 @@ class EvaluateOptions:
     """Images per prompt."""
     strength: float = 1.0
     """Of the adapter."""
+    ignore_unused: bool = False
+    """Use a LoRA file although it holds tensors that the base has no place for; they are named and left out."""
     base: str | None = None
     """Base model; unset means the one that the adapter names."""
     token: str = ""
@@ -114,6 +116,7 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], li
         base=facts["base"],
         adapters=(str(run),),
         strengths=(options.strength,),
+        ignore_unused=options.ignore_unused,
         steps=options.steps,
         guidance_scale=guidance,
         width=options.width,

@@ -15,10 +15,11 @@ def export(argv: list[str]) -> None:
         run: Annotated[Path, positional()]
         """Run folder."""
         format: str = ""
-        """diffusers (unset), peft, kohya (A1111, ComfyUI), kohya-full (whole weight changes) or kohya-glora (GLoRA's own factors);
+        """diffusers (unset), peft, comfyui (the original code's names), kohya (A1111, ComfyUI, musubi), kohya-full (whole
+        weight changes), kohya-lycoris (the method's own factors) or kohya-glora (GLoRA's);
         of a vision-language model peft (unset), vllm (a LoRA that vLLM and SGLang serve), or merged: the whole tuned model."""
         out: Path | None = None
-        """Folder for the file; unset means export/ in the run."""
+        """Folder for the file, or the file (.safetensors); unset means export/ in the run, files for A1111 and ComfyUI named after it."""
         approximate: bool = False
         """Export the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
         max_error: float = 0.05
@@ -35,6 +36,7 @@ def export(argv: list[str]) -> None:
     from ...toolkit.core.run_folder import Run
     from ...training.config.instruct import ConversationConfig
     from ...training.config.yaml_file import from_yaml
+    from ...training.runs.library import newest_preview
 
     run = Run.open(options.run)
     config, adapter = from_yaml(run.config_file), run.finished_adapter()
@@ -48,17 +50,27 @@ def export(argv: list[str]) -> None:
         adapter,
         config.base,
         options.format or "diffusers",
-        options.out or run.folder / "export",
+        options.out or default_file(run.folder, options.format or "diffusers"),
         prompt=config.prompt,
         max_error=options.max_error if options.approximate else None,
         drop_bias=options.drop_bias,
         width=config.resolution,
         precision=options.precision or config.precision,
+        title=run.folder.resolve().name,
+        thumbnail=newest_preview(run.folder),
     )
     print_proof(proof)
 
 
+def default_file(run: Path, format: str) -> Path:
+    """Where an export goes that nobody says a place for; programs that show files in one list get the run's name."""
+    if not format.startswith(("kohya", "comfyui")):
+        return run / "export"
+    ending = format.removeprefix("kohya").removeprefix("-").replace("comfyui", "comfy")
+    return run / "export" / f"{run.resolve().name}{'_' if ending else ''}{ending}.safetensors"
+
+
 def print_proof(proof: Any) -> None:
     """The outcome of an export."""
-    print(proof.path, *getattr(proof, "token_files", ()), *proof.summary(), sep="\n")
     proof.check()
+    print(proof.path, *getattr(proof, "token_files", ()), *proof.summary(), sep="\n")

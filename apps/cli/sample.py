@@ -16,6 +16,8 @@ class SampleOptions:
     """Run folder whose adapter is used."""
     adapters: tuple[str, ...] = ()
     """More adapters: folders, runs, LoRA files of any origin, or names in the library."""
+    ignore_unused: bool = False
+    """Use a LoRA file although it holds tensors that this base has no place for; they are named and left out."""
     strength: tuple[float, ...] = ()
     """One number for all adapters, or one for each; 1 is as trained."""
     regions: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
         negative_prompt=options.negative_prompt,
         adapters=tuple(adapters),
         strengths=tuple(strengths),
+        ignore_unused=options.ignore_unused,
         regions=tuple(parse_region(text) for text in options.regions),
         steps=options.steps,
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,

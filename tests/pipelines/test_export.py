@@ -1,7 +1,10 @@
 """Every format of every adapter: written, read back by the reader's own loader, and compared."""
 
+import hashlib
 import json
+import math
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,15 +13,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rankfold.apps.cli import main
+from rankfold.pipelines.convert import convert
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.generate import Recipe, load_pipeline
+from rankfold.pipelines.generate import Recipe, load_pipeline, sampling_pipeline
+from rankfold.pipelines.proof import compare_images, compare_weights
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
 from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats import write as lora_write
+from rankfold.toolkit.formats.apply import apply_to_pipeline
+from rankfold.toolkit.formats.folder_report import inspect_adapter
+from rankfold.toolkit.formats.methods import Frozen, layer_change
 from rankfold.toolkit.formats.native import save_native
-from rankfold.toolkit.formats.read import apply_to_pipeline, read_lora
+from rankfold.toolkit.formats.read import from_tensors, read_lora
 from rankfold.toolkit.formats.report import inspect_lora
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -46,6 +54,11 @@ EXACT = [(label, format) for label in ("lora", "moslora", "glora-ab") for format
     ("dora", "kohya-full"),
     ("loha", "kohya-full"),
     ("lokr", "kohya-full"),
+    ("lora", "comfyui"),
+    ("lora", "kohya-lycoris"),
+    ("dora", "kohya-lycoris"),
+    ("loha", "kohya-lycoris"),
+    ("lokr", "kohya-lycoris"),
 ]
 
 
@@ -82,6 +95,26 @@ def test_export_is_exact(adapters, base, tmp_path, label, format):
     assert proof.effect > 0.01
     assert proof.layers == 56 + 8
     assert proof.reader == {"diffusers": "diffusers", "peft": "PEFT", "kohya": "diffusers"}.get(format, "rankfold")
+    assert proof.proven_by_reader == (proof.reader != "rankfold")
+    assert proof.relative_error < 1e-5
+    assert not proof.fault()
+    comes_back(adapters(label), proof.path, base)
+
+
+def comes_back(folder, path, base):
+    """What was exported is sampled with and inspected like any other adapter."""
+    theirs, ours = (
+        sampling_pipeline(Recipe(prompt="", base=str(base), adapters=(str(file),), strengths=(1.0,)))
+        for file in (path, folder)
+    )
+    for part in ("unet", "text_encoder"):
+        own = dict(getattr(ours, part).named_parameters())
+        for name, parameter in getattr(theirs, part).named_parameters():
+            wanted = own[name] if name in own else torch.zeros_like(parameter)  # a bias that the base does not have
+            torch.testing.assert_close(parameter, wanted, rtol=1e-4, atol=2e-5)
+    report = inspect_adapter(path, load_pipeline(Recipe(prompt="", base=str(base))))
+    assert len(report.layers) == 56 + 8
+    assert not [layer for layer in report.layers if layer.fault]
 
 
 def test_ranks_are_what_they_must_be(adapters, base, tmp_path):
@@ -145,6 +178,91 @@ def test_the_proof_can_fail(adapters, base, tmp_path, monkeypatch):
     proof = export_adapter(adapters("lora"), str(base), "diffusers", tmp_path)
     assert proof.weight_error > 1e-4
     assert proof.image_difference > 1e-4
+    assert proof.relative_error > 0.5
+    with pytest.raises(UserError, match="does not reproduce"):
+        proof.check()
+    assert not list(tmp_path.rglob("*"))  # nothing is kept under the final name, nor beside it
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_proof_knows_what_is_no_number(adapters, base, tmp_path, monkeypatch, value):
+    """A value that became NaN between writing and reading back; the file that was there before stays."""
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"older")
+    original = lora_write.lora_factors
+
+    def spoilt(change, shape):
+        down, up = original(change, shape)
+        up.view(-1)[0] = value
+        return down, up
+
+    monkeypatch.setattr(lora_write, "lora_factors", spoilt)
+    proof = export_adapter(adapters("lora"), str(base), "diffusers", tmp_path)
+    with pytest.raises(UserError, match="NaN or infinite"):
+        proof.check()
+    assert "exact" not in " ".join(proof.summary())
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
+
+
+def test_a_layer_that_is_lost_or_new_is_found_out():
+    change = Change(down=torch.ones(1, 3), up=torch.ones(3, 1))
+    weights = {"unet": {name: torch.zeros(3, 3) for name in "ab"}}
+    for read in ({"a": change}, {"a": change, "b": change, "c": change}):
+        assert (
+            compare_weights({"unet": {"a": change, "b": change}}, {"unet": read}, weights, torch.float32).relative
+            == math.inf
+        )
+    assert compare_weights({"unet": {"a": change}}, {"unet": {"a": change}}, weights, torch.float32).relative == 0
+    nan = torch.full((1, 2, 2, 3), math.nan).numpy()
+    image = torch.zeros(1, 2, 2, 3).numpy()
+    assert compare_images(image, nan, image).largest == compare_images(image, image, nan).relative == math.inf
+
+
+def test_a_second_export_leaves_nothing_of_the_first(adapters, base, tmp_path):
+    export_adapter(adapters("lora"), str(base), "peft", tmp_path)
+    alone = tmp_path / "alone"
+    shutil.copytree(adapters("lora") / "unet", alone / "unet")
+    export_adapter(alone, str(base), "peft", tmp_path).check()
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == ["rankfold.json", "unet"]
+
+
+def test_the_name_of_the_file_may_be_given(adapters, base, tmp_path):
+    proof = export_adapter(adapters("lora"), str(base), "kohya", tmp_path / "new" / "mine.safetensors", title="mine")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine.safetensors"]
+    with safe_open(proof.path, "pt") as file:
+        header = file.metadata()
+    assert header["modelspec.sai_model_spec"] == "1.0.1"
+    assert header["modelspec.title"] == header["ss_output_name"] == "mine"
+    assert header["modelspec.trigger_phrase"] == "sks"
+    data = proof.path.read_bytes()
+    tensors = data[8 + int.from_bytes(data[:8], "little") :]
+    assert header["sshs_model_hash"] == hashlib.sha256(tensors).hexdigest()
+    with pytest.raises(UserError, match="writes a folder"):
+        export_adapter(adapters("lora"), str(base), "peft", tmp_path / "mine.safetensors")
+
+
+@pytest.mark.parametrize("to", ["comfy", "kohya", "diffusers", "peft", "lycoris"])
+def test_convert_takes_a_file_to_any_other_format(adapters, base, tmp_path, to):
+    """kohya's file with an alpha of its own and a header that says it too: the scale is taken over once."""
+    state = {}
+    for name, layer in load_pipeline(Recipe(prompt="", base=str(base))).unet.named_modules():
+        if name.endswith("attn1.to_q"):
+            key, width = f"lora_unet_{name.replace('.', '_')}", layer.in_features
+            state |= {
+                f"{key}.lora_down.weight": torch.randn(4, width),
+                f"{key}.lora_up.weight": torch.randn(width, 4) * 0.02,
+            }
+            state[f"{key}.alpha"] = torch.tensor(2.0)
+    save_file(state, tmp_path / "in.safetensors", metadata={"ss_network_alpha": "2", "ss_network_dim": "4"})
+    proof = convert(tmp_path / "in.safetensors", to, tmp_path / "out", base=str(base))
+    proof.check()
+    assert proof.relative_error < 1e-5
+    ours, theirs = (
+        sampling_pipeline(Recipe(prompt="", base=str(base), adapters=(str(file),), strengths=(1.0,)))
+        for file in (tmp_path / "in.safetensors", proof.path)
+    )
+    own = dict(ours.unet.named_parameters())
+    for name, parameter in theirs.unet.named_parameters():
+        torch.testing.assert_close(parameter, own[name], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -262,16 +380,11 @@ def test_files_of_lycoris_are_understood(base, label):
     network.restore()
     network.merge_to(1.0)
     wanted = net[0].weight.detach() - before
-    from rankfold.toolkit.formats.read import ENDINGS, LoraFile, layer_change
-
-    layers = {}
-    for name, tensor in state.items():
-        ending = next(ending for ending in ENDINGS if name.endswith(ending))
-        layers.setdefault(name.removesuffix(ending), {})[ENDINGS[ending]] = tensor
-    file = LoraFile(path=None, format="lycoris", header={}, layers=layers)  # type: ignore[arg-type]
-    (layer,) = layers
+    file = from_tensors(state)
+    (layer,) = file.layers
     assert file.method(layer) == label
-    assert torch.allclose(layer_change(file, layer, before).delta_weight(before), wanted, atol=1e-5)
+    change = layer_change(file.roles(layer), file.scale(layer), Frozen.of(before))
+    assert torch.allclose(change.delta_weight(before), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

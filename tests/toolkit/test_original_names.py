@@ -1,7 +1,5 @@
 """kohya's names of FLUX.1 and SD 3: what we stack, diffusers' own converters and our reader take apart into the same changes."""
 
-from dataclasses import replace
-
 import diffusers
 import pytest
 import torch
@@ -12,8 +10,8 @@ from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline
 from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.formats.original_names import layer_groups
 from rankfold.toolkit.formats.report import inspect_lora
+from rankfold.toolkit.formats.stack import original_layers, stack_layers
 from rankfold.toolkit.formats.write import Part, write_lora
 from rankfold.training.launch.start import train
 
@@ -47,7 +45,7 @@ def test_flux_is_written_and_read_back(flux, photos, tmp_path, adapter, format):
     assert proof.weight_error < 1e-5
     assert proof.image_difference < 1e-4 < proof.effect
     report = inspect_lora(proof.path, load_pipeline(Recipe(prompt="", base=str(flux))))
-    assert report.is_valid
+    assert report.is_valid, (report.advice, [layer for layer in report.layers if layer.fault])
     assert len(report.layers) >= proof.layers
 
 
@@ -56,7 +54,7 @@ def test_diffusers_takes_apart_what_we_stack(tmp_path):
     with torch.device("meta"):
         model = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
     torch.manual_seed(0)
-    known = {name for ours in layer_groups(model).values() for name in ours}
+    known = {name for original in original_layers(model).values() for name in original.layers}
     chosen = {name for name in known if name.endswith(LAYERS)} | {"single_transformer_blocks.0.attn.to_k"}
     folded = {
         name: Change(down=torch.randn(4, layer.in_features), up=torch.randn(layer.out_features, 4))
@@ -93,30 +91,36 @@ def test_original_layers_of_sd3_are_those_that_diffusers_makes_ours_of():
         num_layers=2, attention_head_dim=4, num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8,
         pooled_projection_dim=8, pos_embed_max_size=4, dual_attention_layers=(0,),
     )  # fmt: skip
-    groups, own = layer_groups(model), model.state_dict()
+    groups, own = original_layers(model), model.state_dict()
     layers = ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
     original = {name: torch.zeros(16, 8) for name in OUTSIDE_BLOCKS}
-    seen = set()
-    for number in range(2):
-        for block in ("x_block", "context_block"):
-            for layer in layers:
-                name = f"joint_blocks.{number}.{block}.{layer}"
-                ours = groups.get(name.replace(".", "_"), [])
-                seen.add(name.replace(".", "_"))
-                for kind in ("weight", "bias"):
-                    if ours:
-                        original[f"{name}.{kind}"] = torch.cat([own[f"{layer}.{kind}"] for layer in ours])
-                    elif layer == "adaLN_modulation.1":  # has no name of ours, see the table
-                        original[f"{name}.{kind}"] = torch.zeros(16, 8)
-    assert set(groups) <= seen
+    blocks = [
+        f"joint_blocks.{n}.{block}.{layer}"
+        for n in range(2)
+        for block in ("x_block", "context_block")
+        for layer in layers
+    ]
+    outside = [
+        "context_embedder",
+        "t_embedder.mlp.0",
+        "y_embedder.mlp.2",
+        "final_layer.linear",
+        "final_layer.adaLN_modulation.1",
+    ]
+    for name in (*blocks, *outside):
+        if name in groups:
+            for kind in ("weight", "bias"):
+                rows = torch.cat([own[f"{layer}.{kind}"] for layer in groups[name].layers])
+                original[f"{name}.{kind}"] = torch.cat(rows.chunk(2)[::-1]) if groups[name].swapped else rows
     made = convert_sd3_transformer_checkpoint_to_diffusers(original)
-    for ours in groups.values():
-        for layer in ours:
-            assert torch.equal(made[f"{layer}.weight"], own[f"{layer}.weight"])
-            assert torch.equal(made[f"{layer}.bias"], own[f"{layer}.bias"])
-    assert {"transformer_blocks.0.attn2.to_k", "transformer_blocks.1.attn.add_v_proj"} <= {
-        n for g in groups.values() for n in g
-    }
+    checked = {layer for name in (*blocks, *outside) if name in groups for layer in groups[name].layers}
+    for layer in checked:
+        assert torch.equal(made[f"{layer}.weight"], own[f"{layer}.weight"]), layer
+        assert torch.equal(made[f"{layer}.bias"], own[f"{layer}.bias"]), layer
+    assert {
+        "transformer_blocks.0.attn2.to_k", "transformer_blocks.1.attn.add_v_proj", "transformer_blocks.1.norm1_context.linear",
+        "transformer_blocks.0.norm1_context.linear", "norm_out.linear",
+    } <= checked  # fmt: skip
 
 
 OUTSIDE_BLOCKS = [
@@ -132,8 +136,10 @@ OUTSIDE_BLOCKS = [
 ]  # fmt: skip
 
 
-def test_layers_without_an_original_name(flux, photos, tmp_path):
-    config = a_config(flux, photos, tmp_path / "run", target_modules=("to_q", "x_embedder"))
-    run = train(replace(config, adapter="lora"))
-    with pytest.raises(UserError, match="no name for the layer x_embedder"):
-        export_adapter(run.adapter, str(flux), "kohya", tmp_path / "export", width=SIDE)
+def test_layers_without_an_original_name(tmp_path):
+    """A layer that is neither in the original nor named by it."""
+    base = build("sd3", tmp_path / "base")
+    model = diffusers.SD3Transformer2DModel.from_pretrained(base, subfolder="transformer")
+    model.strange = torch.nn.Linear(4, 4)
+    with pytest.raises(UserError, match="no name for the layer strange"):
+        stack_layers(model, {"strange": Change(dense=torch.ones(4, 4))}, keep_own_names=False)

@@ -18,6 +18,7 @@ from .attach import adapter_layers
 from .change import Change
 from .fold import Folded, base_weight, has_adapter
 
+NOTHING = 1e-5  # relative error that single precision cannot tell from none
 RIDGE = 1e-6  # share of the mean square that is added to the inputs' second moments before they are inverted
 
 
@@ -86,18 +87,46 @@ def low_rank(
     """
     if change.is_low_rank and (change.down is None or max_rank is None or len(change.down) <= max_rank):
         return change, 0.0
+    if not change.is_low_rank and max_rank is None and max_error <= NOTHING:
+        return exact_factors(change, weight), 0.0
     left, values, right = factored_svd(change) if change.is_low_rank else dense_svd(change, weight)
     squares = to_float64(values).square()
     whole = squares.sum()
     if not whole:
         return Change(bias=change.bias), 0.0
     missed = ((whole - squares.cumsum(0)).clamp(min=0) / whole).sqrt()  # missed[k]: error with k + 1 values
-    within = (missed <= max(max_error, 1e-5)).nonzero()
+    within = (missed <= max(max_error, NOTHING)).nonzero()
     rank = int(within[0]) + 1 if len(within) else len(values)
     rank = rank if max_rank is None else min(rank, max_rank)
     root = values[:rank].sqrt()
     factors = Change(down=root[:, None] * right[:rank], up=left[:, :rank] * root, bias=change.bias)
     return factors, float(missed[rank - 1])
+
+
+def exact_factors(change: Change, weight: torch.Tensor) -> Change:
+    """LoRA factors of a whole matrix, without a singular value decomposition of it.
+
+    Where its rank is at most a quarter of its shorter side, a random sketch of that many columns spans all of it (Halko et al. 2011,
+    arXiv 0909.4061), and the factors are of that rank; otherwise they are the matrix and an identity.
+    """
+    matrix = change.delta_weight(weight.float())
+    if not matrix.any():
+        return Change(bias=change.bias)
+    limit = min(matrix.shape) // 4
+    generator = torch.Generator(matrix.device).manual_seed(0)
+    for width in sorted({min(64, limit), limit} - {0}):
+        sketch = matrix @ torch.randn(matrix.shape[1], width, generator=generator, device=matrix.device)
+        basis = torch.linalg.qr(sketch).Q
+        core = basis.t() @ matrix
+        if float((matrix - basis @ core).norm()) <= NOTHING * float(matrix.norm()):
+            left, values, right = torch.linalg.svd(core, full_matrices=False)
+            kept = values > NOTHING * values[0]
+            root = values[kept].sqrt()
+            return Change(down=root[:, None] * right[kept], up=basis @ left[:, kept] * root, bias=change.bias)
+    out, fan_in = matrix.shape
+    eye = torch.eye(min(out, fan_in), device=matrix.device)
+    down, up = (eye, matrix) if fan_in <= out else (matrix, eye)
+    return Change(down=down, up=up, bias=change.bias)
 
 
 def dense_svd(change: Change, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

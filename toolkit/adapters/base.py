@@ -167,8 +167,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.base_layer, self.layer_name = base_layer, layer_name
         self.quantization_backend = find_backend(self.get_base_layer(), model)
         self.is_plain_linear = is_plain(base_layer)  # settled here: a forward pass asks no more than it must
-        self.fan_in, self.fan_out = fan_in_out(self.get_base_layer(), self.supported_layers, self.name)
-        self.in_features, self.out_features = features(self.get_base_layer())
+        (self.fan_in, self.fan_out), (self.in_features, self.out_features) = self.sizes()
         self.attributes: dict[str, str] = {}  # of the variant's tensors, by their own names
         self.r: dict[str, int] = {}
         self.alpha: dict[str, float] = {}
@@ -182,6 +181,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters = []
+
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """((inputs of one output, outputs), (features or channels that come in, that go out)) of the base layer.
+
+        Raises:
+            ValueError: for a layer that the variant cannot adapt.
+        """
+        base = self.get_base_layer()
+        return fan_in_out(base, self.supported_layers, self.name), features(base)
 
     # -------------------------------------------------------------------------- what a variant says
 
@@ -513,6 +521,15 @@ def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
 def away_from_zero(start: torch.Tensor) -> torch.Tensor:
     """The start of a tensor; one that is all zeros is drawn at random."""
     return start if start.is_meta or start.any() else nn.init.normal_(start, std=0.02)
+
+
+def is_projection(base: nn.Module) -> bool:
+    """Whether a layer is one that variants can adapt in general: linear, or a plain convolution."""
+    try:
+        fan_in_out(base, AdapterLayer.supported_layers, "")
+    except ValueError:
+        return False
+    return True
 
 
 def features(base: nn.Module) -> tuple[int, int]:

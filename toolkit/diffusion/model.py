@@ -31,6 +31,7 @@ from ..core.errors import UserError
 from ..core.out_of_memory import oom_context
 from ..core.quantize import quantize_model
 from .noise import DiscreteNoise, FlowNoise, Noise
+from .original_layers import OriginalLayer
 
 PromptEmbeds = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,8 +81,6 @@ class DiffusionModel:
     """Text encoders that the stock pipeline's load_textual_inversion gives new words."""
     lora_text_encoders: ClassVar[tuple[str, ...]] = ()
     """Text encoders whose LoRA the stock pipeline's load_lora_weights reads."""
-    kohya_prefixes: ClassVar[dict[str, str]] = {}
-    """How kohya's files begin the names of each part's layers; empty where it is not known how they go on."""
     autoencoders: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
     """Classes of the autoencoder that latents are made with."""
     latent_statistics: ClassVar[tuple[str, ...]] = ()
@@ -92,6 +91,20 @@ class DiffusionModel:
     """Blocks by what they are known to hold: name -> regular expression on the names of the denoiser's layers."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """The argument of the stock pipeline that guidance is."""
+    kohya_prefixes: ClassVar[dict[str, str]] = {"transformer": "lora_unet"}
+    """How kohya's files, and musubi's, begin the names of each part's layers; a part without one has no such name."""
+    kohya_keeps_original_names: ClassVar[bool] = False
+    """Whether kohya's and musubi's files name the denoiser's layers as `original_layers` does; otherwise as diffusers does."""
+    title: ClassVar[str] = ""
+    """What people call the family."""
+    architecture: ClassVar[str] = ""
+    """Its name in ModelSpec headers."""
+    denoiser_classes: ClassVar[tuple[str, ...]] = ()
+    """Classes of diffusers that its denoiser is."""
+    layer_marks: ClassVar[tuple[str, ...]] = ()
+    """Regular expressions for names of layers (with _ for each .) by which a file of this family is told from others'."""
+    comfy_reads_diffusers_names: ClassVar[bool] = False
+    """Whether ComfyUI reads files that name the denoiser's layers as diffusers does."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
@@ -164,6 +177,11 @@ class DiffusionModel:
     def default_targets(self) -> tuple[str, ...]:
         """Where adapters go when nobody says otherwise."""
         return self.attention_targets
+
+    @classmethod
+    def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:
+        """The denoiser's layers by the names that the original code gives them; {} where it gives them diffusers' own."""
+        return {}
 
     def text_encoders(self) -> list[str]:
         """The text encoders this base has."""

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from .native import PARTS, WEIGHTS, adapter_hash
+from .native import CONFIG, PARTS, WEIGHTS, adapter_hash, load_weights, read_config
 from .report import LayerReport, Report, advice_on_layers, inspect_lora
 from .source import adapter_facts, adapter_path, is_native, load_source
 
@@ -41,19 +40,18 @@ def is_chat_adapter(path: Path) -> bool:
 def inspect_folder(path: Path, model: Any = None) -> Report:
     """The same of an adapter folder of ours. Without its base it has no layers, for only with it is known what they change."""
     facts = adapter_facts(path)
-    layers = list(layer_reports(path, model, facts.get("adapter", ""))) if model is not None else []
-    report = Report(path, "folder of rankfold", facts.get("base", "unknown"), "in adapter_config.json", layers, LOADERS)
+    layers = list(layer_reports(path, model, to_text(facts.get("adapter", "")))) if model is not None else []
+    report = Report(
+        path, "folder of rankfold", to_text(facts.get("base", "unknown")), "in adapter_config.json", layers, LOADERS
+    )
     report.facts = {key: to_text(value) for key, value in facts.items()} | {"hash": adapter_hash(path)}
     report.advice = advice_on_layers(layers)
     for part in (part for part in PARTS if (path / part / WEIGHTS).is_file()):
-        config, tensors = (
-            json.loads((path / part / "adapter_config.json").read_text(encoding="utf-8")),
-            load_file(path / part / WEIGHTS),
-        )
+        config, tensors = read_config(path / part / CONFIG), load_weights(path / part / WEIGHTS)
         numbers = sum(tensor.numel() for tensor in tensors.values())
         report.facts[f"in {part}"] = f"{len(tensors)} tensors, {numbers:,} numbers"
         report.facts |= {f"{part}: {key}": to_text(config[key]) for key in CONFIG_FACTS if key in config}
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        if not all(torch.isfinite(tensor.float()).all() for tensor in tensors.values()):
             report.advice.append(
                 f"{part} holds NaN or infinity: it is corrupted; take an earlier checkpoint and train again."
             )
@@ -69,7 +67,7 @@ def layer_reports(path: Path, model: Any, method: str) -> Iterator[LayerReport]:
             norm = float(change.delta_weight(weight).norm())
             fault = "nothing" if norm == 0 and (change.bias is None or not change.bias.any()) else ""
             rank = len(change.down) if change.down is not None else None
-            relative = norm / float(weight.norm())
+            relative = norm / max(float(weight.norm()), 1e-30)
             yield LayerReport(f"{part}.{name}", method, rank, 1.0, norm=norm, relative=relative, fault=fault)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -17,9 +18,11 @@ from ..adapters.attach import adapter_layers, adapter_state, add_adapter, load_a
 from ..core.errors import UserError
 from ..core.files import write_atomic, write_text
 from ..diffusion import textual_inversion as new_words
+from .scales import parse_json_object
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model")
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
 def save_native(model: nn.Module, folder: Path, adapter: str = "default") -> None:
@@ -33,7 +36,49 @@ def write_state(folder: Path, state: dict[str, torch.Tensor], config: PeftConfig
     write_atomic(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
     values = config.to_dict() | {"inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
-    write_text(folder / "adapter_config.json", json.dumps(plain, indent=2, sort_keys=True, default=str))
+    write_text(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """An adapter_config.json.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}).") from error
+    return parse_json_object(text, str(path))
+
+
+def open_config(folder: Path) -> PeftConfig:
+    """The config of a PEFT folder, of whichever method.
+
+    Raises:
+        UserError: when it cannot be read, or is of no method of the installed PEFT.
+    """
+    values = read_config(folder / CONFIG)
+    if not isinstance(values.get("peft_type"), str):
+        raise UserError(f"{folder / CONFIG} does not say of which method the adapter is (peft_type).")
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT's own classes check a config's values, each in its own way
+        raise UserError(
+            f"{folder / CONFIG} is no config that PEFT can read: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def load_weights(file: Path) -> dict[str, torch.Tensor]:
+    """An adapter's tensors.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is corrupted ({error}); copy it again, or take an earlier checkpoint.") from error
 
 
 def check_adapter_folder(folder: Path) -> list[str]:
@@ -54,7 +99,7 @@ def adapter_hash(folder: Path) -> str:
     """Hash of an adapter folder's weights and configs."""
     digest = hashlib.sha256()
     for part in check_adapter_folder(folder):
-        for name in ("adapter_config.json", WEIGHTS):
+        for name in (CONFIG, WEIGHTS):
             digest.update((folder / part / name).read_bytes())
     if (folder / new_words.FILE).is_file():
         digest.update((folder / new_words.FILE).read_bytes())
@@ -79,14 +124,31 @@ def load_layers(pipe: Any, folder: Path, adapter: str) -> None:
     """
     for part in check_adapter_folder(folder):
         model = require_part(pipe, part, folder)
-        config = PeftConfig.from_pretrained(str(folder / part))
-        state = load_file(folder / part / WEIGHTS)
-        try:
-            add_adapter(model, config, adapter)
-        except ValueError as error:
-            raise UserError(f"The adapter {folder} does not fit this base model: {error}") from error
-        load_adapter_state(model, state, adapter)
+        put_on_model(model, open_config(folder / part), load_weights(folder / part / WEIGHTS), adapter, folder)
         model.requires_grad_(False).eval()
+
+
+def put_on_model(
+    model: nn.Module, config: PeftConfig, state: dict[str, torch.Tensor], adapter: str, source: Path
+) -> None:
+    """Puts an adapter's layers and tensors on a model. source: as messages call it.
+
+    Raises:
+        UserError: when it was made for another base, its config asks for what this model does not have, or it holds NaN.
+    """
+    bad = [k for k, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()]
+    if bad:
+        raise UserError(
+            f"The adapter {source} holds NaN or infinity in {bad[0]}: it is corrupted; take an earlier checkpoint."
+        )
+    try:
+        add_adapter(model, config, adapter)
+        load_adapter_state(model, state, adapter)
+    except UserError:
+        raise
+    except Exception as error:  # a config can ask for anything, and PEFT finds it out where it may
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"The adapter {source} does not fit this base model: {reason}") from error
 
 
 def require_part(pipe: Any, part: str, folder: Path) -> Any:

@@ -11,23 +11,15 @@ from typing import Any
 
 import torch
 
+from ..adapters.change import Change
 from ..core.errors import UserError
-from .read import LoraFile, layer_change, locate_layers, match_pipeline, read_lora
+from .diagnose import detect_base, detect_tool
+from .match import Match, match_pipeline
+from .methods import NeedsWeightError, NotFiniteError, layer_change
+from .read import LoraFile, read_lora
+from .readers import compatible_loaders
+from .source import frozen_weight, own_rows, scale_notes
 
-# The width of the prompt states that a cross-attention key projection reads, and which base has it.
-BASE_BY_CONTEXT_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
-# Part of a layer's name -> base. The first that occurs decides.
-BASE_BY_LAYER_NAME = {
-    "single_transformer_blocks": "FLUX",
-    "lora_unet_single_blocks": "FLUX",
-    "joint_blocks": "Stable Diffusion 3",
-    "attn_add_q_proj": "Stable Diffusion 3",
-    "attn.add_q_proj": "Stable Diffusion 3",
-    "lora_te2_": "Stable Diffusion XL",
-    "text_encoder_2.": "Stable Diffusion XL",
-    "language_model": "a vision-language model",
-    "self_attn.q_proj": "a transformers model",
-}
 MAX_FACT_LENGTH = 200  # characters of a fact in a table
 
 
@@ -97,115 +89,105 @@ def inspect_lora(path: Path, pipe: Any = None) -> Report:
     Raises:
         UserError: when the file cannot be read at all, or fits no layer of the pipeline.
     """
-    file = read_lora(path) if pipe is None else match_pipeline(read_lora(path), pipe)
-    places = locate_layers(file, pipe) if pipe is not None else {}
-    if pipe is not None and not places:
-        raise UserError(
-            f"{path} was made for another base model: none of its {len(file.layers)} layers is in this one."
-        )
-    layers = [layer_report(file, name, places.get(name)) for name in file.layers]
-    report = Report(path, file.format, detect_base(file), alpha_source(file), layers, compatible_loaders(file))
-    report.facts = {k: v for k, v in file.header.items() if k not in ("format", "lora_adapter_metadata")}
-    report.advice = advice_for(file, report, places if pipe is not None else None)
+    file = read_lora(path)
+    match = match_pipeline(file, pipe, ignore_unused=True) if pipe is not None else None
+    layers = [report for name in file.layers for report in layer_reports(file, name, match, pipe)]
+    report = Report(
+        path, file.format, detect_base(file), alpha_source(file, layers), layers, compatible_loaders(file, pipe)
+    )
+    tool = detect_tool(file)
+    report.facts = {"written by": tool} if tool else {}
+    report.facts |= {k: v for k, v in file.header.items() if k not in ("format", "lora_adapter_metadata")}
+    if file.words:
+        report.facts["words"] = ", ".join(file.words)
+    report.advice = advice_for(file, report, match)
     return report
 
 
 @torch.no_grad()
-def layer_report(file: LoraFile, name: str, place: Any = None) -> LayerReport:
-    """What one layer's tensors do."""
-    method, rank, scale = file.method(name), file.rank(name), file.scale(name)
-    common = {"name": name, "method": method, "rank": rank, "scale": scale}
-    if not all(torch.isfinite(tensor).all() for tensor in file.layers[name].values()):
-        return LayerReport(**common, norm=None, relative=None, fault="not finite")
-    weight = place[2].weight.detach().float().flatten(1) if place else None
+def layer_reports(file: LoraFile, name: str, match: Match | None, pipe: Any) -> list[LayerReport]:
+    """What one layer's tensors do; with its base, a layer that is several of the base's is reported as these."""
+    method, rank, fault = file.method(name), file.rank(name), file.fault(name)
+    place = match.places.get(name) if match else None
+    if fault:
+        return [LayerReport(name, method, rank, 1.0, norm=None, relative=None, fault=fault)]
+    scale = file.scale(name, *((place.part, place.layers[0]) if place else ()))
+    modules = [getattr(pipe, place.part).get_submodule(layer) for layer in place.layers] if place else []
+    roles = file.roles(name)
     try:
-        change = layer_change(file, name, weight)
-        if weight is None and change.is_low_rank and change.up is not None and change.down is not None:
-            # |up down|^2 from r x r products, without the whole matrix.
-            norm = float(((change.up.t() @ change.up) * (change.down @ change.down.t())).sum().clamp(min=0).sqrt())
-        else:
-            shape = change.dense if change.dense is not None else weight
-            norm = float(change.delta_weight(torch.zeros_like(shape) if weight is None else weight).norm())  # type: ignore[arg-type]
+        change = layer_change(roles, scale, frozen_weight(modules, swapped=place.swapped) if place else None)
+    except NotFiniteError:
+        return [LayerReport(name, method, rank, scale, norm=None, relative=None, fault="not finite")]
+    except NeedsWeightError:
+        return [LayerReport(name, method, rank, scale, norm=None, relative=None)]
     except UserError as error:
-        return LayerReport(**common, norm=None, relative=None, fault="" if "--base" in str(error) else str(error))
-    except RuntimeError:
-        return LayerReport(**common, norm=None, relative=None, fault="shapes do not fit")
+        return [LayerReport(name, method, rank, scale, norm=None, relative=None, fault=str(error))]
+    if place is None or len(modules) == 1:
+        return [change_report(name, method, rank, scale, change, modules[0] if modules else None)]
+    cut = zip(place.layers, modules, own_rows(change, place, modules), strict=True)
+    rows = [change_report(f"{place.part}.{ours}", method, rank, scale, own, module) for ours, module, own in cut]
+    return [row for row in rows if not row.fault] or rows  # one that was stacked with others and not trained is no news
+
+
+def change_report(name: str, method: str, rank: int | None, scale: float, change: Change, module: Any) -> LayerReport:
+    """A change that could be computed. module: the base's layer, where it is known."""
+    norm = change_norm(change)
+    weight = float(module.weight.detach().float().norm()) if module is not None else 0.0
     fault = "nothing" if norm == 0 and (change.bias is None or not change.bias.any()) else ""
-    return LayerReport(
-        **common, norm=norm, relative=norm / float(weight.norm()) if weight is not None else None, fault=fault
-    )
+    return LayerReport(name, method, rank, scale, norm=norm, relative=norm / weight if weight else None, fault=fault)
 
 
-def detect_base(file: LoraFile) -> str:
-    """The base that the names and widths point to."""
-    said = (
-        file.header.get("ss_base_model_version") or file.header.get("modelspec.architecture") or file.header.get("base")
-    )
-    if said:
-        return f"{said} (by the header)"
-    for name, base in BASE_BY_LAYER_NAME.items():
-        if any(name in layer for layer in file.layers):
-            return base
-    for layer, roles in file.layers.items():
-        if layer.endswith(("attn2.to_k", "attn2_to_k")) and "down" in roles:
-            width = roles["down"].shape[1]
-            return BASE_BY_CONTEXT_WIDTH.get(width, f"a diffusion UNet with prompt states {width} wide")
-    return "unknown"
+def change_norm(change: Change) -> float:
+    """Frobenius norm of a change of factors or a whole matrix."""
+    if change.dense is not None:
+        return float(change.dense.norm())
+    if change.up is None or change.down is None:
+        return 0.0
+    # |up down|^2 from r x r products, without the whole matrix.
+    return float(((change.up.t() @ change.up) * (change.down @ change.down.t())).sum().clamp(min=0).sqrt())
 
 
-def alpha_source(file: LoraFile) -> str:
+def alpha_source(file: LoraFile, layers: Sequence[LayerReport]) -> str:
     """Where alpha is said."""
-    scales = sorted({round(file.scale(layer), 6) for layer in file.layers})
+    scales = sorted({round(layer.scale, 6) for layer in layers}) or [1.0]
     shown = f"{scales[0]:g}" if len(scales) == 1 else f"{scales[0]:g} to {scales[-1]:g}"
     if any("alpha" in roles for roles in file.layers.values()):
         return f"a tensor in each layer; scale alpha / rank = {shown}"
-    if file.config():
-        return f"in {'adapter_config.json' if file.format == 'peft' else 'the header'}; scale alpha / rank = {shown}"
+    if file.scales.parts:
+        root = "sqrt(rank)" if any(part.rslora for part in file.scales.parts.values()) else "rank"
+        return f"in {'adapter_config.json' if file.format == 'peft' else 'the header'}; scale alpha / {root} = {shown}"
+    if file.scales.header_alpha is not None:
+        return f"{file.scales.header_key} in the header, {file.scales.header_alpha:g}; scale alpha / rank = {shown}"
     return "not said, so every reader takes scale 1"
 
 
-def compatible_loaders(file: LoraFile) -> dict[str, str]:
-    """Who loads the file as it is."""
-    methods = {file.method(layer) for layer in file.layers}
-    roles = {role for layer in file.layers.values() for role in layer}
-    biases = "bias" in roles
-    plain = methods <= {"lora"}
-    diffusers = "yes"
-    if file.format == "peft":
-        diffusers = "no: load it with PeftModel.from_pretrained"
-    elif "magnitude" in roles and file.format != "diffusers":
-        diffusers = "wrongly: it drops dora_scale and loads another LoRA"
-    elif not methods <= {"lora", "dora"}:
-        diffusers = (
-            f"no: it has no loader for {', '.join(sorted(methods - {'lora', 'dora'}))} in Stable Diffusion files"
-        )
-    elif biases and file.format in ("kohya", "lycoris"):
-        diffusers = "no: it stops at diff_b"
-    kohya = "yes" if file.format in ("kohya", "lycoris") else "ComfyUI may know the names; others do not"
-    if not plain and file.format in ("kohya", "lycoris"):
-        kohya = "yes, by their LyCORIS support"
-    return {
-        "diffusers load_lora_weights": diffusers,
-        "PEFT": "yes" if file.format == "peft" else "no: it wants adapter_config.json beside adapter_model.safetensors",
-        "kohya tools, A1111, ComfyUI": kohya if file.format != "peft" else "no",
-    }
-
-
-def advice_for(file: LoraFile, report: Report, places: dict[str, Any] | None) -> list[str]:
+def advice_for(file: LoraFile, report: Report, match: Match | None) -> list[str]:
     """What is wrong and what to do."""
     advice = advice_on_layers(report.layers)
-    if file.unknown_names:
+    advice += scale_notes(file)
+    if match is None and file.unknown_names:
         advice.append(
             f"{len(file.unknown_names)} tensors have names that no tool is known to write, such as {file.unknown_names[0]}."
         )
-    if places is not None and len(places) < len(file.layers):
-        missing = next(layer for layer in file.layers if layer not in places)
+    if match is None and file.words:
         advice.append(
-            f"{len(file.layers) - len(places)} layers are not in this base, such as {missing}: it was made for another."
+            f"It brings words of its own: {', '.join(file.words)}; readers that do not know bundle_emb leave them out."
         )
-    if file.format == "diffusers" and not file.config() and any(file.rank(layer) for layer in file.layers):
+    if match is not None and match.missing:
+        advice.append(
+            f"{len(match.missing)} layers are not in this base, such as {match.missing[0]}: it was made for another."
+        )
+    if match is not None:
+        advice += match.notes(file)
+    if file.format == "diffusers" and said_nothing(file) and any(file.rank(layer) for layer in file.layers):
         advice.append("The header names no alpha. If it was trained with alpha other than rank, its scale is lost.")
     return advice
+
+
+def said_nothing(file: LoraFile) -> bool:
+    """Whether a file says nothing of its scale."""
+    alone = not file.scales.parts and file.scales.header_alpha is None
+    return alone and not any("alpha" in roles for roles in file.layers.values())
 
 
 def advice_on_layers(layers: Sequence[LayerReport]) -> list[str]:

@@ -1,11 +1,10 @@
-"""Any trained adapter, a folder of ours or a file of anybody's, as the changes it makes to a model's layers."""
+"""Any trained adapter, a folder of ours, one of PEFT's or a file of anybody's, as the changes it makes to a model's layers."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,19 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers.processing_utils import ProcessorMixin
 
 from ..adapters.attach import remove_adapters
+from ..adapters.base import is_projection
 from ..adapters.change import Change
 from ..adapters.fold import Folded, fold
 from ..core.errors import UserError
 from ..core.run_folder import Run
 from ..diffusion.textual_inversion import load_token_embeddings
-from . import native
-from .peft_folder import is_peft_folder, load_peft_folder, peft_folder_facts
-from .read import layer_change, locate_layers, match_pipeline, read_lora
+from . import native, vlm_folder
+from .match import Match, Place, match_pipeline
+from .methods import Frozen, MisfitError, layer_change
+from .native import CONFIG
+from .peft_folder import is_peft_folder, peft_changes
+from .read import LoraFile, read_lora
+from .scales import parse_json_object
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class AdapterSource:
     facts: dict[str, str] = field(default_factory=dict)
     """What it says of itself: base, token, class_noun, ..."""
     token_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The words it brings, see models/new_words.py."""
+    """The words it brings, see toolkit/diffusion/textual_inversion.py."""
+    notes: tuple[str, ...] = ()
+    """What of it is left out, in a sentence each."""
 
 
 def adapter_path(path: Path) -> Path:
@@ -53,13 +59,23 @@ def adapter_path(path: Path) -> Path:
 
 
 def adapter_facts(path: Path) -> dict[str, str]:
-    """What an adapter says of itself, {} when it says nothing."""
-    if is_native(path):
-        file = path / "rankfold.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if is_peft_folder(path):
-        return peft_folder_facts(path)
-    return read_lora(path).header
+    """What an adapter says of itself, {} when it says nothing.
+
+    Raises:
+        UserError: when what it says cannot be read.
+    """
+    if not is_native(path):
+        facts = vlm_folder.peft_folder_facts(path) if vlm_folder.is_peft_folder(path) else {}
+        pickled = path.is_dir() and not any(path.glob("*.safetensors"))
+        return facts or ({} if pickled and vlm_folder.is_peft_folder(path) else read_lora(path).header)
+    file = path / "rankfold.json"
+    if not file.is_file():
+        return {}
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]}).") from error
+    return parse_json_object(text, str(file))
 
 
 def is_native(path: Path) -> bool:
@@ -67,25 +83,27 @@ def is_native(path: Path) -> bool:
     return any((path / part / native.WEIGHTS).is_file() for part in native.PARTS)
 
 
-def load_source(path: Path, model: Any, name: str = "") -> AdapterSource:
+def load_source(path: Path, model: Any, name: str = "", *, ignore_unused: bool = False) -> AdapterSource:
     """Reads the adapter of a run folder, an adapter folder or a LoRA file for a model with the attributes native.PARTS.
 
     The model is left as it was.
 
     Raises:
-        UserError: when there is no adapter, it was made for another base, or it has no exact change (not linear).
+        UserError: when there is no adapter, it was made for another base, it has no exact change (not linear), or a part of it has no
+            place in the model and ignore_unused is not set.
     """
     place = adapter_path(path)
+    facts = adapter_facts(place)
     if is_native(place):
         carrying = {part: native.require_part(model, part, place) for part in native.check_adapter_folder(place)}
         parts = carried_changes(place, carrying, lambda: native.load_layers(model, place, "source"))
-    elif is_peft_folder(place) and isinstance(getattr(model, "processor", None), ProcessorMixin):
-        parts = carried_changes(place, {"model": model.model}, lambda: load_peft_folder(model.model, place, "source"))
+        source = AdapterSource("", "", parts, facts, load_token_embeddings(place))
+    elif vlm_folder.is_peft_folder(place) and isinstance(getattr(model, "processor", None), ProcessorMixin):
+        load = lambda: vlm_folder.load_peft_folder(model.model, place, "source")  # noqa: E731
+        source = AdapterSource("", "", carried_changes(place, {"model": model.model}, load), facts)
     else:
-        parts = file_changes(place, model)
-    return AdapterSource(
-        name or path.stem, content_hash(place), parts, adapter_facts(place), load_token_embeddings(place)
-    )
+        source = file_source(place, model, ignore_unused=ignore_unused)
+    return replace(source, name=name or path.stem, hash=content_hash(place), facts=facts)
 
 
 def carried_changes(folder: Path, carrying: dict[str, Any], load: Callable[[], None]) -> dict[str, Folded]:
@@ -107,43 +125,148 @@ def carried_changes(folder: Path, carrying: dict[str, Any], load: Callable[[], N
             remove_adapters(module)
 
 
-def file_changes(path: Path, model: Any) -> dict[str, Folded]:
-    """The changes of a LoRA file."""
-    file = match_pipeline(read_lora(path), model)
-    places = locate_layers(file, model)
-    if not places:
-        raise UserError(f"{path} was made for another base model: none of its layers is in this one.")
-    parts: dict[str, Folded] = {}
-    for layer, (part, name, module) in places.items():
-        weight: Any = module.weight
-        change = layer_change(file, layer, weight.detach().float().flatten(1).cpu())
-        if not fits_weight(change, weight.flatten(1)):
-            raise UserError(f"{path} was made for another base model: {name} has the shape {tuple(weight.shape)} here.")
+def file_source(path: Path, model: Any, *, ignore_unused: bool = False) -> AdapterSource:
+    """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts."""
+    file = read_lora(path)
+    match = match_pipeline(file, model, ignore_unused=ignore_unused)
+    if is_peft_folder(file):
+        parts = peft_changes(file, match, model)
+        return AdapterSource("", "", parts, notes=tuple(match.notes(file)))
+    parts = {}
+    for part, name, change in matched_changes(file, match, model):
         parts.setdefault(part, {})[name] = change
-    return parts
+    if not parts:
+        raise UserError(
+            f"{path} changes no layer: it brings words alone, which load_textual_inversion reads as files of their own."
+        )
+    words = {key: file.tensors.load(name).float() for key, name in match.words.items()}
+    for key, vectors in words.items():
+        if not torch.isfinite(vectors).all():
+            raise UserError(f"{path}: the word {key.partition('.')[2]} holds NaN or infinity: the file is corrupted.")
+    return AdapterSource("", "", parts, token_embeddings=words, notes=tuple(match.notes(file) + scale_notes(file)))
 
 
-def fits_weight(change: Change, weight: torch.Tensor) -> bool:
-    """Whether a change is one of a weight (out, in)."""
-    out, fan_in = weight.shape
-    wanted = {"down": (None, fan_in), "up": (out, None), "dense": (out, fan_in), "bias": (out,)}
-    for key, shape in wanted.items():
-        tensor = getattr(change, key)
-        if tensor is None:
-            continue
-        if tensor.dim() != len(shape):
-            return False
-        if any(want is not None and have != want for have, want in zip(tensor.shape, shape, strict=True)):
-            return False
-    return True
+def scale_notes(file: LoraFile) -> list[str]:
+    """What users must know of where the scale was found."""
+    scales = file.scales
+    silent = any("alpha" not in roles and file.rank(layer) for layer, roles in file.layers.items())
+    if scales.header_alpha is None or scales.parts or not silent:
+        return []
+    return [
+        f"{file.path.name}: alpha is said in the header alone ({scales.header_key} = {scales.header_alpha:g}) and is followed here; most "
+        "other readers overlook it and take scale 1."
+    ]
+
+
+@torch.no_grad()
+def matched_changes(file: LoraFile, match: Match, model: Any) -> Iterator[tuple[str, str, Change]]:
+    """(part, layer, its change) of every layer that the file changes.
+
+    Raises:
+        UserError: for tensors that do not fit, are missing, or hold NaN or infinity; the sentence names the layer.
+    """
+    for layer, place in match.places.items():
+        part = getattr(model, place.part)
+        modules = [part.get_submodule(name) for name in place.layers]
+        change = place_change(file, layer, place, modules)
+        if (
+            change.bias is not None
+            and "diff_b" in file.layers[layer]
+            and any(module.bias is None for module in modules)
+        ):
+            raise UserError(
+                f"{file.path}: {layer} brings a bias (diff_b), and {place.layers[0]} has none in this base model; the file was made for "
+                "another base, or by a tool that writes biases of nothing."
+            )
+        if change.bias is not None and not all(is_projection(module) or module.bias is not None for module in modules):
+            raise UserError(f"{file.path}: {layer} brings a bias, and {place.layers[0]} has none in this base model.")
+        rows = own_rows(change, place, modules)
+        # Rows of nothing are a layer that was stacked with others and not trained.
+        changing = [(name, own) for name, own in zip(place.layers, rows, strict=True) if changes_rows(own)]
+        for name, own in changing or zip(place.layers, rows, strict=True):
+            yield place.part, name, own
+
+
+def place_change(file: LoraFile, layer: str, place: Place, modules: list[Any]) -> Change:
+    """The change of the layers at a place, in the order of the file's rows."""
+    if fault := file.fault(layer):
+        raise UserError(f"{file.path}: {layer} {fault}.")
+    frozen = frozen_weight(modules, swapped=place.swapped)
+    scale = file.scale(layer, place.part, place.layers[0])
+    try:
+        change = layer_change(file.roles(layer), scale, frozen)
+    except MisfitError as error:
+        raise UserError(f"{file.path} was made for another base model: {place.layers[0]} {error} ({layer}).") from error
+    except UserError as error:
+        raise UserError(f"{file.path}: {layer} {error}.") from error
+    return change
+
+
+def own_rows(change: Change, place: Place, modules: list[Any]) -> list[Change]:
+    """The change of a file's layer as those of the pipeline's layers at its place."""
+    change = swap_rows(change) if place.swapped else change
+    return split_change(change, [len(module.weight) for module in modules])
+
+
+def frozen_weight(modules: list[Any], *, swapped: bool = False) -> Frozen:
+    """The weights of layers that a file keeps as one, below each other in its rows."""
+    first = tuple(modules[0].weight.shape)
+    shape = (sum(len(module.weight) for module in modules), *first[1:])
+
+    def load() -> torch.Tensor:
+        weight = modules[0].weight if len(modules) == 1 else torch.cat([module.weight for module in modules])
+        return swap_halves(weight) if swapped else weight
+
+    return Frozen(shape, load)
+
+
+ROWS = ("up", "rows", "mask_up", "bias", "dense")
+"""Tensors of a change whose first dimension is the layer's outputs."""
+
+
+def swap_halves(tensor: torch.Tensor) -> torch.Tensor:
+    """The two halves of the rows, the other way round."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def swap_rows(change: Change) -> Change:
+    """The change with the two halves of its outputs the other way round."""
+    return replace(change, **{name: swap_halves(t) for name in ROWS if (t := getattr(change, name)) is not None})
+
+
+def split_change(change: Change, counts: list[int]) -> list[Change]:
+    """The change cut into those of layers of so many outputs each; factors that a layer's rows do not use are left out."""
+    rows = {name: tensor.split(counts) for name in ROWS if (tensor := getattr(change, name)) is not None}
+    cut = [replace(change, **{name: parts[number] for name, parts in rows.items()}) for number in range(len(counts))]
+    return [drop_unused_rank(one) for one in cut]
+
+
+def changes_rows(change: Change) -> bool:
+    """Whether any of its rows is more than nothing; asked of the factors, not of their product."""
+    return any(bool(tensor.any()) for name in ROWS if (tensor := getattr(change, name)) is not None)
+
+
+def drop_unused_rank(change: Change) -> Change:
+    """The change without those of its rank whose up factors are all zero."""
+    if change.up is None or change.down is None:
+        return change
+    used = change.up.any(0)
+    if bool(used.all()):
+        return replace(change, up=change.up.contiguous())
+    used[0] |= not bool(used.any())
+    return replace(change, up=change.up[:, used].contiguous(), down=change.down[used].contiguous())
 
 
 def content_hash(path: Path) -> str:
-    """Hash of the adapter at an `adapter_path`.
+    """Hash of the adapter at an `adapter_path`: of all that decides what it does.
 
     Raises:
         UserError: when there is none.
     """
     if is_native(path):
         return native.adapter_hash(path)
-    return hashlib.sha256(read_lora(path).path.read_bytes()).hexdigest()[:16]
+    file = read_lora(path).path
+    digest = hashlib.sha256(file.read_bytes())
+    if file.name == native.WEIGHTS and (file.parent / CONFIG).is_file():
+        digest.update((file.parent / CONFIG).read_bytes())
+    return digest.hexdigest()[:16]

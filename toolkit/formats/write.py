@@ -2,9 +2,11 @@
 
     diffusers     one file for `pipe.load_lora_weights`; bias changes as lora_B.bias
     peft          a folder for each part, for `PeftModel.from_pretrained`
+    comfyui       one file that names the denoiser's layers as the original code does, behind diffusion_model.
     kohya         one file as kohya's tools, A1111 and ComfyUI name layers; bias changes as diff_b
     kohya-full    the same names with the whole weight change (diff): large, exact for any linear adapter
     kohya-glora   the same names with GLoRA's own factors a1, a2, b1, b2: follows the base it is loaded on
+    kohya-lycoris the same names with LoRA's, DoRA's, LoHa's or LoKr's own factors (factors.py)
 
 alpha is baked into the up factor and written as alpha = rank, so that each reader's own convention gives scale 1.
 """
@@ -28,17 +30,21 @@ from ..adapters.fold import Folded
 from ..adapters.variants.glora import GloraLayer
 from ..core.errors import UserError, did_you_mean
 from ..core.files import write_atomic
+from ..diffusion.families import family_of_denoiser
+from .header import describe_file
 from .native import write_state
-from .original_names import fuse_layers, layer_table
+from .stack import StackedChange, stack_layers
 
 FORMATS = {
     "diffusers": "pytorch_lora_weights.safetensors",
     "peft": "peft",
+    "comfyui": "comfyui.safetensors",
     "kohya": "kohya.safetensors",
     "kohya-full": "kohya_full.safetensors",
     "kohya-glora": "kohya_glora.safetensors",
+    "kohya-lycoris": "kohya_lycoris.safetensors",
 }
-LOW_RANK = ("diffusers", "peft", "kohya")  # formats that hold nothing but LoRA factors and biases
+LOW_RANK = ("diffusers", "peft", "kohya", "comfyui")  # formats that hold nothing but LoRA factors and biases
 Tensors = dict[str, torch.Tensor]
 
 
@@ -64,10 +70,20 @@ def check_format(format: str) -> None:
         )
 
 
-def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, str], prefixes: dict[str, str]) -> Path:
-    """Writes the parts in one of FORMATS; returns the file, or the folder for peft. `facts` go into the header.
+def write_lora(
+    parts: dict[str, Part],
+    format: str,
+    out: Path,
+    facts: dict[str, str],
+    prefixes: dict[str, str],
+    *,
+    title: str = "",
+    thumbnail: Path | None = None,
+) -> Path:
+    """Writes the parts in one of FORMATS into a folder; returns the file, or the folder for peft. `facts` go into the header.
 
-    prefixes: how kohya's files begin the names of each part's layers.
+    prefixes: how kohya's files begin the names of each part's layers. title, thumbnail: for the header of those files that people
+    choose from lists.
 
     Raises:
         UserError: when the format cannot represent the changes; the sentence names a layer and a format that can.
@@ -81,12 +97,29 @@ def write_lora(parts: dict[str, Part], format: str, out: Path, facts: dict[str, 
             (out / "peft" / name).mkdir(parents=True, exist_ok=True)
             state, config = peft_state(part)
             write_state(out / "peft" / name, state, config)
-            write_atomic(out / "peft" / "rankfold.json", json.dumps(facts, indent=1).encode())
+        write_atomic(out / "peft" / "rankfold.json", json.dumps(facts, indent=1).encode())
         return out / "peft"
-    state, header = diffusers_state(parts) if format == "diffusers" else kohya_state(parts, format, facts, prefixes)
+    if format == "diffusers":
+        state, header = diffusers_state(parts)
+    elif format == "comfyui":
+        state, header = comfyui_state(parts), {}
+    else:
+        state, header = kohya_state(parts, format, facts, prefixes)
     path = out / FORMATS[format]
+    header = describe_file(state, parts, facts, title=title or path.stem, thumbnail=thumbnail) | header
     write_atomic(path, save(state, metadata={"format": "pt"} | header | facts))
     return path
+
+
+def add_to_header(path: Path, entries: dict[str, str]) -> None:
+    """Adds entries to a file's header; not a byte of its tensors is touched."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = header.get("__metadata__", {}) | entries
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    write_atomic(path, len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def check_representable(part: Part, format: str) -> None:
@@ -97,9 +130,9 @@ def check_representable(part: Part, format: str) -> None:
                 f"The change of {name} is of full rank and has no exact plain LoRA: use --format kohya-full, or --approximate."
             )
         bias = change.bias is not None and bool(change.bias.any())
-        if bias and format.startswith("kohya") and part.layer(name).bias is None:
+        if bias and format.startswith(("kohya", "comfyui")) and part.layer(name).bias is None:
             raise UserError(
-                f"The adapter gives {name} a bias that the base model's layer does not have, and kohya's files cannot "
+                f"The adapter gives {name} a bias that the base model's layer does not have, and {format} files cannot "
                 "represent that: use --format diffusers, or leave the bias changes out with --drop-bias."
             )
 
@@ -157,20 +190,59 @@ def diffusers_state(parts: dict[str, Part]) -> tuple[Tensors, dict[str, str]]:
     return state, {"lora_adapter_metadata": json.dumps(metadata, sort_keys=True, default=str)}
 
 
+# ---------------------------------------------------------------------------------------------- ComfyUI
+
+
+def comfyui_state(parts: dict[str, Part]) -> Tensors:
+    """Tensors by the names that ComfyUI's own models have; alpha = rank, which its loader takes for scale 1."""
+    state: Tensors = {}
+    for part_name, part in parts.items():
+        if part_name.startswith("text_encoder"):
+            start = f"text_encoders.{comfy_encoder(part_name, part.model)}.transformer."
+            stacked = {text_name(name): StackedChange(c, (name,), False) for name, c in part.folded.items()}
+        else:
+            start, stacked = "diffusion_model.", stack_layers(part.model, part.folded, keep_own_names=True)
+        for theirs, one in stacked.items():
+            layers: list[Any] = [part.layer(name) for name in one.layers]
+            shape = (sum(len(layer.weight) for layer in layers), *layers[0].weight.shape[1:])
+            key = start + theirs
+            down, up = lora_factors(one.change, shape)
+            state[f"{key}.lora_down.weight"], state[f"{key}.lora_up.weight"] = down, up
+            state[f"{key}.alpha"] = torch.tensor(float(len(down)))
+            if one.change.bias is not None and layers[0].bias is not None:
+                state[f"{key}.diff_b"] = one.change.bias
+    return state
+
+
+def comfy_encoder(part: str, model: nn.Module) -> str:
+    """What ComfyUI calls a text encoder."""
+    if type(model).__name__.startswith("T5"):
+        return "t5xxl"
+    return "clip_g" if part == "text_encoder_2" else "clip_l"
+
+
+def text_name(name: str) -> str:
+    """A text encoder's layer with the level of names that CLIP's text model had when readers of files were written."""
+    return name if name.startswith(("text_model.", "encoder.block")) else f"text_model.{name}"
+
+
 # ---------------------------------------------------------------------------------------------- kohya
 
 
 def kohya_name(prefix: str, layer: str) -> str:
     """A layer's name in kohya's files."""
-    if prefix.startswith("lora_te") and not layer.startswith("text_model."):
-        layer = f"text_model.{layer}"
+    layer = text_name(layer) if prefix.startswith("lora_te") else layer
     return f"{prefix}_{layer.replace('.', '_')}"
 
 
 def kohya_layers(part: Part, prefix: str) -> dict[str, tuple[Change, list[str]]]:
     """Name in kohya's files -> the change, and our layers that it belongs to."""
-    if layer_table(part.model):
-        return {f"{prefix}_{theirs}": both for theirs, both in fuse_layers(part.model, part.folded).items()}
+    family = family_of_denoiser(part.model)
+    if family and family.kohya_keeps_original_names:
+        stacked = stack_layers(part.model, part.folded, keep_own_names=False)
+        return {
+            f"{prefix}_{theirs.replace('.', '_')}": (one.change, list(one.layers)) for theirs, one in stacked.items()
+        }
     return {kohya_name(prefix, name): (change, [name]) for name, change in part.folded.items()}
 
 
@@ -186,7 +258,8 @@ def kohya_state(
             shape = (sum(len(layer.weight) for layer in layers), *layers[0].weight.shape[1:])
             if format == "kohya-full":
                 weight = torch.cat([layer.weight.detach().float().cpu() for layer in layers])
-                state[f"{key}.diff"] = change.delta_weight(weight.flatten(1)).view(weight.shape).contiguous()
+                delta = change.delta_weight(weight.reshape(len(weight), -1))
+                state[f"{key}.diff"] = delta.view(weight.shape).contiguous()
             elif format == "kohya-glora":
                 own = glora_tensors(part.model.get_submodule(names[0]), part.adapter, names[0], len(names))
                 state |= {f"{key}.{k}": v for k, v in own.items()}
@@ -206,8 +279,6 @@ def kohya_state(
         "ss_network_module": "networks.lora" if format == "kohya" else "lycoris.kohya",
         "ss_network_dim": str(max(ranks)),
         "ss_network_alpha": str(max(ranks)),
-        "ss_training_comment": "made with rankfold",
-        "modelspec.trigger_phrase": facts.get("token", ""),
     }
     if format != "kohya":
         header["ss_network_args"] = json.dumps({"algo": "full" if format == "kohya-full" else "glora"})

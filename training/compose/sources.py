@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from ...toolkit.adapters import composition
+from ...toolkit.adapters.base import is_projection
 from ...toolkit.adapters.fold import Folded
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
@@ -22,8 +24,31 @@ from ..runs import library
 
 
 def load_sources(config: ComposeSettings, model: Any) -> list[AdapterSource]:
-    """The adapters as changes of this model's layers."""
-    return [load_source(library.resolve(text), model, Path(text).name) for text in config.adapters]
+    """The adapters as changes of this model's layers; what of a file is left out is said on stderr.
+
+    Raises:
+        UserError: for an adapter that does not fit, or changes a layer that cannot be composed, such as a norm.
+    """
+    sources = []
+    for text in config.adapters:
+        source = load_source(library.resolve(text), model, Path(text).name, ignore_unused=config.ignore_unused)
+        for note in source.notes:
+            print(f"rankfold: {note}", file=sys.stderr)
+        check_layers(source, model)
+        sources.append(source)
+    return sources
+
+
+def check_layers(source: AdapterSource, model: Any) -> None:
+    """Raises UserError for a source that changes layers other than linear ones and convolutions."""
+    for part, folded in source.parts.items():
+        for name in folded:
+            layer = getattr(model, part).get_submodule(name)
+            if not is_projection(layer):
+                raise UserError(
+                    f"{source.name} changes {part}.{name}, a {type(layer).__name__}, and a composition is a LoRA, which has only linear "
+                    "layers and convolutions: it can be used with rankfold sample, not composed."
+                )
 
 
 def merge_source_tokens(sources: Sequence[AdapterSource]) -> dict[str, torch.Tensor]:

@@ -29,6 +29,8 @@ class ComposeSettings:
     """Learned weights are v itself, neither positive nor summing to 1."""
     max_rank: Annotated[int, Ge(0)] = 0
     """Cut the sum to this rank, layer by layer, and print the error; 0 keeps it exact, at the sum of the ranks."""
+    ignore_unused: bool = False
+    """Use LoRA files although they hold tensors that the base has no place for; they are named and left out."""
     merge: str | None = None
     """Merge by a method of PEFT instead: linear, svd, ties, dare_linear, dare_ties, magnitude_prune, ..."""
     density: Annotated[float, Gt(0)] = 0.5

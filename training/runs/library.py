@@ -14,6 +14,7 @@ from PIL import Image
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.paths import expand_user, is_path, windows_name_fault
+from ...toolkit.formats.native import CONFIG, WEIGHTS
 from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
 
 THUMBNAIL_SIDE = 128  # pixels, the longer side of a thumbnail
@@ -82,6 +83,12 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
     folder.mkdir(parents=True)
     if place.is_dir():
         shutil.copytree(place, folder / "adapter")
+    elif (
+        place.parent / CONFIG
+    ).is_file() and place.name == WEIGHTS:  # a PEFT folder's file means nothing without its config
+        (folder / "adapter").mkdir()
+        shutil.copy(place, folder / "adapter" / WEIGHTS)
+        shutil.copy(place.parent / CONFIG, folder / "adapter" / CONFIG)
     else:
         shutil.copy(place, folder / "adapter.safetensors")
     if small:

@@ -20,3 +20,8 @@ FAMILIES: tuple[type[DiffusionModel], ...] = tuple(
     family for family in _subclasses(DiffusionModel) if family.__module__.startswith(f"{__name__}.")
 )
 """All families; each names the pipeline classes that it serves."""
+
+
+def family_of_denoiser(denoiser: object) -> type[DiffusionModel] | None:
+    """The family whose denoisers are of this class."""
+    return next((family for family in FAMILIES if type(denoiser).__name__ in family.denoiser_classes), None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from ..model import (
     JOINT_ATTENTION_TARGETS,
@@ -15,8 +16,41 @@ from ..model import (
     pack_latents,
     unpack_latents,
 )
+from ..original_layers import OriginalLayer, Table, attention_rows, expand_table
 
 TRAINING_GUIDANCE = 1.0  # the distilled guidance that adapters are trained at: at 1 it asks for the plain prediction
+
+INNER, CONTEXT_INNER = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+DOUBLE, SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
+ORIGINAL: Table = {
+    **attention_rows("double_blocks.{}.img_attn", f"{DOUBLE}.attn", INNER, "to_out.0"),
+    **attention_rows("double_blocks.{}.txt_attn", f"{DOUBLE}.attn", CONTEXT_INNER, "to_add_out"),
+    "double_blocks.{}.img_attn.norm.query_norm": f"{DOUBLE}.attn.norm_q",
+    "double_blocks.{}.img_attn.norm.key_norm": f"{DOUBLE}.attn.norm_k",
+    "double_blocks.{}.txt_attn.norm.query_norm": f"{DOUBLE}.attn.norm_added_q",
+    "double_blocks.{}.txt_attn.norm.key_norm": f"{DOUBLE}.attn.norm_added_k",
+    "double_blocks.{}.img_mlp.0": f"{DOUBLE}.ff.net.0.proj",
+    "double_blocks.{}.img_mlp.2": f"{DOUBLE}.ff.net.2",
+    "double_blocks.{}.txt_mlp.0": f"{DOUBLE}.ff_context.net.0.proj",
+    "double_blocks.{}.txt_mlp.2": f"{DOUBLE}.ff_context.net.2",
+    "double_blocks.{}.img_mod.lin": f"{DOUBLE}.norm1.linear",
+    "double_blocks.{}.txt_mod.lin": f"{DOUBLE}.norm1_context.linear",
+    "single_blocks.{}.linear1": (*(f"{SINGLE}.attn.{name}" for name in INNER), f"{SINGLE}.proj_mlp"),
+    "single_blocks.{}.linear2": f"{SINGLE}.proj_out",
+    "single_blocks.{}.norm.query_norm": f"{SINGLE}.attn.norm_q",
+    "single_blocks.{}.norm.key_norm": f"{SINGLE}.attn.norm_k",
+    "single_blocks.{}.modulation.lin": f"{SINGLE}.norm.linear",
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
 
 
 class Flux(DiffusionModel):
@@ -31,7 +65,24 @@ class Flux(DiffusionModel):
     training_defaults = TrainingDefaults(
         source="rate, rank, batch as in ai-toolkit; shift by the number of tokens, as sd-scripts' flux_shift"
     )
+    title = "FLUX.1"
+    kohya_keeps_original_names = True
+    architecture = "flux-1-dev"
+    denoiser_classes = ("FluxTransformer2DModel",)
+    layer_marks = (
+        r"double_blocks_\d+_(img|txt)_mod",
+        r"single_blocks_\d+_modulation",
+        r"single_transformer_blocks_\d+_(norm_linear|proj_mlp)",
+        r"double_blocks_\d+_(img|txt)_attn",
+        r"single_blocks_\d+_linear",
+        r"single_transformer_blocks_\d+_attn_to_[qkv]$",
+    )
+    comfy_reads_diffusers_names = True
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
+
+    @classmethod
+    def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:
+        return expand_table(ORIGINAL, denoiser, swapped=["final_layer.adaLN_modulation.1"])
 
     @property
     def native_resolution(self) -> int:

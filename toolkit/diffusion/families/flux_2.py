@@ -7,8 +7,36 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import nn
 
 from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds
+from ..original_layers import OriginalLayer, Table, attention_rows, expand_table
+
+DOUBLE, SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
+EMBED = "time_guidance_embed"
+ORIGINAL: Table = {
+    **attention_rows("double_blocks.{}.img_attn", f"{DOUBLE}.attn", ("to_q", "to_k", "to_v"), "to_out.0"),
+    **attention_rows(
+        "double_blocks.{}.txt_attn", f"{DOUBLE}.attn", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out"
+    ),
+    "double_blocks.{}.img_mlp.0": f"{DOUBLE}.ff.linear_in",
+    "double_blocks.{}.img_mlp.2": f"{DOUBLE}.ff.linear_out",
+    "double_blocks.{}.txt_mlp.0": f"{DOUBLE}.ff_context.linear_in",
+    "double_blocks.{}.txt_mlp.2": f"{DOUBLE}.ff_context.linear_out",
+    "single_blocks.{}.linear1": f"{SINGLE}.attn.to_qkv_mlp_proj",
+    "single_blocks.{}.linear2": f"{SINGLE}.attn.to_out",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": f"{EMBED}.timestep_embedder.linear_1",
+    "time_in.out_layer": f"{EMBED}.timestep_embedder.linear_2",
+    "guidance_in.in_layer": f"{EMBED}.guidance_embedder.linear_1",
+    "guidance_in.out_layer": f"{EMBED}.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+}
 
 STEPS = 50  # of the stock pipeline
 
@@ -20,7 +48,16 @@ class Flux2Klein(DiffusionModel):
     attention_targets = JOINT_ATTENTION_TARGETS
     patch_size = 1  # latents are squares of 2 x 2 already
     autoencoders = ("AutoencoderKLFlux2",)
+    title = "FLUX.2"
+    kohya_keeps_original_names = True
+    architecture = "flux-2"
+    denoiser_classes = ("Flux2Transformer2DModel",)
+    layer_marks = (r"attn_to_qkv_mlp_proj", r"(double|single)_stream_modulation")
     licence = "klein 4B: Apache-2.0; klein 9B: non-commercial licence of Black Forest Labs."
+
+    @classmethod
+    def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:
+        return expand_table(ORIGINAL, denoiser, swapped=["final_layer.adaLN_modulation.1"])
 
     @property
     def default_targets(self) -> tuple[str, ...]:

@@ -28,6 +28,11 @@ class QwenImage(DiffusionModel):
         source="rate and rank as in ai-toolkit; the scheduler's shift, about 2 at 1024 px (musubi-tuner: 2.2)"
     )
     guidance_argument = "true_cfg_scale"
+    title = "Qwen-Image"
+    architecture = "Qwen-Image"
+    denoiser_classes = ("QwenImageTransformer2DModel",)
+    layer_marks = (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",)
+    comfy_reads_diffusers_names = True
     licence = "Apache-2.0."
 
     @property

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from ..model import DiffusionModel, PromptEmbeds
+from ..original_layers import OriginalLayer, Table, expand_table
+
+ORIGINAL: Table = {
+    "blocks.{}.attn.qkv": tuple(f"transformer_blocks.{{}}.attn1.{name}" for name in ("to_q", "to_k", "to_v")),
+    "blocks.{}.attn.proj": "transformer_blocks.{}.attn1.to_out.0",
+    "blocks.{}.cross_attn.q_linear": "transformer_blocks.{}.attn2.to_q",
+    "blocks.{}.cross_attn.kv_linear": ("transformer_blocks.{}.attn2.to_k", "transformer_blocks.{}.attn2.to_v"),
+    "blocks.{}.cross_attn.proj": "transformer_blocks.{}.attn2.to_out.0",
+    "blocks.{}.mlp.inverted_conv.conv": "transformer_blocks.{}.ff.conv_inverted",
+    "blocks.{}.mlp.depth_conv.conv": "transformer_blocks.{}.ff.conv_depth",
+    "blocks.{}.mlp.point_conv.conv": "transformer_blocks.{}.ff.conv_point",
+}
 
 TIMESTEPS = 1000
 
@@ -18,7 +31,20 @@ class Sana(DiffusionModel):
     pipelines = ("SanaPipeline",)
     patch_size = 1
     autoencoders = ("AutoencoderDC",)
+    title = "Sana"
+    kohya_prefixes: ClassVar = {}  # neither kohya's scripts nor musubi train it
+    architecture = "sana"
+    denoiser_classes = ("SanaTransformer2DModel",)
+    layer_marks = (
+        r"transformer_blocks_\d+_ff_conv_(inverted|depth|point)",
+        r"(^|_)blocks_\d+_cross_attn_kv_linear",
+        r"^transformer_transformer_blocks_\d+_attn[12]_to_[qkv]$",
+    )
     licence = "NVIDIA: see the card of the checkpoint; the text encoder is under the Gemma terms."
+
+    @classmethod
+    def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:
+        return expand_table(ORIGINAL, denoiser)
 
     @property
     def latent_scale(self) -> int:

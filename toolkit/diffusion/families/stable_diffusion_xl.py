@@ -27,6 +27,7 @@ class StableDiffusionXL(StableDiffusion):
         text_learning_rate=1e-5,
         source="rate as in diffusers' train_dreambooth_lora_sdxl.py, text encoders as in sd-scripts, batch 1 and rank 16 as in ai-toolkit",
     )
+    title = "Stable Diffusion XL"
     licence = "CreativeML OpenRAIL++-M: use-based restrictions go with every derived file."
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:

@@ -6,8 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..model import DiffusionModel, PromptEmbeds, TrainingDefaults, pad_and_stack
+from ..original_layers import OriginalLayer, Table, expand_table
+
+ORIGINAL: Table = {
+    f"{block}.{theirs}": ours
+    for block in ("layers.{}", "noise_refiner.{}", "context_refiner.{}")
+    for theirs, ours in {
+        "attention.qkv": tuple(f"{block}.attention.{name}" for name in ("to_q", "to_k", "to_v")),
+        "attention.out": f"{block}.attention.to_out.0",
+        "attention.q_norm": f"{block}.attention.norm_q",
+        "attention.k_norm": f"{block}.attention.norm_k",
+    }.items()
+} | {
+    "x_embedder": "all_x_embedder.2-1",
+    "final_layer.linear": "all_final_layer.2-1.linear",
+    "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
+}
 
 
 class ZImage(DiffusionModel):
@@ -18,7 +35,19 @@ class ZImage(DiffusionModel):
     training_defaults = TrainingDefaults(
         timestep_shift=2.0, source="shift as in musubi-tuner's guide; rate, rank and batch as in ai-toolkit"
     )
+    title = "Z-Image"
+    architecture = "z-image"
+    denoiser_classes = ("ZImageTransformer2DModel",)
+    layer_marks = (
+        r"(layers|noise_refiner|context_refiner)_\d+_attention_(to_[qkv]|to_out|qkv|out)",
+        r"layers_\d+_adaLN_modulation_0",
+    )
+    comfy_reads_diffusers_names = True
     licence = "Apache-2.0. The distilled Turbo loses its few-step skill under training: train the base model."
+
+    @classmethod
+    def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:
+        return expand_table(ORIGINAL, denoiser)
 
     @property
     def native_resolution(self) -> int:
