@@ -76,6 +76,9 @@ COMMANDS = {
     "inspect": Command(
         "Say what a LoRA file is and who can load it, or show what a data file teaches.", "inspect:inspect"
     ),
+    "convert-config": Command(
+        "Turn a configuration of another trainer into one of ours.", "convert_config:convert_config"
+    ),
     "convert-base": Command("Turn a base model in one file into a pipeline folder.", "convert_base:convert_base"),
     "adapters": Command("List the adapter variants and their options.", "adapters:adapters"),
     "doctor": Command("Show versions, devices, memory and caches, and what is missing.", "doctor:doctor"),
