@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from settings import quick_config
 
 from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import StudioPaths
@@ -37,7 +38,8 @@ def trained(base, images, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKFOLD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         root = tmp_path_factory.mktemp("studio") / "runs"
-        short = SubjectConfig(
+        short = quick_config(
+            SubjectConfig,
             base=str(base), images=images, steps=3, batch_size=2, rank=4, alpha=4.0, learning_rate=0.02, log_every=1,
             checkpoint_every=3, preview_every=3, preview_prompts=("a {token} {noun}",), preview_steps=2, threads=1,
         )  # fmt: skip
@@ -439,7 +441,7 @@ def test_a_peft_folder_comes_as_a_zip(places, tmp_path):
 
 def test_what_no_format_says_exactly_is_approximated_when_asked_for(places):
     export = handlers(places, library_page)["export"]
-    with pytest.raises(gr.Error, match="--approximate"):
+    with pytest.raises(gr.Error, match="“approximate”"):
         export("bent", "diffusers", False, 0.05, False)
     said, files = export("bent", "diffusers", True, 0.05, False)
     assert "An approximation: a layer" in said
@@ -466,3 +468,20 @@ def test_a_base_outside_is_not_read(places, tmp_path, trained):
         library_page.export_files(
             replace(places, readable=()), "mine", "peft", approximate=False, max_error=0.05, drop_bias=False
         )
+
+
+def test_errors_name_boxes_and_are_text():
+    """By the words of the form, not by the flags of the command line; nothing in them is markup."""
+    from rankfold.apps.studio.render.messages import message_html, name_settings, show_errors
+
+    said = "--max-rank must be at least 0: see `rankfold compose --max-rank 4`."
+    assert name_settings(said) == "“max rank” must be at least 0: see `rankfold compose --max-rank 4`."
+    assert "“max rank”" in message_html(said, "fault")
+
+    @show_errors
+    def fail():
+        raise UserError("There is no run <img src=//elsewhere/x>.")
+
+    with pytest.raises(gr.Error) as caught:
+        fail()
+    assert caught.value.message == "There is no run &lt;img src=//elsewhere/x&gt;."

@@ -5,6 +5,7 @@ What is filled in stands in config.yaml, so that a run that goes on later keeps 
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ def family_settings(model: DiffusionModel) -> dict[str, Any]:
     return {
         "learning_rate": own.learning_rate,
         "text_learning_rate": own.text_learning_rate,
-        "batch_size": own.batch_size,
+        "batch_size": own.batch_size * int(os.environ.get("WORLD_SIZE", "1")),  # it counts the images of all processes
         "precision": native_precision(),
         "gradient_checkpointing": model.denoiser_bytes > LARGE,
         "rank": own.rank,

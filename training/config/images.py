@@ -13,7 +13,7 @@ from .base import AUTO, AutoFloat, AutoInt, LoopConfig
 if TYPE_CHECKING:
     AutoShift: TypeAlias = float | Literal["auto"]
 else:
-    AutoShift = float | Literal["auto"] | None
+    AutoShift = Annotated[float, Gt(0)] | Literal["auto"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class DiffusionConfig(LoopConfig):
     """Noise offset: adds noise that is constant over an image, so that brightness is learned too; 0.05 is usual."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] = "logit_normal"
     """Distribution of the timesteps of flow models (Esser et al. 2024, section 3.1); others draw uniformly."""
-    timestep_shift: Annotated[AutoShift, Gt(0)] = AUTO
+    timestep_shift: AutoShift = AUTO
     """Timestep shift of flow models: above 1 trains more at high noise, as large images need; auto: as the base samples; unset: its own."""
     preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
     """Prompts of the previews; {token} and {noun} are filled in."""

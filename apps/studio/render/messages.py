@@ -16,6 +16,7 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.core.out_of_memory import general_advice, is_out_of_memory, to_out_of_memory
 
 log = logging.getLogger(__name__)
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 
 
@@ -29,7 +30,9 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(error, UserError):
             log.error("%s failed", function.__name__, exc_info=error)
         text = str(error) if isinstance(error, UserError) else f"That did not work: {type(error).__name__}: {error}"
-        return gr.Error(redact_secrets(text), duration=None, print_exception=False, title="Not done")
+        # a toast shows HTML, and what is in it may come from a file or an address
+        shown = html.escape(name_settings(redact_secrets(text)), quote=False)
+        return gr.Error(shown, duration=None, print_exception=False, title="Not done")
 
     if inspect.isgeneratorfunction(function):
 
@@ -61,9 +64,16 @@ def redact_secrets(text: str) -> str:
     return SECRET.sub("hf_...", text)
 
 
+def name_settings(text: str) -> str:
+    """A sentence with settings by the words of the forms instead of by their flags; commands, which stand in backticks, as they are."""
+    parts = text.split("`")
+    parts[::2] = [FLAG.sub(lambda match: f"“{match[1].replace('-', ' ')}”", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
 def message_html(text: str, kind: str = "note") -> str:
-    """A line of plain text as HTML."""
-    return f'<p class="{kind}">{html.escape(text)}</p>' if text else ""
+    """A line of plain text as HTML; of a fault, settings by the words of the forms."""
+    return f'<p class="{kind}">{html.escape(name_settings(text) if kind == "fault" else text)}</p>' if text else ""
 
 
 def progress_bar(share: float) -> str:
