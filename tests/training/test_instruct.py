@@ -29,6 +29,7 @@ from rankfold.training.instruct.conversations import Sampler, epoch_batches, hol
 from rankfold.training.instruct.measuring import load_series
 from rankfold.training.instruct.prepare import prepare_instruct
 from rankfold.training.instruct.task import InstructTask
+from rankfold.training.launch.plan_instruct import plan_instruct
 from rankfold.training.launch.start import preflight, resume, train
 
 COLOURS = ("red", "blue", "green")
@@ -416,6 +417,19 @@ def test_inspect_shows_what_is_learned(config, data, capsys):
     assert "found in two ways, which agree" in said
     assert "«red<|im_end|>»" in said
     assert "What colour?" in said.split("row 1")[1]
+
+
+def test_a_plan_counts_what_training_trains(config, capsys):
+    """The parameters that training has, the rows that it sees, and no weight loaded."""
+    plan = plan_instruct(replace(config, train_projector=True, epochs=2.0))
+    task = task_of(replace(config, train_projector=True, epochs=2.0))
+    assert plan.parameters == sum(p.numel() for group in task.parameter_groups() for p in group["params"])
+    assert plan.config.steps == task.config.steps == 6
+    assert plan.base == sum(p.numel() for p in VisionLanguageModel(config.base).model.parameters()) * 4
+    main(["plan", "instruct", "--base", config.base, "--data", str(config.data), "--steps", "3"])
+    said = capsys.readouterr().out
+    assert "rows     12, with 11 images" in said
+    assert "passes over 12 rows" in said
 
 
 def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
