@@ -126,7 +126,9 @@ def open_tuned(options: Any) -> tuple[Any, list[Any] | None]:
         base = base or config.base
         template = (run.adapter / "chat_template.jinja").read_text(encoding="utf-8") if config.chat_template else None
         if config.data is not None and Path(config.data).exists():
-            trained_on = read_conversations(config.data, config.images, skip_bad=True).rows
+            trained_on = read_conversations(
+                config.data, config.images, skip_bad=True, columns=config.columns, split=config.split
+            ).rows
     strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
     vision = open_chat(
         base or "tiny-vlm",
