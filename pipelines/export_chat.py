@@ -65,8 +65,8 @@ class ChatProof:
     def summary(self) -> list[str]:
         """What was found, for people."""
         lines = [
-            f"Read back by {self.reader}, through its own files, on square, wide and tall images: largest difference of a probability "
-            f"{self.difference:.1e} (the adapter itself changes it by {self.effect:.2f})."
+            f"Read back by {self.reader}: largest difference of a probability {self.difference:.1e} (the adapter itself changes it by "
+            f"{self.effect:.2f}), through its own files, on square, wide and tall images."
         ]
         if self.rounding > TOLERANCE:
             lines.append(

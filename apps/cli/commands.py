@@ -38,6 +38,10 @@ COMMANDS = {
     "plan subject": Command(
         "Say what memory a training run will take, before anything is loaded.", "plan_subject:plan_subject"
     ),
+    "plan instruct": Command(
+        "Say what a training on conversations will take and learn from, before anything is loaded.",
+        "plan_instruct:plan_instruct",
+    ),
     "search subject": Command(
         "Search each layer's own GLoRA structure for your subject.", "search_subject:search_subject"
     ),

@@ -46,6 +46,8 @@ class EvaluateOptions:
     """Folder for evaluation.json and answers.jsonl; unset means evaluation/ in the run."""
     vlmevalkit: bool = False
     """Also write the questions as a table that VLMEvalKit reads."""
+    lmms_eval: bool = False
+    """Also write the questions as a task of lmms-eval."""
 
 
 def evaluate_instruct(argv: list[str]) -> None:
@@ -58,6 +60,7 @@ def evaluate_instruct(argv: list[str]) -> None:
     from ...training.evaluation.instruct import evaluate
     from ...training.evaluation.instruct_report import format_report, write_figures
     from ...training.evaluation.items import count_leaked, read_item_file, read_items, write_vlmevalkit
+    from ...training.evaluation.lmms_eval import write_lmms_eval
 
     found = read_item_file(
         options.data,
@@ -76,6 +79,9 @@ def evaluate_instruct(argv: list[str]) -> None:
     if options.vlmevalkit and first:
         table = write_vlmevalkit(items, out / f"{options.data.stem}.tsv")
         print(f"{table}\n{vlmevalkit_advice(options, table)}")
+    if options.lmms_eval and first:
+        task = write_lmms_eval(items, out / "lmms_eval", options.data.stem, options.max_new_tokens or 64)
+        print(f"{task}\n{lmms_eval_advice(options, task)}")
     vision, trained_on = open_tuned(options)
     figures = evaluate(vision, items, retention=retention, max_new_tokens=options.max_new_tokens, seed=options.seed)
     if not first:
@@ -92,8 +98,18 @@ def vlmevalkit_advice(options: EvaluateOptions, table: Path) -> str:
     return (
         "To run it in VLMEvalKit: put the table into its LMUData folder, write the tuned model whole with\n"
         f"  rankfold export {run} --format merged\n"
-        f"and there: python run.py --data {table.stem} --model MODEL (MODEL: an entry of its config that loads the merged folder)\n"
-        f"lmms-eval: accelerate launch -m lmms_eval --model llava_hf --model_args pretrained={run}/export/merged --tasks TASK"
+        f"and there: python run.py --data {table.stem} --model MODEL (MODEL: an entry of its config that loads the merged folder)"
+    )
+
+
+def lmms_eval_advice(options: EvaluateOptions, task: Path) -> str:
+    """How to run the task elsewhere."""
+    run = options.run or "RUN"
+    return (
+        "To run it in lmms-eval: write the tuned model whole with\n"
+        f"  rankfold export {run} --format merged\n"
+        f"and there: python -m lmms_eval --model MODEL --model_args pretrained={run}/export/merged "
+        f"--tasks {Path(options.data or '').stem} --include_path {task} (MODEL: its class for the base, such as llava_hf or qwen2_5_vl)"
     )
 
 
@@ -110,7 +126,9 @@ def open_tuned(options: Any) -> tuple[Any, list[Any] | None]:
         base = base or config.base
         template = (run.adapter / "chat_template.jinja").read_text(encoding="utf-8") if config.chat_template else None
         if config.data is not None and Path(config.data).exists():
-            trained_on = read_conversations(config.data, config.images, skip_bad=True).rows
+            trained_on = read_conversations(
+                config.data, config.images, skip_bad=True, columns=config.columns, split=config.split
+            ).rows
     strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
     vision = open_chat(
         base or "tiny-vlm",

@@ -77,7 +77,12 @@ def load_base(adapter: Path, base: str) -> Any:
     from ...toolkit.formats.folder_report import is_chat_adapter
     from ...toolkit.formats.source import adapter_path
 
-    return open_chat(base) if is_chat_adapter(adapter_path(adapter)) else load_pipeline(Recipe(prompt="", base=base))
+    is_chat = (Path(base) / "config.json").is_file() and not (Path(base) / "model_index.json").is_file()
+    return (
+        open_chat(base)
+        if is_chat or is_chat_adapter(adapter_path(adapter))
+        else load_pipeline(Recipe(prompt="", base=base))
+    )
 
 
 def print_report(found: Any, *, every_layer: bool) -> None:

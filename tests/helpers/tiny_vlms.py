@@ -121,6 +121,13 @@ LLAVA_NEXT = template(
     "{% endgeneration %}{% elif m.role == 'system' %}{{ words(m.content) ~ '\n' }}"
     "{% else %}{{ '[INST] ' ~ images(m.content) ~ words(m.content) ~ ' [/INST]' }}{% endif %}{% endfor %}",
 )
+# as LLaVA-NeXT's, images where they stand
+MISTRAL_3 = template(
+    "[IMG]",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' ~ words(m.content) ~ '</s>' }}"
+    "{% elif m.role == 'system' %}{{ words(m.content) ~ '\n' }}"
+    "{% else %}{{ '[INST] ' ~ say(m.content) ~ ' [/INST]' }}{% endif %}{% endfor %}",
+)
 # an answer's role is followed by a space and the prompt's is not, so that the prompt is no beginning of the whole
 ONEVISION = template(
     "<image>",
@@ -270,6 +277,21 @@ def llava_onevision():
         vision_feature_select_strategy="full", chat_template=ONEVISION,
     )  # fmt: skip
     return ends(transformers.LlavaOnevisionForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
+
+
+def mistral_3():
+    """Mistral Small 3: Pixtral's tower at the image's own shape, four patches a token, a token behind every row of them."""
+    tokenizer = llama("[IMG]", "[IMG_BREAK]", "[IMG_END]", pad="<pad>")
+    config = transformers.Mistral3Config(
+        text_config=text(transformers.MistralConfig, tokenizer, sliding_window=None),
+        vision_config=tower(transformers.PixtralVisionConfig, head_dim=WIDTH // 2, image_size=2 * SIDE),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2, vision_feature_layer=-1,
+    )  # fmt: skip
+    images = transformers.PixtralImageProcessor(size={"longest_edge": 2 * SIDE}, patch_size=PATCH)
+    processor = transformers.PixtralProcessor(
+        images, tokenizer, patch_size=PATCH, spatial_merge_size=2, chat_template=MISTRAL_3
+    )
+    return ends(transformers.Mistral3ForConditionalGeneration(config), tokenizer, "</s>"), processor
 
 
 def qwen_vl(config: type, kind: type, processor: type, chat: str, vision: dict, words: dict, videos: type, **more):
@@ -442,6 +464,7 @@ BUILDERS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, transformer
     "llava-siglip": llava_siglip,
     "llava-next": llava_next,
     "llava-onevision": llava_onevision,
+    "mistral3": mistral_3,
     "qwen2-vl": qwen_2_vl,
     "qwen2.5-vl": qwen_2_5_vl,
     "qwen3-vl": qwen_3_vl,

@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from rankfold.toolkit.metrics import statistics
 from rankfold.training.evaluation import instruct as evaluate
 from rankfold.training.evaluation import instruct_report as evaluation_report
 from rankfold.training.evaluation import items as module
+from rankfold.training.evaluation.lmms_eval import write_lmms_eval
 
 DOGS = ("a cat", "a dog")
 
@@ -429,3 +431,29 @@ def test_tables_for_vlmevalkit_need_one_image_a_row(items, tmp_path):
     made = items({"answer": "x"}, pair("a", "b"))
     with pytest.raises(UserError, match=r"data\.json, row 2: .* one image per row, not 2"):
         module.write_vlmevalkit(made, tmp_path / "x.tsv")
+
+
+def test_a_task_for_lmms_eval(items, tmp_path):
+    """Its YAML names functions that are there, and they show the image and find the right answer right."""
+    import importlib.util
+
+    import yaml
+
+    made = items({"answer": "red"}, {"answer": "a dog", "choices": DOGS}, {"answer": "no"})
+    folder = write_lmms_eval(made, tmp_path / "task", "colours")
+    loader = type("Loader", (yaml.SafeLoader,), {})
+    loader.add_constructor("!function", lambda own, node: own.construct_scalar(node))
+    task = yaml.load((folder / "colours.yaml").read_text(), loader)
+    table = task["dataset_kwargs"]["data_files"]["test"]
+    rows = [json.loads(line) for line in Path(table).read_text(encoding="utf-8").splitlines()]
+    found = importlib.util.spec_from_file_location("utils", folder / "utils.py")
+    utils = importlib.util.module_from_spec(found)
+    found.loader.exec_module(utils)
+    for name in ("doc_to_visual", "doc_to_text", "process_results"):
+        assert task[name] == f"utils.{name}"
+    assert utils.doc_to_visual(rows[0])[0].size == (8, 6)
+    said = [("Red.", "blue"), ("B. a dog", "A"), ("No, none.", "yes")]
+    scores = [
+        [utils.process_results(row, [text])["accuracy"] for text in pair] for row, pair in zip(rows, said, strict=True)
+    ]
+    assert scores == [[1, 0]] * 3

@@ -129,7 +129,8 @@ def test_weights_of_turns_are_those_of_their_tokens(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen2.5-vl", "llava", "llava-next", "llava-onevision", "internvl", "smolvlm", "gemma3", "paligemma"]
+    "name",
+    ["qwen2.5-vl", "llava", "llava-next", "llava-onevision", "internvl", "smolvlm", "gemma3", "paligemma", "mistral3"],
 )
 def test_formulas_say_what_processors_write(tmp_path, name):
     """Of one image and of two; and the quick count of a row's tokens is that of all of them."""
@@ -155,7 +156,14 @@ def test_a_size_that_no_processor_takes_is_a_sentence(base):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("qwen2.5-vl", 40 * 40), ("internvl", 28 * 28), ("smolvlm", 28 * 28), ("llava-next", 28 * 56)]
+    ("name", "most"),
+    [
+        ("qwen2.5-vl", 40 * 40),
+        ("internvl", 28 * 28),
+        ("smolvlm", 28 * 28),
+        ("llava-next", 28 * 56),
+        ("mistral3", 28 * 28),
+    ],
 )
 def test_fewer_pixels_are_fewer_tokens_and_are_exported(tmp_path, name, most):
     folder = str(build(name, tmp_path / "base"))

@@ -15,7 +15,7 @@ from tiny_vlms import build
 
 from rankfold import MosLoraConfig
 from rankfold.apps.cli import main
-from rankfold.pipelines.chat import option_scores, stream
+from rankfold.pipelines.chat import open_chat, option_scores, stream
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
@@ -29,6 +29,7 @@ from rankfold.training.instruct.conversations import Sampler, epoch_batches, hol
 from rankfold.training.instruct.measuring import load_series
 from rankfold.training.instruct.prepare import prepare_instruct
 from rankfold.training.instruct.task import InstructTask
+from rankfold.training.launch.plan_instruct import plan_instruct
 from rankfold.training.launch.start import preflight, resume, train
 
 COLOURS = ("red", "blue", "green")
@@ -418,6 +419,19 @@ def test_inspect_shows_what_is_learned(config, data, capsys):
     assert "What colour?" in said.split("row 1")[1]
 
 
+def test_a_plan_counts_what_training_trains(config, capsys):
+    """The parameters that training has, the rows that it sees, and no weight loaded."""
+    plan = plan_instruct(replace(config, train_projector=True, epochs=2.0))
+    task = task_of(replace(config, train_projector=True, epochs=2.0))
+    assert plan.parameters == sum(p.numel() for group in task.parameter_groups() for p in group["params"])
+    assert plan.config.steps == task.config.steps == 6
+    assert plan.base == sum(p.numel() for p in VisionLanguageModel(config.base).model.parameters()) * 4
+    main(["plan", "instruct", "--base", config.base, "--data", str(config.data), "--steps", "3"])
+    said = capsys.readouterr().out
+    assert "rows     12, with 11 images" in said
+    assert "passes over 12 rows" in said
+
+
 def test_a_run_is_asked_and_evaluated(config, data, tmp_path, capsys):
     run = train(config)
     questions = [
@@ -550,6 +564,42 @@ def test_trl_trains_a_vision_language_model(base, data, tmp_path):
     inputs["mm_token_type_ids"] = torch.zeros(1, 3, dtype=torch.long)
     with torch.no_grad():
         torch.testing.assert_close(fresh(**inputs).logits, trainer.model.eval()(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_trl_learns_preferences_with_our_adapters(base, tmp_path):
+    """DPO on images and answers, as docs/instruct.md shows it; what TRL saves is read by `chat`."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    rows = [
+        {
+            "images": [Image.new("RGB", (32, 32), right)],
+            "prompt": [{"role": "user", "content": "what is it"}],
+            "chosen": [{"role": "assistant", "content": right}],
+            "rejected": [{"role": "assistant", "content": wrong}],
+        }
+        for right, wrong in [("red", "blue"), ("blue", "red")] * 4
+    ]
+    settings = trl.DPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=8, per_device_train_batch_size=4, learning_rate=0.02, logging_steps=2,
+        max_length=None, report_to="none", use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = trl.DPOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=AutoProcessor.from_pretrained(base),
+        peft_config=MosLoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    trainer.save_model(str(tmp_path / "adapter"))
+    tuned = open_chat(str(base), [tmp_path / "adapter"]).model
+    assert any(float(p.abs().max()) > 0 for name, p in tuned.named_parameters() if "adapter_0" in name)
+    assert len(adapter_layers(tuned)) == 4
 
 
 # ---------------------------------------------------------------------------------------------- composition

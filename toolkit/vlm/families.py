@@ -46,6 +46,9 @@ PALIGEMMA = (
 
 FAMILIES = (
     VisionLanguageFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
+    VisionLanguageFamily(
+        ("mistral3",), *LLAVA, ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    ),
     # transformers 5.23 looks images of packed rows up by their place in their own row, and so takes another row's.
     VisionLanguageFamily(("gemma3",), *LLAVA, **CLIP, supports_packing=False),
     VisionLanguageFamily(

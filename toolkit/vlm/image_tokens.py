@@ -111,6 +111,8 @@ class ImageTokens:
             return self.process((size,))[0]
         if (repeated := self.repeated) is not None:
             return repeated.head + repeated.token * (layout[0] + repeated.offset) + repeated.tail
+        if len(layout) == 1:  # as many tokens may stand in other rows
+            return self.process((size,))[0]
         if layout not in self.layouts:
             self.layouts[layout] = self.process((size,))[0]
         return self.layouts[layout]

@@ -34,6 +34,8 @@ def limit_pixels(processor: Any, most: int | None, fewest: int | None) -> None:
         limit_grid(images, most)
     elif getattr(images, "do_image_splitting", None) is not None and getattr(images, "max_image_size", None):
         limit_tiles(images, most)
+    elif set(dict(images.size or {})) == {"longest_edge"}:
+        limit_longest(images, most)
     else:
         raise UserError(
             f"--max-pixels has no meaning for this base: its {type(images).__name__} brings every image to one size. Leave it out."
@@ -71,6 +73,19 @@ def limit_grid(images: Any, most: int) -> None:
         least = min(height * width for height, width in images.image_grid_pinpoints)
         raise UserError(f"--max-pixels {most} is less than the smallest grid of this base: at least {least}.")
     images.image_grid_pinpoints = grids
+
+
+def limit_longest(images: Any, most: int) -> None:
+    """Of Pixtral: the longer side is scaled to a number of pixels."""
+    patch = images.patch_size if isinstance(images.patch_size, int) else dict(images.patch_size)["height"]
+    longest = min(dict(images.size)["longest_edge"], math.isqrt(most))
+    if longest < 2 * patch:
+        raise UserError(
+            f"--max-pixels {most} is less than one token of an image takes here: at least {(2 * patch) ** 2}."
+        )
+    images.size = (
+        type(images.size)(longest_edge=longest) if not isinstance(images.size, dict) else {"longest_edge": longest}
+    )
 
 
 def limit_tiles(images: Any, most: int) -> None:
