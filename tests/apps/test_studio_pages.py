@@ -453,7 +453,7 @@ def test_what_no_format_says_exactly_is_approximated_when_asked_for(places):
     [
         (("nobody", "diffusers", False, 0.05, False), "There is no adapter named nobody"),
         (("../../etc", "diffusers", False, 0.05, False), "There is no adapter named"),
-        (("mine", "zip", False, 0.05, False), "'zip' is not a format: choose one of diffusers, peft, kohya"),
+        (("mine", "zip", False, 0.05, False), "'zip' is not a format: choose one of diffusers, peft, comfyui, kohya"),
         (("mine", "diffusers", True, 3, False), r"must be in \(0, 1"),
         (("colours", "kohya", False, 0.05, False), "choose the format peft"),
     ],

@@ -91,8 +91,16 @@ def fixed_state(folded: dict[str, Change]) -> tuple[dict[str, torch.Tensor], Fix
         tensors = {
             name: tensor for name in ("down", "up", "dense", "bias") if (tensor := getattr(change, name)) is not None
         }
+        # Copies, since split layers share factors; whole matrices in the least dtype that holds them exactly.
         state |= {
-            f"{layer}.fixed_{name}": tensor.float().clone() for name, tensor in tensors.items()
-        }  # split layers share factors
+            f"{layer}.fixed_{name}": narrow(tensor) if name == "dense" else tensor.float().clone()
+            for name, tensor in tensors.items()
+        }
         shapes[layer] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     return state, FixedConfig(target_modules=list(folded), shapes=shapes)
+
+
+def narrow(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in bfloat16 where that says the same to the bit, as of files that were saved so; otherwise in fp32."""
+    half = tensor.to(torch.bfloat16)
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor.float().clone()

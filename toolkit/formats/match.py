@@ -15,7 +15,7 @@ from torch import nn
 from ..core.errors import UserError
 from ..diffusion.families import family_of_denoiser
 from .diagnose import describe_origin
-from .methods import EXTRAS, method_of
+from .methods import EXTRAS, method_of, unread_kinds
 from .native import PARTS
 from .read import LoraFile
 from .spellings import DENOISER, WORD_ENCODERS, layer_candidates
@@ -233,6 +233,8 @@ def word_fits(pipe: Any, encoder: str, word: str, shape: tuple[int, ...]) -> boo
 
 def another_base(file: LoraFile, match: Match, pipe: Any) -> str:
     """The sentence for a file none of whose layers is in the base."""
+    if kinds := unread_kinds(role for roles in file.layers.values() for role in roles):
+        return f"{file.path}: {match.missing[0]} is of a kind ({', '.join(kinds)}) that rankfold does not read."
     return (
         f"{file.path} was made for another base model: none of its {len(file.layers)} layers, such as {match.missing[0]}, is in this "
         f"one, a {type(pipe).__name__}. {describe_origin(file)}"

@@ -165,12 +165,17 @@ def method_of(roles: Iterable[str]) -> Method:
 @cache
 def method_of_roles(roles: frozenset[str]) -> Method:
     """The same; files have thousands of layers and few sets of tensors."""
-    if unread := sorted(role[1:] for role in roles if role.startswith("!")):
-        raise UserError(f"is of a kind ({', '.join(dict.fromkeys(unread))}) that rankfold does not read")
+    if unread := unread_kinds(roles):
+        raise UserError(f"is of a kind ({', '.join(unread)}) that rankfold does not read")
     found = [method for method in METHODS if method.roles & roles]
     if len(found) > 1:
         raise UserError(f"holds tensors of several methods ({', '.join(method.name for method in found)})")
     return found[0] if found else NO_FACTORS
+
+
+def unread_kinds(roles: Iterable[str]) -> list[str]:
+    """The kinds that are not read, of which tensors are."""
+    return sorted({role[1:].partition(" | ")[0] for role in roles if role.startswith("!")})
 
 
 def method_name(roles: Iterable[str]) -> str:
@@ -179,7 +184,7 @@ def method_name(roles: Iterable[str]) -> str:
     try:
         name = method_of(roles).name
     except UserError:
-        return next((role[1:] for role in roles if role.startswith("!")), "mixed").lower()
+        return next(iter(unread_kinds(roles)), "mixed").lower()
     if not {"magnitude", "dora_scale"} & roles:
         return name
     return "dora" if name == "lora" else f"dora-{name}"

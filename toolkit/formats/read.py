@@ -153,7 +153,7 @@ def adopt_ia3(name: str, layers: dict[str, dict[str, str]]) -> bool:
     layer = name.removesuffix(".weight")
     if layer == name or "!(IA)3" not in layers.get(layer, {}):
         return False
-    layers[layer]["!(IA)3 weight"] = name
+    layers[layer]["!(IA)3 | weight"] = name
     return True
 
 

@@ -164,7 +164,7 @@ def alpha_source(file: LoraFile, layers: Sequence[LayerReport]) -> str:
 def advice_for(file: LoraFile, report: Report, match: Match | None) -> list[str]:
     """What is wrong and what to do."""
     advice = advice_on_layers(report.layers)
-    advice += scale_notes(file)
+    advice += scale_notes(file) + alpha_contradiction(file)
     if match is None and file.unknown_names:
         advice.append(
             f"{len(file.unknown_names)} tensors have names that no tool is known to write, such as {file.unknown_names[0]}."
@@ -182,6 +182,18 @@ def advice_for(file: LoraFile, report: Report, match: Match | None) -> list[str]
     if file.format == "diffusers" and said_nothing(file) and any(file.rank(layer) for layer in file.layers):
         advice.append("The header names no alpha. If it was trained with alpha other than rank, its scale is lost.")
     return advice
+
+
+def alpha_contradiction(file: LoraFile) -> list[str]:
+    """What to know where header and tensors say different alphas."""
+    said = file.scales.header_alpha
+    alphas = {alpha for layer in file.layers if (alpha := file.alpha(layer)) is not None}
+    if said is None or not alphas or any(abs(alpha - said) <= 1e-3 * max(abs(said), 1) for alpha in alphas):
+        return []
+    shown = ", ".join(f"{alpha:g}" for alpha in sorted(alphas)[:3])
+    return [
+        f"The header says alpha {said:g} ({file.scales.header_key}) and the tensors {shown}: readers follow the tensors, and so do we."
+    ]
 
 
 def said_nothing(file: LoraFile) -> bool:

@@ -56,15 +56,12 @@ UNREAD = {
     ".hra_u": "HRA",
     ".set_weight": "a change that replaces weights",
     ".reshape_weight": "a change that gives layers another shape",
-    ".lora1.down.weight": "XLabs' LoRA of FLUX.1",
-    ".lora1.up.weight": "XLabs' LoRA of FLUX.1",
-    ".lora2.down.weight": "XLabs' LoRA of FLUX.1",
-    ".lora2.up.weight": "XLabs' LoRA of FLUX.1",
     ".scalar": "LyCORIS with a scalar of its own",
     ".q_layer.weight": "T-LoRA",
     ".p_layer.weight": "T-LoRA",
     ".lambda_layer": "T-LoRA",
 }
+XLABS = re.compile(r"_lora[12]\.(down|up)\.weight$")  # two LoRAs beside a processor, in files of XLabs for FLUX.1
 ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.([^.]+)\.(weight|bias)$|\.(lora_magnitude_vector)\.([^.]+)(?:\.weight)?$")
 WORD = re.compile(r"bundle_emb\.(?P<word>.+?)\.(?P<encoder>string_to_param\.\*|clip_l|clip_g|[^.]+)$")
 WORD_ENCODERS = {"string_to_param.*": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
@@ -101,7 +98,7 @@ OLD_TEXT_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out"
 def split_name(name: str) -> tuple[str, str, str] | None:
     """(layer, role, adapter's name inside) of a tensor's name; None for a name that no tool is known to write.
 
-    A role that is a kind of UNREAD begins with '!'.
+    A role that is a kind of UNREAD begins with '!'; behind ' | ' stands which of its tensors it is.
     """
     inner = ""
     if found := ADAPTER_NAME.search(name):
@@ -117,6 +114,8 @@ def split_name(name: str) -> tuple[str, str, str] | None:
     for ending in ("_lora.down.weight", "_lora.up.weight"):
         if name.endswith(ending):
             return name.removesuffix(ending), ENDINGS[ending], inner
+    if found := XLABS.search(name):
+        return name[: found.start()], f"!XLabs' LoRA of FLUX.1 | {found[0]}", inner
     return None
 
 

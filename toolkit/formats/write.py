@@ -303,7 +303,10 @@ def text_encoder_marker(part: Part, prefix: str, state: Tensors) -> Tensors:
     """
     if any(key.startswith(prefix) and "out_proj" in key for key in state):
         return {}
-    name, layer = next((n, m) for n, m in part.model.named_modules() if n.endswith("self_attn.out_proj"))
+    found = [(n, m) for n, m in part.model.named_modules() if n.endswith("self_attn.out_proj")]
+    if not found:  # not one of CLIP's
+        return {}
+    name, layer = found[0]
     down, up = lora_factors(Change(), layer.weight.shape)
     key = kohya_name(prefix, name)
     return {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
