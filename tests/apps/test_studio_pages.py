@@ -182,7 +182,7 @@ def test_images_of_an_uploaded_set(places, images):
         (["mine"], "Learn from images", {}, "x", "need a few images"),
         (["mine"], "Learn from images", {"folder": "/"}, "x", "lies outside what the studio may read"),
         (["mine"], "Learn from images", {"folder": "/nowhere"}, "x", "does not exist"),
-        (["mine"], "Equal", {"rank": -1}, "x", "--max-rank must be at least 0"),
+        (["mine"], "Equal", {"rank": -1}, "x", "“max rank” must be at least 0"),
         (["mine"], "Equal", {"base": "tiny"}, "x", "was trained on"),
         (["mine"], "Equal", {"base": "/etc"}, "x", "lies outside"),
         (["mine"], "Equal", {}, "mine", "There is a run named mine already"),
@@ -435,7 +435,9 @@ def test_a_peft_folder_comes_as_a_zip(places, tmp_path):
     lines, files = library_page.export_files(
         places, "colours", "peft", approximate=False, max_error=0.05, drop_bias=False
     )
-    assert lines[0].startswith("Read back by PEFT: largest difference of a probability")
+    assert lines[0].startswith(
+        "Read back by PEFT, through its own files, on square, wide and tall images: largest difference of a probability"
+    )
     assert Path(files[0]).name == "colours-peft.zip"
 
 

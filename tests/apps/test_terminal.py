@@ -30,6 +30,7 @@ OURS = [
     rf"(hub )?cache +\S+ \({NUMBER} MiB\)",
     rf"disk +{NUMBER} GiB free here",
     r"ready",
+    r"(settings|images|captions|sizes|preserved) +.*",
     rf"step \d+/\d+  loss {NUMBER}  {NUMBER} images/s  {NUMBER} GiB",
     r"Done: \S+",
     r"Next: rankfold .*",
@@ -90,7 +91,7 @@ def test_a_run_from_training_to_the_file(images, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     assert not not_ours(done.stdout)
     assert not not_ours(done.stderr)
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 11
     assert len(done.stderr.splitlines()) == 1
 
 

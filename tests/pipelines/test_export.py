@@ -132,7 +132,7 @@ def test_ranks_are_what_they_must_be(adapters, base, tmp_path):
         ("fvae", "diffusers", "--approximate"),
         ("loratrf", "kohya-full", "--approximate"),
         ("lora", "kohya-glora", "matmul"),
-        ("lora", "lycoris", "Known"),
+        ("lora", "lycoris", "is unknown; choose one of diffusers, peft, comfyui"),
     ],
 )
 def test_what_a_format_cannot_say_is_refused(adapters, base, tmp_path, label, format, words):

@@ -92,7 +92,7 @@ def test_headers_say_alpha_is_rank(trained, base, tmp_path):
     path = export_adapter(trained.adapter, str(base), "kohya", tmp_path).path
     with safe_open(path, "pt") as file:
         alphas = [file.get_tensor(key).item() for key in file.keys() if key.endswith(".alpha")]  # noqa: SIM118
-        assert file.metadata()["modelspec.trigger_phrase"] == "sks"
+        assert file.metadata()["modelspec.trigger_phrase"] == "sks creature"
     assert alphas
     assert set(alphas) == {4.0}
 
