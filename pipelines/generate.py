@@ -20,6 +20,7 @@ from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.core.randomness import generator
 from ..toolkit.core.renamed import current_names
 from ..toolkit.core.versions import check_versions
+from ..toolkit.data.images import READ_ERRORS, open_image
 from ..toolkit.diffusion.load import find_family, open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..toolkit.formats import native
@@ -281,9 +282,9 @@ def parse_recipe(path: Path) -> Recipe:
         UserError: when the file is no PNG of ours.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             text = getattr(image, "text", {}).get(TEXT_CHUNK)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (*READ_ERRORS, Image.DecompressionBombError) as error:
         raise UserError(f"--from {path} is not an image that can be read.") from error
     if text is None:
         raise UserError(

@@ -23,6 +23,7 @@ import psutil
 
 from .errors import UserError
 from .files import write_text
+from .records import is_number, read_rows
 from .systems import remove_file, replace_file, retry_while_locked
 
 LIVE_STATES = ("starting", "running")
@@ -291,9 +292,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
-        if not self.metrics_file.exists():
-            return []
-        return [row for line in self.metrics_file.read_bytes().splitlines() if (row := parse_row(line))]
+        return [row for row in read_rows(self.metrics_file) if is_number(row.get("step", 0))]
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the lines after `step`, so that no step stands twice after a resume."""
@@ -347,15 +346,6 @@ def delete_tree(path: Path) -> None:
         retry_while_locked(lambda: shutil.rmtree(path))
     else:
         remove_file(path)
-
-
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that a killed process left half written, and for rubbish."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def is_process_alive(status: dict[str, Any]) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..core.errors import UserError
 from .captions import TABLES, Captions, is_sidecar, read_captions
-from .images import CAN_READ_HEIF, HEIF_SUFFIXES, image_size
+from .images import CAN_READ_HEIF, HEIF_SUFFIXES, READ_ERRORS, image_size, open_image
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif",
@@ -202,7 +202,7 @@ def decoding_fault(path: Path, size: int, changed: int) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if min(image.size) < MIN_SIDE:
                     return f"is {image.width} x {image.height} pixels, less than {MIN_SIDE} on a side."
                 if max(image.size) > MAX_SIDE:
@@ -218,14 +218,14 @@ def decoding_fault(path: Path, size: int, changed: int) -> str | None:
         if "text" in str(error).lower():  # Pillow's limits for texts in PNG files
             return "carries more text beside its pixels than is read; save it anew without metadata."
         return "is not a valid image (truncated, or another kind of file)."
-    except (UnidentifiedImageError, OSError, SyntaxError, IndexError, NotImplementedError, RuntimeError, TypeError):
+    except READ_ERRORS:
         return "is not a valid image (truncated, or another kind of file)."
     return None
 
 
 def is_animated(path: Path) -> bool:
     """Whether an image has more than one frame."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return (
             getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
         )  # which holds a photo's preview, as phones write it

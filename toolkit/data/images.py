@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import importlib.util
 import io
+import struct
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,21 @@ from ..core.paths import is_file, resolve_data_path
 
 ImageSource = Path | bytes
 HEIF_SUFFIXES = (".heic", ".heif")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "AVIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "GIF",
+    "HEIF",
+)  # that are opened, in Pillow's names
 CAN_READ_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if CAN_READ_HEIF:
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
+    importlib.import_module("pillow_heif").register_heif_opener()
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 IMAGE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names an image
@@ -31,6 +44,12 @@ READ_ERRORS = (
     SyntaxError,
     ValueError,
     RuntimeError,
+    IndexError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    EOFError,
+    struct.error,
 )  # what Pillow raises for no image
 ORIENTATION = 0x0112
 MAX_SHOWN = 200  # characters of what a user gave, in an error
@@ -39,8 +58,18 @@ IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", 
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """The image, its header read and its pixels not."""
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(source))
+    """The image, its header read and its pixels not, if it is of one of FORMATS whatever its name says.
+
+    Pillow knows many more, and hands some to other programs (PostScript to Ghostscript).
+    """
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=known_formats())
+
+
+@cache
+def known_formats() -> list[str]:
+    """Those of FORMATS that this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def load_rgb(source: ImageSource) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps, ImageStat
 from ..core.errors import UserError
 from ..core.out_of_memory import oom_context
 from .image_folder import read_image_folders
-from .images import image_size, load_rgb
+from .images import READ_ERRORS, image_size, load_rgb, open_image
 
 ALPHA = "alpha"  # instead of a folder of masks: the images' own transparency
 
@@ -54,10 +55,18 @@ def load_image(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
 
 def load_mask(sample: Sample, masks: str, size: tuple[int, int], crop: str) -> Image.Image:
     """What counts in an image (white) and what does not, brought to the size as the image is: from a folder, or its alpha."""
-    with Image.open(sample.path if masks == ALPHA else mask_path(sample, masks)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        in_alpha = masks == ALPHA or is_cut_out(image)
-        mask = image.convert("RGBA").getchannel("A") if in_alpha else image.convert("L")
+    file = sample.path if masks == ALPHA else mask_path(sample, masks)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_image(file) as opened:
+                image = ImageOps.exif_transpose(opened)
+                in_alpha = masks == ALPHA or is_cut_out(image)
+                mask = image.convert("RGBA").getchannel("A") if in_alpha else image.convert("L")
+    except (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"The mask {file} is not a valid image (truncated, far too large, or another kind of file)."
+        ) from error
     return resize(mask, sample, size, crop, 0)
 
 
@@ -101,7 +110,7 @@ def check_masks(samples: list[Sample], masks: str) -> None:
         sample = Sample(path)
         size = sample_size(sample)
         if masks == ALPHA:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if not image.has_transparency_data:
                     raise UserError(f"{path} has no transparency to be its mask; give a folder with --masks instead.")
         else:

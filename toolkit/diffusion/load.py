@@ -11,6 +11,7 @@ from ..core.cache import cache_key
 from ..core.errors import UserError, did_you_mean
 from ..core.hub import WEIGHTS, fetch_snapshot
 from ..core.paths import assets_folder, cache_folder, is_hub_id
+from ..core.records import read_record
 from .families import FAMILIES
 from .formulation import check_formulation
 from .model import DiffusionModel, has_weights
@@ -53,11 +54,10 @@ def check_pipeline_folder(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UserError(f"--base {folder} is not a diffusers pipeline: it has no model_index.json.")
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-        kind = parts["_class_name"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"--base {folder}: model_index.json names no pipeline class.") from error
+    parts = read_record(index) or {}
+    kind = parts.get("_class_name")
+    if not isinstance(kind, str):
+        raise UserError(f"--base {folder}: model_index.json names no pipeline class.")
     family = find_family(kind)
     if family is None:
         known = [name for one in FAMILIES for name in one.pipelines]
@@ -66,7 +66,18 @@ def check_pipeline_folder(folder: Path) -> None:
             "new family is one small file in toolkit/diffusion/families (see docs/families.md)."
         )
     needed = [family.denoiser_name, "vae", "scheduler"]
-    needed += [name for name, value in parts.items() if name.startswith(("text_encoder", "tokenizer")) and value[0]]
+    for name, value in parts.items():
+        if isinstance(value, list) and (
+            len(value) != 2 or not all(part is None or isinstance(part, str) for part in value)
+        ):
+            raise UserError(
+                f"--base {folder}: model_index.json says of {name} {value!r}, where library and class should be."
+            )
+    needed += [
+        name
+        for name, value in parts.items()
+        if name.startswith(("text_encoder", "tokenizer")) and isinstance(value, list) and value[0]
+    ]
     for part in needed:
         if not (folder / part).is_dir():
             raise UserError(f"--base {folder} is incomplete: the folder {part}/ is missing.")

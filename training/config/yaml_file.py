@@ -65,19 +65,26 @@ def from_yaml_text(text: str, path: str) -> Any:
 
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # it has no one error
         escape = "escape character" in str(error)
         hint = r" A path such as C:\photos goes without quotes, or in single ones." if escape else ""
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines.")
     method = values.pop("method", "subject")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"{path}: unknown method '{method}'.{did_you_mean(str(method), METHODS)}")
     known = [f.name for f in fields(METHODS[method])]
     values = current_names(values, known, path)
     for key in values:
-        if key not in known:
+        if not isinstance(key, str) or key not in known:
             raise UserError(f"{path}: unknown key '{key}'.{did_you_mean(str(key), known)}")
     try:
         return TypeAdapter(METHODS[method]).validate_python(values)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ...toolkit.core.files import append_line, write_text
+from ...toolkit.core.records import as_type, read_rows
 from ...toolkit.core.run_folder import Run
 from ...toolkit.core.systems import retry_while_locked
 from ...toolkit.metrics import clip as metrics
@@ -151,14 +152,9 @@ def record_measurement(run: Run, one: Any, save: Callable[[Path], None]) -> None
 def load_measurements(run: Run, kind: type[MeasurementT] = Measurement) -> list[MeasurementT]:
     """All measurements, in order; the first is of the base (step 0). kind: what a measurement of this method is."""
     found: dict[int, MeasurementT] = {}
-    for line in (
-        measurements_file(run).read_text(encoding="utf-8").splitlines() if measurements_file(run).is_file() else []
-    ):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that a killed process left half written
-        found[row["step"]] = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()})
+    for row in read_rows(measurements_file(run)):
+        if (one := as_type(kind, row)) is not None:
+            found[one.step] = one
     return [found[step] for step in sorted(found)]
 
 

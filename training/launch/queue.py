@@ -19,8 +19,9 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
+from ...toolkit.core.records import read_record
 from ...toolkit.core.run_folder import HOST, LIVE_STATES, Run, is_process_alive, process_start_time
-from ...toolkit.core.systems import detached_process_kwargs, remove_file, retry_while_locked
+from ...toolkit.core.systems import detached_process_kwargs, remove_file
 from ..config.base import LoopConfig
 from ..config.yaml_file import from_yaml, to_yaml
 from ..runs.begin import check_out, clear_folder, with_absolute_paths
@@ -216,9 +217,10 @@ def create_lock(file: Path) -> bool:
 
 def is_lock_held(file: Path) -> bool:
     """Whether the process that made a lock file is there; half a file counts as a lock that is just being made."""
+    record = read_record(file)
+    if record is not None:
+        return is_process_alive(record)
     try:
-        return is_process_alive(json.loads(retry_while_locked(lambda: file.read_text(encoding="utf-8"))))
-    except json.JSONDecodeError:
         return time.time() - file.stat().st_mtime < 5
     except OSError:
         return False

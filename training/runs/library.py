@@ -14,6 +14,7 @@ from PIL import Image
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.paths import expand_user, is_path, windows_name_fault
+from ...toolkit.core.records import as_type, read_record
 from ...toolkit.formats.native import CONFIG, WEIGHTS
 from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
 
@@ -119,10 +120,22 @@ def newest_preview(run: Path) -> Path | None:
 
 
 def entries() -> list[Entry]:
-    """All adapters of the library, by name."""
-    return [
-        Entry(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(library_folder().glob("*/entry.json"))
-    ]
+    """All adapters of the library, by name, but for damaged ones."""
+    found = (read_entry(folder) for folder in sorted(library_folder().glob("*/")))
+    return [entry for entry in found if entry is not None]
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """What a folder of the library says of its adapter; None where it says nothing that can be read, or the adapter is gone."""
+    entry = as_type(Entry, read_record(folder / "entry.json"))
+    whole = any((folder / name).exists() for name in ("adapter", "adapter.safetensors"))
+    return entry if entry is not None and entry.name == folder.name and whole else None
+
+
+def damaged_entries() -> list[str]:
+    """Names of folders in the library that hold no whole entry, as an addition that was killed leaves them."""
+    folders = sorted(path for path in library_folder().glob("*/") if not path.name.startswith("."))
+    return [folder.name for folder in folders if read_entry(folder) is None]
 
 
 def get(name: str) -> Entry:
@@ -132,6 +145,8 @@ def get(name: str) -> Entry:
         UserError: when the library does not have it, with the nearest name.
     """
     known = {entry.name: entry for entry in entries()}
+    if name in damaged_entries():
+        raise UserError(f"{library_folder() / name} is damaged or half written: delete it and add the adapter again.")
     if not known:
         raise UserError(f"The library is empty, so there is no {name} in it: add one with 'rankfold library add PATH'.")
     if name not in known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from ...toolkit.core.files import append_line
+from ...toolkit.core.records import is_number, read_rows
 from ...toolkit.core.run_folder import Run
 from .evolution import Structure
 
@@ -12,12 +13,10 @@ from .evolution import Structure
 def read_answers(run: Run) -> dict[Structure, float]:
     """The fitness of every structure that was judged before."""
     known: dict[Structure, float] = {}
-    for line in run.candidates.read_text(encoding="utf-8").splitlines() if run.candidates.is_file() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that a killed process left half written
-        known[tuple(row["structure"])] = row["fitness"]
+    for row in read_rows(run.candidates):
+        structure, fitness = row.get("structure"), row.get("fitness")
+        if isinstance(structure, list) and all(isinstance(gene, int) for gene in structure) and is_number(fitness):
+            known[tuple(structure)] = float(fitness)  # type: ignore[arg-type]
     return known
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ....toolkit.core.errors import UserError
-from ....toolkit.core.run_folder import LIVE_STATES, Run, parse_row
+from ....toolkit.core.records import parse_record
+from ....toolkit.core.run_folder import LIVE_STATES, Run
 from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import from_yaml
 from ....training.launch.queue import OUTPUT_FILE, queued_runs
@@ -76,7 +77,7 @@ class MetricsFollower:
 
     def parse_line(self, line: bytes) -> None:
         """One line; what is no row of ours is passed over."""
-        row = parse_row(line)
+        row = parse_record(line)
         if row is None or not isinstance(row.get("step"), int | float):
             return
         if isinstance(row.get("loss"), int | float):
