@@ -46,6 +46,10 @@ def list_all(argv: list[str]) -> None:
     width = max((len(entry.name) for entry in found), default=0)
     for entry in found:
         print(f"{entry.name:<{width}}  {entry.trigger or '-'}  (base {entry.base}, {entry.adapter or 'lora'})")
+    for name in library.damaged_entries():
+        print(
+            f"{name}: damaged or half written; add the adapter again under this name, or delete {library.library_folder() / name}"
+        )
 
 
 def show(argv: list[str]) -> None:

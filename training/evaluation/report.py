@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.records import is_number, read_record
 from ...toolkit.core.run_folder import Run
 from ..config.yaml_file import from_yaml
 from .html import curves_svg, heading, html_page, image_figures, table
@@ -71,7 +71,7 @@ def differing_settings(configs: dict[str, dict[str, str]]) -> str:
 
 def loss_curve(run: Run) -> tuple[list[float], list[float]]:
     """Steps and losses."""
-    rows = [row for row in run.metrics() if "loss" in row]
+    rows = [row for row in run.metrics() if is_number(row.get("loss")) and "step" in row]
     return [row["step"] for row in rows], [row["loss"] for row in rows]
 
 
@@ -79,8 +79,7 @@ def collect_metrics(run: Run) -> dict[str, Any]:
     """Everything that was measured, by name."""
     found: dict[str, Any] = {}
     for name in MEASURED:
-        if (run.folder / name).is_file():
-            found |= flatten_metrics(json.loads((run.folder / name).read_text(encoding="utf-8")))
+        found |= flatten_metrics(read_record(run.folder / name) or {})
     return found
 
 
@@ -89,11 +88,11 @@ def flatten_metrics(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{before}{key}"
-        if isinstance(value, dict) and "mean" in value and "low" in value:
+        if isinstance(value, dict) and all(is_number(value.get(end)) for end in ("mean", "low", "high")):
             found[name] = value
         elif isinstance(value, dict) and key != "settings":
             found |= flatten_metrics(value, f"{name}: ")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif is_number(value):
             found[name] = value
     return found
 
