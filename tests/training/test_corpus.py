@@ -162,3 +162,21 @@ def test_a_damaged_entry_of_the_library_is_named(tmp_path, monkeypatch):
     assert library.damaged_entries() == ["half"]
     with pytest.raises(UserError, match="is damaged or half written"):
         library.get("half")
+
+
+def test_an_addition_that_fails_takes_no_name(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+    from torch import ones
+
+    monkeypatch.setenv("RANKFOLD_LIBRARY", str(tmp_path / "library"))
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{name}.lora_A.weight": ones(2, 8), f"{name}.lora_B.weight": ones(8, 2)}, tmp_path / "a.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "write_text", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            library.add(tmp_path / "a.safetensors", base="tiny")
+    assert list((tmp_path / "library").iterdir()) == []
+    assert library.add(tmp_path / "a.safetensors", base="tiny").name == "a"
+    (tmp_path / "library" / "a" / "entry.json").write_text("{")
+    assert library.add(tmp_path / "a.safetensors", base="tiny").name == "a"
+    assert [entry.name for entry in library.entries()] == ["a"]

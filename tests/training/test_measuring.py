@@ -238,3 +238,34 @@ def test_the_loss_at_fixed_noise(measured):
     still = train(replace(measured, learning_rate=1e-12, out=measured.out.with_name("still"))).metrics()
     still = [row["validation_loss"] for row in still if "validation_loss" in row]
     assert still == pytest.approx([rows[0]["validation_loss"]] * 4)
+
+
+def test_a_measurement_that_was_lost_is_made_again(measured, monkeypatch):
+    """The process ends between a checkpoint and its measurement, also that of the last step, and the kept step is the same."""
+    from rankfold.training.subject.measuring import SubjectMeasuring
+
+    whole = train(replace(measured, keep="best"))
+    for lost in (4, 6):
+        original = SubjectMeasuring.measure
+
+        def ending(self, run, step, lost=lost, original=original):
+            if step == lost:
+                raise KeyboardInterrupt
+            original(self, run, step)
+
+        out = measured.out.with_name(f"lost-{lost}")
+        with monkeypatch.context() as patch:
+            patch.setattr(SubjectMeasuring, "measure", ending)
+            with pytest.raises(KeyboardInterrupt):
+                train(replace(measured, keep="best", out=out))
+        run = resume(out)
+        assert measuring.load_measurements(run) == measuring.load_measurements(whole)
+        assert (run.folder / "choice.json").read_text() == (whole.folder / "choice.json").read_text()
+
+
+def test_a_run_that_patience_ended_does_not_go_on(measured):
+    run = train(replace(measured, learning_rate=1e-12, steps=12, patience=2, evaluate_every=2))
+    ended = run.status()["step"]
+    assert ended < 12
+    run.set_status(state="failed")  # as after a kill behind the last measurement
+    assert resume(run.folder).status()["step"] == ended

@@ -94,7 +94,9 @@ class Loop:
         self.logged_step, self.logged_at = self.step, time.perf_counter()
         pace = ThreadController()
         with StopSignal() as stop, self.progress:
-            while self.step < self.config.steps:
+            # what was due after the checkpoint's step may have been lost with the process
+            finished = self.step > 0 and self.check_finished()
+            while not finished and self.step < self.config.steps:
                 began = time.perf_counter()
                 with oom_context(f"training step {self.step + 1}"):
                     self.train_step()

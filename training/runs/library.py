@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.paths import expand_user, is_path, windows_name_fault
 from ...toolkit.core.records import as_type, read_record
+from ...toolkit.core.systems import retry_while_locked
 from ...toolkit.formats.native import CONFIG, WEIGHTS
 from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
 
@@ -75,12 +77,28 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
     if not base:
         raise UserError(f"{path} does not say which base model it was trained on: give it with --base.")
     folder = library_folder() / name
-    if folder.exists():
+    if folder.exists() and read_entry(folder) is not None:
         raise UserError(f"The library has an adapter named {name} already: choose another --name, or delete {folder}.")
     words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
     entry = Entry(name, base, trigger or words, hashed, facts.get("adapter", ""), facts.get("composed_of", ""))
     image = thumbnail or newest_preview(path)
     small = load_thumbnail(image) if image else None
+    unfinished = folder.with_name(f".{name}-{uuid4().hex[:8]}")  # an addition that is killed takes no name
+    try:
+        write_adapter(place, unfinished)
+        if small:
+            write_png(unfinished / "thumbnail.png", small)
+        write_text(unfinished / "entry.json", json.dumps(asdict(entry), indent=1))
+        if folder.exists():  # damaged
+            shutil.rmtree(folder)
+        retry_while_locked(lambda: unfinished.replace(folder))
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return entry
+
+
+def write_adapter(place: Path, folder: Path) -> None:
+    """A copy of an adapter, a folder or a file, in a new folder."""
     folder.mkdir(parents=True)
     if place.is_dir():
         shutil.copytree(place, folder / "adapter")
@@ -92,10 +110,6 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
         shutil.copy(place.parent / CONFIG, folder / "adapter" / CONFIG)
     else:
         shutil.copy(place, folder / "adapter.safetensors")
-    if small:
-        write_png(folder / "thumbnail.png", small)
-    write_text(folder / "entry.json", json.dumps(asdict(entry), indent=1))
-    return entry
 
 
 def load_thumbnail(path: Path) -> Image.Image:

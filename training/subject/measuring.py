@@ -102,15 +102,16 @@ class SubjectMeasuring:
             self.begin(run, step)
         if step % self.config.evaluate_every and step < self.config.steps:
             return False
-        with_average(lambda: self.measure(run, step))
+        if broadcast_first(step not in {one.step for one in measuring.load_measurements(run)}):
+            with_average(lambda: self.measure(run, step))
         return self.accelerator.is_main_process and measuring.has_stopped_improving(
             measuring.Series.load(run), self.config.patience
         )
 
     def begin(self, run: Run, step: int) -> None:
-        """Drops measurements of steps that are done again, and measures the base where it is not."""
+        """Drops measurements of steps that are done again, and measures the base where it is not. step: that has been done."""
         if self.accelerator.is_main_process:
-            measuring.truncate_measurements(run, step - 1 if step > 1 else -1)
+            measuring.truncate_measurements(run, step if step > 1 else -1)
         if broadcast_first(not measuring.load_measurements(run)):
             with disable_adapters(*self.training.parts.values()):
                 self.measure(run, 0)
