@@ -6,6 +6,7 @@ import io
 import os
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -20,14 +21,17 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     Raises:
         UserError: when the disk is full or cannot be written; the file that was there before stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{uuid4().hex[:12]}.tmp"
+    )  # two containers may have the same process number
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         replace_file(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -38,6 +42,16 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's entries on the disk, where the system can: without it a new name may be lost with the power."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def append_line(path: Path, line: str) -> None:

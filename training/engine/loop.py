@@ -9,9 +9,7 @@ resumed ends equal to the bit to one that never stopped.
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import time
 import traceback
 from collections.abc import Callable
@@ -27,12 +25,13 @@ from diffusers.training_utils import EMAModel
 
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError, one_line_message
-from ...toolkit.core.files import write_atomic, write_png, write_text
+from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.out_of_memory import oom_context
 from ...toolkit.core.randomness import mix_seed
 from ...toolkit.core.renamed import current_names
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
+from .checkpoint import newest_checkpoint, write_checkpoint
 from .cpu_threads import ThreadController
 from .optimizer import make_optimizer
 from .processes import StopSignal
@@ -319,10 +318,8 @@ class Loop:
             self.log()
         if self.accelerator.is_main_process:
             path = self.run.checkpoints / f"{self.step:06d}.pt"
-            buffer = io.BytesIO()  # torch's own file writer hides what the system said of a full disk
             with oom_context(f"writing the checkpoint of step {self.step}"):
-                torch.save(self.state(), buffer)
-            write_atomic(path, buffer.getbuffer())
+                write_checkpoint(path, self.state())
             self.run.prune_checkpoints(self.config.keep_checkpoints)
 
     def latest_name(self) -> str:
@@ -336,11 +333,13 @@ class Loop:
         Raises:
             UserError: when the checkpoint is of another config.
         """
-        files = self.run.checkpoint_files()
-        if files:
-            state = read_checkpoint(files[-1])
-            check_same_config(state["config"], comparable_config(self.config), files[-1])
+        if (found := newest_checkpoint(self.run.checkpoint_files())) is not None:
+            path, state, damaged = found
+            check_same_config(state["config"], comparable_config(self.config), path)
             self.step = state["step"]
+            for text in damaged if self.accelerator.is_main_process else ():
+                self.run.append_log(text)
+                print(f"{text} Going on from {path.name}.")
             with torch.no_grad():
                 for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                     parameter.copy_(saved)
@@ -355,21 +354,6 @@ class Loop:
             self.window_steps = state["window_steps"]
         if self.accelerator.is_main_process:
             self.run.truncate_metrics(self.step)
-
-
-def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """The state that a checkpoint holds. lazily: its tensors are read when they are looked at.
-
-    Raises:
-        UserError: when it cannot be read.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise UserError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}): delete it to go on from the one before, or, where it is "
-            "the only one, from the start."
-        ) from error
 
 
 def comparable_config(config: LoopConfig) -> dict[str, str]:

@@ -27,7 +27,8 @@ from ..config.images import DiffusionConfig
 from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.search import SearchConfig, SearchSettings
 from ..config.subject import SubjectConfig
-from ..engine.loop import check_same_config, comparable_config, read_checkpoint
+from ..engine.checkpoint import newest_checkpoint
+from ..engine.loop import check_same_config, comparable_config
 from ..runs import library
 from ..subject.measuring import split_measured_photos
 
@@ -238,15 +239,14 @@ def check_data(run: Run, config: LoopConfig, inputs: Sequence[Any], *, accept: b
     Raises:
         UserError: for another config; for other data unless they are accepted; and where they cannot be.
     """
-    files = run.checkpoint_files()
-    if not files:
+    if (found := newest_checkpoint(run.checkpoint_files())) is None:
         save_data(run, collect_training_data(config, inputs))
         return
-    state = read_checkpoint(files[-1], mmap=True)
-    check_same_config(state["config"], comparable_config(config), files[-1])
+    path, state, _ = found
+    check_same_config(state["config"], comparable_config(config), path)
     known, digest, now = load_data(run), state.get("data"), TrainingData(data_items(config, inputs))
     if not digest:
-        print(f"{files[-1]} says nothing of its data, so whether they have changed since cannot be told.")
+        print(f"{path} says nothing of its data, so whether they have changed since cannot be told.")
     if not digest or (known is None and digest == now.digest):
         save_data(run, collect_training_data(config, inputs))
         return
