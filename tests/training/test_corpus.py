@@ -180,3 +180,27 @@ def test_an_addition_that_fails_takes_no_name(tmp_path, monkeypatch):
     (tmp_path / "library" / "a" / "entry.json").write_text("{")
     assert library.add(tmp_path / "a.safetensors", base="tiny").name == "a"
     assert [entry.name for entry in library.entries()] == ["a"]
+
+
+def test_a_word_never_leads_out_of_the_folder(tmp_path):
+    from safetensors.torch import save_file
+    from torch import ones
+
+    from rankfold.toolkit.diffusion.textual_inversion import FILE, export_token_embeddings
+
+    (tmp_path / "adapter").mkdir()
+    words = {f"text_encoder.{word}": ones(1, 4) for word in ("<../../x>", "<.._.._x>", "/etc/x", "<sks>", "..")}
+    save_file(words, tmp_path / "adapter" / FILE)
+    paths = export_token_embeddings(tmp_path / "adapter", tmp_path / "deep" / "out")
+    assert len({path.resolve() for path in paths}) == 5
+    assert {path.resolve().parent for path in paths} == {(tmp_path / "deep" / "out").resolve()}
+    assert (tmp_path / "deep" / "out" / "sks.safetensors").is_file()
+
+
+@pytest.mark.parametrize("expression", ["(a+)+$", "(.*)*x", ".*.*.*.*x", "(a|aa)+$", "(x{1,9}){1,9}"])
+def test_expressions_that_never_end_are_refused(expression):
+    from rankfold.toolkit.formats.scales import pattern
+
+    with pytest.raises(UserError, match="may take hours to match"):
+        pattern({expression: 4}, "alpha_pattern")
+    assert pattern({r"^unet\.down.*attn1\.to_q": 4, "to_k": 2}, "x") == {r"^unet\.down.*attn1\.to_q": 4.0, "to_k": 2.0}

@@ -6,6 +6,7 @@ is named as diffusers names it: <sks>, <sks>_1, ...; prompts say <sks>, and stoc
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,9 @@ def export_token_embeddings(folder: Path, out: Path) -> list[Path]:
         state = (
             {token: own["text_encoder"]} if len(own) == 1 else {EXPORT_KEYS[name]: value for name, value in own.items()}
         )
-        paths.append(out / f"{token.strip('<>')}.safetensors")
+        name = file_name(token)
+        taken = sum(path.stem.rpartition("-")[0] == name or path.stem == name for path in paths)
+        paths.append(out / f"{name}{f'-{taken + 1}' if taken else ''}.safetensors")
         write_atomic(paths[-1], save(state, metadata={"format": "pt", "token": token}))
     return paths
 
@@ -154,3 +157,8 @@ def import_token_embeddings(pipe: Any, path: Path) -> None:
     for key, vectors in load_file(path).items():
         encoder = next((name for name, own in EXPORT_KEYS.items() if own == key), "text_encoder")
         add_token(pipe, encoder, token, vectors)
+
+
+def file_name(token: str) -> str:
+    """A token as the name of a file in whatever folder: letters, digits, dashes and dots that do not lead out of it."""
+    return re.sub(r"[^\w.-]+", "_", token.strip("<>")).lstrip(".") or "word"

@@ -18,6 +18,8 @@ from ..core.errors import UserError
 CONFIG_KEY = "lora_adapter_metadata"  # where diffusers keeps the configs of all parts
 HEADER_ALPHAS = ("lora_alpha", "network_alpha", "ss_network_alpha", "alpha")
 
+MAX_REPEATS = 3  # in a stranger's regular expression: matching takes time by this power of a name's length
+
 
 @dataclass(frozen=True)
 class PartConfig:
@@ -113,6 +115,11 @@ def pattern(value: Any, where: str) -> dict[str, float]:
             re.compile(key)
         except (re.error, RecursionError, OverflowError) as error:
             raise UserError(f"{where}: '{shorten(key)}' is no regular expression ({error}).") from error
+        if len(re.findall(r"[*+{]", key)) > MAX_REPEATS or re.search(r"\)[*+{]", key):
+            raise UserError(
+                f"{where}: '{shorten(key)}' is a regular expression that may take hours to match; names of layers, with at most "
+                f"{MAX_REPEATS} * or + and none behind a bracket, are read."
+            )
     return {key: number(one, f"{where} of {shorten(key)}") for key, one in value.items()}
 
 

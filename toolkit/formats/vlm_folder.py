@@ -20,6 +20,7 @@ from torch import nn
 
 from ..adapters.attach import add_adapter, load_adapter_state
 from ..core.errors import UserError
+from .scales import pattern
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -87,6 +88,8 @@ def read_peft_folder(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]
         raise UserError(
             f"The PEFT folder {folder} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
         ) from error
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern(getattr(config, name, None), f"{folder / CONFIG}: {name}")
     return config, {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
