@@ -172,8 +172,8 @@ def fit_lora_config(config: Any, layers: dict[str, str], state: dict[str, torch.
 
 def pattern_value(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
     """What a pattern of PEFT's config says of a layer."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+    for expression, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({expression})$", name):
             return value
     return default
 
