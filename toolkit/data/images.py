@@ -62,7 +62,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
     Pillow knows many more, and hands some to other programs (PostScript to Ghostscript).
     """
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=known_formats())
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats())
 
 
 @cache

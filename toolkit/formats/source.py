@@ -65,9 +65,14 @@ def adapter_facts(path: Path) -> dict[str, str]:
         UserError: when what it says cannot be read.
     """
     if not is_native(path):
-        facts = vlm_folder.peft_folder_facts(path) if vlm_folder.is_peft_folder(path) else {}
-        pickled = path.is_dir() and not any(path.glob("*.safetensors"))
-        return facts or ({} if pickled and vlm_folder.is_peft_folder(path) else read_lora(path).header)
+        if not vlm_folder.is_peft_folder(path):
+            return read_lora(path).header
+        try:
+            return vlm_folder.peft_folder_facts(path) or read_lora(path).header
+        except (
+            UserError
+        ):  # pickled, or a method of PEFT that has no names of its own in files: loading it says what is wrong
+            return {}
     file = path / "rankfold.json"
     if not file.is_file():
         return {}

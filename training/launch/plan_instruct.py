@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from ...toolkit.core.quantize import block_linears
 from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.vlm.model import VisionLanguageModel
+from ..config.checks import check_ranges
+from ..config.defaults import resolve_defaults
 from ..config.instruct import InstructConfig
 from ..instruct.adapter import InstructAdapter
 from ..instruct.prepare import PreparedData, prepare_instruct, processor_options, rows_per_epoch
@@ -66,6 +68,8 @@ def plan_instruct(config: InstructConfig) -> InstructPlan:
     Raises:
         UserError: as `train` does.
     """
+    check_ranges(config)
+    config = resolve_defaults(config)
     check_settings(config)
     config, (data, folder) = prepare_instruct(config)
     vision = VisionLanguageModel(folder, DTYPES[config.precision], "meta", **processor_options(config))
