@@ -89,12 +89,14 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
 
 
 def demo_config(config: DemoConfig) -> SubjectConfig:
-    """The run of a demo."""
+    """The run of a demo, with all its settings."""
     from ...toolkit.core.paths import assets_folder
+    from ...training.config.defaults import resolve_defaults
     from ...training.config.subject import SubjectConfig
 
     own = {name: getattr(config, name) for name in DEMO_FIELDS}
-    return SubjectConfig(images=assets_folder() / "demo" / "creature", **own, **DEMO_SETTINGS[config.base])
+    images = assets_folder() / "demo" / "creature"
+    return resolve_defaults(SubjectConfig(images=images, **own, **DEMO_SETTINGS[config.base]))
 
 
 def is_demo(run: Run) -> bool:

@@ -13,7 +13,9 @@ from ....pipelines.caption import generate_captions
 from ....pipelines.chat import open_chat
 from ....toolkit.core.devices import device
 from ....toolkit.core.errors import UserError
+from ....toolkit.diffusion.load import EMBEDDED as EMBEDDED_BASES
 from ....toolkit.vlm.model import EMBEDDED, available_bases
+from ....training.config.defaults import EMBEDDED_SETTINGS
 from ..backend.context import Studio
 from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
 from ..render.messages import message_html, progress_bar, show_errors
@@ -47,9 +49,12 @@ def caption_rows(rows: list[list[str]], folder: Path, base: str, config: Any, lo
         Stopped: when somebody wants it to end; what was written until then stands in the rows.
     """
     empty = [row for row in rows if not row[1].strip()]
+    noun = config.class_noun or (EMBEDDED_SETTINGS["class_noun"] if config.base in EMBEDDED_BASES else "")
+    if not noun:
+        raise UserError("Say first what it is (dog, person, mug ...): captions name it.")
     with loaded.lock:
         vision = loaded.get(("captions", base), lambda: open_chat(base, device=device()))
-        made = generate_captions(vision, [folder / row[0] for row in empty], config.token, config.class_noun)
+        made = generate_captions(vision, [folder / row[0] for row in empty], config.token, noun)
         for row, text in zip(empty, made, strict=True):
             row[1] = text
             drawing.step()
