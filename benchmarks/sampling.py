@@ -27,6 +27,7 @@ from rankfold.toolkit.adapters.attach import attach, trainable_parameters
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.formats import native
+from rankfold.toolkit.formats.adapter_facts import AdapterFacts
 from rankfold.toolkit.formats.write import Part, write_lora
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -46,7 +47,11 @@ def make_adapters(base: str, count: int, root: Path) -> list[Path]:
             torch.nn.init.normal_(parameter, std=0.02)
         native.save_native(model, root / f"{number}" / "native" / part)
         write_lora(
-            {part: Part(model, fold(model, "default"), "")}, "diffusers", root / f"{number}" / "diffusers", {}, {}
+            {part: Part(model, fold(model, "default"), "")},
+            "diffusers",
+            root / f"{number}" / "diffusers",
+            AdapterFacts(),
+            {},
         )
         folders.append(root / f"{number}")
     return folders

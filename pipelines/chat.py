@@ -20,8 +20,9 @@ from ..toolkit.data.conversations import Conversation
 from ..toolkit.data.images import load_rgb
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
+from ..toolkit.formats.peft_folder import is_peft_folder
 from ..toolkit.formats.source import adapter_facts
-from ..toolkit.formats.vlm_folder import is_peft_folder, load_peft_folder
+from ..toolkit.formats.vlm_folder import load_peft_folder
 from ..toolkit.vlm.chat_tokens import IGNORE
 from ..toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 
@@ -67,7 +68,7 @@ def image_settings(adapters: Sequence[Path]) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for name in ("pad_to_square", "max_pixels", "min_pixels"):
-        ways = {adapter_facts(Path(folder)).get(name) or None for folder in adapters}
+        ways = {getattr(adapter_facts(Path(folder)), name) or None for folder in adapters}
         if len(ways) > 1:
             raise UserError(
                 f"The adapters were trained with different --{name.replace('_', '-')}: {', '.join(map(str, ways))}. Use them one by one."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def comparison(
     else:
         recipes = [replace(recipe, **{rows.what: value}) for value in rows.values for recipe in recipes]
     used = dict.fromkeys(path for recipe in recipes for path in recipe.adapters)
-    tokens = [token for path in used for token in adapter_tokens(adapter_facts(adapter_path(Path(path))))]
+    tokens = [token for path in used for token in adapter_facts(adapter_path(Path(path))).tokens]
     return Comparison(columns, rows, tuple(recipes), base.prompt, tuple(tokens), clip, tuple(photos))
 
 
@@ -156,12 +156,6 @@ def score_images(
         return [CellScores(one) for one in fidelity]
     likeness = clip_i(images_ND, photos_MD).tolist()
     return [CellScores(*both) for both in zip(fidelity, likeness, strict=True)]
-
-
-def adapter_tokens(facts: Mapping[str, str]) -> list[str]:
-    """The rare words of an adapter that says these facts of itself."""
-    more = [name.split() for name in facts.get("also", "").split(", ")]
-    return [token for token in (facts.get("token", ""), *(words[0] for words in more if words)) if token]
 
 
 def remove_tokens(prompt: str, tokens: Sequence[str]) -> str:

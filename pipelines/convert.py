@@ -45,7 +45,7 @@ def convert(
         raise UserError(f"--to {to} is not a format: choose one of {', '.join(TARGETS)}.{did_you_mean(to, TARGETS)}")
     place = adapter_path(path)
     facts = adapter_facts(place)
-    base = base or str(facts.get("base", ""))
+    base = base or facts.base
     if not base:
         raise UserError(f"{path} does not say which base model it is for: give it with --base.")
     format, stem = TARGETS[to], path.resolve().stem
@@ -57,7 +57,7 @@ def convert(
         base,
         format,
         out,
-        prompt=prompt or f"a {facts.get('token', '')} {facts.get('class_noun', '')}".strip(),
+        prompt=prompt or f"a {facts.trigger_words}".strip(),
         max_error=max_error,
         width=width,
         title=stem,

@@ -22,13 +22,13 @@ from peft import PeftModel
 from ..toolkit.adapters.approximate import linearize, low_rank_all
 from ..toolkit.adapters.fold import Folded, fold
 from ..toolkit.core.errors import UserError
-from ..toolkit.core.files import write_text
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.core.run_folder import delete_tree
 from ..toolkit.diffusion.load import open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel
 from ..toolkit.diffusion.textual_inversion import export_token_embeddings, import_token_embeddings
 from ..toolkit.formats import native
+from ..toolkit.formats.adapter_facts import AdapterFacts
 from ..toolkit.formats.apply import apply_to_pipeline
 from ..toolkit.formats.as_folder import adapter_folder
 from ..toolkit.formats.factors import FORMAT as FACTORS
@@ -89,7 +89,7 @@ def export_adapter(
     if is_native(folder):
         check_parts(family, format, native.check_adapter_folder(folder))
     precision = precision or adapter_precision([str(folder)])
-    facts = text_facts(folder)
+    facts = exported_facts(folder)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base, precision=precision))
     own = adapter_folder(folder, fresh, ignore_unused=ignore_unused)
     check_parts(family, format, native.check_adapter_folder(own))
@@ -163,22 +163,23 @@ def publish(made: Path, place: Path) -> None:
     made.replace(place)
 
 
-def text_facts(folder: Path) -> dict[str, str]:
-    """What an adapter says of itself, as a header holds it: texts alone."""
-    said = adapter_facts(folder).items()
-    return {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in said
-        if key not in (*HEADER_ALPHAS, CONFIG_KEY, "format", "rankfold_proof")  # the file that is written has its own
+def exported_facts(folder: Path) -> AdapterFacts:
+    """What an adapter says of itself, but for what is true of its own file alone; the file that is written has its own."""
+    facts = adapter_facts(folder)
+    other = {
+        key: value
+        for key, value in facts.other.items()
+        if key not in (*HEADER_ALPHAS, CONFIG_KEY, "format")
         and not key.startswith(("ss_network_", "sshs_", "modelspec."))
     }
+    return replace(facts, rankfold_proof={}, other=other)
 
 
-def write_proof(path: Path, format: str, facts: dict[str, str], proof: Proof) -> None:
+def write_proof(path: Path, format: str, facts: AdapterFacts, proof: Proof) -> None:
     """Puts the proof into the file's header, or beside the folders of peft."""
     said = asdict(proof) | {"path": proof.path.name, "token_files": [file.name for file in proof.token_files]}
     if format == "peft":
-        write_text(path / "rankfold.json", json.dumps(facts | {"rankfold_proof": json.dumps(said)}, indent=1))
+        replace(facts, rankfold_proof=said).save(path)
     else:
         add_to_header(path, {"rankfold_proof": json.dumps(said)})
 

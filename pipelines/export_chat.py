@@ -27,6 +27,7 @@ from ..toolkit.core.files import write_text
 from ..toolkit.core.modules import replace_module
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.data.conversations import Conversation
+from ..toolkit.formats.adapter_facts import FILE
 from ..toolkit.formats.native import write_state
 from ..toolkit.formats.vllm import max_lora_rank, vllm_state
 from ..toolkit.formats.write import Part, check_representable, peft_state
@@ -110,7 +111,7 @@ def export_chat(folder: Path, base: str, format: str, out: Path, *, dtype: str |
         load = WRITERS[format](vision, partial, base, dtype)
         wanted = next_token_probabilities(vision) if format == "merged" else tuned
         processor.save_pretrained(partial)
-        for name in ("rankfold.json", "chat_template.jinja"):
+        for name in (FILE, "chat_template.jinja"):
             if (folder / name).is_file() and not (partial / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         again = stock_probabilities(vision, load(), partial, padded=any("square" in note for note in notes))

@@ -152,7 +152,7 @@ def load_pipeline(recipe: Recipe) -> Any:
 
 def adapter_precision(adapters: Sequence[str]) -> str:
     """The dtype that the adapters say they were trained in, where all say the same; otherwise fp32."""
-    said = {adapter_facts(adapter_path(Path(path))).get("precision", "fp32") for path in adapters}
+    said = {adapter_facts(adapter_path(Path(path))).precision or "fp32" for path in adapters}
     return said.pop() if len(said) == 1 and said <= DTYPES.keys() else "fp32"
 
 

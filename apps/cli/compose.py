@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ...toolkit.formats.adapter_facts import AdapterFacts, read_facts
 from .options import check_out_free, parse_run
 from .outcome import print_outcome
 
@@ -33,20 +33,19 @@ def run_composition(kind: Any, argv: list[str], name: str) -> Path:
     from ...training.launch.start import compose as run_compose
 
     run = run_compose(config, overwrite=overwrite)
-    print_composition(run.adapter / "rankfold.json")
+    print_composition(read_facts(run.adapter))
     return run.folder
 
 
-def print_composition(facts_file: Path) -> None:
-    """What the adapter was made of, and the mean weight of each."""
-    if not facts_file.is_file():
+def print_composition(facts: AdapterFacts) -> None:
+    """What the adapter was made of, and the mean weight of each; nothing for a run that is not done."""
+    if not facts.composed_of:
         return
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    weights = list(json.loads(facts["composed_weights"]).values())
-    print(f"{facts['composed_how']} of {len(weights[0])} adapters")
-    for number, source in enumerate(json.loads(facts["composed_of"])):
+    weights = list(facts.composed_weights.values())
+    print(f"{facts.composed_how} of {len(weights[0])} adapters")
+    for number, source in enumerate(facts.composed_of):
         own = [row[number] for row in weights]
         spread = f", {min(own):.3f} to {max(own):.3f} over the layers" if len(own) > 1 else ""
-        print(f"  {sum(own) / len(own):.3f}  {source['name']}{spread}")
-    if float(facts["composed_cut_error"]):
-        print(f"cut: a layer's change is missed by up to {float(facts['composed_cut_error']):.1%}")
+        print(f"  {sum(own) / len(own):.3f}  {source.name}{spread}")
+    if facts.composed_cut_error:
+        print(f"cut: a layer's change is missed by up to {facts.composed_cut_error:.1%}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.formats.adapter_facts import AdapterFacts
 from .options import parse_options, positional
 
 
@@ -63,7 +64,7 @@ def evaluate(argv: list[str]) -> None:
     recipe, facts, trained_on = evaluation_recipe(options)
     embedded = recipe.base in EMBEDDED
     name = options.prompts or ("world" if embedded else "object")
-    test = SubjectTest(read_prompts(name), unrelated_prompts(name), facts["token"], facts["class_noun"], options.n)
+    test = SubjectTest(read_prompts(name), unrelated_prompts(name), facts.token, facts.class_noun, options.n)
     if not options.clip and not embedded:
         raise UserError(
             "--clip is missing: the embedded model knows only drawn images. Name one of open_clip, such as ViT-B-32-quickgelu:openai."
@@ -86,7 +87,7 @@ def evaluate(argv: list[str]) -> None:
         print(key)
 
 
-def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], list[Path]]:
+def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, AdapterFacts, list[Path]]:
     """How images are made, what the subject is called, and what was trained on where that is known."""
     from ...pipelines.generate import Recipe, adapter_precision
     from ...toolkit.data.subjects import find_samples
@@ -97,7 +98,7 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], li
 
     run, guidance, trained_on = options.run, 4.0, []
     check_adapter(run)
-    facts = dict(adapter_facts(adapter_path(run)))
+    facts = adapter_facts(adapter_path(run))
     if (run / "config.yaml").is_file():
         config = from_yaml(run / "config.yaml")
         if not isinstance(config, DiffusionConfig):
@@ -106,14 +107,14 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, dict[str, str], li
         if config.images is not None and Path(config.images).is_dir():
             trained_on = [sample.path for sample in find_samples(config.images)]
     for name in ("base", "token", "class_noun"):
-        facts[name] = getattr(options, name) or facts.get(name, "")
-        if not facts[name]:
+        facts = replace(facts, **{name: getattr(options, name) or getattr(facts, name)})
+        if not getattr(facts, name):
             raise UserError(
                 f"{run} does not say its {name.replace('_', ' ')}: give it with --{name.replace('_', '-')}."
             )
     recipe = Recipe(
         prompt="",
-        base=facts["base"],
+        base=facts.base,
         adapters=(str(run),),
         strengths=(options.strength,),
         ignore_unused=options.ignore_unused,

@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.formats.adapter_facts import FILE
 
 
 def is_image_folder(path: Path) -> bool:
     """Whether a path is a folder of images, or of kohya's folders of them, and neither a run nor an adapter."""
     from ...toolkit.data.image_folder import REPEATS, folders_below, has_any_image
 
-    if not path.is_dir() or any(
-        (path / name).exists() for name in ("config.yaml", "rankfold.json", "adapter_config.json")
-    ):
+    if not path.is_dir() or any((path / name).exists() for name in ("config.yaml", FILE, "adapter_config.json")):
         return False
     kohya = any(REPEATS.fullmatch(folder.name) for folder in folders_below(path))
     return kohya or (has_any_image(path) and not holds_conversations(path))

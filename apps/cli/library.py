@@ -66,9 +66,11 @@ def show(argv: list[str]) -> None:
 
 def print_entry(entry: Any) -> None:
     """All that the library knows of an adapter."""
+    from ...toolkit.formats.source import adapter_facts
+
     print(
         f"{entry.name}\n  trigger    {entry.trigger or '-'}\n  base       {entry.base}\n  adapter    {entry.adapter or '-'}"
     )
     print(f"  hash       {entry.hash}\n  files      {entry.path}\n  thumbnail  {entry.thumbnail or '-'}")
-    if entry.composed_of:
-        print(f"  made of    {entry.composed_of}")
+    if sources := adapter_facts(entry.path).composed_of:
+        print(f"  made of    {', '.join(source.name for source in sources)}")

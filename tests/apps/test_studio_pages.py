@@ -131,7 +131,7 @@ def test_composes_by_weights_and_says_what_it_was_made_of(places):
     rows, lines = compose_page.describe_composition(places, "both")
     assert rows == [["mine", 0.75, 0.75, 0.75], ["second", -0.5, -0.5, -0.5]]
     assert lines == [f"weighted sum of 2 adapters for the base {places.config('mine').base}."]
-    assert compose_page.read_facts(run.adapter)["token"] == "sks"
+    assert compose_page.read_facts(run.adapter).token == "sks"
     assert "both" in compose_page.composed_runs(places)
     assert not {"mine", "second"} & set(compose_page.composed_runs(places))
     assert [

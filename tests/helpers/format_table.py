@@ -38,6 +38,7 @@ def answer(name, method):
     from rankfold.toolkit.adapters.registry import make_config
     from rankfold.toolkit.core.errors import UserError
     from rankfold.toolkit.diffusion.load import find_family
+    from rankfold.toolkit.formats.adapter_facts import AdapterFacts
     from rankfold.toolkit.formats.factors import adapter_files, factors_state, write_factors
     from rankfold.toolkit.formats.native import save_native
     from rankfold.toolkit.formats.write import Part, write_lora
@@ -70,9 +71,9 @@ def answer(name, method):
                 check_parts(about, format, [part])
                 if format == "kohya-lycoris":
                     state = factors_state(adapter_files(Path(folder) / "adapter"), pipe, family.kohya_prefixes)
-                    path = write_factors(state, parts, out, {}, title="", thumbnail=None)
+                    path = write_factors(state, parts, out, AdapterFacts(), title="", thumbnail=None)
                 else:
-                    path = write_lora(parts, format, out, {}, family.kohya_prefixes)
+                    path = write_lora(parts, format, out, AdapterFacts(), family.kohya_prefixes)
             except UserError:
                 found[format] = "no"
                 continue

@@ -10,6 +10,7 @@ from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline
 from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.formats.adapter_facts import AdapterFacts
 from rankfold.toolkit.formats.report import inspect_lora
 from rankfold.toolkit.formats.stack import original_layers, stack_layers
 from rankfold.toolkit.formats.write import Part, write_lora
@@ -60,7 +61,9 @@ def test_diffusers_takes_apart_what_we_stack(tmp_path):
         name: Change(down=torch.randn(4, layer.in_features), up=torch.randn(layer.out_features, 4))
         for name, layer in ((name, model.get_submodule(name)) for name in sorted(chosen))
     }
-    path = write_lora({"transformer": Part(model, folded, "")}, "kohya", tmp_path, {}, {"transformer": "lora_unet"})
+    path = write_lora(
+        {"transformer": Part(model, folded, "")}, "kohya", tmp_path, AdapterFacts(), {"transformer": "lora_unet"}
+    )
     state = diffusers.FluxPipeline.lora_state_dict(str(path))
     for name, change in folded.items():
         down, up = (state.pop(f"transformer.{name}.lora_{letter}.weight") for letter in "AB")

@@ -24,6 +24,7 @@ from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.diffusion.load import open_model
+from rankfold.toolkit.formats.adapter_facts import read_facts
 from rankfold.toolkit.formats.native import check_adapter_folder
 from rankfold.toolkit.formats.peft_merge import peft_merge
 from rankfold.toolkit.formats.source import load_source
@@ -259,10 +260,7 @@ def test_uniform_weighted_and_its_exports(base, runs, tmp_path):
     assert [s["name"] for s in json.loads(header["composed_of"])] == [r.folder.name for r in runs]
     assert json.loads(header["composed_weights"]) == {"everywhere": [0.5, 0.25, -1.0]}
     uniform = compose(compose_config(base, runs[:2], tmp_path / "uniform"))
-    assert (
-        json.loads((uniform.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_weights"]
-        == '{"everywhere": [0.5, 0.5]}'
-    )
+    assert read_facts(uniform.adapter).composed_weights == {"everywhere": [0.5, 0.5]}
 
 
 def test_a_lora_file_is_a_source_too(base, runs, tmp_path):
@@ -310,7 +308,7 @@ def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, c
     config = compose_config(base, runs, tmp_path / "whole", images=images, learning_rate=0.1, **changes)
     whole = train(config)
     said = capsys.readouterr().out
-    weights = json.loads(json.loads((whole.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_weights"])
+    weights = read_facts(whole.adapter).composed_weights
     sets = {tuple(row) for row in weights.values()}
     assert all(len(row) == 3 for row in weights.values())
     if changes.get("tie") == "global":
@@ -351,7 +349,7 @@ def test_learning_finds_the_right_source(base, images, runs, tmp_path):
         base, [runs[0], good], tmp_path / "out", images=images, steps=60, batch_size=4, learning_rate=0.1, tie="global"
     )
     found = train(config)
-    weights = json.loads(json.loads((found.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_weights"])
+    weights = read_facts(found.adapter).composed_weights
     assert next(iter(weights.values()))[1] > 0.6
 
 
@@ -448,7 +446,7 @@ def test_full_rank_is_refused_before_training_or_cut(base, images, runs, tmp_pat
     with pytest.raises(UserError, match="--max-rank"):
         compose(replace(config, images=None, out=tmp_path / "fixed"))
     run = train(replace(config, max_rank=8, out=tmp_path / "short"))
-    assert float(json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))["composed_cut_error"]) >= 0
+    assert read_facts(run.adapter).composed_cut_error >= 0
 
 
 def test_an_adapter_that_is_not_linear_is_refused(base, images, runs, tmp_path):

@@ -89,6 +89,7 @@ def test_ai_toolkit(tmp_path, capsys):
     assert (config.base, config.token, config.quantize) == ("black-forest-labs/FLUX.1-dev", "p3r5on", "fp8")
     assert (config.rank, config.alpha, config.adapter, config.steps) == (16, 16.0, "lora", 2000)
     assert (config.caption_dropout, config.resolution, config.ema_decay) == (0.05, 1024, 0.99)
+    assert config.extra_resolutions == (768, 512)
     assert config.preview_prompts == ("{token} in a city", "a man with a sign")
     for part in ("datasets.caption_ext", "save.dtype", "model.is_flux", "train.ema_config.use_ema"):
         assert f"not carried over: {part}" in said

@@ -637,7 +637,7 @@ def test_adapters_are_composed(config, data, tmp_path, capsys):
     main(["compose", "instruct", *folders, "--base", config.base, "--out", str(tmp_path / "learned"), *more])
     assert "Learning" in capsys.readouterr().out
     facts = json.loads((tmp_path / "learned" / "adapter" / "rankfold.json").read_text(encoding="utf-8"))
-    weights = torch.tensor(list(json.loads(facts["composed_weights"]).values()))
+    weights = torch.tensor(list(facts["composed_weights"].values()))
     torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)), rtol=0, atol=1e-4)
     assert weights.std() > 1e-4
     open_chat(config.base, [tmp_path / "learned" / "adapter"])

@@ -21,6 +21,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.quantize import FrozenLinear, quantize_model
 from rankfold.toolkit.core.randomness import generator
 from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.diffusion.load import open_model
 from rankfold.toolkit.diffusion.noise import FlowNoise
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats import native
@@ -29,7 +30,9 @@ from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import preflight, resume, train
 from rankfold.training.subject.prompts import without_token
-from rankfold.training.subject.rows import bucket_size, pick_rows, shuffle_tags
+from rankfold.training.subject.rows import pick_rows, shuffle_tags
+from rankfold.training.subject.sizes import bucket_size
+from rankfold.training.subject.summary import summarize_images
 from rankfold.training.subject.task import SubjectTask
 
 
@@ -157,7 +160,7 @@ def test_several_subjects_in_one_adapter(config, tmp_path):
     run = train(config)
     assert from_yaml(run.config_file) == config
     assert len(list(run.samples.glob("*.png"))) == 2 * len(config.preview_prompts)
-    assert json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))["also"] == "sks2 cat"
+    assert json.loads((run.adapter / "rankfold.json").read_text(encoding="utf-8"))["also"] == ["sks2 cat"]
 
 
 @pytest.mark.parametrize(
@@ -249,6 +252,34 @@ def test_every_image_is_drawn_as_often_whatever_its_shape(batch):
         assert set(drawn.values()) == {batch}
     assert pick_rows(sizes, 7, 0, batch) == pick_rows(sizes, 7, 0, batch)
     assert len({str(pick_rows(sizes, seed, 0, 1)) for seed in range(20)}) > 3
+
+
+@pytest.mark.parametrize(("crop", "sizes"), [("center", 2), ("bucket", 4)])
+def test_every_image_is_trained_at_every_resolution(crop, sizes, tmp_path, config):
+    """As often at each; the summary says the same; class images are of one size, so prior preservation is refused."""
+    images = tmp_path / "shapes"
+    images.mkdir()
+    for name, size in (("square", (64, 64)), ("wide", (96, 48))):
+        Image.new("RGB", size, (200, 60, 60)).save(images / f"{name}.png")
+    config = replace(config, images=images, resolution=64, extra_resolutions=(32,), crop=crop, batch_size=1)
+    _, (samples, base) = preflight(config)
+    task = SubjectTask(config, samples, base, Accelerator(cpu=True))
+    shapes = Counter(tuple(task.batch(n, [0])["mean"].shape[2:]) for n in range(4))
+    assert len(shapes) == sizes
+    assert set(shapes.values()) == {4 // sizes}
+    assert (8, 8) in shapes
+    assert (4, 4) in shapes
+    found = summarize_images(config, samples, open_model(base))
+    assert {(own.height // 8, own.width // 8): own.share for own in found.buckets} == {
+        shape: count / 4 for shape, count in shapes.items()
+    }
+    train(config)
+    with pytest.raises(UserError, match="--prior-weight works with one --resolution only"):
+        preflight(replace(config, crop="center", prior_weight=1.0))
+    with pytest.raises(UserError, match="--extra-resolutions 36 cannot be divided by 8"):
+        preflight(replace(config, extra_resolutions=(36,)))
+    with pytest.raises(UserError, match="--extra-resolutions must be at least 1, not 0"):
+        preflight(replace(config, extra_resolutions=(0,)))
 
 
 def test_buckets_take_turns_evenly():

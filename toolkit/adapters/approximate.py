@@ -104,7 +104,7 @@ def low_rank(
 
 
 def exact_factors(change: Change, weight: torch.Tensor) -> Change:
-    """LoRA factors of a whole matrix, without a singular value decomposition of it.
+    """LoRA factors of the change of a weight (out, in) by a whole matrix, without a singular value decomposition of it.
 
     Where its rank is at most a quarter of its shorter side, a random sketch of that many columns spans all of it (Halko et al. 2011,
     arXiv 0909.4061), and the factors are of that rank; otherwise they are the matrix and an identity.

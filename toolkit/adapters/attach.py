@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import nn
 from ..core.errors import UserError
 from ..core.modules import replace_module
 from .base import AdapterLayer
+from .plugin import pattern_value
 
 
 def matching_layers(model: nn.Module, config: PeftConfig) -> list[str]:
@@ -144,14 +144,9 @@ def parameter_groups(
         if parameter.requires_grad:
             up = lora_plus_ratio if f"_up.{adapter}" in name or f"lora_B.{adapter}" in name else 1.0
             layer = next((layer for layer in layers if name.startswith(f"{layer}.")), "")
-            own = next((rate for pattern, rate in (lr_pattern or {}).items() if matches_name(pattern, layer)), 1.0)
+            own = pattern_value(lr_pattern or {}, layer, 1.0)
             groups.setdefault(own * up * factors.get(id(parameter), 1.0), []).append(parameter)
     return [{"params": parameters, "lr": factor * learning_rate} for factor, parameters in groups.items()]
-
-
-def matches_name(pattern: str, name: str) -> bool:
-    """Whether a regular expression matches a layer's whole name, or its end behind a dot, as PEFT's rank_pattern does."""
-    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -261,7 +261,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return f"{'auxiliary' if tensor.startswith(self.auxiliary_only) else self.name}_{tensor}"
 
     def put(self, adapter: str, tensor: str, value: torch.Tensor) -> None:
-        """Makes a parameter of the adapter of one of the variant's tensors.
+        """Makes a parameter of the adapter of one of the variant's tensors, of the shape that `init_tensors` gives.
 
         Raises:
             TypeError: for a name that the layer uses itself.
@@ -366,7 +366,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self.forward_with_adapters([a for a in self.active_adapters if self.has_adapter(a)], x, *args, **kwargs)
 
     def forward_with_adapters(self, adapters: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The output with these adapters: the linear ones' changes as one, then the effects of the others."""
+        """The output (..., out) of x (..., in) with these adapters: the linear ones' changes as one, then the effects of the others."""
         linear = [adapter for adapter in adapters if self.is_linear(adapter)]
         effects = [adapter for adapter in adapters if adapter not in linear]
         dropped = {adapter for adapter in adapters if self.training and self.settings[adapter].dropout}
@@ -405,7 +405,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return y, dict(zip(projections, reads, strict=True))
 
     def apply_change(self, change: Change, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The base layer's output y -> the changed layer's."""
+        """The base layer's output y (..., out) of x (..., in) -> the changed layer's, of the same shape."""
         return apply_change(self.get_base_layer(), change, x, y, self.base_weight)
 
     # -------------------------------------------------------------------------- merge and fold
@@ -514,12 +514,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in fp32, or as it is when it is finer."""
+    """The tensor, of any shape, in fp32, or as it is when it is finer."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def away_from_zero(start: torch.Tensor) -> torch.Tensor:
-    """The start of a tensor; one that is all zeros is drawn at random."""
+    """The start of a tensor of any shape; one that is all zeros is drawn at random."""
     return start if start.is_meta or start.any() else nn.init.normal_(start, std=0.02)
 
 

@@ -101,13 +101,13 @@ class Change:
 
 
 def concat_present(tensors: Sequence[torch.Tensor | None], dim: int) -> torch.Tensor | None:
-    """Those that are there, one behind the other; None when none is."""
+    """Those that are there, one behind the other along `dim`; None when none is. Their other dimensions are the same shape."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(there, dim) if len(there) > 1 else there[0] if there else None
 
 
 def sum_present(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Sum of those that are there; None when none is."""
+    """Sum of those that are there, all of one shape; None when none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return sum(there[1:], there[0]) if there else None
 
@@ -156,7 +156,10 @@ def is_frozen_and_unhooked(base: nn.Module) -> bool:
 
 
 def forward_with_delta(base: nn.Module, x: torch.Tensor, change: Change, plain: bool) -> torch.Tensor:
-    """The output of a layer under a change. plain: whether it is an nn.Linear with its weight in full (quantised.is_plain)."""
+    """The output (..., out) of a layer under a change, for x (..., in).
+
+    plain: whether it is an nn.Linear with its weight in full (quantised.is_plain).
+    """
     if plain and is_frozen_and_unhooked(base):
         return joint_forward(base, x, change, [])[0]
     return apply_change(base, change, x, base(x), lambda: base.weight.flatten(1))
@@ -165,7 +168,10 @@ def forward_with_delta(base: nn.Module, x: torch.Tensor, change: Change, plain: 
 def apply_change(
     base: nn.Module, change: Change, x: torch.Tensor, y: torch.Tensor, weight: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    """The base layer's output y -> the changed layer's. weight() is the frozen weight (out, in), asked for by a mask only."""
+    """The base layer's output y (..., out) of x (..., in) -> the changed layer's.
+
+    weight() is the frozen weight (out, in), asked for by a mask only.
+    """
     if change.rows is not None:
         unbiased = y if base.bias is None else y - broadcast_channels(base, base.bias, y)
         y = y + broadcast_channels(base, change.rows, y) * unbiased

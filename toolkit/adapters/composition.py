@@ -55,17 +55,17 @@ class Mixture(nn.Module):
         self.register_tensor("dense", stack_or_zeros([change.dense for change in changes]))  # (N, out, in)
 
     def register_tensor(self, name: str, tensor: torch.Tensor | None) -> None:
-        """Keeps a tensor where the weight is; it is not saved, since the sum is."""
+        """Keeps a tensor of any shape where the weight is; it is not saved, since the sum is."""
         self.register_buffer(name, None if tensor is None else tensor.to(self.weight.device), persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The frozen weight."""
+        """The frozen weight, (out, in, ...)."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The frozen bias."""
+        """The frozen bias, shape (out,)."""
         return self.base_layer.bias  # type: ignore[return-value]
 
     def get_base_layer(self) -> nn.Module:
@@ -96,7 +96,7 @@ def expand_masks(change: Change, weight: torch.Tensor) -> Change:
 
 
 def stack_or_zeros(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """One on the other, zeros for those that are missing; None when none is."""
+    """One on the other, (N, ...) of tensors of one shape, zeros for those that are missing; None when none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.stack([torch.zeros_like(there[0]) if t is None else t for t in tensors]) if there else None
 

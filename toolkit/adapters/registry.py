@@ -99,3 +99,22 @@ def parse_option(config: type[PeftConfig], key: str, text: str) -> Any:
         return adapter.validate_json(text) if text[:1] in "[{" else adapter.validate_python(text)
     except ValidationError as error:
         raise UserError(f"--adapter-options {key}: {error.errors()[0]['msg']}.") from error
+
+
+def method_values(config: PeftConfig) -> tuple[str, int, float]:
+    """(name, rank, alpha) of the adapter that a PEFT config is of; alpha 0 where the method has none.
+
+    Raises:
+        UserError: for a method that is not among `adapter_names`.
+    """
+    for name, variant in REGISTRY.items():
+        if isinstance(config, variant.config_class):
+            return name, config.r, config.alpha or config.r  # type: ignore[attr-defined]
+    for name, baseline in reversed(BASELINES.items()):  # what is more than plain LoRA comes behind it
+        fixed = all(getattr(config, key) == value for key, value in baseline.fixed_values.items() if value)
+        if type(config) is baseline.config and fixed:
+            values = {ours: getattr(config, theirs) for ours, theirs in baseline.field_names.items()}
+            return name, values["rank"], values.get("alpha", 0)
+    raise UserError(
+        f"Adapters of PEFT's method {config.peft_type} cannot be trained here: known are {', '.join(adapter_names())}."
+    )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from .errors import UserError
 from .systems import retry_while_locked
 
 Record = TypeVar("Record")
@@ -54,3 +55,24 @@ def is_number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     except OverflowError:
         return False
+
+
+def parse_json_object(text: str, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: when the text is none.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is no JSON ({' '.join(str(error).split())[:120]}).") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a JSON object, not {shorten(value)}.")
+    return value
+
+
+def shorten(value: Any) -> str:
+    """A value for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

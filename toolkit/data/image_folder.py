@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..core.errors import UserError
+from ..core.errors import UserError, list_names
 from .captions import TABLES, Captions, is_sidecar, read_captions
 from .images import CAN_READ_HEIF, HEIF_SUFFIXES, READ_ERRORS, image_size, open_image
 
@@ -180,11 +180,6 @@ def has_any_image(folder: Path) -> bool:
         return any(path.suffix.lower() in (*SUFFIXES, *UNREADABLE) for path in folder.iterdir() if path.is_file())
     except OSError:
         return False
-
-
-def list_names(names: list[str] | tuple[str, ...], most: int = 5) -> str:
-    """Some names, and how many there are more."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def image_fault(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """Targets and weights of the denoising loss, on top of the schedulers of diffusers.
 
 Convention: noisy = sqrt(a_t) clean + sqrt(1 - a_t) noise, with a_t = scheduler.alphas_cumprod[t]; snr = a_t / (1 - a_t).
-Shapes: B batch, C H W latents.
+Shapes as in docs/design.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 def target(
     scheduler: Any, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor
 ) -> torch.Tensor:
-    """What the denoiser should predict: the noise (epsilon), or sqrt(a) noise - sqrt(1 - a) clean (v_prediction).
+    """What the denoiser should predict, (B, C, H, W): the noise (epsilon), or sqrt(a) noise - sqrt(1 - a) clean (v_prediction).
 
     Raises:
         ValueError: for another kind of prediction.
@@ -38,11 +38,13 @@ def min_snr_weight(snr_B: torch.Tensor, gamma: float) -> torch.Tensor:
 
 
 def debiased_weight(snr_B: torch.Tensor) -> torch.Tensor:
-    """The same by Yu et al. 2024 (arXiv 2310.08442): sqrt(snr), which is 1 / sqrt(snr) on the error of the noise."""
+    """The same by Yu et al. 2024 (arXiv 2310.08442), (B,): sqrt(snr), which is 1 / sqrt(snr) on the error of the noise."""
     return snr_B.sqrt()
 
 
-def per_sample_mse(pred: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared error of each row, (B,), in fp32; weight (B, 1, H, W) is what each latent pixel counts for."""
-    error = (pred.float() - target.float()).square()
-    return (error if weight is None else error * weight).flatten(1).mean(1)
+def per_sample_mse(
+    pred_BCHW: torch.Tensor, target_BCHW: torch.Tensor, weight_B1HW: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error of each row, (B,), in fp32; weight_B1HW is what each latent pixel counts for."""
+    error = (pred_BCHW.float() - target_BCHW.float()).square()
+    return (error if weight_B1HW is None else error * weight_B1HW).flatten(1).mean(1)

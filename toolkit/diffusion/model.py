@@ -398,17 +398,17 @@ def pad_and_stack(rows: Sequence[PromptEmbeds]) -> PromptEmbeds:
     return batch
 
 
-def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+def pack_latents(latents_BCHW: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, H, W) as tokens (B, H/2 * W/2, 4C), each a square of 2 x 2."""
-    b, c, h, w = latents.shape
-    return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+    b, c, h, w = latents_BCHW.shape
+    return latents_BCHW.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
 
 
-def unpack_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The inverse of `pack_latents`, for latents of this height and width."""
-    b, _, c = tokens.shape
+def unpack_latents(tokens_BLD: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of `pack_latents`, (B, D / 4, height, width)."""
+    b, _, c = tokens_BLD.shape
     return (
-        tokens.view(b, height // 2, width // 2, c // 4, 2, 2)
+        tokens_BLD.view(b, height // 2, width // 2, c // 4, 2, 2)
         .permute(0, 3, 1, 4, 2, 5)
         .reshape(b, c // 4, height, width)
     )

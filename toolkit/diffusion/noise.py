@@ -3,7 +3,7 @@
     DiscreteNoise   noisy = sqrt(a_t) clean + sqrt(1 - a_t) noise, t a timestep of the scheduler (SD, SDXL)
     FlowNoise       noisy = (1 - s) clean + s noise, s between 0 (clean) and 1; the target is noise - clean (SD 3, FLUX, ...)
 
-Both answer the same questions, so nothing behind them asks which one it is. Shapes: B batch, C H W latents.
+Both answer the same questions, so nothing behind them asks which one it is. Shapes as in docs/design.md.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Noise(Protocol):
         """The timestep at this fraction of the way from clean to noise, (1,)."""
         ...
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor, /) -> torch.Tensor:
+    def add_noise(
+        self, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, /
+    ) -> torch.Tensor:
         """Noisy latents (B, C, H, W)."""
         ...
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor, /) -> torch.Tensor:
+    def target(self, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, /) -> torch.Tensor:
         """What the model is to predict, (B, C, H, W)."""
         ...
 
@@ -59,11 +61,11 @@ class DiscreteNoise:
     def timestep_at(self, fraction: float, height: int, width: int) -> torch.Tensor:
         return torch.tensor([min(int(fraction * self.num_timesteps), self.num_timesteps - 1)])
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.add_noise(clean, noise, timesteps_B)
+    def add_noise(self, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(clean_BCHW, noise_BCHW, timesteps_B)
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
-        return losses.target(self.scheduler, clean, noise, timesteps_B)
+    def target(self, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+        return losses.target(self.scheduler, clean_BCHW, noise_BCHW, timesteps_B)
 
     def snr(self, timesteps_B: torch.Tensor) -> torch.Tensor:
         return compute_snr(self.scheduler, timesteps_B).clamp(min=MIN_SNR)
@@ -93,21 +95,21 @@ class FlowNoise:
     def timestep_at(self, fraction: float, height: int, width: int) -> torch.Tensor:
         return apply_shift(torch.tensor([fraction]), self.shift(height, width))
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
-        s = sigmas_B.view(-1, *[1] * (clean.dim() - 1))
-        return (1 - s) * clean + s * noise
+    def add_noise(self, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
+        s = sigmas_B.view(-1, *[1] * (clean_BCHW.dim() - 1))
+        return (1 - s) * clean_BCHW + s * noise_BCHW
 
-    def target(self, clean: torch.Tensor, noise: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
-        return noise - clean
+    def target(self, clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, sigmas_B: torch.Tensor) -> torch.Tensor:
+        return noise_BCHW - clean_BCHW
 
     def snr(self, sigmas_B: torch.Tensor) -> torch.Tensor:
         return ((1 - sigmas_B) / sigmas_B.clamp(min=1e-6)).square().clamp(min=MIN_SNR)
 
     def clean_error_ratio(self, sigmas_B: torch.Tensor) -> torch.Tensor:
-        """The error of the clean latents is s times that of the velocity."""
+        """Squared error of the clean latents over that of the velocity, (B,): the error is s times as large."""
         return sigmas_B.square()
 
 
-def apply_shift(sigma: torch.Tensor, shift: float) -> torch.Tensor:
-    """Equation 23 of Esser et al. 2024."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+def apply_shift(sigmas_B: torch.Tensor, shift: float) -> torch.Tensor:
+    """Sigmas (B,) by equation 23 of Esser et al. 2024."""
+    return shift * sigmas_B / (1 + (shift - 1) * sigmas_B)

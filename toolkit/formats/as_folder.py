@@ -22,6 +22,7 @@ from ..core.paths import cache_folder
 from ..core.systems import retry_while_locked
 from ..diffusion.textual_inversion import save_token_embeddings
 from . import native
+from .adapter_facts import AdapterFacts
 from .read import read_lora
 from .source import AdapterSource, adapter_path, content_hash, file_source, is_native
 
@@ -74,7 +75,7 @@ def write_folder(name: str, source: AdapterSource, folder: Path) -> None:
             native.write_state(whole / part, *fixed_state(folded))
         if source.token_embeddings:
             save_token_embeddings(whole, source.token_embeddings)
-        write_text(whole / "rankfold.json", json.dumps({"adapter": "lora", "file": name}))
+        AdapterFacts(adapter="lora", file=name).save(whole)
         write_text(whole / NOTES, json.dumps(source.notes))
         try:
             retry_while_locked(lambda: whole.rename(folder))
@@ -101,6 +102,6 @@ def fixed_state(folded: dict[str, Change]) -> tuple[dict[str, torch.Tensor], Fix
 
 
 def narrow(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in bfloat16 where that says the same to the bit, as of files that were saved so; otherwise in fp32."""
+    """The tensor, whatever its shape, in bfloat16 where that says the same to the bit, as of files that were saved so; else in fp32."""
     half = tensor.to(torch.bfloat16)
     return half if torch.equal(half.to(tensor.dtype), tensor) else tensor.float().clone()

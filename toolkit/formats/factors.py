@@ -13,6 +13,7 @@ from ..core.errors import UserError
 from ..core.files import write_atomic
 from ..diffusion.families import family_of_denoiser
 from . import native
+from .adapter_facts import AdapterFacts
 from .header import describe_file
 from .match import Place, match_pipeline
 from .read import LoraFile, read_lora
@@ -63,14 +64,14 @@ def factors_state(files: Sequence[LoraFile], pipe: Any, prefixes: dict[str, str]
 
 
 def write_factors(
-    state: Tensors, parts: dict[str, Part], out: Path, facts: dict[str, str], *, title: str, thumbnail: Path | None
+    state: Tensors, parts: dict[str, Part], out: Path, facts: AdapterFacts, *, title: str, thumbnail: Path | None
 ) -> Path:
     """Writes such tensors, of the changes `parts`, into a folder; returns the file."""
     header = {"ss_network_module": "lycoris.kohya"} | describe_file(
         state, parts, facts, title=title, thumbnail=thumbnail
     )
     path = out / FORMATS[FORMAT]
-    write_atomic(path, save(state, metadata={"format": "pt"} | header | facts))
+    write_atomic(path, save(state, metadata={"format": "pt"} | header | facts.to_header()))
     return path
 
 

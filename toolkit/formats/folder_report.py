@@ -40,11 +40,9 @@ def is_chat_adapter(path: Path) -> bool:
 def inspect_folder(path: Path, model: Any = None) -> Report:
     """The same of an adapter folder of ours. Without its base it has no layers, for only with it is known what they change."""
     facts = adapter_facts(path)
-    layers = list(layer_reports(path, model, to_text(facts.get("adapter", "")))) if model is not None else []
-    report = Report(
-        path, "folder of rankfold", to_text(facts.get("base", "unknown")), "in adapter_config.json", layers, LOADERS
-    )
-    report.facts = {key: to_text(value) for key, value in facts.items()} | {"hash": adapter_hash(path)}
+    layers = list(layer_reports(path, model, facts.adapter)) if model is not None else []
+    report = Report(path, "folder of rankfold", facts.base or "unknown", "in adapter_config.json", layers, LOADERS)
+    report.facts = facts.to_header() | {"hash": adapter_hash(path)}
     report.advice = advice_on_layers(layers)
     for part in (part for part in PARTS if (path / part / WEIGHTS).is_file()):
         config, tensors = read_config(path / part / CONFIG), load_weights(path / part / WEIGHTS)

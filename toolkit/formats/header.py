@@ -15,30 +15,31 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..diffusion.families import family_of_denoiser
+from .adapter_facts import AdapterFacts
 
 THUMBNAIL_SIDE = 256  # pixels, the longer side
 IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 
 
 def describe_file(
-    state: dict[str, Tensor], parts: dict[str, Any], facts: dict[str, str], *, title: str, thumbnail: Path | None = None
+    state: dict[str, Tensor], parts: dict[str, Any], facts: AdapterFacts, *, title: str, thumbnail: Path | None = None
 ) -> dict[str, str]:
     """The header's entries for tensors that change these parts' models. facts: what the adapter says of itself."""
     denoisers = [part.model for part in parts.values() if family_of_denoiser(part.model)]
     family = family_of_denoiser(denoisers[0]) if denoisers else None
-    words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
+    words = facts.trigger_words
     found = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{(family.architecture if family else '') or 'unknown'}/lora",
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": title,
         "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.description": f"{facts.get('adapter', 'lora')} trained with rankfold",
+        "modelspec.description": f"{facts.adapter or 'lora'} trained with rankfold",
         "modelspec.trigger_phrase": words,
-        "modelspec.tags": ", ".join(dict.fromkeys(word for word in (facts.get("class_noun", ""), facts.get("adapter", "")) if word)),
+        "modelspec.tags": ", ".join(dict.fromkeys(word for word in (facts.class_noun, facts.adapter) if word)),
         "ss_output_name": title,
         "ss_training_comment": "made with rankfold",
-        "ss_base_model_version": facts.get("base", ""),
+        "ss_base_model_version": facts.base,
         "ss_tag_frequency": json.dumps({title: {words: 1}}) if words else "",
     }  # fmt: skip
     if thumbnail is not None and (image := data_url(thumbnail)):

@@ -34,7 +34,7 @@ class Frozen:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight in fp32 in main memory."""
+        """The weight in fp32 in main memory, of this shape."""
         return self.load().detach().float().cpu()
 
     @property
@@ -44,7 +44,7 @@ class Frozen:
 
     @staticmethod
     def of(weight: torch.Tensor) -> Frozen:
-        """A weight that is there."""
+        """A weight that is there, with its shape."""
         return Frozen(tuple(weight.shape), lambda: weight)
 
 
@@ -67,7 +67,7 @@ class Method:
 
 
 def matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """A factor as a matrix: a kernel's sides are inputs."""
+    """A factor (out, in, *kernel) as a matrix (out, in * kernel)."""
     return tensor.flatten(1)
 
 
@@ -77,12 +77,14 @@ def tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
 
 
 def lora_product(t: Roles, frozen: Frozen) -> torch.Tensor:
+    """up @ down, of shape (out, in * kernel)."""
     if "mid" in t:
         return tucker(t["mid"], matrix(t["up"]).t(), matrix(t["down"]))
     return matrix(t["up"]) @ matrix(t["down"])
 
 
 def loha_product(t: Roles, frozen: Frozen) -> torch.Tensor:
+    """(w1_a @ w1_b) * (w2_a @ w2_b), of shape (out, in * kernel)."""
     if "hada_t1" in t:
         return tucker(t["hada_t1"], t["hada_w1_a"], t["hada_w1_b"]) * tucker(
             t["hada_t2"], t["hada_w2_a"], t["hada_w2_b"]
@@ -91,6 +93,7 @@ def loha_product(t: Roles, frozen: Frozen) -> torch.Tensor:
 
 
 def lokr_product(t: Roles, frozen: Frozen) -> torch.Tensor:
+    """kron(w1, w2), of shape (out, in * kernel)."""
     w1 = t["lokr_w1"] if "lokr_w1" in t else t["lokr_w1_a"] @ t["lokr_w1_b"]
     if "lokr_w2" in t:
         w2 = matrix(t["lokr_w2"])
@@ -301,7 +304,7 @@ def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
 
 
 def glora_factors(t: Roles, scale: float, frozen: Frozen | None, bias: torch.Tensor | None) -> Change:
-    """GLoRA whose A changes nothing: its B is plain LoRA."""
+    """GLoRA whose A changes nothing: its B is plain LoRA, of shape (out, r) and (r, in); bias (out,)."""
     b1, b2 = matrix(t["b1"]), matrix(t["b2"])
     if b1.shape[1] != b2.shape[0] or (frozen is not None and len(b1) != frozen.shape[0] == len(b2)):
         b1, b2 = b2, b1

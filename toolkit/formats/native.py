@@ -17,8 +17,8 @@ from torch import nn
 from ..adapters.attach import adapter_layers, adapter_state, add_adapter, load_adapter_state, set_active
 from ..core.errors import UserError
 from ..core.files import write_atomic, write_text
+from ..core.records import parse_json_object
 from ..diffusion import textual_inversion as new_words
-from .scales import parse_json_object
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model")
 WEIGHTS = "adapter_model.safetensors"

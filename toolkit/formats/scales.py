@@ -7,13 +7,13 @@ takes it.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters.plugin import pattern_value
 from ..core.errors import UserError
+from ..core.records import parse_json_object, shorten
 
 CONFIG_KEY = "lora_adapter_metadata"  # where diffusers keeps the configs of all parts
 HEADER_ALPHAS = ("lora_alpha", "network_alpha", "ss_network_alpha", "alpha")
@@ -149,24 +149,3 @@ def flag(value: Any, where: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise UserError(f"{where} is {shorten(value)}, and must be true or false.")
     return bool(value)
-
-
-def parse_json_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: when the text is none.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is no JSON ({' '.join(str(error).split())[:120]}).") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a JSON object, not {shorten(value)}.")
-    return value
-
-
-def shorten(value: Any) -> str:
-    """A value for a sentence."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -21,12 +21,12 @@ from ..core.errors import UserError
 from ..core.run_folder import Run
 from ..diffusion.textual_inversion import load_token_embeddings
 from . import native, vlm_folder
+from .adapter_facts import FILE, AdapterFacts, facts_of_header, read_facts
 from .match import Match, Place, match_pipeline
 from .methods import Frozen, MisfitError, layer_change
 from .native import CONFIG
 from .peft_folder import is_peft_folder, peft_changes
 from .read import LoraFile, read_lora
-from .scales import parse_json_object
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class AdapterSource:
     """Of its files' content."""
     parts: dict[str, Folded]
     """Part of the pipeline -> layer -> change at strength 1."""
-    facts: dict[str, str] = field(default_factory=dict)
-    """What it says of itself: base, token, class_noun, ..."""
+    facts: AdapterFacts = field(default_factory=AdapterFacts)
+    """What it says of itself."""
     token_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     """The words it brings, see toolkit/diffusion/textual_inversion.py."""
     notes: tuple[str, ...] = ()
@@ -58,29 +58,15 @@ def adapter_path(path: Path) -> Path:
     return run.finished_adapter() if run.config_file.is_file() else path
 
 
-def adapter_facts(path: Path) -> dict[str, str]:
-    """What an adapter says of itself, {} when it says nothing.
+def adapter_facts(path: Path) -> AdapterFacts:
+    """What an adapter says of itself: in rankfold.json of its folder, or in the header of its file.
 
     Raises:
         UserError: when what it says cannot be read.
     """
-    if not is_native(path):
-        if not vlm_folder.is_peft_folder(path):
-            return read_lora(path).header
-        try:
-            return vlm_folder.peft_folder_facts(path) or read_lora(path).header
-        except (
-            UserError
-        ):  # pickled, or a method of PEFT that has no names of its own in files: loading it says what is wrong
-            return {}
-    file = path / "rankfold.json"
-    if not file.is_file():
-        return {}
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:120]}).") from error
-    return parse_json_object(text, str(file))
+    if path.is_dir() and ((path / FILE).is_file() or is_native(path) or is_peft_folder(path)):
+        return read_facts(path)
+    return facts_of_header(read_lora(path).header)
 
 
 def is_native(path: Path) -> bool:
@@ -103,7 +89,7 @@ def load_source(path: Path, model: Any, name: str = "", *, ignore_unused: bool =
         carrying = {part: native.require_part(model, part, place) for part in native.check_adapter_folder(place)}
         parts = carried_changes(place, carrying, lambda: native.load_layers(model, place, "source"))
         source = AdapterSource("", "", parts, facts, load_token_embeddings(place))
-    elif vlm_folder.is_peft_folder(place) and isinstance(getattr(model, "processor", None), ProcessorMixin):
+    elif is_peft_folder(place) and isinstance(getattr(model, "processor", None), ProcessorMixin):
         load = lambda: vlm_folder.load_peft_folder(model.model, place, "source")  # noqa: E731
         source = AdapterSource("", "", carried_changes(place, {"model": model.model}, load), facts)
     else:
@@ -134,7 +120,7 @@ def file_source(path: Path, model: Any, *, ignore_unused: bool = False) -> Adapt
     """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts."""
     file = read_lora(path)
     match = match_pipeline(file, model, ignore_unused=ignore_unused)
-    if is_peft_folder(file):
+    if file.format == "peft" and is_peft_folder(file.path.parent):
         parts = peft_changes(file, match, model)
         return AdapterSource("", "", parts, notes=tuple(match.notes(file)))
     parts = {}
@@ -230,7 +216,7 @@ ROWS = ("up", "rows", "mask_up", "bias", "dense")
 
 
 def swap_halves(tensor: torch.Tensor) -> torch.Tensor:
-    """The two halves of the rows, the other way round."""
+    """The two halves of the rows (out, ...), the other way round."""
     return torch.cat(tensor.chunk(2)[::-1])
 
 

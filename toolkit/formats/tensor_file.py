@@ -59,7 +59,7 @@ class TensorFile:
         return safe_open(self.path, framework="pt").__enter__()
 
     def load(self, name: str) -> torch.Tensor:
-        """A tensor as it is in the file."""
+        """A tensor in the dtype and shape of the file."""
         return self.handle.get_tensor(name)
 
 
@@ -72,7 +72,7 @@ class TensorsInMemory:
         self.infos = {k: TensorInfo(names.get(v.dtype, "I64"), tuple(v.shape)) for k, v in self.tensors.items()}
 
     def load(self, name: str) -> torch.Tensor:
-        """A tensor."""
+        """A tensor in its own dtype and shape."""
         return self.tensors[name]
 
 

@@ -39,7 +39,7 @@ def vllm_state(part: Part, language: str) -> tuple[dict[str, torch.Tensor], Lora
 
 
 def pad_rank(tensor: torch.Tensor, rank: int, *, down: bool) -> torch.Tensor:
-    """A factor with zeros up to this rank."""
+    """A factor, (r, in) or (out, r), with zeros up to this rank."""
     missing = rank - tensor.shape[0 if down else 1]
     if not missing:
         return tensor

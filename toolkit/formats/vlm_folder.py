@@ -6,7 +6,6 @@ is refused: none is left out.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -15,16 +14,13 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from safetensors.torch import load_file
 from torch import nn
 
-from ..adapters.attach import add_adapter, load_adapter_state
+from ..adapters.plugin import pattern_value
 from ..core.errors import UserError
-from .scales import pattern
+from . import native
+from .peft_folder import read_peft_folder
 
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-PREFIX = "base_model.model."
 LORA = re.compile(
     r"^(?P<layer>.+)\.(?P<tensor>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)(?:\.[A-Za-z_]+)?)$"
 )
@@ -46,11 +42,6 @@ RENAMED = (  # how a name may begin -> how it begins now
 WITHIN = ((".vision_model.encoder.", ".encoder."), (".encoder.", ".vision_model.encoder."), (".vision_model.", "."))
 
 
-def is_peft_folder(folder: Path) -> bool:
-    """Whether this is one adapter in PEFT's layout, not one of ours with a folder for each part."""
-    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in WEIGHTS)
-
-
 def load_peft_folder(model: nn.Module, folder: Path, adapter: str) -> None:
     """Puts the adapter of a PEFT folder on a model.
 
@@ -59,38 +50,8 @@ def load_peft_folder(model: nn.Module, folder: Path, adapter: str) -> None:
     """
     config, state = read_peft_folder(folder)
     config, state = fit_names(model, config, state, folder)
-    try:
-        add_adapter(model, config, adapter)
-    except ValueError as error:
-        raise UserError(f"The adapter {folder} does not fit this base model: {error}") from error
-    try:
-        load_adapter_state(model, state, adapter)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
+    native.put_on_model(model, config, state, adapter, folder)
     model.requires_grad_(False).eval()
-
-
-def read_peft_folder(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
-    """The config and the tensors of a PEFT folder, without PEFT's prefix.
-
-    Raises:
-        UserError: when one of the two cannot be read.
-    """
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        file = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise UserError(
-            f"The PEFT folder {folder} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
-        ) from error
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern(getattr(config, name, None), f"{folder / CONFIG}: {name}")
-    return config, {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
 def fit_names(
@@ -157,32 +118,14 @@ def fit_lora_config(config: Any, layers: dict[str, str], state: dict[str, torch.
         if down is None:
             continue
         ranks[new] = down.shape[0]
-        alphas[new] = pattern_value(config.alpha_pattern, old, config.lora_alpha)
+        alphas[new] = pattern_value(config.alpha_pattern or {}, old, config.lora_alpha)
     if not ranks:
         return
     config.r = Counter(ranks.values()).most_common(1)[0][0]
     config.lora_alpha = Counter(alphas.values()).most_common(1)[0][0]
-    config.rank_pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != config.r}
+    config.rank_pattern = {f"^{re.escape(name)}$": rank for name, rank in ranks.items() if rank != config.r}
     config.alpha_pattern = {
-        f"^{re.escape(name)}": alpha for name, alpha in alphas.items() if alpha != config.lora_alpha
+        f"^{re.escape(name)}$": alpha for name, alpha in alphas.items() if alpha != config.lora_alpha
     }
     config.target_modules = set(layers.values())
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-
-
-def pattern_value(patterns: dict[str, Any] | None, name: str, default: Any) -> Any:
-    """What a pattern of PEFT's config says of a layer."""
-    for expression, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({expression})$", name):
-            return value
-    return default
-
-
-def peft_folder_facts(folder: Path) -> dict[str, Any]:
-    """What a PEFT folder says of itself: our rankfold.json, where it was exported from here."""
-    file = folder / "rankfold.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (OSError, ValueError):
-        found = {}
-    return found if isinstance(found, dict) else {}

@@ -31,6 +31,7 @@ from ..adapters.variants.glora import GloraLayer
 from ..core.errors import UserError, did_you_mean
 from ..core.files import write_atomic
 from ..diffusion.families import family_of_denoiser
+from .adapter_facts import AdapterFacts
 from .header import describe_file
 from .native import write_state
 from .stack import StackedChange, stack_layers
@@ -74,7 +75,7 @@ def write_lora(
     parts: dict[str, Part],
     format: str,
     out: Path,
-    facts: dict[str, str],
+    facts: AdapterFacts,
     prefixes: dict[str, str],
     *,
     title: str = "",
@@ -97,7 +98,7 @@ def write_lora(
             (out / "peft" / name).mkdir(parents=True, exist_ok=True)
             state, config = peft_state(part)
             write_state(out / "peft" / name, state, config)
-        write_atomic(out / "peft" / "rankfold.json", json.dumps(facts, indent=1).encode())
+        facts.save(out / "peft")
         return out / "peft"
     if format == "diffusers":
         state, header = diffusers_state(parts)
@@ -107,7 +108,7 @@ def write_lora(
         state, header = kohya_state(parts, format, facts, prefixes)
     path = out / FORMATS[format]
     header = describe_file(state, parts, facts, title=title or path.stem, thumbnail=thumbnail) | header
-    write_atomic(path, save(state, metadata={"format": "pt"} | header | facts))
+    write_atomic(path, save(state, metadata={"format": "pt"} | header | facts.to_header()))
     return path
 
 
@@ -247,7 +248,7 @@ def kohya_layers(part: Part, prefix: str) -> dict[str, tuple[Change, list[str]]]
 
 
 def kohya_state(
-    parts: dict[str, Part], format: str, facts: dict[str, str], prefixes: dict[str, str]
+    parts: dict[str, Part], format: str, facts: AdapterFacts, prefixes: dict[str, str]
 ) -> tuple[Tensors, dict[str, str]]:
     """Tensors and header for kohya's names."""
     state: Tensors = {}

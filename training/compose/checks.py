@@ -52,7 +52,7 @@ def check_sources(config: ComposeSettings, base: str, resolve: Callable[[str], s
     for text in config.adapters:
         place = adapter_path(library.resolve(text))
         content_hash(place)  # says what is wrong with a file that is not an adapter
-        check_base(text, adapter_facts(place).get("base", ""), wanted, base, resolve)
+        check_base(text, adapter_facts(place).base, wanted, base, resolve)
 
 
 def check_base(name: str, base: str, wanted: str, asked: str, resolve: Callable[[str], str]) -> None:

@@ -10,6 +10,7 @@ from ...toolkit.adapters import composition
 from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES
+from ...toolkit.formats.adapter_facts import AdapterFacts
 from ...toolkit.formats.peft_merge import peft_merge
 from ...toolkit.formats.write import Part
 from ..config.checks import check_ranges
@@ -41,7 +42,7 @@ def check_fixed(config: ComposeConfig) -> str:
 def write_composition(
     config: Any,
     open_base: Callable[[], Any],
-    facts: dict[str, Any],
+    facts: AdapterFacts,
     keep: Collection[str],
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> Run:

@@ -19,7 +19,7 @@ from ..config.checks import check_ranges
 from ..config.compose import ComposeInstructConfig
 from ..engine.task import TrainingTask
 from ..instruct.prepare import PreparedData, prepare_conversations, processor_options
-from ..instruct.task import image_facts
+from ..instruct.task import vision_facts
 from ..instruct.training import ConversationTraining, load_vision_model, prepare_conversation_training
 from ..runs import library
 from .checks import check_sources
@@ -45,8 +45,9 @@ def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] 
     """
     base, config = check_instruct_fixed(config), with_sources_images(config)
     vision = VisionLanguageModel(base, DTYPES[config.precision], **processor_options(config))
-    facts = {"base": config.base, "kind": vision.config["model_type"], **image_facts(vision)}
-    return write_composition(config, lambda: vision, facts, keep, lambda folder: save_template(folder, vision))
+    return write_composition(
+        config, lambda: vision, vision_facts(config.base, vision), keep, lambda folder: save_template(folder, vision)
+    )
 
 
 def with_sources_images(config: ComposeInstructConfig) -> ComposeInstructConfig:
@@ -58,7 +59,7 @@ def with_sources_images(config: ComposeInstructConfig) -> ComposeInstructConfig:
     known = [adapter_facts(adapter_path(library.resolve(name))) for name in config.adapters]
     changes: dict[str, Any] = {}
     for name in ("pad_to_square", "max_pixels", "min_pixels"):
-        ways = {own.get(name) or None for own in known}
+        ways = {getattr(own, name) or None for own in known}
         if getattr(config, name):
             continue
         if len(ways) > 1:
@@ -87,13 +88,8 @@ class ComposeInstructTask(TrainingTask[ConversationTraining, AdapterMixture]):
 
     def __init__(self, config: ComposeInstructConfig, data: PreparedData, base: str, accelerator: Accelerator) -> None:
         vision = load_vision_model(config, base, accelerator)
-        facts = {
-            "base": config.base,
-            "kind": vision.config["model_type"],
-            "data": data.certificates,
-            **image_facts(vision),
-        }
-        mixture = AdapterMixture(config, facts)
+        facts = vision_facts(config.base, vision)
+        mixture = AdapterMixture(config, replace(facts, data=tuple(data.certificates)))
         super().__init__(prepare_conversation_training(config, vision, data, mixture, accelerator), mixture)
 
     def save_adapter(self, folder: Path) -> None:

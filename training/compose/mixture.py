@@ -12,6 +12,7 @@ from ...toolkit.adapters import composition
 from ...toolkit.adapters.composition import MixingCoefficients, Mixture
 from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion import textual_inversion as new_words
+from ...toolkit.formats.adapter_facts import AdapterFacts
 from ...toolkit.formats.source import AdapterSource
 from ...toolkit.formats.write import Part
 from ..config.compose import ComposeConfig, ComposeInstructConfig
@@ -23,7 +24,7 @@ class AdapterMixture:
 
     may_change_text = True
 
-    def __init__(self, config: ComposeConfig | ComposeInstructConfig, facts: dict[str, Any]) -> None:
+    def __init__(self, config: ComposeConfig | ComposeInstructConfig, facts: AdapterFacts) -> None:
         """facts: what the composed adapter says of itself."""
         self.config, self.facts = config, facts
         self.sources: list[AdapterSource] = []

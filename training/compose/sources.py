@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from ...toolkit.adapters import composition
 from ...toolkit.adapters.base import is_projection
 from ...toolkit.adapters.fold import Folded
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.files import write_text
 from ...toolkit.diffusion import textual_inversion as new_words
 from ...toolkit.formats import native
+from ...toolkit.formats.adapter_facts import AdapterFacts, ComposedSource
 from ...toolkit.formats.source import AdapterSource, load_source
 from ...toolkit.formats.write import Part, peft_state
 from ..config.compose import ComposeSettings
@@ -67,7 +67,7 @@ def save_composition(
     config: ComposeSettings,
     sources: Sequence[AdapterSource],
     weights: dict[str, list[float]],
-    facts: dict[str, Any],
+    facts: AdapterFacts,
 ) -> None:
     """Writes an ordinary LoRA adapter, with the names, hashes and weights of what it was made of. facts: what else it says.
 
@@ -83,12 +83,14 @@ def save_composition(
         native.write_state(folder / name, state, lora)
     if words := merge_source_tokens(sources):
         new_words.save_token_embeddings(folder, words)
-    facts = facts | {"adapter": "lora"}
-    facts["composed_of"] = json.dumps([{"name": source.name, "hash": source.hash} for source in sources])
-    facts["composed_how"] = config.merge or "weighted sum"
-    facts["composed_weights"] = json.dumps(weights)
-    facts["composed_cut_error"] = f"{error:.4f}"
-    write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
+    replace(
+        facts,
+        adapter="lora",
+        composed_of=tuple(ComposedSource(source.name, source.hash) for source in sources),
+        composed_how=config.merge or "weighted sum",
+        composed_weights=weights,
+        composed_cut_error=round(error, 4),
+    ).save(folder)
 
 
 def truncate_part(part: Part, max_rank: int) -> tuple[Folded, float]:

@@ -37,8 +37,8 @@ def check_ranges(config: LoopConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not isfinite(number):
                 raise UserError(f"{flag(name)} must be a finite number, not {number}.")
-        if fault := limit_fault(value, constraints(hint)):
-            raise UserError(f"{flag(name)} must be {fault}, not {value}.")
+            if fault := limit_fault(number, constraints(hint)):
+                raise UserError(f"{flag(name)} must be {fault}, not {number}.")
     if isinstance(config, DiffusionConfig):
         check_diffusion_settings(config)
 
@@ -78,6 +78,10 @@ def check_diffusion_settings(config: DiffusionConfig) -> None:
     if config.crop == "bucket" and config.prior_weight:
         raise UserError(
             "--prior-weight works with square images only: take --preservation-weight, or --crop center or pad."
+        )
+    if config.extra_resolutions and config.prior_weight:
+        raise UserError(
+            "--prior-weight works with one --resolution only: take --preservation-weight, or leave out --extra-resolutions."
         )
     if config.prior_folder is not None and not config.prior_weight:
         raise UserError("--prior-folder is for prior preservation, which is off: set --prior-weight, 1 is usual.")

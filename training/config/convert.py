@@ -6,6 +6,7 @@ A table for each tool says which setting is which of ours, and how its value is 
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -63,9 +64,15 @@ def precision(value: Any) -> str:
 
 
 def side(value: Any) -> int:
-    """One side in pixels from 1024, "1024,1024" or a list, of which the largest is taken."""
-    sides = value if isinstance(value, list) else str(value).replace("x", ",").split(",")
-    return max(whole(one) for one in sides)
+    """One side in pixels from 1024 or "1024,1024"; of a width and a height, which mean an area, the nearest square's."""
+    sides = [whole(one) for one in (value if isinstance(value, list) else str(value).replace("x", ",").split(","))]
+    return sides[0] if len(set(sides)) == 1 else round(math.sqrt(math.prod(sides)) / 64) * 64
+
+
+def sides(value: Any) -> tuple[int, ...]:
+    """The sides in pixels at which each image is trained, the largest first, from 1024, [512, 1024] or "512, 1024"."""
+    found = value if isinstance(value, list) else str(value).split(",")
+    return tuple(sorted({whole(one) for one in found}, reverse=True))
 
 
 def scheduler(value: Any) -> str:
@@ -106,7 +113,7 @@ KOHYA: dict[str, Setting] = {
 }  # fmt: skip
 AI_TOOLKIT: dict[str, Setting] = {
     "model.name_or_path": ("base", str), "model.quantize": ("quantize", quantization), "datasets.folder_path": ("images", str),
-    "datasets.resolution": ("resolution", side), "datasets.caption_dropout_rate": ("caption_dropout", number),
+    "datasets.resolution": ("resolution", sides), "datasets.caption_dropout_rate": ("caption_dropout", number),
     "datasets.mask_path": ("masks", str), "datasets.flip_x": ("flip", bool), "trigger_word": ("token", str),
     "network.linear": ("rank", whole), "network.linear_alpha": ("alpha", number), "network.type": ("adapter", same),
     "save.save_every": ("checkpoint_every", whole), "train.batch_size": ("batch_size", whole), "train.steps": ("steps", whole),
@@ -127,7 +134,7 @@ ONETRAINER: dict[str, Setting] = {
     "batch_size": ("batch_size", whole), "gradient_accumulation_steps": ("gradient_accumulation", whole),
     "optimizer.optimizer": ("optimizer", optimizer), "optimizer.weight_decay": ("weight_decay", number),
     "learning_rate_scheduler": ("lr_scheduler", scheduler), "learning_rate_warmup_steps": ("lr_warmup_steps", whole),
-    "resolution": ("resolution", side), "train_dtype": ("precision", precision), "text_encoder.train": ("train_text_encoder", bool),
+    "resolution": ("resolution", sides), "train_dtype": ("precision", precision), "text_encoder.train": ("train_text_encoder", bool),
     "gradient_checkpointing": ("gradient_checkpointing", lambda v: str(v).lower() not in ("off", "false")),
     "text_encoder.learning_rate": ("text_learning_rate", number), "seed": ("seed", whole), "clip_grad_norm": ("max_grad_norm", number),
     "aspect_ratio_bucketing": ("crop", lambda on: "bucket" if on else "center"), "dropout_probability": ("dropout", number),
@@ -202,6 +209,10 @@ def carry_over(converted: Converted, key: str, value: Any) -> None:
         reason = str(error) if isinstance(error, NotCarriedOver) else "not a value that is understood"
         converted.left_out.append(f"{key}: {short(value)} ({reason})")
         return
+    if name == "resolution" and isinstance(own, tuple):
+        own, *more = own
+        if more:
+            converted.values["extra_resolutions"] = tuple(more)
     if converted.values.setdefault(name, own) != own:
         converted.left_out.append(f"{key}: {short(value)} ({name} is {short(converted.values[name])} already)")
 

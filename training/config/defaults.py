@@ -16,6 +16,7 @@ from ...toolkit.vlm.model import EMBEDDED as EMBEDDED_VLM
 from .base import LoopConfig
 from .images import DiffusionConfig
 from .instruct import ConversationConfig
+from .subject import SubjectConfig
 
 LARGE = 4e9  # bytes of a denoiser's weights above which activations are recomputed: SDXL is, SD 1.5 is not
 DEVICES_WITH_BF16 = ("cuda", "xpu")
@@ -52,8 +53,20 @@ def resolve_defaults(config: AnyConfig) -> AnyConfig:
     Raises:
         UserError: for a base that cannot be found.
     """
+    if isinstance(config, SubjectConfig) and config.start_from is not None:
+        config = with_start_values(config)
     config = replace(config, **unset_settings(config))
     return replace(config, alpha=float(config.rank)) if getattr(config, "alpha", 0) is None else config  # type: ignore[attr-defined, call-arg]
+
+
+def with_start_values(config: SubjectConfig) -> SubjectConfig:
+    """The config with rank and alpha of the adapter that it goes on from, where they are not set."""
+    from .start_from import start_values  # reads adapters, which few trainings need
+
+    assert config.start_from is not None
+    _, rank, alpha = start_values(config.start_from)
+    own = {"rank": rank, "alpha": float(alpha)} if alpha else {"rank": rank}
+    return replace(config, **{name: value for name, value in own.items() if getattr(config, name) is None})
 
 
 def unset_settings(config: LoopConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from ...toolkit.formats.adapter_facts import AdapterFacts
 from .base import AUTO, AutoFloat, AutoInt, LoopConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class DiffusionConfig(LoopConfig):
     """What the subject is an instance of (dog, mug, person); the embedded models' is creature, others have none."""
     resolution: Annotated[int, Ge(0), Le(16_384)] = 0
     """Side of the training images in pixels; 0 means the base model's own."""
+    extra_resolutions: tuple[Annotated[int, Ge(1), Le(16_384)], ...] = ()
+    """More sides, in pixels, at which every image is trained as often; previews and class images have --resolution."""
     crop: Literal["center", "pad", "bucket"] = "center"
     """center: crop the middle square; pad: the whole image on a border; bucket: its own shape, with about as many pixels."""
     flip: bool = False
@@ -85,6 +88,6 @@ class DiffusionConfig(LoopConfig):
         return {self.token: self.class_noun}
 
     @property
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> AdapterFacts:
         """What an adapter of this run says of itself."""
-        return {name: getattr(self, name) for name in ("base", "token", "class_noun", "precision")}
+        return AdapterFacts(self.base, token=self.token, class_noun=self.class_noun, precision=self.precision)

@@ -16,6 +16,8 @@ from .images import DiffusionConfig
 class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     """Teaches a diffusion model a subject, or several, from a few images."""
 
+    start_from: Path | None = None
+    """Go on from this adapter: a run, a folder, or a LoRA file of any tool; its layers, ranks and alphas stay."""
     also: dict[str, str] = field(default_factory=dict)
     """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""
     evaluate_every: Annotated[int, Ge(0)] = 0

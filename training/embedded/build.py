@@ -108,7 +108,7 @@ def train_judge(config: BuildTinyConfig) -> None:
 
 
 def pixel_gradients(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences between neighbouring pixels, across and down."""
+    """Differences between neighbouring pixels (B, C, H, W), across and down."""
     return pixels[..., 1:] - pixels[..., :-1], pixels[..., 1:, :] - pixels[..., :-1, :]
 
 

@@ -57,7 +57,7 @@ def load_images(config: BuildTinyConfig) -> torch.Tensor:
 
 
 def to_pixels(bytes_BCHW: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float in [-1, 1]."""
+    """uint8 (B, C, H, W) -> float (B, C, H, W) in [-1, 1]."""
     return bytes_BCHW.float() / 127.5 - 1
 
 

@@ -137,7 +137,7 @@ class Loop:
         self.window_steps += 1
 
     def backward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Adds the gradients of one forward pass to the parameters' own; returns its loss."""
+        """Adds the gradients of one forward pass to the parameters' own; returns its loss, a scalar."""
         with self.accelerator.autocast():
             loss = self.module(batch).mean() / self.config.gradient_accumulation
         self.accelerator.backward(loss)

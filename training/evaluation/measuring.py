@@ -126,9 +126,9 @@ def choose_step(runs: Sequence[Series]) -> StepChoice:
     return StepChoice(min(alike), best, tuple(sorted(alike)), tuple(sorted(front)))
 
 
-def is_significantly_below(one: torch.Tensor, other: torch.Tensor, prompts: Sequence[str]) -> bool:
+def is_significantly_below(one_N: torch.Tensor, other_N: torch.Tensor, prompts: Sequence[str]) -> bool:
     """Whether the first scores less, image by image, beyond what prompts by chance do."""
-    return statistics.cluster_interval((one - other).tolist(), list(prompts))[1] < 0
+    return statistics.cluster_interval((one_N - other_N).tolist(), list(prompts))[1] < 0
 
 
 def has_stopped_improving(run: Series, patience: int) -> bool:

@@ -179,15 +179,15 @@ def draw_all(recipe: Recipe, test: SubjectTest) -> dict[str, DrawnImages]:
     return drawn
 
 
-def likeness_metrics(scorer: ImageScorer, real: torch.Tensor, drawn: dict[str, DrawnImages]) -> dict[str, Any]:
+def likeness_metrics(scorer: ImageScorer, real_ND: torch.Tensor, drawn: dict[str, DrawnImages]) -> dict[str, Any]:
     """Mean cosine with the photos: of real ones, of the base's and the tuned model's images, with the token and without.
 
     closed and leak: how much of the way from the base's images to real photos the tuned model's go, with the token and without.
     """
-    figures: dict[str, Any] = {"real": float(metrics.leave_one_out_similarity(real).mean())}
+    figures: dict[str, Any] = {"real": float(metrics.leave_one_out_similarity(real_ND).mean())}
     for name in ("base", "tuned", "class, base", "class, tuned"):
         figures[name] = mean_with_interval(
-            metrics.clip_i(scorer.embed_images(drawn[name].images), real), drawn[name].prompts
+            metrics.clip_i(scorer.embed_images(drawn[name].images), real_ND), drawn[name].prompts
         )
     for name, before, after in (("closed", "base", "tuned"), ("leak", "class, base", "class, tuned")):
         way = figures["real"] - figures[before]["mean"]
@@ -196,11 +196,11 @@ def likeness_metrics(scorer: ImageScorer, real: torch.Tensor, drawn: dict[str, D
 
 
 def copy_metrics(
-    clip: ClipScorer, images: torch.Tensor, photos: Sequence[Image.Image], prompts: Sequence[str]
+    clip: ClipScorer, images_ND: torch.Tensor, photos: Sequence[Image.Image], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """How near images come to the photos that were trained on. copied: the share that is nearer to one than any two photos are."""
     known = clip.embed_images(photos)
-    near = metrics.nearest_similarity(images, known)
+    near = metrics.nearest_similarity(images_ND, known)
     figures: dict[str, Any] = {"nearest training photo": mean_with_interval(near, prompts)}
     if len(known) > 1:
         alike = known @ known.T - 2 * torch.eye(len(known))
@@ -208,10 +208,10 @@ def copy_metrics(
     return figures
 
 
-def mean_with_interval(values: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
+def mean_with_interval(values_N: torch.Tensor, prompts: Sequence[str]) -> dict[str, Any]:
     """A mean with its interval over prompts."""
-    low, high = statistics.cluster_interval(values.tolist(), list(prompts))
-    return {"mean": float(values.mean()), "low": low, "high": high, "pictures": len(values)}
+    low, high = statistics.cluster_interval(values_N.tolist(), list(prompts))
+    return {"mean": float(values_N.mean()), "low": low, "high": high, "pictures": len(values_N)}
 
 
 def evaluation_settings(

@@ -48,7 +48,7 @@ class InstructMeasurement:
 
     @property
     def values(self) -> torch.Tensor:
-        """What steps are compared by, one value per question or row."""
+        """What steps are compared by, one value per question or row, shape (N,)."""
         return torch.tensor(self.scores) if self.scores else -torch.tensor(self.losses)
 
     @property

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -13,6 +12,7 @@ from ...toolkit.adapters.attach import adapter_layers
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
+from ...toolkit.formats.adapter_facts import AdapterFacts
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.instruct import InstructConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
@@ -72,18 +72,18 @@ def describe_unused(layers: list[str]) -> list[str]:
     return [f"{len(layers)} layers have no part in the answers and carry no adapter, such as {layers[-1]}"]
 
 
-def image_facts(vision: VisionLanguageModel) -> dict[str, Any]:
-    """How images were given to the base, for whoever uses the adapter."""
-    return {
-        "pad_to_square": vision.chat.pad_to_square,
-        "max_pixels": vision.max_pixels,
-        "min_pixels": vision.min_pixels,
-    }
+def vision_facts(base: str, vision: VisionLanguageModel) -> AdapterFacts:
+    """Which base an adapter is for, and how images were given to it."""
+    return AdapterFacts(
+        base,
+        kind=vision.config["model_type"],
+        pad_to_square=vision.chat.pad_to_square,
+        max_pixels=vision.max_pixels,
+        min_pixels=vision.min_pixels,
+    )
 
 
 def save_facts(folder: Path, base: str, adapter: str, vision: VisionLanguageModel, data: PreparedData) -> None:
     """Writes rankfold.json, with a certificate for each data file, and the template."""
-    facts = {"base": base, "kind": vision.config["model_type"], "adapter": adapter, "data": data.certificates}
-    facts |= image_facts(vision)
-    write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
+    replace(vision_facts(base, vision), adapter=adapter, data=tuple(data.certificates)).save(folder)
     write_text(folder / "chat_template.jinja", str(vision.processor.chat_template))

@@ -66,7 +66,7 @@ def is_fake(value: Any) -> bool:
 
 
 def nonzero_indices(index: torch.Tensor | None) -> Sequence[torch.Tensor | None]:
-    """A real mask as the numbers of the places it keeps, of which a fake tensor does not know how many there are."""
+    """A real mask, of any shape, as the numbers of the places it keeps, of which a fake tensor does not know how many there are."""
     if index is None or is_fake(index) or index.dtype != torch.bool:
         return [index]
     with unset_fake_temporarily():

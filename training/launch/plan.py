@@ -21,7 +21,7 @@ from ...toolkit.adapters.attach import remove_unused_adapters, trainable_paramet
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import block_linears
-from ...toolkit.data.subjects import find_samples, sample_size
+from ...toolkit.data.subjects import find_samples
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..config.checks import check_ranges
@@ -32,7 +32,8 @@ from ..subject.adapter import SubjectAdapter
 from ..subject.batches import ImageBatches
 from ..subject.denoising import DenoisingLoss, timestep_weighting
 from ..subject.prompts import fill_in
-from ..subject.rows import Rows, bucket_size
+from ..subject.rows import Rows
+from ..subject.sizes import square_size, trained_sizes
 from .counting import MemoryTracker, RealTensorMode
 from .savings import savings
 from .start import check_subject
@@ -174,19 +175,13 @@ def blank_rows(config: SubjectConfig, model: DiffusionModel, size: tuple[int, in
     return Rows(latents, latents, torch.zeros(config.batch_size, 1, dtype=torch.long))
 
 
-def square_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int]:
-    """The size of images that are not kept in their own shape."""
-    side = config.resolution or model.native_resolution
-    return side, side
-
-
 def largest_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int]:
     """The largest (width, height) of the images that are trained on, pixels."""
-    side, unit = config.resolution or model.native_resolution, model.latent_scale * model.patch_size
-    if config.crop != "bucket" or config.images is None:
-        return square_size(config, model)
+    if config.images is None:
+        side = max(square_size(config, model)[0], *config.extra_resolutions, 0)
+        return side, side
     samples = find_samples(config.images, skip_bad=config.skip_bad)
-    return max((bucket_size(*sample_size(one), side, unit) for one in samples), key=prod)
+    return max((size for one in samples for size in trained_sizes(config, one, model)), key=prod)
 
 
 def step_peak(

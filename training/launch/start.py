@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -14,14 +13,14 @@ import torch
 from accelerate import Accelerator
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.files import write_text
 from ...toolkit.core.quantize import check_quantize
 from ...toolkit.core.run_folder import Run
 from ...toolkit.core.versions import check_versions
 from ...toolkit.data.subjects import Sample, check_masks, find_samples
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
-from ...toolkit.diffusion.model import ATTENTION_TARGETS
+from ...toolkit.diffusion.model import ATTENTION_TARGETS, DTYPES
 from ...toolkit.diffusion.textual_inversion import check_token
+from ...toolkit.formats.adapter_facts import read_facts
 from ..compose.checks import check_compose
 from ..compose.fixed import check_fixed, compose_fixed
 from ..compose.instruct import (
@@ -39,6 +38,7 @@ from ..config.images import DiffusionConfig
 from ..config.instruct import InstructConfig
 from ..config.peft_config import peft_config
 from ..config.search import InstructSearchConfig, SearchConfig
+from ..config.start_from import check_start
 from ..config.subject import SubjectConfig
 from ..config.yaml_file import from_yaml
 from ..engine.loop import Loop
@@ -52,6 +52,7 @@ from ..runs.begin import check_out, prepare_folder, restore_previous, with_absol
 from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
 from ..search.supernet import check_search
+from ..subject.adapter import SubjectAdapter
 from ..subject.denoising import check_compile
 from ..subject.measuring import split_measured_photos
 from ..subject.task import SubjectTask
@@ -87,6 +88,9 @@ def prepare_images(config: DiffusionConfig, check: Callable[[Any], Any]) -> tupl
         raise UserError("--class-noun is missing: say what the subject is, such as dog, mug or person.")
     if isinstance(config, SubjectConfig):
         check_measuring(config, samples)
+        if config.start_from is not None:
+            check_start(config)
+            SubjectAdapter(config).attach(open_model(base, DTYPES[config.precision], "meta"))  # shapes alone
     return config, (samples, base)
 
 
@@ -95,6 +99,8 @@ def check_base(config: DiffusionConfig) -> str:
     base = resolve_base(config.base)
     model = open_model(base)
     model.check_side(config.resolution, "--resolution")
+    for side in config.extra_resolutions:
+        model.check_side(side, "--extra-resolutions")
     if isinstance(config, SubjectConfig):
         check_sharding(config, num_processes())
         check_compile(config)
@@ -327,11 +333,5 @@ def run_task(
 
 def record_data_changes(run: Run, data: TrainingData) -> None:
     """Adds to what a run's adapter says of itself that it was trained on other data before."""
-    file = run.adapter / "rankfold.json"
-    if data.earlier and file.is_file():
-        write_text(
-            file,
-            json.dumps(
-                json.loads(file.read_text(encoding="utf-8")) | {"data_changed": data.describe_changes()}, indent=1
-            ),
-        )
+    if data.earlier and run.adapter.is_dir():
+        replace(read_facts(run.adapter), data_changed=data.describe_changes()).save(run.adapter)

@@ -150,7 +150,7 @@ def row_text(row: Conversation) -> str:
 def adapter_items(config: Any) -> dict[str, str]:
     """The adapters that are composed."""
     names = config.adapters if isinstance(config, ComposeSettings) else ()
-    if isinstance(config, InstructConfig) and config.start_from is not None:
+    if isinstance(config, (InstructConfig, SubjectConfig)) and config.start_from is not None:
         names = (str(config.start_from),)
     return {f"adapter {name}": content_hash(adapter_path(library.resolve(name)))[:HASH_DIGITS] for name in names}
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...toolkit.core.errors import UserError
+from ...toolkit.core.errors import UserError, list_names
 from ...toolkit.core.files import write_text
 from ...toolkit.core.paths import is_there
 from ...toolkit.core.run_folder import Run
@@ -28,6 +28,7 @@ SOURCES = (
     "data",
     "replay",
     "chat_template",
+    "start_from",
     "base",
 )
 """Fields of configs that may name a file or folder to read."""
@@ -74,7 +75,7 @@ def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:
     taken = [path.name for path in run.run_entries()] or (run.foreign_entries() if overwrite else [])
     if taken:
         raise UserError(
-            f"--out {run.folder} holds {list_names(taken)}, which no run has left there"
+            f"--out {run.folder} holds {list_names(taken, 3)}, which no run has left there"
             + ("; --overwrite clears folders of runs only" if overwrite else ", and a run would write there")
             + ": give another --out."
         )
@@ -171,13 +172,7 @@ def restore_previous(run: Run, keep: Collection[str] = ()) -> bool:
 def remaining_files(names: list[str]) -> str:
     """The end of a sentence: what stays in the folder beside the run."""
     return (
-        f"; {list_names(names)} {'stays' if len(names) == 1 else 'stay'}, which no run has left there."
+        f"; {list_names(names, 3)} {'stays' if len(names) == 1 else 'stay'}, which no run has left there."
         if names
         else "."
     )
-
-
-def list_names(names: list[str], most: int = 3) -> str:
-    """Some names, and how many there are more."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

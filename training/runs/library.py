@@ -34,7 +34,6 @@ class Entry:
     hash: str
     adapter: str
     """Kind of adapter, as far as it says so."""
-    composed_of: str = ""
 
     @property
     def folder(self) -> Path:
@@ -73,14 +72,13 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
         raise UserError(f"--name {name}: use letters, digits, dots, dashes and underscores only.")
     if fault := windows_name_fault(name):  # wherever it is now: a library may move to another system
         raise UserError(f"--name {name}: {fault} on Windows; choose another.")
-    base = base or facts.get("base", "")
+    base = base or facts.base
     if not base:
         raise UserError(f"{path} does not say which base model it was trained on: give it with --base.")
     folder = library_folder() / name
     if folder.exists() and read_entry(folder) is not None:
         raise UserError(f"The library has an adapter named {name} already: choose another --name, or delete {folder}.")
-    words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
-    entry = Entry(name, base, trigger or words, hashed, facts.get("adapter", ""), facts.get("composed_of", ""))
+    entry = Entry(name, base, trigger or facts.trigger_words, hashed, facts.adapter)
     image = thumbnail or newest_preview(path)
     small = load_thumbnail(image) if image else None
     unfinished = folder.with_name(f".{name}-{uuid4().hex[:8]}")  # an addition that is killed takes no name

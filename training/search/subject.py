@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 from accelerate import Accelerator
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.files import write_text
 from ...toolkit.data.subjects import Sample, find_samples
 from ..config.search import SearchConfig
 from ..config.subject import SubjectConfig
@@ -46,7 +45,7 @@ class SearchTask(SupernetTask[ImageTraining]):
 
     def save_facts(self, folder: Path) -> None:
         """Writes what the winner's folder tells of itself."""
-        write_text(folder / "rankfold.json", json.dumps(self.config.facts | {"adapter": "glora"}, indent=1))
+        replace(self.config.facts, adapter="glora").save(folder)
 
 
 def split_held_out(config: SearchConfig, samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:

@@ -12,8 +12,9 @@ import torch
 from peft import PeftConfig
 from torch import nn
 
-from ...toolkit.adapters.attach import adapter_layers, attach, matches_name, parameter_groups
+from ...toolkit.adapters.attach import adapter_layers, attach, parameter_groups
 from ...toolkit.adapters.fold import is_dead
+from ...toolkit.adapters.plugin import pattern_value
 from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.diffusion.textual_inversion import TextualInversionEmbedding, add_learned_token, save_token_embeddings
@@ -22,17 +23,22 @@ from ..config.peft_config import peft_config
 from ..config.search import SearchConfig
 from ..config.subject import SubjectConfig
 from ..engine.sharding import gathered_units
+from .start_from import attach_start
 
 
 def attach_to_parts(
-    model: DiffusionModel, config: SubjectConfig | SearchConfig, config_of: Callable[[Sequence[str]], PeftConfig]
+    model: DiffusionModel,
+    config: SubjectConfig | SearchConfig,
+    config_of: Callable[[Sequence[str]], PeftConfig],
+    *,
+    taken: Sequence[str] = (),
 ) -> dict[str, nn.Module]:
     """Puts adapters on the denoiser and, by choice, on text encoders; their start depends on the seed alone.
 
-    config_of: the PEFT config for these target modules. Returns the parts.
+    config_of: the PEFT config for these target modules; taken: parts that carry one already. Returns the parts.
     """
     names = [model.denoiser_name, *(model.text_encoders() if config.train_text_encoder else [])]
-    parts = {name: getattr(model, name) for name in names}
+    parts = {name: getattr(model, name) for name in names if name not in taken}
     torch.manual_seed(config.seed)  # after the loading, which draws numbers too
     for name, part in parts.items():
         if name == model.denoiser_name:
@@ -73,7 +79,7 @@ def check_patterns(config: SubjectConfig, parts: dict[str, nn.Module]) -> None:
     names = [name for part in parts.values() for name in adapter_layers(part)]
     for option, patterns in (("--rank-pattern", config.rank_pattern), ("--lr-pattern", config.lr_pattern)):
         for pattern in patterns:
-            if not any(matches_name(pattern, name) for name in names):
+            if not any(pattern_value({pattern: True}, name, False) for name in names):
                 raise UserError(f"{option} {pattern} matches no adapted layer, such as {names[0]}.")
 
 
@@ -96,7 +102,10 @@ class SubjectAdapter:
         config = self.config
         if config.num_vectors:
             self.inversions = add_learned_token(model, config.token, config.num_vectors, config.class_noun)
-        self.parts = attach_to_parts(model, config, lambda targets: peft_config(config, targets))
+        start = attach_start(model, config) if config.start_from is not None else {}
+        self.parts = start | attach_to_parts(
+            model, config, lambda targets: peft_config(config, targets), taken=tuple(start)
+        )
         check_patterns(config, self.parts)
         for word in self.inversions.values():
             word.vectors.requires_grad_(True)  # attaching has frozen all else

@@ -89,7 +89,7 @@ class ImageBatches:
         return batch
 
     def draw_prompt(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """The number of the caption that a row is given this time: one of its ways, or none."""
+        """The number, a scalar, of the caption that a row is given this time: one of its ways (n,), or none."""
         config = self.config
         if config.caption_dropout and float(torch.rand((), generator=random)) < config.caption_dropout:
             return torch.tensor(self.empty)
@@ -118,5 +118,5 @@ class ImageBatches:
         }
 
     def to_lookup_device(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Prompt numbers on the device where words are looked up there, here where texts are."""
+        """Prompt numbers (B,) on the device where words are looked up there, here where texts are."""
         return numbers if self.host_prompts else numbers.to(self.device, non_blocking=True)

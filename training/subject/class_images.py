@@ -11,13 +11,14 @@ from ...toolkit.core.paths import cache_folder
 from ...toolkit.data.subjects import Sample, find_samples
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
+from .sizes import square_size
 
 
 def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: Accelerator) -> list[Sample]:
     """Images of the class: the user's own, or the base's, of which each process makes its share. model: without any adapter."""
     if config.prior_folder is not None:
         return find_samples(config.prior_folder, skip_bad=config.skip_bad, option="--prior-folder")
-    side = config.resolution or model.native_resolution
+    side, _ = square_size(config, model)
     key = cache_key(
         kind="class",
         format=FORMAT,

@@ -12,15 +12,14 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ...toolkit.core.cache import cache_key, file_hash, load_or_compute
 from ...toolkit.core.paths import cache_folder
-from ...toolkit.data.subjects import Sample, load_image, load_mask, sample_size
+from ...toolkit.data.subjects import Sample, load_image, load_mask
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from ..engine.processes import share_work
 from .class_images import class_samples
 from .prompts import Prompts, without_token
-from .rows import Rows, bucket_size, shuffle_tags
-
-Size = tuple[int, int]  # width, height
+from .rows import Rows, shuffle_tags
+from .sizes import Size, square_size, trained_sizes
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,12 @@ class ImageEncoder:
         self.model, self.prompts, self.config, self.accelerator = model, prompts, config, accelerator
 
     def build_rows(self, samples: Sequence[Sample], default_prompt: str, *, subject: bool = False) -> list[Rows]:
-        """The samples by the size they are brought to. subject: these are trained on, with masks and shapes of their own."""
-        side = self.config.resolution or self.model.native_resolution
-        unit = self.model.latent_scale * self.model.patch_size
+        """The samples by the sizes they are brought to. subject: these are trained on, with masks, shapes and resolutions of their own."""
         sizes: dict[Size, list[Sample]] = {}
         for sample in samples:
-            square = self.config.crop != "bucket" or not subject
-            size = (side, side) if square else bucket_size(*sample_size(sample), side, unit)
-            sizes.setdefault(size, []).append(sample)
+            own = trained_sizes(self.config, sample, self.model) if subject else [square_size(self.config, self.model)]
+            for size in own:
+                sizes.setdefault(size, []).append(sample)
         return [self.build_bucket(own, size, default_prompt, subject) for size, own in sizes.items()]
 
     def build_bucket(self, samples: list[Sample], size: Size, default_prompt: str, subject: bool) -> Rows:

@@ -64,7 +64,7 @@ class DenoisingLoss(nn.Module):
         return loss + auxiliary.total()
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """The model's prediction for noisy latents with the prompts of these numbers."""
+        """The model's prediction (B, C, H, W) for noisy latents (B, C, H, W) at timesteps (B,), with the prompts of these numbers (B,)."""
         dtype = self.model.dtype
         prompt_embeds = {
             k: v.to(dtype) if v.is_floating_point() else v for k, v in self.prompt_embeds_of(prompt).items()
@@ -73,7 +73,7 @@ class DenoisingLoss(nn.Module):
 
     @torch.no_grad()
     def predict_frozen(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """The same without any adapter."""
+        """The same without any adapter; shapes as of `predict`."""
         with disable_adapters(*self.parts.values()):
             return self.predict(noisy, timesteps, prompt)
 

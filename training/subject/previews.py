@@ -12,6 +12,7 @@ from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from ..engine.processes import map_distributed
 from .prompts import Prompts
+from .sizes import square_size
 
 
 def draw_images(
@@ -19,7 +20,7 @@ def draw_images(
 ) -> list[Image.Image]:
     """One image per text and seed, drawn in shares of whole batches by all processes; the texts are among the prompts."""
     embeds = prompts.embeds_of(torch.tensor([prompts.numbers[text] for text in [*texts, ""]]))
-    side = config.resolution or model.native_resolution
+    side, _ = square_size(config, model)
     pipe, count = model.pipeline(model.denoiser_name, "vae"), max_batch_size(side)
 
     def draw_batch(start: int) -> list[Image.Image]:

@@ -66,18 +66,6 @@ def bucket_order(turns: tuple[int, ...], seed: int, epoch: int) -> tuple[int, ..
     return tuple(bucket for _, bucket in sorted(places))
 
 
-def bucket_size(width: int, height: int, side: int, unit: int) -> tuple[int, int]:
-    """(width, height) that an image is brought to: its own shape as near as multiples of `unit` allow, about side x side in area.
-
-    Shapes beyond 2 : 1 are cut to that.
-    """
-    shape = min(max(width / height, 0.5), 2.0)
-    across = max(1, round(side * math.sqrt(shape) / unit))
-    choices = [(across, down) for down in (int(side * side / (across * unit * unit)), round(across / shape)) if down]
-    best = min(choices, key=lambda c: (abs(math.log(c[0] / c[1] / shape)), -c[0] * c[1]))
-    return best[0] * unit, best[1] * unit
-
-
 def shuffle_tags(caption: str, count: int, seed: int) -> list[str]:
     """The caption, and `count` times its comma-separated tags in another order behind the first."""
     first, *tags = [tag.strip() for tag in caption.split(",")]

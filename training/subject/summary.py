@@ -16,7 +16,8 @@ import psutil
 
 from ...toolkit.core.cache import file_hash
 from ...toolkit.core.devices import GIB, device, free_memory
-from ...toolkit.data.image_folder import ImageFolder, list_names, read_image_folders
+from ...toolkit.core.errors import list_names
+from ...toolkit.data.image_folder import ImageFolder, read_image_folders
 from ...toolkit.data.subjects import Sample, mask_share, sample_size
 from ...toolkit.diffusion.load import EMBEDDED
 from ...toolkit.diffusion.model import DiffusionModel
@@ -24,7 +25,7 @@ from ...toolkit.diffusion.prompt_length import find_cut_prompts
 from ..config.images import DiffusionConfig
 from ..config.subject import SubjectConfig
 from .prompts import without_token
-from .rows import bucket_size
+from .sizes import Size, trained_sizes
 
 EMBEDDED_SIDE = 64  # pixels of the images that the embedded models have seen
 REAL_BASES = (  # GiB that training with its defaults takes about -> base
@@ -167,22 +168,15 @@ def count_draws(config: DiffusionConfig, samples: Sequence[Sample]) -> dict[str,
     return {times: round(number / len(samples), 4) for times, number in counts.items()}
 
 
-def trained_size(config: DiffusionConfig, sample: Sample, model: DiffusionModel) -> tuple[int, int]:
-    """The (width, height) that an image is brought to, pixels."""
-    side = config.resolution or model.native_resolution
-    if config.crop != "bucket":
-        return side, side
-    return bucket_size(*sample_size(sample), side, model.latent_scale * model.patch_size)
-
-
 def fill_buckets(config: DiffusionConfig, samples: Sequence[Sample], model: DiffusionModel) -> list[Bucket]:
     """The sizes that images are brought to, and their shares of the draws."""
-    sizes = {sample: trained_size(config, sample, model) for sample in samples}
-    total = sum(sample.repeats for sample in samples)
-    draws: Counter[tuple[int, int]] = Counter()
-    for sample, size in sizes.items():
-        draws[size] += sample.repeats
-    counts = Counter(sizes.values())
+    draws: Counter[Size] = Counter()
+    counts: Counter[Size] = Counter()
+    for sample in samples:
+        for size in trained_sizes(config, sample, model):
+            draws[size] += sample.repeats
+            counts[size] += 1
+    total = draws.total()
     return [Bucket(*size, counts[size], float(Fraction(number, total))) for size, number in draws.most_common()]
 
 
@@ -192,12 +186,14 @@ def look_at_sizes(
     """Images that are enlarged, and those that lose much by cropping."""
     for sample in samples:
         width, height = sample_size(sample)
-        across, down = trained_size(config, sample, model)
-        scale = (min if config.crop == "pad" else max)(across / width, down / height)
-        if scale > 1:
-            summary.enlarged.append(f"{sample.path.name} ({width} x {height})")
-        if config.crop != "pad" and 1 - across * down / (width * height * scale**2) > CROPPED:
-            summary.cropped.append(f"{sample.path.name} ({width} x {height})")
+        name = f"{sample.path.name} ({width} x {height})"
+        for across, down in trained_sizes(config, sample, model):
+            scale = (min if config.crop == "pad" else max)(across / width, down / height)
+            if scale > 1 and name not in summary.enlarged:
+                summary.enlarged.append(name)
+            cropped = config.crop != "pad" and 1 - across * down / (width * height * scale**2) > CROPPED
+            if cropped and name not in summary.cropped:
+                summary.cropped.append(name)
 
 
 def look_at_captions(summary: ImageSummary, config: DiffusionConfig, samples: Sequence[Sample]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from ...toolkit.adapters.attach import adapter_layers
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import Sample
 from ..config.subject import SubjectConfig
@@ -74,10 +73,8 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter, and what it was trained on."""
         self.trainable.save(folder)
-        facts = self.config.facts | {"adapter": self.config.adapter}
-        if self.config.also:
-            facts["also"] = ", ".join(self.config.also)
-        write_text(folder / "rankfold.json", json.dumps(facts, indent=1))
+        facts = self.config.facts
+        replace(facts, adapter=self.config.adapter, also=tuple(self.config.also)).save(folder)
 
 
 def check_token_in_captions(config: SubjectConfig, samples: Sequence[Sample]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ....pipelines.compare import Axis, Comparison, adapter_tokens
+from ....pipelines.compare import Axis, Comparison
 from ....pipelines.generate import Recipe
 from ....toolkit.core.errors import UserError, did_you_mean
 from ....toolkit.data.subjects import find_samples
@@ -180,7 +180,7 @@ def parse_comparison(paths: StudioPaths, boxes: ComparisonInputs) -> Comparison:
             "only drawn images."
         )
     used = dict.fromkeys(path for recipe in recipes for path in recipe.adapters)
-    tokens = tuple(token for path in used for token in adapter_tokens(adapter_facts(adapter_path(Path(path)))))
+    tokens = tuple(token for path in used for token in adapter_facts(adapter_path(Path(path))).tokens)
     return Comparison(columns, rows, recipes, describe_settings(boxes, columns, rows, recipes[0]), tokens, clip, photos)
 
 

@@ -11,6 +11,7 @@ from ....toolkit.core.paths import is_hub_id, windows_name_fault
 from ....toolkit.core.run_folder import Run
 from ....toolkit.core.systems import WINDOWS
 from ....toolkit.diffusion.load import EMBEDDED
+from ....toolkit.formats.adapter_facts import FILE
 from ....training.config.base import LoopConfig
 from ....training.config.instruct import ConversationConfig
 from ....training.config.yaml_file import from_yaml
@@ -82,7 +83,7 @@ class StudioPaths:
                 continue
             if not fits:
                 continue
-            if run.state() in ("done", "") and (run.adapter / "rankfold.json").is_file():
+            if run.state() in ("done", "") and (run.adapter / FILE).is_file():
                 found[run.folder.name] = run.adapter
             for step in sorted((run.folder / "measured").glob("[0-9]*")):
                 found[f"{run.folder.name} at step {int(step.name)}"] = step

@@ -50,5 +50,5 @@ def suggested_base_and_prompt(paths: StudioPaths, name: str) -> tuple[Any, Any]:
     if not name:
         return gr.skip(), gr.skip()
     facts = adapter_facts(adapter_path(paths.adapter(name)))
-    words = f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
-    return facts.get("base") or gr.skip(), f"a {words} on the beach" if words else gr.skip()
+    words = facts.trigger_words
+    return facts.base or gr.skip(), f"a {words} on the beach" if words else gr.skip()

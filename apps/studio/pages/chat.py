@@ -50,7 +50,7 @@ def parse_model_spec(paths: StudioPaths, tuned: str | None, base: str | None, pr
     if precision not in DTYPES:
         raise UserError(f"{precision!r} is not a dtype: choose one of {', '.join(DTYPES)}.")
     adapter = paths.adapter(tuned, chat=True) if tuned else None
-    own = adapter_facts(adapter).get("base") if adapter else None
+    own = adapter_facts(adapter).base if adapter else ""
     return ChatModelSpec(paths.base(base or own or next(iter(EMBEDDED)), tuple(EMBEDDED)), adapter, precision)
 
 

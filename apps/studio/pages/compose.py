@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import gradio as gr
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
+from ....toolkit.formats.adapter_facts import AdapterFacts, read_facts
 from ....toolkit.formats.source import adapter_facts, adapter_path
 from ....training.compose.checks import check_compose
 from ....training.config.checks import check_ranges
 from ....training.config.compose import ComposeConfig
+from ....training.runs import library
 from ..backend.context import Studio
 from ..backend.paths import UPLOADS_FOLDER, StudioPaths
 from ..backend.submit import enqueue_run
@@ -37,12 +39,11 @@ def source_path(paths: StudioPaths, name: str) -> str:
     return str(path.parent if adapter_path(path.parent) == path else path)
 
 
-def source_facts(paths: StudioPaths, name: str) -> dict[str, str]:
+def source_facts(paths: StudioPaths, name: str) -> AdapterFacts:
     """What an adapter says of itself; for a file in the library, which says little, what the library knows."""
     path = paths.adapter(name)
-    entry = path.parent / "entry.json"
-    known = {"base": json.loads(entry.read_text(encoding="utf-8"))["base"]} if entry.is_file() else {}
-    return known | adapter_facts(path)
+    facts, entry = adapter_facts(path), library.read_entry(path.parent)
+    return facts if facts.base or entry is None else replace(facts, base=entry.base)
 
 
 def parse_weights(text: str, count: int) -> tuple[float, ...]:
@@ -100,7 +101,7 @@ def parse_config(
     if how not in (EQUAL, CUSTOM, LEARNED):
         raise UserError(f"{how!r} is not a way to compose: choose {EQUAL}, {CUSTOM} or {LEARNED}.")
     first = source_facts(paths, names[0])
-    base = values["base"] or first.get("base", "")
+    base = values["base"] or first.base
     if not base:
         raise UserError(f"{names[0]} does not say which base it was made for: choose the base.")
     checked = paths.base(base)
@@ -110,8 +111,8 @@ def parse_config(
     if how == LEARNED:
         settings["images"] = resolve_images(paths, values["set"], values["folder"] or "")
         settings |= {"steps": int(values["steps"] or 0), "learning_rate": float(values["rate"] or 0)}
-    for key, own in (("token", values["token"]), ("class_noun", values["noun"])):
-        if words := (own or "").strip() or first.get(key, ""):
+    for key, own, said in (("token", values["token"], first.token), ("class_noun", values["noun"], first.class_noun)):
+        if words := (own or "").strip() or said:
             settings[key] = words
     return ComposeConfig(
         out=paths.new_run(run),
@@ -128,15 +129,15 @@ def parse_config(
 
 def composed_runs(paths: StudioPaths) -> list[str]:
     """Runs whose adapter was made of others, the newest first."""
-    return [name for name in paths.run_names() if "composed_of" in read_facts(paths.run(name).adapter)]
+    return [name for name in paths.run_names() if read_own_facts(paths.run(name).adapter).composed_of]
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What an adapter's folder says of itself; nothing while it is being made."""
+def read_own_facts(folder: Path) -> AdapterFacts:
+    """What an adapter's folder says of itself; nothing where that is damaged."""
     try:
-        return json.loads((folder / "rankfold.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        return read_facts(folder)
+    except UserError:
+        return AdapterFacts()
 
 
 def describe_composition(paths: StudioPaths, name: str) -> tuple[list[list[Any]], list[str]]:
@@ -145,23 +146,23 @@ def describe_composition(paths: StudioPaths, name: str) -> tuple[list[list[Any]]
     Raises:
         UserError: when there is no such run, or it was not composed, or not yet.
     """
-    run, facts = paths.run(name), read_facts(paths.run(name).adapter)
-    if "composed_of" not in facts:
+    run, facts = paths.run(name), read_own_facts(paths.run(name).adapter)
+    if not facts.composed_of:
         if isinstance(paths.config(name), ComposeConfig):
             raise UserError(f"{name} is {run.state() or 'no run'}: its weights are here when it is done, see Watch.")
         raise UserError(f"{name} was not composed: choose a run of this page.")
-    weights = json.loads(facts["composed_weights"])
+    weights = facts.composed_weights
     columns = list(zip(*weights.values(), strict=True))
-    names = source_names(paths, name, [source["name"] for source in json.loads(facts["composed_of"])])
+    names = source_names(paths, name, [source.name for source in facts.composed_of])
     rows = [
         [source, *(round(value, 4) for value in (sum(own) / len(own), min(own), max(own)))]
         for source, own in zip(names, columns, strict=True)
     ]
-    lines = [f"{facts['composed_how']} of {len(rows)} adapters for the base {facts['base']}."]
+    lines = [f"{facts.composed_how} of {len(rows)} adapters for the base {facts.base}."]
     if len(weights) > 1:
         lines.append(f"The weights were learned, {len(weights)} sets of them: one for each place in the model.")
-    if cut := float(facts["composed_cut_error"]):
-        lines.append(f"It was cut to a lower rank: a layer's change is missed by up to {cut:.1%}.")
+    if facts.composed_cut_error:
+        lines.append(f"It was cut to a lower rank: a layer's change is missed by up to {facts.composed_cut_error:.1%}.")
     return rows, lines
 
 

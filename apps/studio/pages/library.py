@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ....pipelines.export_chat import export_chat
 from ....pipelines.generate import Recipe, load_pipeline
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
+from ....toolkit.formats.adapter_facts import AdapterFacts
 from ....toolkit.formats.folder_report import inspect_adapter
 from ....toolkit.formats.report import Report
 from ....toolkit.formats.source import adapter_facts, is_native
@@ -57,8 +57,10 @@ class AdapterEntry:
     """The run that made it; None for one of the library."""
     is_chat: bool
     """Whether it is one of a vision-language model."""
-    facts: dict[str, Any]
-    """What it says of itself."""
+    facts: AdapterFacts
+    """What it says of itself; of one of the library, with what was said when it was added."""
+    trigger: str
+    """Trigger words of the subject."""
 
 
 def list_adapters(paths: StudioPaths) -> dict[str, AdapterEntry]:
@@ -68,25 +70,21 @@ def list_adapters(paths: StudioPaths) -> dict[str, AdapterEntry]:
         for name, path in paths.adapters(chat=is_chat).items():
             kept = path.is_relative_to(library.library_folder())
             run = None if kept else path.relative_to(paths.runs).parts[0]
-            facts = read_library_facts(path) if kept else read_own_facts(path)
-            found[name] = AdapterEntry(name, path, run, is_chat, facts)
+            facts = read_own_facts(path)
+            entry = library.read_entry(path.parent) if kept else None
+            if entry is not None:
+                facts = replace(facts, base=entry.base, adapter=entry.adapter or facts.adapter)
+            words = (entry.trigger if entry is not None else "") or facts.trigger_words
+            found[name] = AdapterEntry(name, path, run, is_chat, facts, words)
     return found
 
 
-def read_own_facts(path: Path) -> dict[str, Any]:
+def read_own_facts(path: Path) -> AdapterFacts:
     """What an adapter says of itself; nothing while it is being written, or when it is corrupted."""
     try:
         return adapter_facts(path)
-    except (UserError, ValueError):
-        return {}
-
-
-def read_library_facts(path: Path) -> dict[str, Any]:
-    """What the library knows of an adapter, in the words of the adapters' own facts."""
-    entry = json.loads((path.parent / "entry.json").read_text(encoding="utf-8"))
-    return read_own_facts(path) | {
-        key: entry[key] for key in ("base", "trigger", "adapter", "composed_of") if entry[key]
-    }
+    except UserError:
+        return AdapterFacts()
 
 
 def find_adapter(paths: StudioPaths, name: str | None) -> AdapterEntry:
@@ -106,11 +104,10 @@ def find_adapter(paths: StudioPaths, name: str | None) -> AdapterEntry:
 def table_row(one: AdapterEntry) -> list[str]:
     """Its row of TABLE."""
     facts = one.facts
-    words = facts.get("trigger") or f"{facts.get('token', '')} {facts.get('class_noun', '')}".strip()
-    kind = facts.get("adapter") or "lora"
-    if facts.get("composed_of"):
-        kind += f", composed of {len(json.loads(facts['composed_of']))}"
-    return [one.name, "library" if one.run is None else "runs", facts.get("base") or "-", words or "-", kind]
+    kind = facts.adapter or "lora"
+    if facts.composed_of:
+        kind += f", composed of {len(facts.composed_of)}"
+    return [one.name, "library" if one.run is None else "runs", facts.base or "-", one.trigger or "-", kind]
 
 
 def library_thumbnails() -> list[tuple[Image.Image, str]]:
@@ -179,7 +176,7 @@ def require_base(paths: StudioPaths, one: AdapterEntry) -> str:
     Raises:
         UserError: when it does not say, or the base may not be read.
     """
-    base = one.facts.get("base", "")
+    base = one.facts.base
     if not base:
         raise UserError(f"{one.name} does not say which base it was made for, so nothing can be set against it.")
     paths.base(base, tuple(EMBEDDED_VISION if one.is_chat else EMBEDDED))
@@ -245,8 +242,7 @@ def proof_settings(paths: StudioPaths, one: AdapterEntry) -> tuple[str, int]:
     config = paths.config(one.run) if one.run else None
     if isinstance(config, DiffusionConfig):
         return config.prompt, config.resolution
-    words = one.facts.get("trigger") or f"{one.facts.get('token', '')} {one.facts.get('class_noun', '')}".strip()
-    return f"a {words or 'creature'}", 0
+    return f"a {one.trigger or 'creature'}", 0
 
 
 def folder_name(name: str) -> str:

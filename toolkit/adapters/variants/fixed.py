@@ -67,6 +67,6 @@ class FixedLayer(AdapterLayer, name="fixed", config=FixedConfig, kind="RANKFOLD_
         return torch.func.functional_call(base, changed, (x, *args), kwargs)
 
     def changed_weight(self, weight: nn.Parameter, change: Change) -> torch.Tensor:
-        """The base's weight under a change, in its dtype."""
+        """The base's weight under a change, in its dtype and shape."""
         frozen = self.as_matrix(weight).float()
         return self.as_stored(frozen + change.delta_weight(frozen)).to(weight.dtype)

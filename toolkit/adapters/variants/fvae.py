@@ -165,7 +165,7 @@ class FvaeLoraLayer(AdapterLayer, name="fvae", config=FvaeLoraConfig):
         return code.z, t["up"]
 
     def trunk(self, adapter: str, t: dict[str, torch.Tensor], read: torch.Tensor, k: str) -> torch.Tensor:
-        """Hidden layer of encoder k, (..., encoder_width), from what its weight reads of the input."""
+        """Hidden layer of encoder k, (..., encoder_width), from what its weight reads of the input, of the same shape."""
         config = self.settings[adapter]
         hidden = read + t[f"trunk{k}_bias"]
         if self.training:  # before the ReLU, which commutes with it, so that it may work in place
@@ -220,7 +220,7 @@ class Code:
 
 
 def affine(t: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
-    """x through the named weight and bias."""
+    """x (..., in) through the named weight and bias, (..., out)."""
     return F.linear(x, t[f"{name}_weight"], t[f"{name}_bias"])
 
 

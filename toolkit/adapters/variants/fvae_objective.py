@@ -12,7 +12,10 @@ STD_EPSILON = 1e-5  # added to the learned deviation, as released
 
 
 def dropout_(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout in place. On the CPU the mask is drawn 16 bits per number, which takes a sixth of the time that torch's takes."""
+    """Dropout in place, whatever the shape.
+
+    On the CPU the mask is drawn 16 bits per number, which takes a sixth of the time that torch's takes.
+    """
     if not p or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, inplace=True)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -21,7 +24,7 @@ def dropout_(x: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def token_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean of (...) over tokens, weighted by (...) that sums to 1; at least fp32."""
+    """Mean of values (...) over tokens, a scalar, by weights (...) that sum to 1; at least fp32."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     return (values * weights.to(values.dtype)).sum()
 

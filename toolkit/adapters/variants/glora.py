@@ -162,5 +162,5 @@ class GloraLayer(AdapterLayer, name="glora", config=GloraConfig, kind="RANKFOLD_
         return Change.sum(parts)
 
     def base_weight_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The frozen weight in the tensor's dtype."""
+        """The frozen weight (out, in) in the tensor's dtype."""
         return self.base_weight().to(tensor.dtype)

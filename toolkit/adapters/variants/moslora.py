@@ -73,8 +73,10 @@ class MosLoraLayer(AdapterLayer, name="moslora", config=MosLoraConfig):
 
 
 def init_kaiming(mixer: torch.Tensor) -> None:
+    """Draws the mixer (r, r) as torch.nn.Linear draws its weight."""
     nn.init.kaiming_uniform_(mixer, a=math.sqrt(5))
 
 
 def init_gaussian(mixer: torch.Tensor) -> None:
+    """Draws the mixer (r, r) with the standard deviation 1 / sqrt(r)."""
     nn.init.normal_(mixer, std=1 / math.sqrt(mixer.shape[0]))

@@ -51,7 +51,7 @@ class Sana(DiffusionModel):
         return 2 ** (len(self.part_config("vae")["encoder_block_out_channels"]) - 1)
 
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """This autoencoder has no spread."""
+        """Pixels (B, 3, H, W) -> latents, and a spread of 0: this autoencoder has none."""
         latents = self.vae.encode(pixels).latent * self.vae.config.scaling_factor
         return latents, torch.zeros_like(latents)
 
