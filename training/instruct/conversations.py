@@ -167,12 +167,12 @@ class RowMeasures:
                 raise UserError(fault)
             sizes.append(self.images[image].size)
         key = f"row {cache_key(base=self.base, messages=row.messages, weights=row.weights, sizes=sizes)[:32]}"
-        known = self.memory.recall(key)
-        if known is None:
-            one = self.chat.measure(row, sizes)
-            known = [one.length, one.num_learned, one.weight]
-            self.memory.note(key, known)
-        return Measure(*known)
+        match self.memory.recall(key):
+            case [int(length), int(num_learned), int(weight) | float(weight)]:
+                return Measure(length, num_learned, weight)
+        one = self.chat.measure(row, sizes)
+        self.memory.note(key, [one.length, one.num_learned, one.weight])
+        return one
 
 
 def locate_error(error: UserError, row: Conversation) -> str:
