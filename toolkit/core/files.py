@@ -21,6 +21,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     Raises:
         UserError: when the disk is full or cannot be written; the file that was there before stays as it was.
     """
+    if not path.name:
+        raise UserError(f"'{path}' is a folder, and a file is to be written: give its name.")
     temporary = path.with_name(
         f".{path.name}.{uuid4().hex[:12]}.tmp"
     )  # two containers may have the same process number

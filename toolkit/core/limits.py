@@ -20,7 +20,7 @@ LARGEST = 2**63 - 1  # a whole number that torch, and the files that we write, h
 
 
 def check_limits(settings: Any, kind: Any = None) -> None:
-    """Checks every field of a dataclass against the limits in its type; numbers must be finite.
+    """Checks every field of a dataclass against the limits in its type; numbers must be finite, and texts be text.
 
     kind: the class that the types stand in, where it is another than the settings' own.
 
@@ -29,19 +29,30 @@ def check_limits(settings: Any, kind: Any = None) -> None:
     """
     for name, hint in get_type_hints(kind or type(settings), include_extras=True).items():
         value = getattr(settings, name)
-        for number in numbers_in(value):
-            if isinstance(number, float) and not isfinite(number):
-                raise UserError(f"{flag(name)} must be a finite number, not {number}.")
-            if isinstance(number, int) and abs(number) > LARGEST:
-                raise UserError(f"{flag(name)} must be at most {LARGEST}, not {number}.")
+        for one in values_in(value):
+            if isinstance(one, str) and not is_text(one):
+                raise UserError(f"{flag(name)} {one[:80]!a} holds bytes that are no text.")
+            if isinstance(one, float) and not isfinite(one):
+                raise UserError(f"{flag(name)} must be a finite number, not {one}.")
+            if isinstance(one, int) and abs(one) > LARGEST:
+                raise UserError(f"{flag(name)} must be at most {LARGEST}, not {one}.")
         if fault := limit_fault(value, constraints(hint)):
             raise UserError(f"{flag(name)} must be {fault}, not {value}.")
 
 
-def numbers_in(value: Any) -> list[Any]:
-    """The numbers that a field holds: its value, or those in it."""
+def is_text(text: str) -> bool:
+    """Whether a text can be written; what was no text on a command line cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def values_in(value: Any) -> list[Any]:
+    """The numbers and texts that a field holds: its value, or those in it."""
     if isinstance(value, dict):
-        return list(value.values())
+        return [*value, *value.values()]
     return list(value) if isinstance(value, tuple | list) else [value]
 
 

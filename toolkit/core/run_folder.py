@@ -226,7 +226,7 @@ class Run:
 
     def append_log(self, text: str) -> None:
         """Appends text to log.txt, with the time."""
-        with self.log_file.open("a", encoding="utf-8", newline="\n") as file:
+        with self.log_file.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     # -------------------------------------------------------------------------- what is there

@@ -35,6 +35,7 @@ CURES = {
     errno.EAGAIN: "No more processes can be started here: close other programs, or raise the limit (`ulimit -u`).",
     errno.EPIPE: "Whoever read it is gone.",
 }
+OF_ERROR = re.compile(r"\[Errno (\d+)\]")  # as shutil writes it, of several files
 INNER = re.compile(r"\(os error (\d+)\)")  # of what is written in Rust
 
 
@@ -47,13 +48,25 @@ def to_user_error(error: BaseException | None) -> UserError | None:
             return UserError(
                 f"{error.object[:200]!a} holds a character that cannot be written as text: rename that file or folder."
             )
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and (inner := INNER.search(str(error))):
-            number = int(inner.group(1))
+        number = error_number(error)
         if number in CURES:
             return UserError(describe(error, number))
         error = error.__cause__ or error.__context__
     return None
+
+
+def error_number(error: BaseException) -> int | None:
+    """The system's number of what it refused, where an exception says one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = INNER.search(str(error)) or (OF_ERROR.search(str(error)) if isinstance(error, OSError) else None)
+    return int(found.group(1)) if found else None
+
+
+def reason(error: BaseException) -> str:
+    """What the system said, in its words."""
+    number = error_number(error)
+    return str(error) if number is None else os.strerror(number)
 
 
 def describe(error: BaseException, number: int) -> str:

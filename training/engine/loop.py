@@ -49,6 +49,7 @@ NOT_IN_STATE = (
     "log_every",
     "tracker",
     "threads",
+    "workers",
     "shard_base",
 )
 

@@ -9,6 +9,7 @@ torch is imported where a run is checked or carried out only: a worker waits for
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -106,8 +107,12 @@ def run_worker(root: Path, device: str = "0", *, until_empty: bool = False) -> i
     device: the number of the device that they see; without a GPU any name does. until_empty: exit when the queue is empty.
 
     Raises:
-        UserError: when a worker of this device is at work here already.
+        UserError: for a device that is no name, and when a worker of this device is at work here already.
     """
+    if not re.fullmatch(r"[\w.,:-]+", device):
+        raise UserError(
+            f"--device {device!r} is no device: give the number of a GPU, such as 0, or any word without one."
+        )
     started = 0
     root.mkdir(parents=True, exist_ok=True)
     with hold_lock(root / f"{WORKER}{device}.lock", f"A worker for device {device} is at work in {root} already."):

@@ -18,6 +18,7 @@ from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.paths import expand_user, is_path, place_from, windows_name_fault
 from ...toolkit.core.records import as_type, read_record
+from ...toolkit.core.system_faults import reason
 from ...toolkit.core.systems import retry_while_locked
 from ...toolkit.data.images import open_image
 from ...toolkit.formats.native import CONFIG, WEIGHTS
@@ -90,7 +91,7 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
             put_in(entry, place, small)
     except OSError as error:
         raise UserError(
-            f"The library {library_folder()} cannot be written: {error.strerror or error}. $RANKFOLD_LIBRARY names another folder."
+            f"The library {library_folder()} cannot be written: {reason(error)}. $RANKFOLD_LIBRARY names another folder."
         ) from error
     return entry
 
