@@ -131,6 +131,7 @@ def load_pipeline(recipe: Recipe) -> Any:
     base = open_model(resolve_base(recipe.base), DTYPES[recipe.precision])
     base.check_side(recipe.width, "--width")
     base.check_side(recipe.height, "--height")
+    base.check_steps(recipe.steps, "--steps")
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()

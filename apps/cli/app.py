@@ -9,7 +9,9 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from ...toolkit.core.errors import UserError
 from .options import parse_options
@@ -22,7 +24,7 @@ PATIENCE, PAUSE = 10, 60.0  # wrong passwords before all are refused for a while
 class AppOptions:
     host: str = "127.0.0.1"
     """Address to listen on; any but this machine's own asks for --user and a password."""
-    port: int = 7860
+    port: Annotated[int, Ge(1), Le(65535)] = 7860
     """Port."""
     runs: Path = Path("runs")
     """Folder with the runs."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
+
 from ...toolkit.core.errors import UserError
 from .options import parse_options, positional
 
@@ -29,9 +31,9 @@ class ChatOptions:
     """Also show what the base answers."""
     system: str = ""
     """System prompt: what holds for the whole conversation."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Ge(0)] = 0.0
     """How freely answers are drawn; 0 takes the likeliest token each time."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, Ge(1)] = 256
     """Maximum tokens of an answer."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """dtype of the model."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Ge, Le
+
 from .options import parse_options, positional
 
 
@@ -22,11 +24,11 @@ def convert(argv: list[str]) -> None:
         """Base model that it was made for; unset means the one that the file names."""
         prompt: str = ""
         """What the images of the proof show."""
-        width: int = 0
+        width: Annotated[int, Ge(0), Le(16384)] = 0
         """Width of the images of the proof in pixels; 0 means the base's own."""
         approximate: bool = False
         """Convert to the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
-        max_error: float = 0.05
+        max_error: Annotated[float, Ge(0)] = 0.05
         """With --approximate: relative error of a layer's weight change, 0 to 1."""
         ignore_unused: bool = False
         """Convert a file although it holds tensors that the base has no place for; they are named and left out."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
@@ -28,13 +30,13 @@ class DemoConfig(OverwriteOption):
     """Embedded model: the UNet, or the flow transformer."""
     out: Path = Path("runs/demo")
     """Run folder; the images and numbers lie there."""
-    steps: int = 300
+    steps: Annotated[int, Ge(1)] = 300
     """Training steps."""
     adapter: str = "moslora"
     """Adapter method."""
-    threads: int = 0
+    threads: Annotated[int, Ge(0)] = 0
     """Torch threads; 0 takes as many as find a free core."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of training and images."""
 
 

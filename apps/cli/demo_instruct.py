@@ -6,7 +6,9 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
@@ -21,13 +23,13 @@ class DemoInstructConfig(OverwriteOption):
 
     out: Path = Path("runs/demo-instruct")
     """Folder of data, runs and answers."""
-    steps: int = 150
+    steps: Annotated[int, Ge(1)] = 150
     """Training steps of the new task alone; with replay a third more."""
     adapter: str = "moslora"
     """Adapter method."""
-    threads: int = 1
+    threads: Annotated[int, Ge(1)] = 1
     """Torch threads."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of images and training."""
 
 

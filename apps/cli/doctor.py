@@ -66,7 +66,9 @@ def devices_and_caches() -> list[str]:
     import psutil
 
     from ...toolkit.core import devices
-    from ...toolkit.core.paths import assets_folder, cache_folder
+    from ...toolkit.core.errors import UserError
+    from ...toolkit.core.paths import assets_folder, cache_folder, place_from
+    from ...toolkit.core.system_faults import to_user_error
     from ...toolkit.diffusion.load import EMBEDDED
     from ...toolkit.vlm.model import EMBEDDED as VISION
 
@@ -80,10 +82,13 @@ def devices_and_caches() -> list[str]:
         devices.this_machine(), lambda library: importlib.util.find_spec(library) is not None
     ):
         print(f"will not work {line}")
-    hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    for name, folder in (("cache", cache_folder()), ("hub cache", hub)):
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
-        print(f"{name:<13} {folder} ({size / 2**20:.0f} MiB)")
+    for name, find in (("cache", cache_folder), ("hub cache", lambda: place_from("HF_HOME", "~/.cache/huggingface"))):
+        try:
+            folder = find()
+            size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
+            print(f"{name:<13} {folder} ({size / 2**20:.0f} MiB)")
+        except (UserError, OSError) as error:
+            print(f"will not work {to_user_error(error)}")
     print(f"disk          {shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB free here")
     missing = [name for name, place in EMBEDDED.items() if not (assets_folder() / place / "model_index.json").is_file()]
     missing += [

@@ -24,14 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, and those of `report_errors`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     argv = [word for word in given if word != "--verbose"]
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(overview())
-        return
-    if argv[0] in ("-V", "--version"):
-        print(f"rankfold {version()}")
-        return
     with report_errors(verbose=len(argv) < len(given)):
-        run_command(argv)
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(overview())
+        elif argv[0] in ("-V", "--version"):
+            print(f"rankfold {version()}")
+        else:
+            run_command(argv)
 
 
 def overview() -> str:

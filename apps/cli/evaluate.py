@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
+
 from ...toolkit.core.errors import UserError
 from ...toolkit.formats.adapter_facts import AdapterFacts
 from .options import parse_options, positional
@@ -20,7 +22,7 @@ class EvaluateOptions:
     prompts: str = ""
     """object, live (the protocol's 25 each), world (the embedded models'), or a file with {token} and {noun} in each line;
     unset means world for embedded bases and object for others."""
-    n: int = 4
+    n: Annotated[int, Ge(1)] = 4
     """Images per prompt."""
     strength: float = 1.0
     """Of the adapter."""
@@ -37,13 +39,13 @@ class EvaluateOptions:
     embedded bases."""
     dino: tuple[str, ...] = ()
     """Hub ids or folders of DINO models, such as facebook/dino-vits16, for likeness beside CLIP's."""
-    steps: int = 25
+    steps: Annotated[int, Ge(1)] = 25
     """Denoising steps."""
-    width: int = 0
+    width: Annotated[int, Ge(0), Le(16384)] = 0
     """Width and height of the images in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """dtype; unset means the one that the adapter was trained in."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the first image."""
     out: Path | None = None
     """Folder for metrics.json, pictures.png and report.html; unset means the run's, or NAME-evaluation beside a file."""

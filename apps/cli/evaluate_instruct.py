@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from ...toolkit.core.errors import UserError
 from .options import parse_options
@@ -28,7 +30,7 @@ class EvaluateOptions:
     """Questions of what the base could do before; what was forgotten is shown."""
     ask_short: bool = False
     """Append LLaVA's instruction for short answers to each question."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int, Ge(1)] | None = None
     """Maximum tokens of an answer; unset follows the longest right answer."""
     columns: tuple[str, ...] = ()
     """Columns of --data under other names, each as OURS=THEIRS: question=Frage, or ignore=THEIRS."""
@@ -40,7 +42,7 @@ class EvaluateOptions:
     """dtype of the model."""
     device: str = ""
     """Where to run: cuda, xpu, mps or cpu; unset means the GPU if there is one."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the shuffled-image control."""
     out: Path | None = None
     """Folder for evaluation.json and answers.jsonl; unset means evaluation/ in the run."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
+
 from .options import parse_options, positional
 
 
@@ -22,7 +24,7 @@ def export(argv: list[str]) -> None:
         """Folder for the file, or the file (.safetensors); unset means export/ in the run, files for A1111 and ComfyUI named after it."""
         approximate: bool = False
         """Export the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
-        max_error: float = 0.05
+        max_error: Annotated[float, Ge(0)] = 0.05
         """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1."""
         drop_bias: bool = False
         """Leave the adapter's changes of biases out."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
+
 from .options import parse_options, positional
 
 
@@ -18,13 +20,13 @@ def inspect(argv: list[str]) -> None:
         """Base model: each layer's change is set against its weight, captions and conversations are counted in its tokens."""
         images: Path | None = None
         """Folder that the images' paths of conversations start from; unset means the data file's own."""
-        rows: int = 1
+        rows: Annotated[int, Ge(0)] = 1
         """Conversations that are shown in full."""
         skip_bad: bool = False
         """List conversations or images that cannot be used instead of stopping at the first."""
         token: str | None = None
         """Of a folder of images: the word that stands for the subject in captions."""
-        max_length: int = 2048
+        max_length: Annotated[int, Ge(1)] = 2048
         """Maximum tokens per conversation."""
         truncate: bool = False
         """Truncate longer conversations to the exchanges that fit."""
@@ -34,9 +36,9 @@ def inspect(argv: list[str]) -> None:
         """Which split of a folder that holds several."""
         learn_turns: Literal["all", "last", "marked"] = "all"
         """Answers that are learned: all, the last, or those whose turns are marked."""
-        max_pixels: int | None = None
+        max_pixels: Annotated[int, Ge(1)] | None = None
         """Most pixels that an image is given to the base with."""
-        min_pixels: int | None = None
+        min_pixels: Annotated[int, Ge(1)] | None = None
         """Fewest pixels that an image is given to the base with."""
         pad_to_square: bool = False
         """Give images borders, so that a processor that crops cuts nothing off."""

@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.limits import check_limits
 from ...toolkit.core.paths import expand_paths
 from ...toolkit.core.renamed import current_name
 from .commands import COMMANDS
@@ -22,12 +23,17 @@ class OverwriteOption:
 
 
 def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) -> Any:
-    """Reads the options of a dataclass from the command line; ~ in a path is put out, as a shell does where it sees it."""
+    """Reads the options of a dataclass from the command line; ~ in a path is put out, as a shell does where it sees it.
+
+    Raises:
+        UserError: for a number beyond the limits in its type.
+    """
     import tyro
 
     extra = {} if default is None else {"default": default}
     argv = spell_out_switches(kind, current_flags(argv, [field.name for field in fields(kind)]))
     read = tyro.cli(kind, args=argv, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
+    check_limits(read)
     return replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
 
 

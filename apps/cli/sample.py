@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from ...toolkit.core.errors import UserError
 from .options import parse_options
@@ -28,19 +30,19 @@ class SampleOptions:
     """What to show; unset means the run's own prompt."""
     negative_prompt: str = ""
     """What to steer away from."""
-    n: int = 1
+    n: Annotated[int, Ge(1)] = 1
     """Number of images, from seeds seed, seed + 1, ..."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of the first image."""
-    steps: int = 25
+    steps: Annotated[int, Ge(1)] = 25
     """Denoising steps."""
     guidance_scale: float | None = None
     """Guidance scale; 1 turns guidance off; unset means the run's, or 4."""
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
-    width: int = 0
+    width: Annotated[int, Ge(0), Le(16384)] = 0
     """Width of the images in pixels; 0 means the base model's own."""
-    height: int = 0
+    height: Annotated[int, Ge(0), Le(16384)] = 0
     """Their height in pixels; 0 means as high as wide."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """dtype; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rankfold.pipelines.generate import read_recipe
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.run_folder import Run
+from rankfold.toolkit.core.run_folder import CLAIM_FILE, Run
 from rankfold.toolkit.data.images import image_size, load_rgb
 from rankfold.toolkit.data.subjects import Sample, check_masks, find_samples, load_mask
 from rankfold.toolkit.diffusion.load import resolve_base
@@ -71,14 +71,15 @@ def use_status(file, work):
 
 
 def use_claim(file, work):
-    run = run_with(file, work / "run", "claim.json")
-    queue.is_lock_held(run.folder / "claim.json")
-    queue.claim_run(run)
+    run = run_with(file, work / "run", CLAIM_FILE)
+    run.set_status(state="queued")
+    assert queue.claim_run(run)
 
 
 def use_worker(file, work):
-    shutil.copy(file, work / ".worker-0.json")
-    queue.live_workers(work)
+    shutil.copy(file, work / f"{queue.WORKER}0.lock")
+    assert queue.live_workers(work) == []
+    assert queue.run_worker(work, until_empty=True) == 0
 
 
 def use_measured(file, work):
@@ -175,7 +176,7 @@ def test_an_addition_that_fails_takes_no_name(tmp_path, monkeypatch):
         patch.setattr(library, "write_text", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             library.add(tmp_path / "a.safetensors", base="tiny")
-    assert list((tmp_path / "library").iterdir()) == []
+    assert [path.name for path in (tmp_path / "library").iterdir()] == [library.LOCK_FILE]
     assert library.add(tmp_path / "a.safetensors", base="tiny").name == "a"
     (tmp_path / "library" / "a" / "entry.json").write_text("{")
     assert library.add(tmp_path / "a.safetensors", base="tiny").name == "a"

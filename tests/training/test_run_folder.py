@@ -51,7 +51,7 @@ def tree(folder):
 
 
 def names(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != runs.LOCK_FILE)
 
 
 def reconfigure(run, **changes):
@@ -62,6 +62,7 @@ def reconfigure(run, **changes):
 def as_killed(run):
     """The status that a process leaves which stopped unexpectedly."""
     write_text(run.status_file, json.dumps(run.status() | {"state": "running", "pid": 2**22 + 1, "born": 1.0}))
+    run.unlock()
 
 
 @pytest.fixture
@@ -172,6 +173,7 @@ def test_a_live_run_is_never_overwritten(config, old):
         old.status_file,
         json.dumps(old.status() | {"state": "running", "pid": parent, "born": process_start_time(parent)}),
     )
+    old.lock_file.unlink()  # as where there are no locks
     before = tree(old.folder)
     for overwrite in (False, True):
         with pytest.raises(UserError, match=f"in use by a live run .process {parent}."):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from .errors import UserError
 from .files import write_atomic
 
 FORMAT = 2  # to be raised when the same inputs come to make other tensors, so that older entries are not taken
@@ -47,31 +49,43 @@ def sampled_hash(path: Path) -> str:
 
 
 def load_or_compute(folder: Path, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors under `key`, made by `make` when they are not there, or not as they were written."""
+    """The tensors under `key`, made by `make` when they are not there, or not as they were written under this very key.
+
+    A cache that cannot be written to is done without.
+    """
     path = folder / f"v{FORMAT}" / key[:2] / f"{key}.safetensors"
-    if (found := read_entry(path)) is not None:
+    if (found := read_entry(path, key)) is not None:
         return found
     tensors = {name: value.contiguous() for name, value in make().items()}
-    write_atomic(path, save(tensors, metadata={"sha256": tensors_hash(tensors)}))
+    try:
+        write_atomic(path, save(tensors, metadata={"sha256": entry_hash(key, tensors)}))
+    except UserError as error:
+        tell_unwritable(str(error.__cause__ or error))
     return tensors
 
 
-def read_entry(path: Path) -> dict[str, torch.Tensor] | None:
-    """The tensors of an entry, or None where there is none or it is damaged."""
-    if not path.is_file():
-        return None
+@cache
+def tell_unwritable(reason: str) -> None:
+    """Says once that what is computed is not kept."""
+    print(
+        f"rankfold: the cache cannot be written ({reason}): going on without it. $RANKFOLD_CACHE names another folder."
+    )
+
+
+def read_entry(path: Path, key: str) -> dict[str, torch.Tensor] | None:
+    """The tensors of an entry, or None where there is none, or it is damaged or another's."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expected = (file.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError, RuntimeError):
         return None
-    return tensors if expected == tensors_hash(tensors) else None
+    return tensors if expected == entry_hash(key, tensors) else None
 
 
-def tensors_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """Hash of tensors with their names, dtypes and shapes."""
-    digest = hashlib.sha256()
+def entry_hash(key: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Hash of tensors with their names, dtypes and shapes, and of the key that they belong to."""
+    digest = hashlib.sha256(key.encode())
     for name in sorted(tensors):
         value = tensors[name].contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

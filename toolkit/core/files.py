@@ -21,6 +21,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     Raises:
         UserError: when the disk is full or cannot be written; the file that was there before stays as it was.
     """
+    if not path.name:
+        raise UserError(f"'{path}' is a folder, and a file is to be written: give its name.")
     temporary = path.with_name(
         f".{path.name}.{uuid4().hex[:12]}.tmp"
     )  # two containers may have the same process number
@@ -65,8 +67,19 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    write_atomic(path, text.encode())
+    """Writes a text file atomically.
+
+    Raises:
+        UserError: as `write_atomic` does, and for a name of a file in it that is no text.
+    """
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"Could not write {path}: {text[max(error.start - 40, 0) : error.end + 40]!a} holds a character that is no text. "
+            "Rename that file or folder."
+        ) from error
+    write_atomic(path, data)
 
 
 def write_png(path: Path, image: Image.Image, info: PngInfo | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from .errors import UserError
 from .systems import WINDOWS
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -24,7 +25,22 @@ def assets_folder() -> Path:
 
 def cache_folder() -> Path:
     """Where latents, prompt states and class images are kept: $RANKFOLD_CACHE or ~/.cache/rankfold."""
-    return expand_user(Path(os.environ.get("RANKFOLD_CACHE", "~/.cache/rankfold")))
+    return place_from("RANKFOLD_CACHE", "~/.cache/rankfold")
+
+
+def place_from(variable: str, default: str) -> Path:
+    """The folder that a variable of the environment names, or the default below the user's home.
+
+    Raises:
+        UserError: when the user has no home.
+    """
+    text = os.environ.get(variable) or default
+    path = expand_user(Path(text))
+    if path.parts[:1] == ("~",):
+        raise UserError(
+            f"You have no home folder for {text}: set the variable {variable} to a folder that can be written."
+        )
+    return path
 
 
 def is_hub_id(text: str) -> bool:

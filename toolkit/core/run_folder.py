@@ -15,12 +15,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
+from . import locks
 from .errors import UserError
 from .files import write_text
 from .records import is_number, read_rows
@@ -29,7 +31,7 @@ from .systems import remove_file, replace_file, retry_while_locked
 LIVE_STATES = ("starting", "running")
 STATES = ("queued", *LIVE_STATES, "done", "stopped", "failed")
 RUN_ENTRIES = (
-    "config.yaml", "status.json", "data.json", "summary.json", "metrics.jsonl", "log.txt", "output.txt", "claim.json",
+    "config.yaml", "status.json", "data.json", "summary.json", "metrics.jsonl", "log.txt", "output.txt",
     "samples", "checkpoints", "adapter", "requests", "measured", "measured.jsonl", "choice.json", "folds",
     "candidates.jsonl", "best.yaml", "structure.txt", "pareto.png", "export", "evaluation", "metrics.json",
     "pictures.png", "report.html", "report.txt", "evaluation.json", "answers.jsonl", "figures.json",
@@ -38,13 +40,14 @@ RUN_ENTRIES = (
 """What runs, and the commands that are given one, write into its folder; the last is a tracker's. All else is somebody's own."""
 ASIDE_FOLDER = ".rankfold-overwritten"  # where a run lies that another is about to take the place of
 DELETED_FOLDER = ".rankfold-deleted"  # where it lies while it is being deleted
+LOCK_FILE, CLAIM_FILE = ".rankfold-lock", ".rankfold-claim"  # held by the run's process; by the worker that starts it
 REQUESTS = ("stop", "sample", "save")
 HEARTBEAT_TIMEOUTS = {
     "starting": 1800.0,
     "running": 300.0,
 }  # seconds without a sign of life after which a run on another machine is lost
 HOST = socket.gethostname()
-CLOCK_TOLERANCE = 2.0  # seconds by which the same beginning may differ: it is reckoned from the clock, which is set right now and then
+CLOCK_TOLERANCE = 2.0  # seconds by which the same beginning may differ: it is reckoned from the clock
 
 
 class Run:
@@ -63,6 +66,8 @@ class Run:
         self.requests = self.folder / "requests"
         self.data_file = self.folder / "data.json"
         self.aside = self.folder / ASIDE_FOLDER
+        self.lock_file = self.folder / LOCK_FILE
+        self.claim_file = self.folder / CLAIM_FILE
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -92,16 +97,30 @@ class Run:
         return status if isinstance(status, dict) else {}
 
     def set_status(self, **values: Any) -> None:
-        """Updates fields of status.json; the process, its machine and the time are added."""
+        """Updates fields of status.json; the process, its machine and the time are added. With a state of rest the lock is released."""
         own = {"pid": os.getpid(), "born": process_start_time(os.getpid()), "host": HOST, "beat": time.time()}
         status = self.status() | values | own
-        write_text(self.status_file, json.dumps(status, indent=1))
+        try:
+            write_text(self.status_file, json.dumps(status, indent=1))
+        finally:
+            if values.get("state", "starting") not in LIVE_STATES:
+                self.unlock()
 
     def is_live(self) -> bool:
         """True while another process is at work in this folder."""
+        if locks.is_own(self.lock_file):
+            return False
+        if locks.is_held(self.lock_file):
+            return True
         status = self.status()
         mine = status.get("pid") == os.getpid() and status.get("host", HOST) == HOST
-        return status.get("state") in LIVE_STATES and not mine and is_process_alive(status)
+        return status.get("state") in LIVE_STATES and not mine and self.has_process(status)
+
+    def has_process(self, status: dict[str, Any]) -> bool:
+        """Whether a process is at work here, which its lock says; the status, where there are no locks or on another machine."""
+        held = locks.is_held(self.lock_file)
+        unknown = held is None or status.get("host", HOST) != HOST
+        return held or (unknown and is_process_alive(status))
 
     def state(self) -> str:
         """The state as it is now, 'lost' for a run whose process is gone; '' for a folder that says none."""
@@ -109,7 +128,7 @@ class Run:
         state = status.get("state")
         if not isinstance(state, str):
             return ""
-        return "lost" if state in LIVE_STATES and not is_process_alive(status) else state
+        return "lost" if state in LIVE_STATES and not self.has_process(status) else state
 
     def summary(self) -> str:
         """The state and how far the run is, as in 'stopped at step 5 of 50'."""
@@ -131,29 +150,71 @@ class Run:
         """
         if not self.is_live():
             raise UserError(f"{self.folder} is not running.")
+        self.requests.mkdir(parents=True, exist_ok=True)
         (self.requests / request).touch()
 
     def check_not_live(self) -> None:
         """Raises UserError when another process is at work in this folder."""
         if self.is_live():
-            raise UserError(
-                f"{self.folder} is in use by a live run (process {self.status()['pid']}). "
-                f"Choose another --out, or stop it with: rankfold stop {self.folder}"
-            )
+            self.refuse()
 
-    def claim(self, **values: Any) -> None:
-        """Makes the folder this process's own. values: fields of the status beside the state.
+    def refuse(self) -> NoReturn:
+        """Raises UserError: another process is at work in this folder."""
+        number = self.status().get("pid")
+        raise UserError(
+            f"{self.folder} is in use by a live run{f' (process {number})' if isinstance(number, int) else ''}. "
+            f"Choose another --out, or stop it with: rankfold stop {self.folder}"
+        )
+
+    def lock(self) -> None:
+        """Makes the folder, and makes it this process's own until `unlock`, a state of rest, or its end.
 
         Raises:
-            UserError: when another live run has it.
+            UserError: when another process has it, or it cannot be written.
         """
         self.check_not_live()
-        for folder in (self.samples, self.checkpoints, self.adapter, self.requests):
-            folder.mkdir(parents=True, exist_ok=True)
-        for request in REQUESTS:
-            remove_file(self.requests / request)
-        for leftover in self.folder.rglob(".*.tmp"):
-            remove_file(leftover)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not locks.acquire(self.lock_file):
+                self.refuse()
+        except OSError as error:
+            raise UserError(
+                f"--out {self.folder} cannot be written: {error.strerror or error}. Give a folder that can, with --out."
+            ) from error
+
+    def unlock(self) -> None:
+        """Gives the folder back."""
+        locks.release(self.lock_file)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, the folder is this process's own. It stays so where it was so before."""
+        before = locks.is_own(self.lock_file)
+        self.lock()
+        try:
+            yield
+        finally:
+            if not before:
+                self.unlock()
+
+    def claim(self, **values: Any) -> None:
+        """Makes the folder this process's own, and begins in it. values: fields of the status beside the state.
+
+        Raises:
+            UserError: when another live run has it, or it cannot be written.
+        """
+        self.lock()
+        try:
+            for folder in (self.samples, self.checkpoints, self.adapter, self.requests):
+                folder.mkdir(parents=True, exist_ok=True)
+            for request in REQUESTS:
+                remove_file(self.requests / request)
+            for leftover in self.folder.rglob(".*.tmp"):
+                remove_file(leftover)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written: {error.strerror or error} ({error.filename})."
+            ) from error
         self.set_status(state="starting", error=None, **values)
 
     def take_requests(self) -> set[str]:
@@ -165,7 +226,7 @@ class Run:
 
     def append_log(self, text: str) -> None:
         """Appends text to log.txt, with the time."""
-        with self.log_file.open("a", encoding="utf-8", newline="\n") as file:
+        with self.log_file.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     # -------------------------------------------------------------------------- what is there
@@ -225,7 +286,8 @@ class Run:
         return [
             name
             for name in names
-            if name not in (*RUN_ENTRIES, ASIDE_FOLDER, DELETED_FOLDER) and not name.endswith(".tmp")
+            if name not in (*RUN_ENTRIES, ASIDE_FOLDER, DELETED_FOLDER, LOCK_FILE, CLAIM_FILE)
+            and not name.endswith(".tmp")
         ]
 
     def set_aside(self, keep: Collection[str] = ()) -> bool:
@@ -266,7 +328,9 @@ class Run:
     def recover(self) -> None:
         """Brings back a run whose process was killed while it was put aside, or before the next one had its config."""
         if self.aside.is_dir() and not self.config_file.is_file() and not self.is_live():
-            self.move_back()
+            with self.locked():
+                if self.aside.is_dir() and not self.config_file.is_file():
+                    self.move_back()
 
     def move_back(self) -> None:
         """Moves what was put aside to where it was, the config last."""

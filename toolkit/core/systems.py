@@ -13,6 +13,7 @@ Made = TypeVar("Made")
 
 WINDOWS = sys.platform == "win32"
 LOCK_TIMEOUT = 2.0 if WINDOWS else 0.0  # seconds that a file may be refused because another process has it open
+MANY_FILES = 4096  # that are open at once; systems begin with 256 to 1024
 NEW_GROUP, NO_WINDOW = 0x0000_0200, 0x0800_0000  # of CreateProcess; subprocess names them on Windows only
 
 
@@ -26,6 +27,19 @@ def peak_rss() -> int:
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def max_open_files() -> int:
+    """How many files this process may have open at once, after its own limit is raised as far as it may be."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MANY_FILES and soft != hard:
+        soft = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MANY_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def detached_process_kwargs(*, windows: bool = WINDOWS) -> dict[str, Any]:

@@ -7,17 +7,19 @@ modules of ours write, or those that write for us.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
 from .errors import UserError
 from .out_of_memory import general_advice, is_out_of_memory, to_out_of_memory
+from .system_faults import to_user_error
 
 VERBOSE, SILENT = "RANKFOLD_VERBOSE", "RANKFOLD_SILENT"  # for the processes that a command starts: which of both it is
 QUIET = {
@@ -49,21 +51,90 @@ MAX_HELD_LINES = 50  # lines that are held back for a traceback
 def report_errors(*, verbose: bool = False) -> Iterator[None]:
     """Within, our own words stand alone, and what a user can cause ends the program in one sentence.
 
-    Exit codes: 2 a mistake or a lack of memory, 130 interrupted. verbose: let the libraries speak.
+    Exit codes: 2 a mistake, a lack of memory, or what the system refuses; 130 interrupted. verbose: let the libraries speak.
+
+    Output that cannot be written ends nothing. Afterwards it is an error, but for a reader that has gone, as `| head` does.
     """
+    open_standard_streams()
     replace_unencodable()
+    plain = (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = streams = (LastingStream(plain[0]), LastingStream(plain[1]))  # type: ignore[assignment]
     try:
         with own_output_only(verbose=verbose or VERBOSE in os.environ):
             yield
+        streams[0].flush()
+        if (fault := streams[0].fault) is not None and fault.errno not in (errno.EPIPE, errno.EIO):
+            raise UserError(f"Not all output could be written: {fault.strerror or fault}. All else was done.")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
         if is_out_of_memory(error):
             error = to_out_of_memory(error, "this was done", general_advice)
-        if not isinstance(error, UserError):
+        told = to_user_error(error)
+        if told is None:
             raise
-        print(f"rankfold: {error}", file=sys.stderr)
+        print(f"rankfold: {told}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        for stream in streams:
+            stream.flush()
+        if (sys.stdout, sys.stderr) == streams:
+            sys.stdout, sys.stderr = plain
+
+
+def open_standard_streams() -> None:
+    """Opens what was closed (`>&-`) as a hole: else the next file that is opened would get its number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+class LastingStream:
+    """A stream whose writer goes on when nothing can be written any more: the disk is full, the reader or the terminal is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.fault: OSError | None = None
+        """Why nothing more is written."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes as the stream does, or not at all."""
+        self.attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """The same of several."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Flushes it, if it can be."""
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Does it unless it has failed before."""
+        if self.fault is not None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self.fault = error
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Sends what still waits in its buffer, and all that comes, nowhere: Python would fail on it when it ends."""
+        try:
+            hole = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(hole, self.stream.fileno())
+            os.close(hole)
+        except (OSError, ValueError):
+            return
 
 
 def replace_unencodable() -> None:
@@ -100,7 +171,7 @@ def own_output_only(*, verbose: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, UserError) and not is_out_of_memory(error):
+        if not is_out_of_memory(error) and to_user_error(error) is None:
             print_held(held, plain[1])
         raise
     finally:

@@ -17,8 +17,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.paths import cache_folder
+from ..core.records import read_record
 from .images import READ_ERRORS, ImageSource, describe_source, is_rotated, open_image, to_rgb
 
 VERSION = 1  # of what is remembered
@@ -44,12 +46,10 @@ class PlanMemory:
         self.known, self.used = self.load(), {}
 
     def load(self) -> dict[str, Any]:
-        """What is remembered; nothing where the file is not there or broken."""
-        try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return found["known"] if found["version"] == VERSION else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        """What is remembered; nothing where the file is not there or damaged."""
+        found = read_record(self.path) or {}
+        known = found.get("known")
+        return known if found.get("version") == VERSION and isinstance(known, dict) else {}
 
     def recall(self, key: str) -> Any:
         """What is remembered under a key; None for nothing."""
@@ -68,7 +68,7 @@ class PlanMemory:
             return
         try:
             write_text(self.path, json.dumps({"version": VERSION, "known": self.used}))
-        except OSError:
+        except UserError:
             return
 
 
@@ -78,11 +78,11 @@ def check_images(sources: Iterable[ImageSource], memory: PlanMemory) -> dict[Ima
     fresh: dict[ImageSource, str] = {}
     for source in dict.fromkeys(sources):
         key = image_key(source)
-        known = memory.recall(key)
-        if known is not None:
-            found[source] = CheckedImage((known[0], known[1]), known[2])
-        else:
-            fresh[source] = key
+        match memory.recall(key):
+            case [int(width), int(height), str(fault)]:
+                found[source] = CheckedImage((width, height), fault)
+            case _:
+                fresh[source] = key
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")  # of Pillow, on what is reported or of no matter
         for (source, key), one in zip(fresh.items(), pool.map(check_image, fresh), strict=True):

@@ -213,7 +213,9 @@ def decoding_fault(path: Path, size: int, changed: int) -> str | None:
         if "text" in str(error).lower():  # Pillow's limits for texts in PNG files
             return "carries more text beside its pixels than is read; save it anew without metadata."
         return "is not a valid image (truncated, or another kind of file)."
-    except READ_ERRORS:
+    except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:  # the system's, not Pillow's
+            return f"cannot be read ({error.strerror})."
         return "is not a valid image (truncated, or another kind of file)."
     return None
 

@@ -35,6 +35,8 @@ FORMATS = (
 CAN_READ_HEIF = importlib.util.find_spec("pillow_heif") is not None
 if CAN_READ_HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()
+MANY_PIXELS = 1 << 24  # which any file may have
+MOST_PER_BYTE = 1000  # pixels in a byte of a file with more: a photo has less than 100, a drawing in one colour 340
 SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # 16 bit grey
 ROTATED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that lie on their side
 IMAGE_KEYS = ("image", "bytes", "path", "url", "image_url", "base64")  # of a block that names an image
@@ -50,6 +52,7 @@ READ_ERRORS = (
     OverflowError,
     EOFError,
     struct.error,
+    Image.DecompressionBombError,
 )  # what Pillow raises for no image
 ORIENTATION = 0x0112
 MAX_SHOWN = 200  # characters of what a user gave, in an error
@@ -61,8 +64,17 @@ def open_image(source: ImageSource) -> Image.Image:
     """The image, its header read and its pixels not, if it is of one of FORMATS whatever its name says.
 
     Pillow knows many more, and hands some to other programs (PostScript to Ghostscript).
+
+    Raises:
+        Image.DecompressionBombError: for a small file that says to hold a very large image.
     """
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats())
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats())
+    pixels = image.width * image.height
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if pixels > max(MANY_PIXELS, size * MOST_PER_BYTE):
+        image.close()
+        raise Image.DecompressionBombError(f"{pixels} pixels in {size} bytes")
+    return image
 
 
 @cache

@@ -271,6 +271,14 @@ class DiffusionModel:
             kind = self.index["_class_name"]
             raise UserError(f"{flag} {side} cannot be divided by {unit}, as a {kind} needs it: take {near}.")
 
+    def check_steps(self, steps: int, flag: str) -> None:
+        """Raises UserError for more denoising steps than there are timesteps. flag: the option that gave them."""
+        most = self.part_config("scheduler", "scheduler_config.json").get("num_train_timesteps", 1000)
+        if steps > most:
+            raise UserError(
+                f"{flag} {steps}: this base has {most} timesteps, so take at most as many steps; 20 to 50 are usual."
+            )
+
     @oom_context("encoding an image")
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ and a whole matrix stays one.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,9 +17,11 @@ import torch
 
 from ..adapters.change import Change
 from ..adapters.variants.fixed import FixedConfig
-from ..core.cache import cache_key
+from ..core.cache import cache_key, file_hash
+from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.paths import cache_folder
+from ..core.records import read_record
 from ..core.systems import retry_while_locked
 from ..diffusion.textual_inversion import save_token_embeddings
 from . import native
@@ -26,7 +29,7 @@ from .adapter_facts import AdapterFacts
 from .read import read_lora
 from .source import AdapterSource, adapter_path, content_hash, file_source, is_native
 
-READER = 1  # raised when files come to be read otherwise, so that no change of an older reading is used again
+READER = 2  # raised when files come to be read otherwise, so that no change of an older reading is used again
 NOTES = "notes.json"  # what of the file is left out
 
 
@@ -51,11 +54,30 @@ def adapter_folder(path: Path, pipe: Any, *, ignore_unused: bool = False) -> Pat
         hash=content_hash(place), base=base_state(Path(pipe.name_or_path)), reader=READER, all=not ignore_unused
     )
     folder = cache_folder() / "adapters" / key[:32]
-    if not folder.is_dir():
-        write_folder(place.name, file_source(place, pipe, ignore_unused=ignore_unused), folder)
-    for note in json.loads((folder / NOTES).read_text(encoding="utf-8")):
+    notes = read_notes(folder)
+    if notes is None:
+        source = file_source(place, pipe, ignore_unused=ignore_unused)
+        notes = source.notes
+        write_folder(place.name, source, folder)
+    for note in notes:
         print(f"rankfold: {note}", file=sys.stderr)
     return folder
+
+
+def read_notes(folder: Path) -> list[str] | None:
+    """The notes of a folder in the cache; None where there is none, or it is not as it was written."""
+    record = read_record(folder / NOTES)
+    try:
+        whole = record is not None and record.get("files") == file_hashes(folder)
+    except OSError:
+        return None
+    return record["notes"] if record is not None and whole else None
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of all files of a folder but its notes."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != NOTES)
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
 
 
 def base_state(base: Path) -> list[tuple[str, int, int]]:
@@ -68,7 +90,12 @@ def base_state(base: Path) -> list[tuple[str, int, int]]:
 
 def write_folder(name: str, source: AdapterSource, folder: Path) -> None:
     """Writes a file's changes as an adapter folder, whole or not at all, whoever else does so too."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache {folder.parent} cannot be written: {error.strerror or error}. $RANKFOLD_CACHE names another folder."
+        ) from error
     with TemporaryDirectory(dir=folder.parent) as beside:
         whole = Path(beside) / folder.name
         for part, folded in source.parts.items():
@@ -76,7 +103,9 @@ def write_folder(name: str, source: AdapterSource, folder: Path) -> None:
         if source.token_embeddings:
             save_token_embeddings(whole, source.token_embeddings)
         AdapterFacts(adapter="lora", file=name).save(whole)
-        write_text(whole / NOTES, json.dumps(source.notes))
+        write_text(whole / NOTES, json.dumps({"notes": source.notes, "files": file_hashes(whole)}))
+        if folder.exists() and read_notes(folder) is None:  # damaged
+            shutil.rmtree(folder, ignore_errors=True)
         try:
             retry_while_locked(lambda: whole.rename(folder))
         except OSError:

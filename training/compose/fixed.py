@@ -20,16 +20,18 @@ from .checks import check_compose
 from .sources import changed_parts, load_sources, save_composition
 
 
-def compose_fixed(config: ComposeConfig, keep: Collection[str] = ()) -> Run:
+def compose_fixed(
+    config: ComposeConfig, keep: Collection[str] = (), still_free: Callable[[], None] = lambda: None
+) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
 
-    keep: entries of the folder that stay.
+    keep, still_free: see `prepare_folder`.
 
     Raises:
         UserError: for adapters that do not fit, and as `check_compose` does.
     """
     base = check_fixed(config)
-    return write_composition(config, lambda: open_model(base, DTYPES[config.precision]), config.facts, keep)
+    return write_composition(config, lambda: open_model(base, DTYPES[config.precision]), config.facts, keep, still_free)
 
 
 def check_fixed(config: ComposeConfig) -> str:
@@ -44,14 +46,15 @@ def write_composition(
     open_base: Callable[[], Any],
     facts: AdapterFacts,
     keep: Collection[str],
+    still_free: Callable[[], None],
     finish: Callable[[Path], None] = lambda folder: None,
 ) -> Run:
     """A run folder with the sum, or PEFT's merge, of checked adapters.
 
-    facts: what its adapter says of itself; keep: entries of the folder that stay; finish: writes more into the adapter's folder.
+    facts: what its adapter says of itself; keep, still_free: see `prepare_folder`; finish: writes more into the adapter's folder.
     """
     run = Run(config.out)
-    prepare_folder(run, config, keep)
+    prepare_folder(run, config, keep, still_free)
     state, error = "failed", "ended by the system"
     try:
         model = open_base()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,21 @@ def prepare_compose_instruct(config: ComposeInstructConfig) -> tuple[ComposeInst
     return prepare_conversations(with_sources_images(config))
 
 
-def compose_instruct_fixed(config: ComposeInstructConfig, keep: Collection[str] = ()) -> Run:
+def compose_instruct_fixed(
+    config: ComposeInstructConfig, keep: Collection[str] = (), still_free: Callable[[], None] = lambda: None
+) -> Run:
     """The sum by fixed weights, or PEFT's merge, as a run folder with an adapter.
 
-    keep: entries of the folder that stay.
+    keep, still_free: see `prepare_folder`.
 
     Raises:
         UserError: for adapters that are missing, do not fit the base or each other.
     """
     base, config = check_instruct_fixed(config), with_sources_images(config)
     vision = VisionLanguageModel(base, DTYPES[config.precision], **processor_options(config))
+    facts = vision_facts(config.base, vision)
     return write_composition(
-        config, lambda: vision, vision_facts(config.base, vision), keep, lambda folder: save_template(folder, vision)
+        config, lambda: vision, facts, keep, still_free, lambda folder: save_template(folder, vision)
     )
 
 

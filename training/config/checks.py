@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from math import isfinite
 from pathlib import PurePath
-from typing import Any, get_args, get_type_hints
-
-from annotated_types import Ge, Gt, Le, Lt
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.limits import check_limits
 from ...toolkit.core.paths import windows_name_fault
 from ...toolkit.core.systems import WINDOWS
 from .base import LoopConfig
 from .images import DiffusionConfig
 from .subject import SubjectConfig
-
-WORDS: dict[type, tuple[str, str]] = {
-    Ge: ("ge", "at least"),
-    Gt: ("gt", "above"),
-    Le: ("le", "at most"),
-    Lt: ("lt", "below"),
-}
 
 
 def check_ranges(config: LoopConfig) -> None:
@@ -32,38 +22,9 @@ def check_ranges(config: LoopConfig) -> None:
         UserError: naming the first field that is out of range.
     """
     check_folder_names(config.out, windows=WINDOWS)
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not isfinite(number):
-                raise UserError(f"{flag(name)} must be a finite number, not {number}.")
-            if fault := limit_fault(number, constraints(hint)):
-                raise UserError(f"{flag(name)} must be {fault}, not {number}.")
+    check_limits(config)
     if isinstance(config, DiffusionConfig):
         check_diffusion_settings(config)
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return f"--{name.replace('_', '-')}"
-
-
-def constraints(hint: Any) -> list[Any]:
-    """The limits in a field's type: of Annotated[int, Ge(1)], or of the number in Annotated[int, Ge(1)] | None."""
-    options = [hint, *get_args(hint)]
-    return [limit for option in options for limit in getattr(option, "__metadata__", ()) if type(limit) in WORDS]
-
-
-def limit_fault(value: Any, limits: list[Any]) -> str:
-    """What a value must be, when it is not within its limits; '' when it is, or when it is unset."""
-    if value is None or isinstance(value, str):
-        return ""
-    bounds = {type(limit): getattr(limit, WORDS[type(limit)][0]) for limit in limits}
-    within = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
-    broken = [kind for kind, bound in bounds.items() if not within[kind](value, bound)]
-    if broken and Lt in bounds:
-        return f"in {'[' if Ge in bounds else '('}0, {bounds[Lt]})"
-    return f"{WORDS[broken[0]][1]} {bounds[broken[0]]}" if broken else ""
 
 
 def check_folder_names(out: PurePath, *, windows: bool) -> None:

@@ -41,7 +41,7 @@ class ConversationConfig(LoopConfig):
     """Give images borders in the processor's mean colour, so that one that crops cuts nothing off; LLaVA-1.5 was trained so."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention implementation."""
-    epochs: Annotated[float, Gt(0)] | None = None
+    epochs: Annotated[float, Gt(0), Le(1_000_000)] | None = None
     """Passes over the data, instead of --steps."""
     more_data: tuple[str, ...] = ()
     """More data to learn from, each as FILE or FILE=SHARE: so many times its rows are seen in a pass over --data (2, or 0.5)."""

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import nn
 
 
@@ -23,24 +25,24 @@ class BuildTinyConfig:
     """Folder of the finished models."""
     work: Path = Path("runs/build-tiny")
     """Folder of images, latents and curves; may be deleted afterwards."""
-    images: int = 60_000
+    images: Annotated[int, Ge(1)] = 60_000
     """Number of drawn training images."""
-    creature_pairs: int = 20_000
+    creature_pairs: Annotated[int, Ge(1)] = 20_000
     """Number of creatures drawn twice, for the CLIP model's sense of identity."""
-    vae_steps: int = 10_000
-    clip_steps: int = 1_200
-    unet_steps: int = 9_000
+    vae_steps: Annotated[int, Ge(1)] = 10_000
+    clip_steps: Annotated[int, Ge(1)] = 1_200
+    unet_steps: Annotated[int, Ge(1)] = 9_000
     """Steps of each of the denoiser's two rounds."""
-    dit_steps: int = 12_000
+    dit_steps: Annotated[int, Ge(1)] = 12_000
     """Steps of the flow transformer."""
-    vlm_images: int = 80_000
+    vlm_images: Annotated[int, Ge(1)] = 80_000
     """Number of images that the vision-language model is asked about, in each of two rounds."""
-    vlm_steps: int = 8_000
+    vlm_steps: Annotated[int, Ge(1)] = 8_000
     """Its steps in each round."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit", "vlm-draft", "vlm")
     """Stages to run; each needs the ones before it (clip needs only the images, vlm-draft nothing)."""
-    threads: int = 2
+    threads: Annotated[int, Ge(1)] = 2
     """Torch threads."""
 
 

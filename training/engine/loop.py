@@ -49,6 +49,7 @@ NOT_IN_STATE = (
     "log_every",
     "tracker",
     "threads",
+    "workers",
     "shard_base",
 )
 
@@ -228,8 +229,8 @@ class Loop:
         loss = self.accelerator.reduce(self.window, "mean").item() / self.window_steps
         if not math.isfinite(loss):
             raise UserError(
-                f"The loss is not finite ({loss}) around step {self.step}. Lower --learning-rate or use --precision fp32; "
-                f"the last checkpoint is whole: {self.latest_name()}."
+                f"The loss is not finite ({loss}) around step {self.step}. Start over with a lower --learning-rate or with "
+                f"--precision fp32, and with --overwrite; the last checkpoint is whole: {self.latest_name()}."
             )
         self.window.zero_()
         self.window_steps = 0

@@ -116,7 +116,7 @@ def broadcast_first(answer: Made) -> Made:
 
 
 class StopSignal:
-    """Set by SIGTERM, Ctrl-C or, on Windows, Ctrl-Break; a second one ends the process at once."""
+    """Set by SIGTERM, Ctrl-C or, on Windows, Ctrl-Break; a second one ends the process at once. A terminal that is lost ends nothing."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -126,6 +126,8 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._old[number] = signal.signal(number, self._ask)
+            if hasattr(signal, "SIGHUP"):
+                self._old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
 
     def _ask(self, number: int, frame: Any) -> None:

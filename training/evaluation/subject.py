@@ -82,7 +82,7 @@ def read_prompts(name: str) -> tuple[str, ...]:
     for number, line in enumerate(lines, 1):
         try:
             line.format(token="", noun="")
-        except (KeyError, IndexError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise UserError(
                 f"--prompts {name}, line {number}: the only placeholders are {{token}} and {{noun}}."
             ) from error

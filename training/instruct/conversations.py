@@ -6,6 +6,7 @@ Which rows a forward pass takes is a function of (seed, position), so neither wo
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ...toolkit.core.cache import cache_key, file_hash
 from ...toolkit.core.errors import UserError
@@ -167,12 +168,12 @@ class RowMeasures:
                 raise UserError(fault)
             sizes.append(self.images[image].size)
         key = f"row {cache_key(base=self.base, messages=row.messages, weights=row.weights, sizes=sizes)[:32]}"
-        known = self.memory.recall(key)
-        if known is None:
-            one = self.chat.measure(row, sizes)
-            known = [one.length, one.num_learned, one.weight]
-            self.memory.note(key, known)
-        return Measure(*known)
+        match self.memory.recall(key):
+            case [int(length), int(num_learned), int(weight) | float(weight)]:
+                return Measure(length, num_learned, weight)
+        one = self.chat.measure(row, sizes)
+        self.memory.note(key, [one.length, one.num_learned, one.weight])
+        return one
 
 
 def locate_error(error: UserError, row: Conversation) -> str:
@@ -366,12 +367,34 @@ class ConversationBatches(Dataset):
         chosen = self.sampler.rows(number)
         own = [self.rows[chosen[slot]] for slot in self.slots]
         try:
-            return self.chat.collate(own, [load_images(row) for row in own])
+            return shared(self.chat.collate(own, [load_images(row) for row in own]))
         except UserError as error:
             return str(error)
         except Exception as error:
             places = ", ".join(row.location for row in own[:8])
             return f"One of {places}: the base's processor fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+
+
+def shared(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch in shared memory where a worker made it; left to the worker's queue, a failure there would be heard by nobody.
+
+    Raises:
+        UserError: when it finds no room, or no more files can be opened.
+    """
+    try:
+        return {name: value.share_memory_() for name, value in batch.items()} if get_worker_info() else batch
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"What a worker has read finds no place in {SHARED_MEMORY} ({text[-120:]}). {WORKERS_CURE}"
+        ) from error
+
+
+READ_SECONDS = 180.0  # for which a batch may be waited for
+SHARED_MEMORY = "/dev/shm"
+WORKERS_CURE = (
+    "Containers often keep it small: put 'workers: 0' into config.yaml and resume, or begin with --workers 0."
+)
 
 
 class Prefetcher:
@@ -385,12 +408,17 @@ class Prefetcher:
         """The batch of this forward pass; cheapest when passes are asked for one after another.
 
         Raises:
-            UserError: for an image that cannot be read.
+            UserError: for an image that cannot be read, and when the workers give nothing for READ_SECONDS.
         """
         if number != self.next:
             self.source = self.start_loader(number)
         self.next = number + 1
-        found = next(self.source)
+        try:
+            found = next(self.source)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            raise UserError(no_batch_message()) from error
         if isinstance(found, str):
             raise UserError(found)
         return found
@@ -404,7 +432,17 @@ class Prefetcher:
                 sampler=range(number, number + 10**9),
                 num_workers=self.workers,
                 prefetch_factor=4 if self.workers else None,
+                timeout=READ_SECONDS if self.workers else 0,
                 pin_memory=self.pin_memory,
                 generator=torch.Generator(),  # its own, or starting it would draw from the one that dropout draws from
             )
         )
+
+
+def no_batch_message() -> str:
+    """What is said when workers live and give nothing."""
+    try:
+        room = f"{shutil.disk_usage(SHARED_MEMORY).free >> 20} MiB are free in {SHARED_MEMORY}, through which they go. "
+    except OSError:
+        room = ""
+    return f"The workers that read images have given nothing for {READ_SECONDS:g} s. {room}{WORKERS_CURE}"

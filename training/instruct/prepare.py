@@ -9,6 +9,7 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.paths import expand_user
+from ...toolkit.core.systems import max_open_files
 from ...toolkit.core.texts import read_text
 from ...toolkit.vlm.chat_tokens import ChatTokens
 from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
@@ -17,6 +18,8 @@ from ..config.peft_config import peft_config
 from ..engine.processes import num_processes
 from ..engine.sharding import check_sharding
 from .conversations import PlannedRows, data_certificate, hold_out, plan_rows, verify_rows
+
+FILES_PER_WORKER = 64  # open at once, for batches that were read ahead
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         raise UserError("--data is missing: give a file with conversations about images.")
     base = resolve_vision_base(config.base)
     check_attention(config.attention)
+    check_workers(config.workers)
     vision = VisionLanguageModel(base, **processor_options(config))
     chat, family = vision.chat, vision.family
     planned, certificates = [], []
@@ -112,6 +116,16 @@ def prepare_conversations(config: Any) -> tuple[Any, tuple[Any, ...]]:
         window = config.batch_size * config.gradient_accumulation
         config = replace(config, steps=max(1, math.ceil(config.epochs * rows_per_epoch(config, found) / window)))
     return config, (found, base)
+
+
+def check_workers(workers: int) -> None:
+    """Raises UserError when fewer files may be open than workers need, who pass each tensor as one."""
+    files = max_open_files()
+    if workers and files < FILES_PER_WORKER * (workers + 1):
+        raise UserError(
+            f"--workers {workers} need more open files than the {files} that this shell allows: raise it with `ulimit -n 4096`, or "
+            "take --workers 0."
+        )
 
 
 def parse_share(name: str) -> tuple[Path, float]:

@@ -6,6 +6,7 @@ training, on all photos, goes on.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -46,13 +47,19 @@ def cross_validate(config: SubjectConfig, folds: int, *, overwrite: bool = False
     ]
     checked = [preflight(fold) for fold in own]
     last = replace(config, evaluate_every=0, keep="last", patience=0)
+    with Run(config.out).locked() if is_main_process() else nullcontext():
+        return carry_out(own, checked, last, overwrite=overwrite)
+
+
+def carry_out(own: list[SubjectConfig], checked: list[Any], last: SubjectConfig, *, overwrite: bool) -> Run:
+    """The folds and the run on all photos. own: the configs of the folds; checked: what their checks have given."""
     if is_main_process():
-        prepare_or_continue(Run(config.out), last, checked, overwrite=overwrite)
+        prepare_or_continue(Run(last.out), last, checked, overwrite=overwrite)
     if num_processes() > 1:
         distributed_state().wait_for_everyone()
     choice = measuring.choose_step([measuring.Series.load(finish_fold(fold)) for fold in own])
     if is_main_process():
-        print(f"cross-validation of {folds} runs: {measuring.describe_choice(choice)}")
+        print(f"cross-validation of {len(own)} runs: {measuring.describe_choice(choice)}")
     run = resume_or_begin(replace(last, steps=choice.step))
     if is_main_process():
         measuring.write_choice(run, choice)

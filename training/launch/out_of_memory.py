@@ -23,7 +23,7 @@ def run_out_of_memory(fault: Exception, config: LoopConfig, run: Run, *, buildin
 def advice(config: LoopConfig, run: Run, *, reading: bool = False) -> str:
     """A sentence or two: what would take less, and where the run goes on. reading: workers that read images lacked it."""
     if reading:
-        cure = "Start again with --workers 0."
+        cure = "Put 'workers: 0' into config.yaml, or begin with --workers 0."
     elif saving := next_saving(config):
         cure = f"Start again with {saving}{', the next saving of --fit' if isinstance(config, SubjectConfig) else ''}."
     else:

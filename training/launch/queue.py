@@ -8,20 +8,20 @@ torch is imported where a run is checked or carried out only: a worker waits for
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from ...toolkit.core import locks
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
-from ...toolkit.core.records import read_record
-from ...toolkit.core.run_folder import HOST, LIVE_STATES, Run, is_process_alive, process_start_time
-from ...toolkit.core.systems import detached_process_kwargs, remove_file
+from ...toolkit.core.run_folder import LIVE_STATES, Run
+from ...toolkit.core.systems import detached_process_kwargs
 from ..config.base import LoopConfig
 from ..config.yaml_file import from_yaml, to_yaml
 from ..runs.begin import check_out, clear_folder, with_absolute_paths
@@ -31,6 +31,7 @@ DEVICE_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK",
 )  # which device a process sees: of kind cuda, of kind xpu
+WORKER = ".worker-"  # the lock file of a device's worker, before the device
 OUTPUT_FILE = "output.txt"  # what a run's process prints
 
 
@@ -56,12 +57,13 @@ def enqueue(config: LoopConfig, *, overwrite: bool = False) -> Run:
     from .start import check_config
 
     check_config(config)
-    config = resolve_defaults(config)
-    clear_folder(run)
-    run.discard_aside()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.config_file, to_yaml(with_absolute_paths(config)))
-    run.set_status(state="queued", queued=time.time(), step=0, total=config.steps, error=None)
+    resolved = resolve_defaults(config)
+    with run.locked():
+        check_out(config, overwrite=overwrite)  # another run may have come meanwhile
+        clear_folder(run)
+        run.discard_aside()
+        write_text(run.config_file, to_yaml(with_absolute_paths(resolved)))
+        run.set_status(state="queued", queued=time.time(), step=0, total=resolved.steps, error=None)
     return run
 
 
@@ -79,7 +81,6 @@ def requeue(run: Run, *, accept_changes: bool = False) -> None:
     from .start import check_resume
 
     check_resume(run.folder, accept_changes=accept_changes)
-    remove_file(run.folder / "claim.json")
     run.set_status(state="queued", queued=time.time(), error=None)
 
 
@@ -106,11 +107,15 @@ def run_worker(root: Path, device: str = "0", *, until_empty: bool = False) -> i
     device: the number of the device that they see; without a GPU any name does. until_empty: exit when the queue is empty.
 
     Raises:
-        UserError: when a worker of this device is at work here already.
+        UserError: for a device that is no name, and when a worker of this device is at work here already.
     """
+    if not re.fullmatch(r"[\w.,:-]+", device):
+        raise UserError(
+            f"--device {device!r} is no device: give the number of a GPU, such as 0, or any word without one."
+        )
     started = 0
     root.mkdir(parents=True, exist_ok=True)
-    with hold_lock(root / f".worker-{device}.json", f"A worker for device {device} is at work in {root} already."):
+    with hold_lock(root / f"{WORKER}{device}.lock", f"A worker for device {device} is at work in {root} already."):
         while True:
             busy = any(run.state() in LIVE_STATES and run.status().get("device") == device for run in list_runs(root))
             run = None if busy else next((run for run in queued_runs(root) if claim_run(run)), None)
@@ -125,14 +130,14 @@ def run_worker(root: Path, device: str = "0", *, until_empty: bool = False) -> i
 
 def claim_run(run: Run) -> bool:
     """Makes a waiting run this worker's; False when another worker was quicker."""
-    file = run.folder / "claim.json"
-    if file.is_file() and not is_lock_held(file):
-        remove_file(file)
-    if not create_lock(file):
+    try:
+        taken = locks.acquire(run.claim_file)
+    except OSError:  # deleted meanwhile, or not ours to write
         return False
-    if run.status().get("state") == "queued":
+    if taken and run.status().get("state") == "queued":
         return True
-    remove_file(file)  # it was withdrawn, or another worker has carried it out since
+    if taken:  # it was withdrawn, or another worker has carried it out since
+        locks.release(run.claim_file)
     return False
 
 
@@ -154,7 +159,7 @@ def spawn_run(run: Run, device: str) -> None:
             **detached_process_kwargs(),
         )
     code = child.wait()
-    remove_file(run.folder / "claim.json")
+    locks.release(run.claim_file)
     if code > 0 and run.status().get("state") not in ("failed", "stopped", "done") and not run.is_live():
         run.set_status(state="failed", error=last_line(run.folder / OUTPUT_FILE))
 
@@ -183,7 +188,7 @@ def last_line(file: Path) -> str:
 
 def live_workers(root: Path) -> list[str]:
     """Devices that a living worker serves."""
-    return [file.stem.removeprefix(".worker-") for file in root.glob(".worker-*.json") if is_lock_held(file)]
+    return [file.stem.removeprefix(WORKER) for file in root.glob(f"{WORKER}*.lock") if locks.is_held(file)]
 
 
 def start_worker(root: Path, device: str = "0") -> None:
@@ -201,43 +206,16 @@ def start_worker(root: Path, device: str = "0") -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------- locks
-
-
-def create_lock(file: Path) -> bool:
-    """Makes a file that says who has it; False when it is there. Only one of several processes succeeds."""
-    own = {"pid": os.getpid(), "born": process_start_time(os.getpid()), "host": HOST, "beat": time.time()}
-    try:
-        with file.open("x", encoding="utf-8") as opened:
-            json.dump(own, opened)
-    except FileExistsError:
-        return False
-    return True
-
-
-def is_lock_held(file: Path) -> bool:
-    """Whether the process that made a lock file is there; half a file counts as a lock that is just being made."""
-    record = read_record(file)
-    if record is not None:
-        return is_process_alive(record)
-    try:
-        return time.time() - file.stat().st_mtime < 5
-    except OSError:
-        return False
-
-
 @contextmanager
-def hold_lock(file: Path, message: str) -> Any:
-    """Holds a lock file; one that a dead process left is taken over.
+def hold_lock(file: Path, message: str) -> Iterator[None]:
+    """Holds a lock file.
 
     Raises:
-        UserError: with the sentence `message` when another living process holds it.
+        UserError: with the sentence `message` when another process holds it.
     """
-    if file.is_file() and not is_lock_held(file):
-        remove_file(file)
-    if not create_lock(file):
+    if not locks.acquire(file):
         raise UserError(message)
     try:
         yield
     finally:
-        remove_file(file)
+        locks.release(file)

@@ -14,9 +14,10 @@ def main(arguments: list[str]) -> None:
     """Runs one queued run to its end. Exit codes as those of the command line."""
     with report_errors():
         run = Run.open(Path(arguments[0]))
-        if run.state() != "queued":  # a worker that was killed may have left a process that has the run
+        run.lock()  # before anything heavy is loaded
+        if run.state() != "queued":  # a worker that was killed may have left a process that had the run
             raise UserError(f"{run.folder} is {run.state() or 'no run'} and does not wait.")
-        run.claim()  # before anything heavy is loaded
+        run.claim()
         from .queue import run_queued
 
         run_queued(run.folder)

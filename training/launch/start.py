@@ -66,7 +66,6 @@ SAME_RUN = (
     "status.json",
     "log.txt",
     "output.txt",
-    "claim.json",
 )  # what stays where a run itself is done again
 
 
@@ -101,6 +100,7 @@ def check_base(config: DiffusionConfig) -> str:
     model.check_side(config.resolution, "--resolution")
     for side in config.extra_resolutions:
         model.check_side(side, "--extra-resolutions")
+    model.check_steps(config.preview_steps, "--preview-steps")
     if isinstance(config, SubjectConfig):
         check_sharding(config, num_processes())
         check_compile(config)
@@ -161,19 +161,25 @@ def train(config: LoopConfig, make_task: Callable[..., Any] | None = None, *, ov
     Raises:
         UserError: for anything in the config, the images or the base that cannot work, and for a folder that holds a run.
     """
+    check = partial(check_out, config, overwrite=overwrite)
     if is_main_process():
-        check_out(config, overwrite=overwrite)
-    return begin(config, make_task)
+        check()
+    return begin(config, make_task, still_free=check)
 
 
-def begin(config: LoopConfig, make_task: Callable[..., Any] | None = None, keep: Collection[str] = ()) -> Run:
-    """The same in a folder that `check_out` has let pass. keep: entries that stay there."""
+def begin(
+    config: LoopConfig,
+    make_task: Callable[..., Any] | None = None,
+    keep: Collection[str] = (),
+    still_free: Callable[[], None] = lambda: None,
+) -> Run:
+    """The same in a folder that `check_out` has let pass. keep: entries that stay there; still_free: see `prepare_folder`."""
     config, inputs = preflight(config)
     config = with_absolute_paths(config)
     accelerator, run = make_accelerator(config), Run(config.out)
     if accelerator.is_main_process:
         data = collect_training_data(config, inputs)
-        prepare_folder(run, config, keep)
+        prepare_folder(run, config, keep, still_free)
         announce(config, inputs, run)
         run.set_status(
             threads=torch.get_num_threads()
@@ -194,13 +200,17 @@ def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = 
     if not has_fixed_weights(config):
         return train(config, overwrite=overwrite)
     config = resolve_defaults(config)
-    check_out(config, overwrite=overwrite)
-    return run_fixed_composition(config)
+    check = partial(check_out, config, overwrite=overwrite)
+    check()
+    return run_fixed_composition(config, still_free=check)
 
 
-def run_fixed_composition(config: Any, keep: Collection[str] = ()) -> Run:
-    """A composition by fixed weights, in a folder that `check_out` has let pass. keep: entries that stay there."""
-    return (compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed)(config, keep)
+def run_fixed_composition(
+    config: Any, keep: Collection[str] = (), still_free: Callable[[], None] = lambda: None
+) -> Run:
+    """A composition by fixed weights, in a folder that `check_out` has let pass. keep, still_free: see `prepare_folder`."""
+    make = compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed
+    return make(config, keep, still_free)
 
 
 def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_changes: bool = False) -> Run:
@@ -245,6 +255,12 @@ def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, In
         config = resolve_defaults(config)
         check_config(config)
         return config, ()
+    done = run.newest_step()
+    if done > config.steps:
+        raise UserError(
+            f"{folder} has done {done} steps, and its config.yaml asks for {config.steps}: put {done} or more there, or start over "
+            "with --overwrite."
+        )
     checked, inputs = preflight(restore_held_out(config, run))
     if isinstance(config, SubjectConfig):
         checked = replace(checked, hold_out=config.hold_out)

@@ -5,7 +5,7 @@ Nothing heavy is imported here, so that a command is refused at once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,19 +132,24 @@ def check_sources_outside(config: Any, run: Run) -> None:
             )
 
 
-def prepare_folder(run: Run, config: LoopConfig, keep: Collection[str] = ()) -> None:
+def prepare_folder(
+    run: Run, config: LoopConfig, keep: Collection[str] = (), still_free: Callable[[], None] = lambda: None
+) -> None:
     """Makes a folder that `check_out` has let pass this process's own, with the config in it and nothing of an earlier run.
 
-    A run that was worth keeping is put aside till the new one is under way, see `Run.set_aside`. keep: entries that stay.
+    A run that was worth keeping is put aside till the new one is under way, see `Run.set_aside`.
+
+    keep: entries that stay. still_free: the check once more, now that nobody else can begin here: another run may have come and gone.
 
     Raises:
         UserError: for a folder that cannot be made or cleared, or that another process has taken meanwhile.
     """
-    run.check_not_live()
+    run.lock()
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {run.folder} cannot be made: {error.strerror or error}.") from error
+        still_free()
+    except UserError:
+        run.unlock()
+        raise
     clear_folder(run, keep)
     run.claim(step=0, total=0 if has_fixed_weights(config) else config.steps)
     write_text(run.config_file, to_yaml(with_absolute_paths(config)))

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from PIL import Image
 
+from ...toolkit.core import locks
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.files import write_png, write_text
-from ...toolkit.core.paths import expand_user, is_path, windows_name_fault
+from ...toolkit.core.paths import expand_user, is_path, place_from, windows_name_fault
 from ...toolkit.core.records import as_type, read_record
+from ...toolkit.core.system_faults import reason
 from ...toolkit.core.systems import retry_while_locked
+from ...toolkit.data.images import open_image
 from ...toolkit.formats.native import CONFIG, WEIGHTS
 from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
 
 THUMBNAIL_SIDE = 128  # pixels, the longer side of a thumbnail
+LOCK_FILE, UNFINISHED = ".lock", ".unfinished-"
+LOCK_SECONDS = 60.0  # for which an addition waits for others
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Entry:
 
 def library_folder() -> Path:
     """Where the library is: $RANKFOLD_LIBRARY or ~/.rankfold/library."""
-    return expand_user(Path(os.environ.get("RANKFOLD_LIBRARY", "~/.rankfold/library")))
+    return place_from("RANKFOLD_LIBRARY", "~/.rankfold/library")
 
 
 def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbnail: Path | None = None) -> Entry:
@@ -75,24 +81,59 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
     base = base or facts.base
     if not base:
         raise UserError(f"{path} does not say which base model it was trained on: give it with --base.")
-    folder = library_folder() / name
-    if folder.exists() and read_entry(folder) is not None:
-        raise UserError(f"The library has an adapter named {name} already: choose another --name, or delete {folder}.")
     entry = Entry(name, base, trigger or facts.trigger_words, hashed, facts.adapter)
     image = thumbnail or newest_preview(path)
     small = load_thumbnail(image) if image else None
-    unfinished = folder.with_name(f".{name}-{uuid4().hex[:8]}")  # an addition that is killed takes no name
+    try:
+        with locked_library():
+            put_in(entry, place, small)
+    except OSError as error:
+        raise UserError(
+            f"The library {library_folder()} cannot be written: {reason(error)}. $RANKFOLD_LIBRARY names another folder."
+        ) from error
+    return entry
+
+
+@contextmanager
+def locked_library() -> Iterator[None]:
+    """Within, no other process adds to the library. What additions that were killed have left is deleted.
+
+    Raises:
+        UserError: when another process is at it for too long.
+    """
+    folder = library_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not locks.acquire(folder / LOCK_FILE, wait=LOCK_SECONDS):
+        raise UserError(f"Another process has been adding to the library {folder} for {LOCK_SECONDS:g} s: try again.")
+    try:
+        for leftover in folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        locks.release(folder / LOCK_FILE)
+
+
+def put_in(entry: Entry, place: Path, thumbnail: Image.Image | None) -> None:
+    """Adds an adapter to the library, whole or not at all.
+
+    Raises:
+        UserError: when the name is taken.
+    """
+    if entry.folder.exists() and read_entry(entry.folder) is not None:
+        raise UserError(
+            f"The library has an adapter named {entry.name} already: choose another --name, or delete {entry.folder}."
+        )
+    unfinished = entry.folder.with_name(f"{UNFINISHED}{uuid4().hex[:8]}")  # an addition that is killed takes no name
     try:
         write_adapter(place, unfinished)
-        if small:
-            write_png(unfinished / "thumbnail.png", small)
+        if thumbnail:
+            write_png(unfinished / "thumbnail.png", thumbnail)
         write_text(unfinished / "entry.json", json.dumps(asdict(entry), indent=1))
-        if folder.exists():  # damaged
-            shutil.rmtree(folder)
-        retry_while_locked(lambda: unfinished.replace(folder))
+        if entry.folder.exists():  # damaged
+            shutil.rmtree(entry.folder)
+        retry_while_locked(lambda: unfinished.replace(entry.folder))
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return entry
 
 
 def write_adapter(place: Path, folder: Path) -> None:
@@ -117,7 +158,7 @@ def load_thumbnail(path: Path) -> Image.Image:
         UserError: when it is none.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             small = image.convert("RGB")
     except OSError as error:
         raise UserError(f"--thumbnail {path} is not an image that can be read.") from error

@@ -6,6 +6,7 @@ on where it was.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
 from ..config.yaml_file import to_yaml
+from ..engine.loop import HEARTBEAT_SECONDS
 from .answers import append_answer, read_answers
 from .evolution import Structure, evolve, pareto_front, rank_structures
 from .paths import SupernetPaths
@@ -50,6 +52,7 @@ class StructureSearch:
         self.paths, self.parts, self.fitness, self.measure = paths, parts, fitness, measure
         self.run, self.accelerator = run, accelerator
         self.known = read_answers(run)
+        self.last_heartbeat = 0.0  # a moment, of time.monotonic
 
     def conclude(
         self, save_facts: Callable[[Path], None], retraining: Callable[[Run, dict[str, str]], LoopConfig]
@@ -79,11 +82,18 @@ class StructureSearch:
                 if structure not in known and accelerator.is_main_process:
                     append_answer(self.run, structure, self.paths.space.cost(structure), fitness)
                 known[structure] = fitness
+            self.give_sign_of_life()
             answers += gathered
             wanted = self.run.take_requests() if accelerator.is_main_process else set()
             if any(gather_object(["stop" in wanted]) if share > 1 else ["stop" in wanted]):
                 raise SearchStopped
         return answers
+
+    def give_sign_of_life(self) -> None:
+        """Tells who looks from another machine that this goes on."""
+        if self.accelerator.is_main_process and time.monotonic() - self.last_heartbeat > HEARTBEAT_SECONDS:
+            self.last_heartbeat = time.monotonic()
+            self.run.set_status(state="running", judged=len(self.known))
 
     def report_generation(self, number: int, scores: dict[Structure, float]) -> None:
         """Says how far a generation has come."""

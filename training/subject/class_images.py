@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from accelerate import Accelerator
 
 from ...pipelines.generate import denoise, max_batch_size
 from ...toolkit.core.cache import FORMAT, cache_key
 from ...toolkit.core.files import write_png
 from ...toolkit.core.paths import cache_folder
+from ...toolkit.data.images import READ_ERRORS, open_image
 from ...toolkit.data.subjects import Sample, find_samples
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from .sizes import square_size
+
+
+def is_whole(path: Path, side: int) -> bool:
+    """Whether an image is there as it was written: every chunk of a PNG carries a checksum."""
+    try:
+        with open_image(path) as image:
+            image.verify()
+            return image.format == "PNG" and image.size == (side, side)
+    except READ_ERRORS:
+        return False
 
 
 def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: Accelerator) -> list[Sample]:
@@ -36,7 +49,7 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
     folder = cache_folder() / "class" / key
     paths = [folder / f"{number:05d}.png" for number in range(config.prior_images)]
     own = range(accelerator.process_index, len(paths), accelerator.num_processes)
-    missing = [number for number in own if not paths[number].is_file()]
+    missing = [number for number in own if not is_whole(paths[number], side)]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
         pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)

@@ -14,6 +14,7 @@ import gradio as gr
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.out_of_memory import general_advice, is_out_of_memory, to_out_of_memory
+from ....toolkit.core.system_faults import to_user_error
 
 log = logging.getLogger(__name__)
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])")
@@ -27,6 +28,8 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
         if is_out_of_memory(error):
             log.error("%s lacked memory", function.__name__, exc_info=error)
             error = to_out_of_memory(error, "this was done", general_advice)
+        elif (told := to_user_error(error)) is not None:
+            error = told
         if not isinstance(error, UserError):
             log.error("%s failed", function.__name__, exc_info=error)
         text = str(error) if isinstance(error, UserError) else f"That did not work: {type(error).__name__}: {error}"
