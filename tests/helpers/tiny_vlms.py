@@ -94,18 +94,19 @@ def gemma(*extra: str, **named: str):
 # ---------------------------------------------------------------------------------------------- chat templates
 
 MACROS = (
-    "{% macro images(content) %}{% if content is not string %}{% for part in content if part.type == 'image' %}"
-    "IMAGE{% endfor %}{% endif %}{% endmacro %}"
+    "{% macro images(content) %}{% if content is not string %}{% for part in content if part.type != 'text' %}"
+    "{% if part.type == 'image' %}IMAGE{% else %}VIDEO{% endif %}{% endfor %}{% endif %}{% endmacro %}"
     "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
     "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{% endmacro %}"
     "{% macro say(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-    "{% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
+    "{% if part.type == 'image' %}IMAGE{% elif part.type == 'video' %}VIDEO{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}"
 )
 
 
-def template(image: str, body: str) -> str:
+def template(image: str, body: str, video: str = "") -> str:
     """A template whose body may call `say(content)`, or `images(content)` and then `words(content)`."""
-    return MACROS.replace("IMAGE", image) + body
+    return MACROS.replace("IMAGE", image).replace("VIDEO", video) + body
 
 
 # images first; no token ends an answer, and the prompt stops short of the space that the answer begins with
@@ -133,17 +134,19 @@ ONEVISION = template(
     "<image>",
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' ' ~ images(m.content) ~ '\n' ~ words(m.content) }}"
     "<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+    "<video>",
 )
 TURNS = (
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ say(m.content) ~ '<|im_end|>\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
 )
 LLAVA_QWEN = template("<image>\n", TURNS)
-INTERNVL = template("<IMG_CONTEXT>\n", TURNS)
+INTERNVL = template("<IMG_CONTEXT>\n", TURNS, "<video>\n")
 # a system turn that nobody asked for
 QWEN_2 = template(
     "<|vision_start|><|image_pad|><|vision_end|>",
     "{{ '' if messages[0].role == 'system' else '<|im_start|>system\nAnswer in short.<|im_end|>\n' }}" + TURNS,
+    "<|vision_start|><|video_pad|><|vision_end|>",
 )
 # marks what is learnt
 QWEN_3 = template(
@@ -152,6 +155,7 @@ QWEN_3 = template(
     "{% generation %}{{ say(m.content) ~ '<|im_end|>' }}{% endgeneration %}{% else %}"
     "{{ say(m.content) ~ '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+    "<|vision_start|><|video_pad|><|vision_end|>",
 )
 # begins with the token that (Idefics 3) the tokenizer puts first too; a space only before words
 IDEFICS = template(
@@ -159,6 +163,7 @@ IDEFICS = template(
     "{{ bos_token }}{% for m in messages %}{{ (m.role | capitalize) ~ ':' }}"
     "{{ ' ' if m.content is string or m.content[0].type == 'text' else '' }}"
     "{{ say(m.content) ~ '<end_of_utterance>\n' }}{% endfor %}{{ 'Assistant:' if add_generation_prompt else '' }}",
+    "<video>",
 )
 # the processor itself puts `<bos>` behind the images and a line break behind everything
 PALIGEMMA = template(

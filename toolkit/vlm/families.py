@@ -26,6 +26,8 @@ class VisionLanguageFamily:
     """What the processor puts after every text."""
     boxes: str = "relative"
     """How places in images are written, see grounding.py."""
+    equal_videos: bool = False
+    """Whether the videos of a batch must have one number of frames."""
     supports_packing: bool = True
     """Whether rows can lie end to end in one sequence without seeing one another."""
 
@@ -45,7 +47,8 @@ PALIGEMMA = (
 
 
 FAMILIES = (
-    VisionLanguageFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
+    VisionLanguageFamily(("llava", "llava_next"), *LLAVA, **CLIP),
+    VisionLanguageFamily(("llava_onevision",), *LLAVA, **CLIP, equal_videos=True),
     VisionLanguageFamily(
         ("mistral3",), *LLAVA, ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
     ),

@@ -73,11 +73,12 @@ def describe_unused(layers: list[str]) -> list[str]:
 
 
 def image_facts(vision: VisionLanguageModel) -> dict[str, Any]:
-    """How images were given to the base, for whoever uses the adapter."""
+    """How images and videos were given to the base, for whoever uses the adapter."""
     return {
         "pad_to_square": vision.chat.pad_to_square,
         "max_pixels": vision.max_pixels,
         "min_pixels": vision.min_pixels,
+        "video_frames": vision.chat.videos.limit,
     }
 
 
