@@ -26,7 +26,7 @@ from rankfold.training.instruct.conversations import plan_rows
 from rankfold.training.instruct.loss import AnswerLoss
 from rankfold.training.launch.start import resume, train
 
-FAMILIES = ("llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "internvl")
+FAMILIES = ("llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5-vl", "smolvlm", "internvl")
 SIZE = (56, 40)
 ONE = {"weight": torch.ones(())}
 
@@ -128,7 +128,8 @@ def test_labels_and_losses(base, frames):
         single = vision.chat.collate(rows[:1], media[:1])
         theirs = vision.model(**single).loss * (single["labels"] >= 0).sum()
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(ends, alone, rtol=1e-3, atol=1e-3)
+    if vision.family.supports_packing:
+        torch.testing.assert_close(ends, alone, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(alone[0], theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -194,8 +195,8 @@ def test_frames_are_chosen_by_the_bases_rule(bases, frames):
             chosen = vision.chat.choose_frames(row, {row.images[0]: check_image(row.images[0])}).images[0].size.chosen
             assert list(chosen) == sorted(set(chosen))
             counts[name, limit] = len(chosen)
-    assert [counts[name, None] for name in FAMILIES] == [8, 4, 4, 4, 2, 8]
-    assert [counts[name, 3] for name in FAMILIES] == [3, 3, 3, 3, 2, 3]
+    assert [counts[name, None] for name in FAMILIES] == [8, 4, 4, 4, 4, 2, 8]
+    assert [counts[name, 3] for name in FAMILIES] == [3, 3, 3, 3, 3, 2, 3]
 
 
 def test_short_videos_repeat_frames_where_all_must_be_as_long(bases, frames):
@@ -264,7 +265,7 @@ def test_what_cannot_be_used_is_refused(bases, frames, tmp_path):
     assert "not a video" in check_image(Video(tmp_path / "cut.mp4")).fault
     data = tmp_path / "data.json"
     data.write_text(json.dumps([{"video": ["0.png", "1.png"], "question": "Q", "answer": "x"}]))
-    for name, match in (("llava", "takes no video"), ("qwen2-vl", "pad-to-square")):
+    for name, match in (("llava", "takes no video"), ("glm4v", "takes no video"), ("qwen2-vl", "pad-to-square")):
         chat = VisionLanguageModel(str(bases(name)), pad_to_square=True).chat
         with pytest.raises(UserError, match=match):
             plan_rows(data, InstructConfig(data=data, images=frames), chat)

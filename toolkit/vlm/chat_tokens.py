@@ -75,11 +75,12 @@ class ChatTokens:
         pad_to_square: bool = False,
         boxes: str = "relative",
         video_frames: int | None = None,
+        takes_video: bool = True,
         equal_videos: bool = False,
     ) -> None:
         """ends: ids that stop generation; prefix_attention, appended: see VisionFamily; pad_to_square: images get borders, so that a
-        processor that crops cuts nothing off; boxes: how places are written, see grounding.py; video_frames, equal_videos: see
-        VideoTokens.
+        processor that crops cuts nothing off; boxes: how places are written, see grounding.py; video_frames, takes_video,
+        equal_videos: see VideoTokens.
 
         Raises:
             UserError: when there is no chat template, or one that does not say which words are an answer.
@@ -94,7 +95,7 @@ class ChatTokens:
         self.end_ids, self.pad_to_square = tuple(end_ids), pad_to_square
         self.prefix_attention, self.suffix = prefix_attention, appended
         self.grounding = Grounding(processor, boxes, pad_to_square)
-        self.videos = VideoTokens(processor, limit=video_frames, equal_length=equal_videos)
+        self.videos = VideoTokens(processor, limit=video_frames, takes_video=takes_video, equal_length=equal_videos)
         self.template = ChatTemplate(
             processor, [self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids], appended
         )

@@ -143,6 +143,7 @@ class VisionLanguageModel:
             pad_to_square=pad_to_square,
             boxes=family.boxes,
             video_frames=video_frames,
+            takes_video=family.takes_video,
             equal_videos=family.equal_videos,
         )
 

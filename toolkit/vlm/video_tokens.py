@@ -28,9 +28,13 @@ TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 class VideoTokens:
     """What the marks of videos become."""
 
-    def __init__(self, processor: Any, *, limit: int | None = None, equal_length: bool = False) -> None:
-        """limit: most frames of a video; equal_length: the model takes videos of one number of frames alone, so that each has as many."""
-        self.processor, self.limit, self.equal_length = processor, limit, equal_length
+    def __init__(
+        self, processor: Any, *, limit: int | None = None, takes_video: bool = True, equal_length: bool = False
+    ) -> None:
+        """limit: most frames of a video; takes_video: whether the model takes any; equal_length: whether it takes videos of one number
+        of frames alone, so that each has as many.
+        """
+        self.processor, self.limit, self.takes_video, self.equal_length = processor, limit, takes_video, equal_length
         self.remember()
 
     def remember(self) -> None:
@@ -53,7 +57,7 @@ class VideoTokens:
     @property
     def mark(self) -> str | None:
         """What the chat template writes for a video; None where the base takes none."""
-        return getattr(self.processor, "video_token", None) if self.reader is not None else None
+        return getattr(self.processor, "video_token", None) if self.reader is not None and self.takes_video else None
 
     @property
     def stand_beside_images(self) -> bool:
