@@ -17,7 +17,8 @@ from ..toolkit.core.devices import check_precision
 from ..toolkit.core.errors import UserError
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.data.conversations import Conversation
-from ..toolkit.data.images import load_rgb
+from ..toolkit.data.image_checks import check_image
+from ..toolkit.data.videos import Video, load_medium
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
 from ..toolkit.formats.peft_folder import is_peft_folder
@@ -35,8 +36,10 @@ def open_chat(
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     template: str | None = None,
+    video_frames: int | None = None,
 ) -> VisionLanguageModel:
-    """A base model with adapters, ready to answer. strengths: one for each adapter; 1 is as trained.
+    """A base model with adapters, ready to answer. strengths: one for each adapter; 1 is as trained. video_frames: most frames of a
+    video; None is as the adapters were trained.
 
     Raises:
         UserError: for a base or an adapter that is not there, or one that was made for another base.
@@ -45,9 +48,9 @@ def open_chat(
     strengths = list(strengths) or [1.0] * len(adapters)
     if len(strengths) != len(adapters):
         raise UserError(f"{len(adapters)} adapters need as many strengths, not {len(strengths)}.")
-    vision = VisionLanguageModel(
-        resolve_vision_base(base), DTYPES[precision], device, template=template, **image_settings(adapters)
-    )
+    settings = image_settings(adapters)
+    settings["video_frames"] = video_frames or settings["video_frames"]
+    vision = VisionLanguageModel(resolve_vision_base(base), DTYPES[precision], device, template=template, **settings)
     names = {}
     for number, (folder, strength) in enumerate(zip(adapters, strengths, strict=True)):
         if is_peft_folder(Path(folder)):
@@ -61,13 +64,13 @@ def open_chat(
 
 
 def image_settings(adapters: Sequence[Path]) -> dict[str, Any]:
-    """How the adapters' images were given to the base when they were trained.
+    """How the adapters' images and videos were given to the base when they were trained.
 
     Raises:
         UserError: when they were given in different ways.
     """
     settings: dict[str, Any] = {}
-    for name in ("pad_to_square", "max_pixels", "min_pixels"):
+    for name in ("pad_to_square", "max_pixels", "min_pixels", "video_frames"):
         ways = {getattr(adapter_facts(Path(folder)), name) or None for folder in adapters}
         if len(ways) > 1:
             raise UserError(
@@ -79,9 +82,14 @@ def image_settings(adapters: Sequence[Path]) -> dict[str, Any]:
 
 def question_inputs(vision: VisionLanguageModel, rows: Sequence[Conversation]) -> dict[str, Any]:
     """What generation is given for rows that end with a question."""
-    return vision.to_device(
-        vision.chat.collate_questions(rows, [[load_rgb(image) for image in row.images] for row in rows])
-    )
+    media = [load_media(vision, row) for row in rows]
+    return vision.to_device(vision.chat.collate_questions(rows, media))
+
+
+def load_media(vision: VisionLanguageModel, row: Conversation) -> list[Any]:
+    """A row's images, and those frames of its videos that the base is given."""
+    videos = {medium: check_image(medium) for medium in row.images if isinstance(medium, Video) and medium.size is None}
+    return [load_medium(medium) for medium in (vision.chat.choose_frames(row, videos) if videos else row).images]
 
 
 @oom_context("answering")
@@ -167,7 +175,7 @@ def stream(
 @torch.no_grad()
 def option_scores(vision: VisionLanguageModel, row: Conversation, options: Sequence[str]) -> list[float]:
     """Log-likelihood of each option as the answer to a row that ends with a question, its end token counted."""
-    images = [load_rgb(image) for image in row.images]
+    images = load_media(vision, row)
     asked = [
         Conversation(
             (*row.messages, {"role": "assistant", "content": [{"type": "text", "text": option}]}),

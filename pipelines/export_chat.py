@@ -27,6 +27,7 @@ from ..toolkit.core.files import write_text
 from ..toolkit.core.modules import replace_module
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.data.conversations import Conversation
+from ..toolkit.data.videos import Clip, VideoFacts
 from ..toolkit.formats.adapter_facts import FILE
 from ..toolkit.formats.native import write_state
 from ..toolkit.formats.vllm import max_lora_rank, vllm_state
@@ -41,6 +42,7 @@ ADAPTER = "adapter_0"
 PROOF_FAILED = "{} does not reproduce the adapter; do not use it, and please report this."
 QUESTION = "What is in the picture?"
 SHAPES = ((64, 64), (96, 40), (40, 96))  # of the images that are asked about: square, wide and tall
+VIDEO_SHAPE, VIDEO_FRAMES = (64, 64), 4  # of the video
 TOLERANCE = 1e-4  # of a probability
 NO_BIAS_ADVICE = (
     "It stays what it is: a folder that PEFT reads once rankfold is imported. (GLoRA without such biases: search or train with prompts, "
@@ -115,6 +117,8 @@ def export_chat(folder: Path, base: str, format: str, out: Path, *, dtype: str |
             if (folder / name).is_file() and not (partial / name).is_file():
                 shutil.copyfile(folder / name, partial / name)
         again = stock_probabilities(vision, load(), partial, padded=any("square" in note for note in notes))
+        if vision.chat.videos.limit:
+            notes.append(f"Trained on at most {vision.chat.videos.limit} frames of a video, evenly: give it as many.")
         notes += serving_notes(vision, path, base, format, partial)
         proof = ChatProof(
             path,
@@ -143,25 +147,35 @@ def export_chat(folder: Path, base: str, format: str, out: Path, *, dtype: str |
 # ---------------------------------------------------------------------------------------------- the proof
 
 
-def noise_images() -> list[Image.Image]:
-    """Noise in several shapes."""
+def noise_media(vision: VisionLanguageModel) -> list[Image.Image | Clip]:
+    """Noise: images of several shapes, and a video where the base takes one."""
     generator = torch.Generator().manual_seed(0)
-    noise = [torch.rand(height, width, 3, generator=generator) for width, height in SHAPES]
-    return [Image.fromarray((pixels * 255).byte().numpy()) for pixels in noise]
+    sizes = [*SHAPES, *[VIDEO_SHAPE] * VIDEO_FRAMES]
+    noise = [torch.rand(height, width, 3, generator=generator) for width, height in sizes]
+    images = [Image.fromarray((pixels * 255).byte().numpy()) for pixels in noise]
+    found: list[Image.Image | Clip] = [*images[: len(SHAPES)]]
+    try:
+        assert vision.chat.video_mark
+        size = vision.chat.videos.choose(VideoFacts(*VIDEO_SHAPE, VIDEO_FRAMES, None), whole=True)
+        frames = images[len(SHAPES) :]
+        found.append(Clip(tuple(frames[number] for number in size.chosen), size))
+    except UserError:
+        pass  # the base takes no video
+    return found
 
 
-def question() -> Conversation:
-    """A question about an image."""
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+def question(medium: Image.Image | Clip) -> Conversation:
+    """A question about an image or a video."""
+    content = [{"type": "video" if isinstance(medium, Clip) else "image"}, {"type": "text", "text": QUESTION}]
     return Conversation(({"role": "user", "content": content},), (b"",), "the question")
 
 
 @torch.no_grad()
 def next_token_probabilities(vision: VisionLanguageModel) -> list[torch.Tensor]:
-    """Probabilities of the next token after every token of a question about each noise image, (L, vocabulary)."""
+    """Probabilities of the next token after every token of a question about each noise image and video, (L, vocabulary)."""
     found = []
-    for image in noise_images():
-        inputs = vision.to_device(vision.chat.collate_questions([question()], [[image]]))
+    for medium in noise_media(vision):
+        inputs = vision.to_device(vision.chat.collate_questions([question(medium)], [[medium]]))
         found.append(vision.model(**inputs, use_cache=False).logits[0].float().softmax(-1).cpu())
     return found
 
@@ -170,11 +184,17 @@ def next_token_probabilities(vision: VisionLanguageModel) -> list[torch.Tensor]:
 def stock_probabilities(vision: VisionLanguageModel, model: Any, path: Path, *, padded: bool) -> list[torch.Tensor]:
     """The same by a model and the processor that lies beside it, as anybody would call them. padded: the images are padded before."""
     processor, found = AutoProcessor.from_pretrained(path), []
-    for image in noise_images():
-        text = processor.apply_chat_template(list(question().messages), add_generation_prompt=True, tokenize=False)
+    for medium in noise_media(vision):
+        text = processor.apply_chat_template(
+            list(question(medium).messages), add_generation_prompt=True, tokenize=False
+        )
+        if isinstance(medium, Clip):
+            shown = vision.chat.videos.clip_arguments([medium])
+        else:
+            shown = {"images": [[vision.chat.pad_image(medium) if padded else medium]]}
         inputs = processor(
             text=[text],
-            images=[[vision.chat.pad_image(image) if padded else image]],
+            **shown,
             return_tensors="pt",
             add_special_tokens=vision.chat.adds_special_tokens(text),
         )

@@ -19,6 +19,10 @@ class ChatOptions:
     """What to ask; without one a conversation begins, one question per line."""
     image: tuple[Path, ...] = ()
     """Images that the first question is about."""
+    video: tuple[Path, ...] = ()
+    """Videos that it is about: files, or folders of frames."""
+    video_frames: Annotated[int, Ge(1)] | None = None
+    """Most frames of a video that the base is given; unset means as the adapter was trained."""
     run: Path | None = None
     """Run folder whose adapter answers."""
     adapters: tuple[Path, ...] = ()
@@ -46,11 +50,13 @@ def chat(argv: list[str]) -> None:
     if options.temperature < 0:
         raise UserError(f"--temperature must be at least 0, not {options.temperature:g}.")
     from ...toolkit.data.images import parse_source
+    from ...toolkit.data.videos import parse_video
     from .evaluate_instruct import open_tuned
 
     images = tuple(parse_source(path, None) for path in options.image)
+    videos = tuple(parse_video(path, None) for path in options.video)
     vision, _ = open_tuned(options)
-    talk = ChatSession(vision, images, options)
+    talk = ChatSession(vision, images, videos, options)
     if options.question:
         talk.ask(" ".join(options.question))
         return
@@ -68,10 +74,11 @@ def read_line() -> str:
 
 
 class ChatSession:
-    """A conversation so far: the images belong to its first question."""
+    """A conversation so far: the images and videos belong to its first question."""
 
-    def __init__(self, vision: Any, images: tuple[Any, ...], options: ChatOptions) -> None:
-        self.vision, self.images, self.options = vision, images, options
+    def __init__(self, vision: Any, images: tuple[Any, ...], videos: tuple[Any, ...], options: ChatOptions) -> None:
+        self.vision, self.options, self.media = vision, options, (*images, *videos)
+        self.parts = [*[{"type": "image"}] * len(images), *[{"type": "video"}] * len(videos)]
         self.messages: list[dict[str, Any]] = []
         if options.system:
             self.messages.append({"role": "system", "content": [{"type": "text", "text": options.system}]})
@@ -82,9 +89,9 @@ class ChatSession:
         from ...toolkit.data.conversations import Conversation
 
         first = all(message["role"] == "system" for message in self.messages)
-        parts = [{"type": "image"}] * (len(self.images) if first else 0)
+        parts = self.parts if first else []
         asked = [*self.messages, {"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-        row = Conversation(tuple(asked), self.images, "the question")
+        row = Conversation(tuple(asked), self.media, "the question")
         self.vision.chat.check_row(row)
         how = {"max_new_tokens": self.options.max_new_tokens, "temperature": self.options.temperature}
         if self.options.compare:

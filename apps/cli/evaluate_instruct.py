@@ -26,6 +26,8 @@ class EvaluateOptions:
     """Questions with answers: {"image", "question", "answer" | "answers" | "choices" and "answer"}, or conversations."""
     images: Path | None = None
     """Folder that the images' paths start from; unset means the data file's own."""
+    video_frames: Annotated[int, Ge(1)] | None = None
+    """Most frames of a video that the base is given; unset means as the adapter was trained."""
     retention: Path | None = None
     """Questions of what the base could do before; what was forgotten is shown."""
     ask_short: bool = False
@@ -139,6 +141,7 @@ def open_tuned(options: Any) -> tuple[Any, list[Any] | None]:
         precision=options.precision,
         device=parse_device(options.device),
         template=template,
+        video_frames=options.video_frames,
     )
     return vision, trained_on
 

@@ -40,6 +40,8 @@ def inspect(argv: list[str]) -> None:
         """Most pixels that an image is given to the base with."""
         min_pixels: Annotated[int, Ge(1)] | None = None
         """Fewest pixels that an image is given to the base with."""
+        video_frames: int | None = None
+        """Most frames of a video that the base is given."""
         pad_to_square: bool = False
         """Give images borders, so that a processor that crops cuts nothing off."""
         chat_template: Path | None = None

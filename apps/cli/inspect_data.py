@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 SHARED = ("images", "skip_bad", "max_length", "truncate", "columns", "split", "learn_turns", "max_pixels", "min_pixels",
-          "pad_to_square", "chat_template")  # options that are settings of a run  # fmt: skip
+          "video_frames", "pad_to_square", "chat_template")  # options that are settings of a run  # fmt: skip
 LEGEND = {
     True: " (green; yellow where they count less than 1, magenta where more)",
     False: " (between « and », behind a weight other than 1)",
@@ -63,8 +63,10 @@ def show_row(chat: Any, row: Any) -> None:
     from rich.text import Text
 
     from ...toolkit.data.images import image_size
+    from ...toolkit.data.videos import Video
 
-    tokens = chat.labels_by_marks(row, [image_size(image) for image in row.images])
+    sizes = [medium.size if isinstance(medium, Video) else image_size(medium) for medium in row.images]
+    tokens = chat.labels_by_marks(row, sizes)
     colour = Console().is_terminal
     text, learning, images = Text(), 0.0, 0
     for number, weight in zip(tokens.ids, tokens.weights, strict=True):

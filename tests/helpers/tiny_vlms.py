@@ -94,18 +94,19 @@ def gemma(*extra: str, **named: str):
 # ---------------------------------------------------------------------------------------------- chat templates
 
 MACROS = (
-    "{% macro images(content) %}{% if content is not string %}{% for part in content if part.type == 'image' %}"
-    "IMAGE{% endfor %}{% endif %}{% endmacro %}"
+    "{% macro images(content) %}{% if content is not string %}{% for part in content if part.type != 'text' %}"
+    "{% if part.type == 'image' %}IMAGE{% else %}VIDEO{% endif %}{% endfor %}{% endif %}{% endmacro %}"
     "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
     "{% for part in content if part.type == 'text' %}{{ part.text }}{% endfor %}{% endif %}{% endmacro %}"
     "{% macro say(content) %}{% if content is string %}{{ content }}{% else %}{% for part in content %}"
-    "{% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
+    "{% if part.type == 'image' %}IMAGE{% elif part.type == 'video' %}VIDEO{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}"
 )
 
 
-def template(image: str, body: str) -> str:
+def template(image: str, body: str, video: str = "") -> str:
     """A template whose body may call `say(content)`, or `images(content)` and then `words(content)`."""
-    return MACROS.replace("IMAGE", image) + body
+    return MACROS.replace("IMAGE", image).replace("VIDEO", video) + body
 
 
 # images first; no token ends an answer, and the prompt stops short of the space that the answer begins with
@@ -133,17 +134,19 @@ ONEVISION = template(
     "<image>",
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ ' ' ~ images(m.content) ~ '\n' ~ words(m.content) }}"
     "<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+    "<video>",
 )
 TURNS = (
     "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ say(m.content) ~ '<|im_end|>\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
 )
 LLAVA_QWEN = template("<image>\n", TURNS)
-INTERNVL = template("<IMG_CONTEXT>\n", TURNS)
+INTERNVL = template("<IMG_CONTEXT>\n", TURNS, "<video>\n")
 # a system turn that nobody asked for
 QWEN_2 = template(
     "<|vision_start|><|image_pad|><|vision_end|>",
     "{{ '' if messages[0].role == 'system' else '<|im_start|>system\nAnswer in short.<|im_end|>\n' }}" + TURNS,
+    "<|vision_start|><|video_pad|><|vision_end|>",
 )
 # marks what is learnt
 QWEN_3 = template(
@@ -152,6 +155,14 @@ QWEN_3 = template(
     "{% generation %}{{ say(m.content) ~ '<|im_end|>' }}{% endgeneration %}{% else %}"
     "{{ say(m.content) ~ '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}",
+    "<|vision_start|><|video_pad|><|vision_end|>",
+)
+# a turn ends where the next role begins, so that answers have no end of their own
+GLM = template(
+    "<|begin_of_image|><|image|><|end_of_image|>",
+    "[gMASK]<sop>{% for m in messages %}{{ '<|' ~ m.role ~ '|>\n' ~ say(m.content) }}{% endfor %}"
+    "{{ '<|assistant|>\n' if add_generation_prompt else '' }}",
+    "<|begin_of_video|><|video|><|end_of_video|>",
 )
 # begins with the token that (Idefics 3) the tokenizer puts first too; a space only before words
 IDEFICS = template(
@@ -159,6 +170,7 @@ IDEFICS = template(
     "{{ bos_token }}{% for m in messages %}{{ (m.role | capitalize) ~ ':' }}"
     "{{ ' ' if m.content is string or m.content[0].type == 'text' else '' }}"
     "{{ say(m.content) ~ '<end_of_utterance>\n' }}{% endfor %}{{ 'Assistant:' if add_generation_prompt else '' }}",
+    "<video>",
 )
 # the processor itself puts `<bos>` behind the images and a line break behind everything
 PALIGEMMA = template(
@@ -354,6 +366,106 @@ def qwen_3_vl():
     )  # fmt: skip
 
 
+def qwen_3_5():
+    """Qwen3.5: linear attention in the first language layer, full attention with a gate in the second."""
+    return qwen_vl(
+        transformers.Qwen3_5Config, transformers.Qwen3_5ForConditionalGeneration, transformers.Qwen3VLProcessor, QWEN_3,
+        {
+            "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "out_hidden_size": WIDTH, "patch_size": PATCH + 1,
+            "num_position_embeddings": GRID**2,
+        },
+        {
+            "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+        transformers.Qwen3VLVideoProcessor,
+    )  # fmt: skip
+
+
+def glm(config: type, kind: type, processor: type, images: type, films: type):
+    """What GLM-4.1V and GLM-4.6V share: Qwen2-VL's patches, gate and up projection of the language model in one layer."""
+    tokenizer = plain(
+        "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|begin_of_image|>", "<|end_of_image|>", "<|image|>",
+        "<|begin_of_video|>", "<|end_of_video|>", "<|video|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>",
+        padding_side="left",
+    )  # fmt: skip
+    known = tokenizer.convert_tokens_to_ids
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+    words = text(dict, tokenizer, model_type="glm4v_text", **rope)
+    made = config(
+        text_config={key: value for key, value in words.items() if key != "head_dim"},
+        vision_config={
+            "model_type": "glm4v_vision", "depth": 2, "num_heads": 2, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
+            "out_hidden_size": WIDTH, "image_size": SIDE, "patch_size": PATCH,
+        },
+        image_token_id=known("<|image|>"), image_start_token_id=known("<|begin_of_image|>"),
+        image_end_token_id=known("<|end_of_image|>"), video_token_id=known("<|video|>"),
+        video_start_token_id=known("<|begin_of_video|>"), video_end_token_id=known("<|end_of_video|>"),
+    )  # fmt: skip
+    size = {"shortest_edge": 2 * SIDE**2, "longest_edge": 2 * (2 * SIDE) ** 2}
+    patch = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2, "size": size}
+    model = ends(kind(made), tokenizer, "<|endoftext|>", "<|user|>")
+    return model, processor(images(**patch), tokenizer, films(**patch), chat_template=GLM)
+
+
+def glm_4v():
+    """GLM-4.1V."""
+    return glm(
+        transformers.Glm4vConfig, transformers.Glm4vForConditionalGeneration, transformers.Glm4vProcessor,
+        transformers.Glm4vImageProcessor, transformers.Glm4vVideoProcessor,
+    )  # fmt: skip
+
+
+def glm_46v():
+    """GLM-4.6V."""
+    return glm(
+        transformers.Glm46VConfig, transformers.Glm46VForConditionalGeneration, transformers.Glm46VProcessor,
+        transformers.Glm46VImageProcessor, transformers.Glm46VVideoProcessor,
+    )  # fmt: skip
+
+
+def lfm_2_vl():
+    """LFM2-VL: a short convolution in the first language layer, attention in the second; SigLIP 2 at the image's own shape."""
+    tokenizer = plain(
+        "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|im_start|>", bos_token="<|startoftext|>",
+        eos_token="<|im_end|>", pad_token="<|pad|>", padding_side="left",
+    )  # fmt: skip
+    words = text(dict, tokenizer, block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention"])
+    config = transformers.Lfm2VlConfig(
+        text_config=transformers.Lfm2Config(**words),
+        vision_config=tower(transformers.Siglip2VisionConfig, num_patches=GRID**2, vision_use_head=False),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), projector_hidden_size=WIDTH,
+    )  # fmt: skip
+    images = transformers.Lfm2VlImageProcessor(
+        encoder_patch_size=PATCH, tile_size=SIDE, min_image_tokens=2, max_image_tokens=4, max_tiles=4
+    )
+    processor = transformers.Lfm2VlProcessor(
+        images, tokenizer, chat_template="{{ bos_token }}" + template("<image>", TURNS)
+    )
+    return ends(transformers.Lfm2VlForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
+
+
+def pixtral():
+    """Pixtral 12B as transformers has it: LLaVA with Pixtral's tower, a token behind every row of patches."""
+    tokenizer = llama("[IMG]", "[IMG_BREAK]", "[IMG_END]", pad="<pad>")
+    config = transformers.LlavaConfig(
+        text_config=text(transformers.MistralConfig, tokenizer, sliding_window=None),
+        vision_config=tower(transformers.PixtralVisionConfig, head_dim=WIDTH // 2, image_size=2 * SIDE),
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    images = transformers.PixtralImageProcessor(size={"longest_edge": 2 * SIDE}, patch_size=PATCH)
+    processor = transformers.PixtralProcessor(
+        images, tokenizer, patch_size=PATCH, spatial_merge_size=1, image_token="[IMG]", image_break_token="[IMG_BREAK]",
+        image_end_token="[IMG_END]", chat_template=MISTRAL_3,
+    )  # fmt: skip
+    return ends(transformers.LlavaForConditionalGeneration(config), tokenizer, "</s>"), processor
+
+
 CELLS = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 FRAME = {
     "image_token": "<image>",
@@ -468,6 +580,11 @@ BUILDERS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, transformer
     "qwen2-vl": qwen_2_vl,
     "qwen2.5-vl": qwen_2_5_vl,
     "qwen3-vl": qwen_3_vl,
+    "qwen3.5-vl": qwen_3_5,
+    "glm4v": glm_4v,
+    "glm46v": glm_46v,
+    "lfm2-vl": lfm_2_vl,
+    "pixtral": pixtral,
     "idefics3": idefics_3,
     "smolvlm": smolvlm,
     "paligemma": paligemma,

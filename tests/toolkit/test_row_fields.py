@@ -80,10 +80,10 @@ def test_choices_are_asked_with_their_letters(folder, answer):
     [
         ({"photo_file": "a.png", **PAIR}, "--columns image=photo_file"),
         ({"pix": {"bytes": b"\x89PNG..."}, **PAIR}, "--columns image=pix"),
-        ({"videos": ["a.mp4"], **PAIR}, "'videos' holds video"),
+        ({"videos": ["a.mp4"], **PAIR}, "there is no video"),
         ({"media": "a.mp4", **PAIR}, "'media' holds video"),
         ({"sound": {"path": "a.wav"}, **PAIR}, "'sound' holds audio"),
-        ({"messages": [user("<video>What?"), said("x")]}, "the mark <video>"),
+        ({"messages": [user("<video>What?"), said("x")]}, "1 marks <video> for 0 videos"),
         ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "TRL's DPOTrainer"),
         ({"messages": [user("Q"), said("A")], "rejected_response": "B"}, "TRL's DPOTrainer"),
         ({"prompt": "Q", "completion": "A", "label": True}, "TRL's DPOTrainer"),

@@ -87,6 +87,11 @@ def resolve_data_path(text: str, folder: Path | None) -> Path:
     return next((way for way in found if is_file(way)), found[0])
 
 
+def natural_key(path: Path) -> list[tuple[bool, int, str]]:
+    """What paths are sorted by so that frame 10 comes after frame 9."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a file; a name that no file can have is none."""
     try:

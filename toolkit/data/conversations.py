@@ -6,10 +6,12 @@
     pairs     {"image": "a.jpg", "question": "What is it?", "answer": "a cat"}; also query/response, prompt/completion, and Alpaca's
               instruction, input and output; with "choices", or with "history": [["question", "answer"], ...]
     boxes     "objects": {"ref": ["cat"], "bbox": [[3, 4, 20, 25]]} for the marks <ref-object> and <bbox> in the texts
+    videos    "video": "a.mp4", or a list of frames, for the mark <video>; "videos" for several
 
 row_files.py reads the files, row_fields.py says which fields there are. Whatever the row says, it becomes chat messages whose content is
-a list of {"type": "image"} and {"type": "text", "text": ...}, and its images in the order of those blocks. Texts stay as they are, to
-the last blank; only the line break between an image's mark at the edge of a message and the text beside it belongs to the mark.
+a list of {"type": "image"}, {"type": "video"} and {"type": "text", "text": ...}, and its images and videos in the order of those blocks.
+Texts stay as they are, to the last blank; only the line break between a mark at the edge of a message and the text beside it belongs
+to the mark.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 from ..core.errors import UserError
 from . import row_fields
 from .choices import choice_letter, choice_question, read_choices
-from .images import IMAGE_KEYS, ImageSource, parse_source
+from .images import IMAGE_KEYS, parse_source
 from .objects import fill_object_marks, parse_objects
 from .row_fields import (
     UnusedFields,
@@ -33,13 +35,16 @@ from .row_fields import (
     check_other_fields,
     first_field,
     row_images,
+    row_videos,
     turn_weight,
 )
 from .row_files import check_columns_met, read_rows, rename_columns
+from .videos import VIDEO_KEYS, Medium, Video, parse_fps, parse_video
 
-IMAGE_MARK = "<image>"  # where an image stands in a text
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"  # where one stands in a text
+MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 NUMBERED_MARK = re.compile(r"<\|?image[ _]?(\d+)\|?>")  # MMMU's, Phi's: which image stands there
-MEDIA_MARK = re.compile(r"<(video|audio|speech)>")
+MEDIA_MARK = re.compile(r"<(audio|speech)>")
 OBJECT_MARK = re.compile(r"<(bbox|box|point|ref-object)>")
 ROLES = {
     "human": "user",
@@ -54,16 +59,19 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "tool_response", "observation", "ipython")
 TEXT_BLOCKS, IMAGE_BLOCKS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+VIDEO_BLOCKS = ("video", "video_url", "input_video")
+MEDIA_TYPES = ("image", "video")  # of blocks
 THOUGHT_BLOCKS = ("thinking", "reasoning")
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row: messages as chat templates take them, and their images."""
+    """One row: messages as chat templates take them, and their images and videos."""
 
     messages: tuple[Message, ...]
-    images: tuple[ImageSource, ...]
+    images: tuple[Medium, ...]
+    """Images and videos, in the order of their blocks."""
     location: str
     """Where it stands, for errors: 'data.json, row 3'."""
     weights: tuple[float, ...] = ()
@@ -72,7 +80,7 @@ class Conversation:
     def until(self, count: int) -> Conversation:
         """Its first `count` messages, with their images."""
         messages = self.messages[:count]
-        images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        images = sum(part["type"] in MEDIA_TYPES for message in messages for part in message["content"])
         return replace(self, messages=messages, images=self.images[:images], weights=self.weights[:count])
 
     def weight(self, number: int) -> float:
@@ -157,6 +165,8 @@ class Turns:
     """By the flags of their turns; None where there is none."""
     inline: list[Any] = field(default_factory=list)
     """Images that stand within messages."""
+    inline_videos: list[Any] = field(default_factory=list)
+    """Videos that do."""
 
 
 def parse_conversation(
@@ -173,24 +183,47 @@ def parse_conversation(
     used: set[str] = set()
     check_no_preference(row)
     turns = parse_messages(row, used, unused)
-    given = row_images(row, used)
+    given, videos = row_images(row, used), row_videos(row, used)
+    rate = parse_fps(row.get(row_fields.FPS)) if videos or turns.inline_videos else None
     objects = parse_objects(row, used)
-    check_other_fields(row, used, unused, has_images=bool(given or turns.inline))
-    if turns.inline and given:
-        raise UserError("images stand both in the messages and beside them: keep one of the two.")
-    given = turns.inline or given
+    check_other_fields(row, used, unused, has_images=bool(given or videos or turns.inline or turns.inline_videos))
+    for beside, inside, what in ((given, turns.inline, "images"), (videos, turns.inline_videos, "videos")):
+        if beside and inside:
+            raise UserError(f"{what} stand both in the messages and beside them: keep one of the two.")
+    given, videos = turns.inline or given, turns.inline_videos or videos
     given = order_numbered_images(turns.messages, given)
     messages = fill_object_marks(turns.messages, objects)
     check_marks(messages)
     check_turns(messages)
-    marks = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if given and not marks:
-        first = next(message for message in messages if message["role"] == "user")
-        first["content"][:0] = [{"type": "image"}] * len(given)
-    elif marks != len(given):
-        raise UserError(f"there are {marks} marks {IMAGE_MARK} for {len(given)} images.")
-    sources = tuple(parse_source(value, images) for value in given)
+    place_media(messages, {"image": len(given), "video": len(videos)})
+    found = {
+        "image": iter([parse_source(value, images) for value in given]),
+        "video": iter([parse_video(value, images, rate) for value in videos]),
+    }
+    parts = [part["type"] for message in messages for part in message["content"] if part["type"] in MEDIA_TYPES]
+    sources: tuple[Medium, ...] = tuple(next(found[kind]) for kind in parts)
+    if rate is not None and any(isinstance(one, Video) and isinstance(one.source, tuple) for one in sources):
+        used.add(row_fields.FPS)
+    elif rate is not None:  # a file says its own
+        unused.add([row_fields.FPS])
     return Conversation(tuple(messages), sources, location, message_weights(messages, turns.weights, learn))
+
+
+def place_media(messages: Sequence[Message], counts: dict[str, int]) -> None:
+    """Puts images and videos that no mark places before the first question. counts: how many a row has of each kind.
+
+    Raises:
+        UserError: when there are marks, and not as many.
+    """
+    unplaced: list[Message] = []
+    for kind, mark in (("image", IMAGE_MARK), ("video", VIDEO_MARK)):
+        marks = sum(part["type"] == kind for message in messages for part in message["content"])
+        if counts[kind] and not marks:
+            unplaced += [{"type": kind}] * counts[kind]
+        elif marks != counts[kind]:
+            raise UserError(f"there are {marks} marks {mark} for {counts[kind]} {kind}s.")
+    first = next(message for message in messages if message["role"] == "user")
+    first["content"][:0] = unplaced
 
 
 def message_weights(messages: Sequence[Message], flags: Sequence[float | None], learn: str) -> tuple[float, ...]:
@@ -312,9 +345,9 @@ def add_system(row: dict[str, Any], used: set[str], turns: Turns) -> None:
     used.update(row_fields.SYSTEM)
     if name is None:
         return
-    content = parse_content(row[name], [], UnusedFields())
-    if any(part["type"] == "image" for part in content):
-        raise UserError(f"the field '{name}' holds an image: images belong to questions.")
+    content = parse_content(row[name], Turns(), UnusedFields())
+    if any(part["type"] in MEDIA_TYPES for part in content):
+        raise UserError(f"the field '{name}' holds an image or a video: those belong to questions.")
     if turns.messages and turns.messages[0]["role"] == "system":
         if turns.messages[0]["content"] != content:
             raise UserError(f"the row has two system prompts, in '{name}' and as its first message: leave one out.")
@@ -352,7 +385,7 @@ def parse_turns(given: Sequence[dict[str, Any]], unused: UnusedFields, turns: Tu
             if row_fields.PREFERENCE.search(name):
                 raise UserError(f"a turn's field '{name}' {row_fields.PREFERENCE_ADVICE}")
             unused.add([name], "turn")
-        blocks = parse_content(content, turns.inline, unused)
+        blocks = parse_content(content, turns, unused)
         own = [image for name in row_fields.TURN_IMAGES if name in turn for image in as_list(turn[name])]
         if own:
             marks = sum(part["type"] == "image" for part in blocks)
@@ -370,10 +403,10 @@ def parse_turns(given: Sequence[dict[str, Any]], unused: UnusedFields, turns: Tu
         turns.weights.append(weight)
 
 
-def parse_content(content: Any, inline: list[Any], unused: UnusedFields) -> list[dict[str, Any]]:
-    """A message's content as blocks; images named in blocks are appended to `inline`."""
+def parse_content(content: Any, turns: Turns, unused: UnusedFields) -> list[dict[str, Any]]:
+    """A message's content as blocks; images and videos named in blocks are appended to those of `turns`."""
     if isinstance(content, str):
-        return split_image_marks(content)
+        return split_marks(content)
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         raise UserError(f"a message's content must be text or a list of blocks, not {str(content)[:200]!r}."
                         if content is not None else "a message's content must be text or a list of blocks, not None.")  # fmt: skip
@@ -381,7 +414,7 @@ def parse_content(content: Any, inline: list[Any], unused: UnusedFields) -> list
     for block in content:
         kind = block.get("type", "text" if "text" in block else None)
         if kind in TEXT_BLOCKS:
-            parts += split_image_marks(str(block.get("text", "")))
+            parts += split_marks(str(block.get("text", "")))
         elif kind in THOUGHT_BLOCKS:
             parts.append({"type": "text", "text": f"<think>\n{str(block.get(kind, '')).strip()}\n</think>\n\n"})
             continue
@@ -389,22 +422,36 @@ def parse_content(content: Any, inline: list[Any], unused: UnusedFields) -> list
             parts.append({"type": "image"})
             if isinstance(block.get("source"), dict):  # Anthropic's
                 source = block["source"]
-                inline.append({"base64": source["data"]} if "data" in source else source)
+                turns.inline.append({"base64": source["data"]} if "data" in source else source)
             elif set(block) & set(IMAGE_KEYS):
-                inline.append({key: value for key, value in block.items() if key in IMAGE_KEYS})
+                turns.inline.append({key: value for key, value in block.items() if key in IMAGE_KEYS})
+        elif kind in VIDEO_BLOCKS:
+            parts.append({"type": "video"})
+            if set(block) & set(VIDEO_KEYS):
+                turns.inline_videos.append(block)
         else:
-            raise UserError(f"a block of type '{kind}' cannot be used: known are text and image.")
-        unused.add([name for name in block if name not in (*IMAGE_KEYS, *row_fields.BLOCK_FIELDS)], "block")
+            raise UserError(f"a block of type '{kind}' cannot be used: known are text, image and video.")
+        unused.add(unused_block_fields(block, kind), "block")
     return parts
 
 
-def split_image_marks(text: str) -> list[dict[str, Any]]:
+def unused_block_fields(block: dict[str, Any], kind: str) -> list[str]:
+    """Fields of a block that say nothing here; a video file says its frames per second itself."""
+    known = (*IMAGE_KEYS, *row_fields.BLOCK_FIELDS)
+    if kind in VIDEO_BLOCKS:
+        frames = any(isinstance(block.get(name), (list, tuple)) for name in VIDEO_KEYS)
+        known = (*row_fields.BLOCK_FIELDS, *VIDEO_KEYS, *((row_fields.FPS,) if frames else ()))
+    return [name for name in block if name not in known]
+
+
+def split_marks(text: str) -> list[dict[str, Any]]:
     """A text with marks as blocks."""
-    pieces = text.split(IMAGE_MARK)
+    split = MARKS.split(text)
+    pieces, marks = split[::2], split[1::2]
     parts: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces):
         if number:
-            parts.append({"type": "image"})
+            parts.append({"type": "image" if marks[number - 1] == IMAGE_MARK else "video"})
             before = all(not own.strip() for own in pieces[:number])
             piece = piece.removeprefix("\n") if before else piece
         if number < len(pieces) - 1 and all(not own.strip() for own in pieces[number + 1 :]):
@@ -469,11 +516,11 @@ def check_turns(messages: list[Message]) -> None:
         if message["role"] != wanted:
             raise UserError(f"message {number + 1} is the {message['role']}'s where the {wanted}'s should be.")
         if wanted == "assistant":
-            if any(part["type"] == "image" for part in message["content"]):
-                raise UserError("an answer holds an image, which a model that answers in text cannot learn.")
+            if any(part["type"] in MEDIA_TYPES for part in message["content"]):
+                raise UserError("an answer holds an image or a video, which a model that answers in text cannot learn.")
             if not any(part["text"].strip() for part in message["content"]):
                 raise UserError("an answer is empty.")
-        elif not any(part["type"] == "image" or part["text"].strip() for part in message["content"]):
+        elif not any(part["type"] in MEDIA_TYPES or part["text"].strip() for part in message["content"]):
             raise UserError("a question is empty.")
     if len(turns) % 2:
         raise UserError("the last question has no answer.")

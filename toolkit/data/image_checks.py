@@ -22,8 +22,9 @@ from ..core.files import write_text
 from ..core.paths import cache_folder
 from ..core.records import read_record
 from .images import READ_ERRORS, ImageSource, describe_source, is_rotated, open_image, to_rgb
+from .videos import Medium, Video, medium_parts, read_facts
 
-VERSION = 1  # of what is remembered
+VERSION = 2  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class CheckedImage:
     """Width and height as it is seen."""
     fault: str = ""
     """What is wrong with it, a sentence; '' for nothing."""
+    frames: int = 0
+    """Of a video: how many it has."""
+    fps: float | None = None
+    """Of a video: how many of them are a second, where that is known."""
 
 
 class PlanMemory:
@@ -72,27 +77,30 @@ class PlanMemory:
             return
 
 
-def check_images(sources: Iterable[ImageSource], memory: PlanMemory) -> dict[ImageSource, CheckedImage]:
-    """Every image with what was found of it."""
-    found: dict[ImageSource, CheckedImage] = {}
-    fresh: dict[ImageSource, str] = {}
+def check_images(sources: Iterable[Medium], memory: PlanMemory) -> dict[Medium, CheckedImage]:
+    """Every image and video with what was found of it; all of a video is decoded."""
+    found: dict[Medium, CheckedImage] = {}
+    fresh: dict[Medium, str] = {}
     for source in dict.fromkeys(sources):
         key = image_key(source)
         match memory.recall(key):
-            case [int(width), int(height), str(fault)]:
-                found[source] = CheckedImage((width, height), fault)
+            case [int(width), int(height), str(fault), int(frames), float() | int() | None as fps]:
+                found[source] = CheckedImage((width, height), fault, frames, fps)
             case _:
                 fresh[source] = key
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")  # of Pillow, on what is reported or of no matter
         for (source, key), one in zip(fresh.items(), pool.map(check_image, fresh), strict=True):
             found[source] = one
-            memory.note(key, [*one.size, one.fault])
+            memory.note(key, [*one.size, one.fault, one.frames, one.fps])
     return found
 
 
-def image_key(source: ImageSource) -> str:
-    """What changes when an image does: for a file its path, size and time."""
+def image_key(source: Medium) -> str:
+    """What changes when an image or a video does: for a file its path, size and time."""
+    if isinstance(source, Video):
+        parts = " ".join(image_key(part) for part in medium_parts(source))
+        return f"video {source.fps} {hashlib.sha256(parts.encode()).hexdigest()[:32]}"
     if isinstance(source, bytes):
         return f"image {hashlib.sha256(source).hexdigest()[:32]}"
     try:
@@ -102,8 +110,25 @@ def image_key(source: ImageSource) -> str:
     return f"image {source.absolute()} {facts.st_size} {facts.st_mtime_ns}"
 
 
-def check_image(source: ImageSource) -> CheckedImage:
-    """Decodes an image, small where its format can be; never raises."""
+def check_video(video: Video) -> CheckedImage:
+    """Decodes a video, or each of its frames; never raises."""
+    if isinstance(video.source, Path):
+        try:
+            facts = read_facts(video.source)
+        except UserError as error:
+            return CheckedImage((0, 0), str(error))
+        return CheckedImage((facts.width, facts.height), "", facts.total, facts.fps)
+    frames = [check_image(frame) for frame in dict.fromkeys(video.source)]
+    fault = next((frame.fault for frame in frames if frame.fault), "")
+    if not fault and len({frame.size for frame in frames}) > 1:
+        fault = f"{video}: its frames are of several sizes; bring them to one."
+    return CheckedImage(frames[0].size, fault, len(video.source), video.fps)
+
+
+def check_image(source: Medium) -> CheckedImage:
+    """Decodes an image, small where its format can be, or a video; never raises."""
+    if isinstance(source, Video):
+        return check_video(source)
     size = (0, 0)
     try:
         with open_image(source) as image:

@@ -28,6 +28,11 @@ OTHER_IMAGES = (
     "image_path", "image_paths", "image_file", "image_files", "image_name", "image_url", "image_urls", "image_bytes", "image_base64",
     "img", "imgs", "img_path", "img_paths", "file_name", "filename", "file_names", "picture", "pictures", "photo", "photos",
 )  # fmt: skip
+VIDEOS = ("videos", "video")
+OTHER_VIDEOS = (
+    "video_path", "video_paths", "video_file", "video_files", "video_name", "video_url", "video_urls", "frames", "video_frames",
+)  # fmt: skip
+FPS = "fps"  # frames per second, of videos that are given as frames
 NUMBERED_IMAGE = re.compile(r"(?:image|img|picture|photo)[ _-]?(\d+)", re.IGNORECASE)
 OBJECTS = ("objects",)
 METADATA = (
@@ -128,6 +133,35 @@ def row_images(row: dict[str, Any], used: set[str]) -> list[Any]:
     return as_list(row[others[0]]) if others else []
 
 
+def row_videos(row: dict[str, Any], used: set[str]) -> list[Any]:
+    """The videos that stand beside a row's texts, each a file, a folder or a list of frames. used: gets the names.
+
+    Raises:
+        UserError: where several fields name videos.
+    """
+    names = [name for name in (*VIDEOS, *OTHER_VIDEOS) if not is_empty(row.get(name)) and is_video(name, row[name])]
+    if len(names) > 1:
+        raise UserError(f"the fields {', '.join(names)} all name videos: say which, --columns video={names[0]}.")
+    used.update(name for name in VIDEOS if name not in row or is_empty(row[name]) or name in names)
+    used.update(names)
+    if not names:
+        return []
+    value = row[names[0]]
+    if isinstance(value, (list, tuple)) and all(is_frame(own) for own in value):
+        return [value]  # frames of one video
+    return as_list(value)
+
+
+def is_video(name: str, value: Any) -> bool:
+    """Whether a field that may hold videos does: a number or a flag is none."""
+    return name in VIDEOS or not isinstance(value, (bool, int, float))
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value is an image, and not a video or a list of frames."""
+    return not isinstance(value, (list, tuple)) and (not isinstance(value, (str, dict)) or media_kind(value) == "image")
+
+
 def as_list(value: Any) -> list[Any]:
     """A list as it is, anything else as a list of one."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
@@ -145,10 +179,14 @@ def check_other_fields(row: dict[str, Any], used: set[str], unused: UnusedFields
         kind = media_kind(value)
         if MEDIA.search(name) and (kind or not isinstance(value, (bool, int, float, str)) or MEDIA.fullmatch(name)):
             kind = kind or ("audio" if re.search("audio|speech|sound", name, re.IGNORECASE) else "video")
-        if kind in ("video", "audio"):
+        if kind == "video":
             raise UserError(
-                f"the field '{name}' holds {kind}, which cannot be trained here: give single frames as images, or leave it out, "
+                f"the field '{name}' holds video, and videos are read from 'video' or 'videos': --columns video={name}, or "
                 f"--columns ignore={name}."
+            )
+        if kind == "audio":
+            raise UserError(
+                f"the field '{name}' holds audio, which cannot be trained here: leave it out, --columns ignore={name}."
             )
         if name in TOOLS:
             raise UserError(

@@ -53,6 +53,7 @@ class AdapterFacts:
     pad_to_square: bool = False
     max_pixels: int | None = None
     min_pixels: int | None = None
+    video_frames: int | None = None
     composed_of: tuple[ComposedSource, ...] = ()
     composed_how: str = ""
     composed_weights: dict[str, list[float]] = field(default_factory=dict)

@@ -12,8 +12,9 @@ Everything is known without reading a pixel: images of the same size become the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,11 +25,15 @@ from PIL import Image
 from ..core.cache import cache_key
 from ..core.errors import UserError
 from ..data.conversations import Conversation, Message
+from ..data.image_checks import CheckedImage
+from ..data.videos import Clip, ClipSize, Medium, Video, VideoFacts
 from .chat_template import ANSWER_END, ANSWER_START, ChatTemplate, Span
 from .grounding import LOCATION, Grounding
 from .image_tokens import ImageTokens, Size
+from .video_tokens import VideoTokens, join_rows
 
 IGNORE = -100
+MediumSize = Size | ClipSize
 THOUGHT_TAGS = ("<think>", "</think>", "<thinking>", "</thinking>")  # control tokens that answers may hold
 
 
@@ -69,9 +74,13 @@ class ChatTokens:
         appended: str = "",
         pad_to_square: bool = False,
         boxes: str = "relative",
+        video_frames: int | None = None,
+        takes_video: bool = True,
+        equal_videos: bool = False,
     ) -> None:
         """ends: ids that stop generation; prefix_attention, appended: see VisionFamily; pad_to_square: images get borders, so that a
-        processor that crops cuts nothing off; boxes: how places are written, see grounding.py.
+        processor that crops cuts nothing off; boxes: how places are written, see grounding.py; video_frames, takes_video,
+        equal_videos: see VideoTokens.
 
         Raises:
             UserError: when there is no chat template, or one that does not say which words are an answer.
@@ -86,6 +95,7 @@ class ChatTokens:
         self.end_ids, self.pad_to_square = tuple(end_ids), pad_to_square
         self.prefix_attention, self.suffix = prefix_attention, appended
         self.grounding = Grounding(processor, boxes, pad_to_square)
+        self.videos = VideoTokens(processor, limit=video_frames, takes_video=takes_video, equal_length=equal_videos)
         self.template = ChatTemplate(
             processor, [self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids], appended
         )
@@ -110,11 +120,12 @@ class ChatTokens:
 
     def fingerprint(self) -> str:
         """What the tokens of a conversation depend on beside itself."""
-        pixels = getattr(self.processor, "image_processor", None)
+        pixels, videos = (getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video"))
         return cache_key(
             template=self.processor.chat_template,
             processor=self.processor.to_json_string(),
             images=pixels.to_json_string() if pixels is not None else "",
+            videos=videos.to_json_string() if videos is not None else "",
             words=len(self.tokenizer),
             sample=self.tokenizer("The quick brown fox: 12 <b>\n")["input_ids"],
             square=self.pad_to_square,
@@ -139,9 +150,63 @@ class ChatTokens:
         """What the marks of images become."""
         return ImageTokens(self.processor, self.image_mark, self.pad_to_square)
 
-    def replacements(self, sizes: tuple[Size, ...]) -> tuple[str, ...]:
-        """What the marks of images of these sizes become, when they stand together in one conversation."""
-        return self.images.replacements(sizes)
+    @cached_property
+    def video_mark(self) -> str:
+        """What the template writes for a video, and the processor replaces.
+
+        Raises:
+            UserError: for a base that takes no video.
+        """
+        video = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Q"}]}
+        mark = self.videos.mark
+        if mark is None or self.pad_to_square:
+            why = "the base takes no video" if mark is None else "--pad-to-square is of images, and cannot be of videos"
+            raise UserError(
+                f"{why}: give single frames as images, or leave it out, --columns ignore=video ignore=videos."
+            )
+        if self.template.render([video]).count(mark) != 1:
+            raise UserError("The base's chat template writes no mark for a video: give one with --chat-template FILE.")
+        return mark
+
+    def choose_frames(self, row: Conversation, checked: dict[Medium, CheckedImage]) -> Conversation:
+        """The row with the frames chosen that the base is given of its videos.
+
+        checked: what each video is; one that is not among them keeps its frames.
+
+        Raises:
+            UserError: for a video that is not sound, or that the base does not take.
+        """
+        if not any(isinstance(medium, Video) for medium in row.images):
+            return row
+        assert self.video_mark
+        if not self.videos.stand_beside_images and not all(isinstance(medium, Video) for medium in row.images):
+            raise UserError(
+                f"{row.location}: it has an image beside a video, and this base's processor loses the image: give the video's "
+                "frames as images, or the two in rows of their own."
+            )
+        row = replace(row, images=tuple(self.choose_for(medium, checked) for medium in row.images))
+        counts = {len(one.size.chosen) for one in row.images if isinstance(one, Video) and one.size}
+        if len(counts) > 1 and not self.videos.may_differ:
+            raise UserError(
+                f"{row.location}: its videos have {' and '.join(map(str, sorted(counts)))} frames, and this base's processor takes one "
+                f"number in a row: --video-frames {min(counts)}, or rows of their own."
+            )
+        return row
+
+    def choose_for(self, medium: Medium, checked: dict[Medium, CheckedImage]) -> Medium:
+        """A video with its frames chosen; an image as it is."""
+        if not isinstance(medium, Video) or medium not in checked:
+            return medium
+        found = checked[medium]
+        if found.fault:
+            raise UserError(found.fault)
+        facts = VideoFacts(*found.size, found.frames, found.fps)
+        return replace(medium, size=self.videos.choose(facts, whole=isinstance(medium.source, tuple)))
+
+    def replacements(self, sizes: Sequence[MediumSize]) -> tuple[str, ...]:
+        """What the marks of images and videos of these sizes become, when they stand together in one conversation."""
+        images = iter(self.images.replacements(tuple(size for size in sizes if not isinstance(size, ClipSize))))
+        return tuple(self.videos.replacement(size) if isinstance(size, ClipSize) else next(images) for size in sizes)
 
     def pad_image(self, image: Image.Image) -> Image.Image:
         """The image as the processor is given it."""
@@ -149,21 +214,22 @@ class ChatTokens:
 
     def image_token_ids(self) -> set[int]:
         """Tokens that stand for what images become."""
-        known = [*getattr(self.processor, "image_token_ids", []), getattr(self.processor, "image_token_id", None)]
+        single = [getattr(self.processor, f"{kind}_token_id", None) for kind in ("image", "video")]
+        known = [*getattr(self.processor, "image_token_ids", []), *single]
         return {number for number in known if number is not None}
 
     # -------------------------------------------------------------------------- the first way: marks
 
-    def labels_by_marks(self, row: Conversation, sizes: Sequence[Size]) -> Tokens:
-        """Tokens and labels of a row whose images have these sizes.
+    def labels_by_marks(self, row: Conversation, sizes: Sequence[MediumSize]) -> Tokens:
+        """Tokens and labels of a row whose images and videos have these sizes.
 
         Raises:
             UserError: when a text holds a control token, or the template rewrites an answer.
         """
         self.check_row(row)
-        row = self.grounding.fill(row, list(sizes))
+        row = self.grounding.fill(row, sizes)
         text, spans = self.template.spans(row.messages)
-        text, spans = self.expand_images(text, spans, self.replacements(tuple(sizes)) if sizes else ())
+        text, spans = self.expand_media(text, spans, sizes)
         return self.label(text, spans, row)
 
     def label(self, text: str, spans: Sequence[Span], row: Conversation) -> Tokens:
@@ -180,16 +246,17 @@ class ChatTokens:
                     labels[at], weights[at] = ids[at], weight
         return Tokens(ids, labels, weights)
 
-    def measure(self, row: Conversation, sizes: Sequence[Size]) -> Measure:
-        """How long a row is whose images have these sizes, without writing out what they become where that is not needed.
+    def measure(self, row: Conversation, sizes: Sequence[MediumSize]) -> Measure:
+        """How long a row is whose images and videos have these sizes, without writing out what they become where that is not needed.
 
         Raises:
             UserError: as `labels_by_marks` does.
         """
         more = 0
-        if sizes and self.counts_images_alone(tuple(sizes)):
+        images = tuple(size for size in sizes if not isinstance(size, ClipSize))
+        if images and len(images) == len(sizes) and self.counts_images_alone(images):
             self.check_row(row)
-            row = self.grounding.fill(row, list(sizes))
+            row = self.grounding.fill(row, sizes)
             text, spans = self.template.spans(row.messages)
             if text.count(self.image_mark) != len(sizes):
                 raise UserError(
@@ -197,7 +264,7 @@ class ChatTokens:
                 )
             tokens, more = (
                 self.label(text + self.suffix, spans, row),
-                sum(self.images.token_counts(tuple(sizes))) - len(sizes),
+                sum(self.images.token_counts(images)) - len(images),
             )
         else:
             tokens = self.labels_by_marks(row, sizes)
@@ -214,19 +281,25 @@ class ChatTokens:
         """Whether the tokenizer is to put its own first token before a text: not when the template did."""
         return not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
 
-    def expand_images(self, text: str, spans: Sequence[Span], replacements: Sequence[str]) -> tuple[str, list[Span]]:
-        """The text as the processor makes it, with what images become, and the spans where they are then."""
-        pieces = text.split(self.image_mark) if replacements else [text]
-        if len(pieces) != len(replacements) + 1:
-            raise UserError(f"the chat template writes {len(pieces) - 1} marks for {len(replacements)} images.")
-        insertions = [(len(self.image_mark), replacement) for replacement in replacements]
-        if self.prefix_attention:  # the first token stands behind the last image
-            insertions[-1] = (len(self.image_mark), insertions[-1][1] + self.tokenizer.bos_token)
-        whole, at, gains = pieces[0], len(pieces[0]), []
-        for (length, replacement), piece in zip(insertions, pieces[1:], strict=True):
-            gains.append((at, len(replacement) - length))
-            whole += replacement + piece
-            at += length + len(piece)
+    def expand_media(self, text: str, spans: Sequence[Span], sizes: Sequence[MediumSize]) -> tuple[str, list[Span]]:
+        """The text as the processor makes it, with what images and videos become, and the spans where they are then."""
+        texts: dict[str, list[str]] = {}
+        for size, replacement in zip(sizes, self.replacements(sizes), strict=True):
+            texts.setdefault(self.video_mark if isinstance(size, ClipSize) else self.image_mark, []).append(replacement)
+        for mark, own in texts.items():
+            if text.count(mark) != len(own):
+                raise UserError(
+                    f"the chat template writes {text.count(mark)} marks {mark} for {len(own)} images or videos."
+                )
+        if self.prefix_attention and sizes:  # the first token stands behind the last image
+            texts[self.image_mark][-1] += self.tokenizer.bos_token
+        whole, at, gains = "", 0, []
+        for match in re.finditer("|".join(map(re.escape, texts)), text) if texts else ():
+            replacement = texts[match[0]].pop(0)
+            gains.append((match.start(), len(replacement) - len(match[0])))
+            whole += text[at : match.start()] + replacement
+            at = match.end()
+        whole += text[at:]
         gain = lambda start: sum(more for place, more in gains if place <= start)  # noqa: E731
         moved = [Span(one.number, one.start + gain(one.start), one.stop + gain(one.start)) for one in spans]
         return whole + self.suffix, moved
@@ -254,7 +327,7 @@ class ChatTokens:
 
     # -------------------------------------------------------------------------- the second way: prefixes
 
-    def labels_by_prefixes(self, row: Conversation, images: Sequence[Image.Image]) -> Tokens:
+    def labels_by_prefixes(self, row: Conversation, images: Sequence[Image.Image | Clip]) -> Tokens:
         """The same by the processor itself, from the tokens of ever longer parts of the conversation.
 
         Raises:
@@ -283,19 +356,28 @@ class ChatTokens:
             answers = answers[-1:]
         return [number for number in answers if row.weight(number) > 0]
 
-    def encode(self, row: Conversation, images: Sequence[Image.Image], *, ask: bool = False) -> list[int]:
+    def encode(self, row: Conversation, images: Sequence[Image.Image | Clip], *, ask: bool = False) -> list[int]:
         """The processor's own tokens."""
         row = self.grounding.fill(row, [image.size for image in images])
         text = self.render_text(row.messages, ask=ask)
-        padded = [self.pad_image(image) for image in images[: len(row.images)]]
+        return self.process_row(text, images[: len(row.images)])["input_ids"][0].tolist()
+
+    def process_row(self, text: str, media: Sequence[Image.Image | Clip]) -> dict[str, torch.Tensor]:
+        """The processor's tensors for one rendered text, without padding."""
+        images = [self.pad_image(medium) for medium in media if not isinstance(medium, Clip)]
+        clips = [medium for medium in media if isinstance(medium, Clip)]
         out = self.processor(
-            text=[text], images=[padded] if padded else None, add_special_tokens=self.adds_special_tokens(text)
+            text=[text],
+            images=[images] if images else None,
+            **self.videos.clip_arguments(clips),
+            return_tensors="pt",
+            add_special_tokens=self.adds_special_tokens(text),
         )
-        return list(out["input_ids"][0])
+        return {key: torch.as_tensor(value) for key, value in out.items() if key != "labels"}
 
     # -------------------------------------------------------------------------- the proof
 
-    def verify_labels(self, row: Conversation, images: Sequence[Image.Image]) -> Tokens:
+    def verify_labels(self, row: Conversation, images: Sequence[Image.Image | Clip]) -> Tokens:
         """The row's tokens, once both ways agree and they are what a model can learn from.
 
         Raises:
@@ -330,7 +412,9 @@ class ChatTokens:
 
     # -------------------------------------------------------------------------- batches
 
-    def collate(self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]) -> dict[str, torch.Tensor]:
+    def collate(
+        self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image | Clip]]
+    ) -> dict[str, torch.Tensor]:
         """What the model is given for rows: the processor's tensors, padded on the right, and labels (B, L).
 
         Raises:
@@ -359,13 +443,19 @@ class ChatTokens:
         return inputs | {"labels": labels} | ({"token_weights": weights} if some_differ else {})
 
     def processor_inputs(
-        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], *, padding_side: str
+        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image | Clip]], *, padding_side: str
     ) -> dict[str, torch.Tensor]:
         """The processor's tensors for rendered texts, padded on this side."""
+        if any(isinstance(medium, Clip) for own in images for medium in own):
+            pad = self.tokenizer.pad_token_id
+            rows = [self.process_row(text, own) for text, own in zip(texts, images, strict=True)]
+            return join_rows(rows, self.end_ids[0] if pad is None else pad, left=padding_side == "left")
         some = any(len(own) for own in images)
         out = self.processor(
             text=list(texts),
-            images=[[self.pad_image(image) for image in own] for own in images] if some else None,
+            images=[[self.pad_image(image) for image in own if isinstance(image, Image.Image)] for own in images]
+            if some
+            else None,
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
@@ -374,7 +464,7 @@ class ChatTokens:
         return {key: value for key, value in out.items() if key != "labels"}
 
     def collate_questions(
-        self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
+        self, rows: Sequence[Conversation], images: Sequence[Sequence[Image.Image | Clip]]
     ) -> dict[str, torch.Tensor]:
         """What generation is given: rows that end with a question, asked for an answer, padded on the left."""
         filled = [

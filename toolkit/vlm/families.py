@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ATTENTION, GATED = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True)
 class VisionLanguageFamily:
@@ -16,8 +18,8 @@ class VisionLanguageFamily:
     projector: tuple[str, ...]
     tower_attention: tuple[str, ...]
     tower_mlp: tuple[str, ...]
-    language_attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    language_mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    language_attention: tuple[str, ...] = ATTENTION
+    language_mlp: tuple[str, ...] = GATED
     chat_template: str | None = None
     """Chat template for bases that have none."""
     prefix_attention: bool = False
@@ -26,6 +28,10 @@ class VisionLanguageFamily:
     """What the processor puts after every text."""
     boxes: str = "relative"
     """How places in images are written, see grounding.py."""
+    takes_video: bool = True
+    """Whether videos can be learned, where the processor takes them."""
+    equal_videos: bool = False
+    """Whether the videos of a batch must have one number of frames."""
     supports_packing: bool = True
     """Whether rows can lie end to end in one sequence without seeing one another."""
 
@@ -45,10 +51,11 @@ PALIGEMMA = (
 
 
 FAMILIES = (
-    VisionLanguageFamily(("llava", "llava_next", "llava_onevision"), *LLAVA, **CLIP),
     VisionLanguageFamily(
-        ("mistral3",), *LLAVA, ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-    ),
+        ("llava", "llava_next"), *LLAVA, (*CLIP["tower_attention"], "o_proj"), (*CLIP["tower_mlp"], *GATED)
+    ),  # with CLIP's or SigLIP's tower, or Pixtral's
+    VisionLanguageFamily(("llava_onevision",), *LLAVA, **CLIP, equal_videos=True),
+    VisionLanguageFamily(("mistral3",), *LLAVA, ("q_proj", "k_proj", "v_proj", "o_proj"), GATED),
     # transformers 5.23 looks images of packed rows up by their place in their own row, and so takes another row's.
     VisionLanguageFamily(("gemma3",), *LLAVA, **CLIP, supports_packing=False),
     VisionLanguageFamily(
@@ -65,10 +72,37 @@ FAMILIES = (
         ("idefics3", "smolvlm"), "model.text_model", "model.vision_model", ("model.connector",), **CLIP
     ),
     VisionLanguageFamily(("qwen2_vl",), *QWEN, ("qkv", "proj"), ("fc1", "fc2"), boxes="thousand"),
-    VisionLanguageFamily(
-        ("qwen2_5_vl",), *QWEN, ("qkv", "proj"), ("gate_proj", "up_proj", "down_proj"), boxes="pixels"
-    ),
+    VisionLanguageFamily(("qwen2_5_vl",), *QWEN, ("qkv", "proj"), GATED, boxes="pixels"),
     VisionLanguageFamily(("qwen3_vl",), *QWEN, ("qkv", "proj"), ("linear_fc1", "linear_fc2"), boxes="thousand"),
+    # Linear attention beside full: its state would go on from one packed row into the next.
+    VisionLanguageFamily(
+        ("qwen3_5",),
+        *QWEN,
+        ("qkv", "proj"),
+        ("linear_fc1", "linear_fc2"),
+        (*ATTENTION, "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+        boxes="thousand",
+        supports_packing=False,
+    ),
+    # transformers 5.23 cannot tell a video's tokens from an image's in one batch.
+    VisionLanguageFamily(
+        ("glm4v", "glm46v"),
+        *QWEN,
+        ("qkv", "proj"),
+        GATED,
+        language_mlp=("gate_up_proj", "down_proj"),
+        boxes="thousand",
+        takes_video=False,
+    ),
+    # Short convolutions beside attention, which would reach over the joint of packed rows.
+    VisionLanguageFamily(
+        ("lfm2_vl",),
+        *LLAVA,
+        **CLIP,
+        language_attention=(*ATTENTION[:3], "out_proj", "in_proj"),
+        language_mlp=("w1", "w2", "w3"),
+        supports_packing=False,
+    ),
     VisionLanguageFamily(
         ("internvl",), *LLAVA, ("q_proj", "k_proj", "v_proj", "projection_layer"), ("fc1", "fc2"), boxes="thousand"
     ),

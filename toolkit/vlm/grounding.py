@@ -11,12 +11,14 @@ What the base sees is the image, the square that it is padded to, or the square 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..core.errors import UserError
 from ..data.conversations import Conversation
 from ..data.objects import plain_parts
+from ..data.videos import ClipSize
 
 Size = tuple[int, int]  # width, height
 NUMBER = r"-?\d+(?:\.\d+)?"
@@ -109,14 +111,15 @@ class Grounding:
             (left, top)[at % 2] + number / full[at % 2] * (wide, high)[at % 2] for at, number in enumerate(numbers)
         )
 
-    def fill(self, row: Conversation, sizes: list[Size]) -> Conversation:
-        """The row with its boxes in the base's numbers.
+    def fill(self, row: Conversation, media: Sequence[Size | ClipSize]) -> Conversation:
+        """The row with its boxes in the base's numbers. media: sizes of its images and videos; boxes are of images.
 
         Raises:
             UserError: for a box of an image that is not there, and as `write` does.
         """
         if not any("box" in part for message in row.messages for part in message["content"]):
             return row
+        sizes = [size for size in media if not isinstance(size, ClipSize)]
         messages = []
         for message in row.messages:
             parts = []

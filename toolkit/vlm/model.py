@@ -26,6 +26,7 @@ from .families import FAMILIES, find_family
 from .pixel_limits import limit_pixels
 
 EMBEDDED = {"tiny-vlm": "vlm"}  # name -> folder in assets/tiny
+EXACT = ("token_weights", "second_per_grid_ts")  # inputs that no half precision may round
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -118,10 +119,11 @@ class VisionLanguageModel:
         pad_to_square: bool = False,
         max_pixels: int | None = None,
         min_pixels: int | None = None,
+        video_frames: int | None = None,
         attention: str = "sdpa",
     ) -> None:
         """template: a chat template instead of the base's own; pad_to_square: see ChatTokens; max_pixels, min_pixels: see
-        `limit_pixels`; attention: its implementation."""
+        `limit_pixels`; video_frames: see `VideoTokens`; attention: its implementation."""
         self.folder, self.dtype, self.device, self.quantize = folder, dtype, torch.device(device), quantize
         self.attention = attention
         self.config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -140,6 +142,9 @@ class VisionLanguageModel:
             appended=family.appended,
             pad_to_square=pad_to_square,
             boxes=family.boxes,
+            video_frames=video_frames,
+            takes_video=family.takes_video,
+            equal_videos=family.equal_videos,
         )
 
     @property
@@ -162,11 +167,11 @@ class VisionLanguageModel:
         return model.to(self.device).requires_grad_(False).eval()
 
     def to_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors where the model is, images in its dtype."""
+        """Tensors where the model is, images and videos in its dtype."""
         return {
             key: value.to(
                 self.device,
-                self.dtype if value.is_floating_point() and key != "token_weights" else None,
+                self.dtype if value.is_floating_point() and key not in EXACT else None,
                 non_blocking=True,
             )
             for key, value in tensors.items()

@@ -61,7 +61,7 @@ def with_sources_images(config: ComposeInstructConfig) -> ComposeInstructConfig:
     """
     known = [adapter_facts(adapter_path(library.resolve(name))) for name in config.adapters]
     changes: dict[str, Any] = {}
-    for name in ("pad_to_square", "max_pixels", "min_pixels"):
+    for name in ("pad_to_square", "max_pixels", "min_pixels", "video_frames"):
         ways = {getattr(own, name) or None for own in known}
         if getattr(config, name):
             continue

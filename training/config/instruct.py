@@ -57,6 +57,8 @@ class ConversationConfig(LoopConfig):
     """Most pixels that an image is given to the base with; larger ones are scaled down as its processor does; unset means its limit."""
     min_pixels: Annotated[int, Ge(1)] | None = None
     """Fewest pixels; smaller images are scaled up."""
+    video_frames: Annotated[int, Ge(1)] | None = None
+    """Most frames of a video that the base is given, evenly; unset means its own rule, and all where a row gives frames."""
     max_length: Annotated[int, Ge(16)] = 2048
     """Maximum tokens per sample, image tokens included; longer samples are left out."""
     truncate: bool = False

@@ -7,10 +7,12 @@ image: what it still gets right then it did not see. A retention set shows what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...pipelines.chat import base_model_only, option_scores, whole_answers
+from ...toolkit.data.image_checks import check_image
+from ...toolkit.data.videos import Video
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import statistics
 from ...toolkit.vlm.model import VisionLanguageModel
@@ -88,6 +90,7 @@ def evaluate(
     The base is the same model with its adapters off. max_new_tokens: None is by the longest right answer, see `answer_limit`.
     """
     vision.model.eval()
+    items, retention = (choose_frames(vision, some) for some in (items, retention))
     max_new_tokens = max_new_tokens or answer_limit(vision, [*items, *retention])
     base, tuned = ask_base_and_tuned(vision, items, max_new_tokens=max_new_tokens, likelihood=likelihood)
     clusters = [item.cluster for item in items]
@@ -109,6 +112,13 @@ def evaluate(
         figures["retention"] = retention_metrics(vision, retention, max_new_tokens)
     figures["rows"] = [answer_row(item, n, tuned, base) for n, item in enumerate(items)]
     return figures
+
+
+def choose_frames(vision: VisionLanguageModel, items: Sequence[Item]) -> list[Item]:
+    """The items with the frames of their videos chosen, so that their controls show as many."""
+    rows = [item.conversation for item in items]
+    videos = {medium: check_image(medium) for row in rows for medium in row.images if isinstance(medium, Video)}
+    return [replace(item, conversation=vision.chat.choose_frames(item.conversation, videos)) for item in items]
 
 
 def ask_base_and_tuned(

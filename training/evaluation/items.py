@@ -23,6 +23,7 @@ from ...toolkit.data.image_checks import PlanMemory, check_images
 from ...toolkit.data.images import ImageSource, image_size, load_rgb
 from ...toolkit.data.row_fields import UnusedFields
 from ...toolkit.data.row_files import check_columns_met, read_rows, rename_columns
+from ...toolkit.data.videos import Medium, Video, load_clip, medium_bytes
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.vlm.grounding import iou
 from ...toolkit.vlm.model import VisionLanguageModel
@@ -74,7 +75,7 @@ class Item:
         """The box of an answer in pixels of the item's first image, '' where there is none; other kinds' answers as they are."""
         if self.kind != "box":
             return text
-        found = vision.chat.grounding.read(text, image_size(self.conversation.images[0]))
+        found = vision.chat.grounding.read(text, image_size(first_image(self.conversation)))
         return " ".join(f"{number:.2f}" for number in found or ())
 
 
@@ -98,6 +99,11 @@ class ItemFile:
         if self.indices:
             lines.append(f"{self.indices} answers are numbers, read as the index of the right option, from 0")
         return lines + ([self.unused.describe()] if self.unused.counts else [])
+
+
+def first_image(row: Conversation) -> ImageSource:
+    """The image that boxes are of."""
+    return next(medium for medium in row.images if not isinstance(medium, Video))
 
 
 def box_numbers(text: str) -> tuple[float, ...]:
@@ -226,7 +232,7 @@ def item_from_conversation(row: Conversation, number: int, ask_short: bool) -> I
 
 def box_item(row: Conversation, number: int, place: dict[str, Any]) -> Item:
     """The question of a conversation whose answer, message `number`, is one place in its first image."""
-    width, height = image_size(row.images[0])
+    width, height = image_size(first_image(row))
     unit = {"pixels": (1, 1), "relative": (width, height), "thousandths": (width / 1000, height / 1000)}[place["unit"]]
     right = " ".join(f"{own * unit[at % 2]:.2f}" for at, own in enumerate(place["numbers"]))
     asked = row.until(number)
@@ -245,40 +251,39 @@ def image_cluster(row: Conversation) -> str:
     """The row's images by their content; a row without one is its own cluster."""
     if not row.images:
         return row.location
-    return hashlib.sha256(b"".join(image_bytes(image) for image in row.images)).hexdigest()
-
-
-def image_bytes(image: ImageSource) -> bytes:
-    """An image's bytes."""
-    return image.read_bytes() if isinstance(image, Path) else image
+    return hashlib.sha256(b"".join(medium_bytes(medium) for medium in row.images)).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- other images
 
 
-def replace_images(items: Sequence[Item], change: Callable[[int], Sequence[ImageSource]]) -> list[Item]:
-    """The items with other images."""
+def replace_images(items: Sequence[Item], change: Callable[[int], Sequence[Medium]]) -> list[Item]:
+    """The items with other images and videos."""
     return [
         replace(item, conversation=replace(item.conversation, images=tuple(change(n)))) for n, item in enumerate(items)
     ]
 
 
 def blank_images(items: Sequence[Item]) -> list[Item]:
-    """The items with grey images of the same sizes."""
+    """The items with grey images, and videos of grey frames, of the same sizes."""
 
-    def grey_image(image: ImageSource) -> bytes:
+    def grey(medium: Medium) -> Medium:
         buffer = io.BytesIO()
-        Image.new("RGB", load_rgb(image).size, (128, 128, 128)).save(buffer, format="png")
-        return buffer.getvalue()
+        if not isinstance(medium, Video):
+            Image.new("RGB", load_rgb(medium).size, (128, 128, 128)).save(buffer, format="png")
+            return buffer.getvalue()
+        size = medium.size or load_clip(medium).size
+        Image.new("RGB", (size.width, size.height), (128, 128, 128)).save(buffer, format="png")
+        return replace(medium, source=(buffer.getvalue(),) * size.total, fps=size.fps)
 
-    return replace_images(items, lambda n: [grey_image(image) for image in items[n].conversation.images])
+    return replace_images(items, lambda n: [grey(medium) for medium in items[n].conversation.images])
 
 
 def shuffle_images(items: Sequence[Item], seed: int) -> list[Item]:
-    """The items with the images of another item that has as many; an item whose like is nowhere keeps its own."""
-    others: dict[int, list[int]] = {}
+    """The items with the images and videos of another item that has as many; an item whose like is nowhere keeps its own."""
+    others: dict[tuple[bool, ...], list[int]] = {}
     for number, item in enumerate(items):
-        others.setdefault(len(item.conversation.images), []).append(number)
+        others.setdefault(tuple(isinstance(one, Video) for one in item.conversation.images), []).append(number)
     source = list(range(len(items)))
     for group in others.values():
         mixed = [group[i] for i in permutation(seed, len(group), 0)]
@@ -290,9 +295,10 @@ def shuffle_images(items: Sequence[Item], seed: int) -> list[Item]:
 
 def count_leaked(items: Sequence[Item], training: Sequence[Conversation]) -> int:
     """Items whose images were trained on."""
-    known = {hashlib.sha256(image_bytes(image)).hexdigest() for row in training for image in row.images}
+    known = {hashlib.sha256(medium_bytes(medium)).hexdigest() for row in training for medium in row.images}
     return sum(
-        any(hashlib.sha256(image_bytes(p)).hexdigest() in known for p in item.conversation.images) for item in items
+        any(hashlib.sha256(medium_bytes(one)).hexdigest() in known for one in item.conversation.images)
+        for item in items
     )
 
 
@@ -310,11 +316,11 @@ def write_vlmevalkit(items: Sequence[Item], path: Path) -> Path:
     table = csv.writer(buffer, delimiter="\t", lineterminator="\n")
     table.writerow(["index", "image", "question", *scoring.LETTERS[:most], "answer", "category"])
     for number, item in enumerate(items):
-        if len(item.conversation.images) != 1:
+        if len(item.conversation.images) != 1 or isinstance(item.conversation.images[0], Video):
             raise UserError(
                 f"{item.conversation.location}: VLMEvalKit's tables hold one image per row, not {len(item.conversation.images)}."
             )
-        image = base64.b64encode(image_bytes(item.conversation.images[0])).decode()
+        image = base64.b64encode(medium_bytes(item.conversation.images[0])).decode()
         options = [*item.options, *[""] * (most - len(item.options))]
         table.writerow([number, image, item.question, *options, item.references[0], item.split])
     write_text(path, buffer.getvalue())

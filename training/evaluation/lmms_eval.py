@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
-from .items import Item, image_bytes
+from ...toolkit.data.videos import Video, medium_bytes
+from .items import Item
 
 TASK = """\
 task: {name}
@@ -69,21 +70,22 @@ def write_lmms_eval(items: Sequence[Item], folder: Path, name: str, max_new_toke
     """Writes the folder to give to lmms-eval with --include_path; returns it.
 
     Raises:
-        UserError: for a box, which needs the base's own numbers, and a question with others before it, which a task does not have.
+        UserError: for a box, which needs the base's own numbers, a video, and a question with others before it, which a task does not have.
     """
     rows = []
     for item in items:
         messages = item.conversation.messages
-        if item.kind == "box" or sum(message["role"] == "user" for message in messages) > 1:
+        videos = any(isinstance(medium, Video) for medium in item.conversation.images)
+        if item.kind == "box" or videos or sum(message["role"] == "user" for message in messages) > 1:
             raise UserError(
-                f"{item.conversation.location}: a task of lmms-eval has questions that stand alone, with words for answers: leave "
-                "--lmms-eval out, or this row."
+                f"{item.conversation.location}: a task of lmms-eval has questions about images that stand alone, with words for answers: "
+                "leave --lmms-eval out, or this row."
             )
         words = "".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
         system = (
             "".join(part["text"] for part in messages[0]["content"]) + "\n" if messages[0]["role"] == "system" else ""
         )
-        images = [base64.b64encode(image_bytes(image)).decode() for image in item.conversation.images]
+        images = [base64.b64encode(medium_bytes(image)).decode() for image in item.conversation.images]
         rows.append(
             {
                 "question": system + words,

@@ -21,9 +21,11 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.randomness import permutation
 from ...toolkit.data.conversations import Conversation, read_conversations
 from ...toolkit.data.image_checks import CheckedImage, PlanMemory, check_images
-from ...toolkit.data.images import ImageSource, describe_source, load_rgb
+from ...toolkit.data.images import describe_source
 from ...toolkit.data.row_files import data_files
-from ...toolkit.vlm.chat_tokens import ChatTokens, Measure
+from ...toolkit.data.videos import Medium, Video, load_medium, medium_parts
+from ...toolkit.vlm.chat_tokens import ChatTokens, Measure, MediumSize
+from ...toolkit.vlm.video_tokens import ASSUMED_RATE
 from ..config.instruct import ConversationConfig
 from ..evaluation.items import image_cluster
 
@@ -53,6 +55,8 @@ class PlannedRows:
     """One sentence for each row that cannot be used."""
     unused: str = ""
     """Which fields are not used, a sentence; '' for none."""
+    notes: list[str] = field(default_factory=list)
+    """What else to know of the data, one sentence each."""
     split: int = 0
     """Rows that became one for each of their answers."""
 
@@ -100,14 +104,25 @@ class PlannedRows:
             )
         return lines + ([self.unused] if self.unused else [])
 
+    def count_media(self) -> str:
+        """How many images and videos there are, and how many frames of these are seen."""
+        media = [medium for row in self.rows for medium in row.images]
+        videos = [medium for medium in media if isinstance(medium, Video)]
+        words = f"{len(media) - len(videos)} images"
+        if not videos:
+            return words
+        counts = sorted(len(video.size.chosen) for video in videos if video.size)
+        return f"{words} and {len(videos)} videos ({counts[0]} to {counts[-1]} frames seen of each, median {counts[len(counts) // 2]})"
+
     def describe(self, max_length: int) -> list[str]:
         """What is learned from and what is not, in lines."""
         lengths, learned = sorted(self.lengths), sum(self.num_learned)
         return [
-            f"rows     {len(self)}, with {sum(len(row.images) for row in self.rows)} images",
+            f"rows     {len(self)}, with {self.count_media()}",
             f"tokens   {lengths[0]} to {lengths[-1]} per row, median {lengths[len(lengths) // 2]}; {sum(lengths):,} in all",
             f"learned  {learned:,} of them ({learned / sum(lengths):.1%})",
             *self.describe_left_out(max_length),
+            *self.notes,
         ]
 
 
@@ -128,18 +143,19 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
     planned = PlannedRows(faults=read.faults, unused=read.unused.describe())
     memory = PlanMemory(file)
     images = check_images((image for row in read.rows for image in row.images), memory)
-    sound = dict.fromkeys(one.size for one in images.values() if not one.fault)
+    sound = dict.fromkeys(one.size for one in images.values() if not one.fault and not one.frames)
     if sound:
         chat.images.prove(list(sound)[:NUM_VERIFIED])
     measures = RowMeasures(chat, images, memory)
     for row in read.rows:
         try:
-            plan_row(row, config, measures, planned)
+            plan_row(chat.choose_frames(row, images), config, measures, planned)
         except UserError as error:
             if not config.skip_bad:
                 raise UserError(f"{locate_error(error, row)} (--skip-bad leaves such rows out.)") from error
             planned.faults.append(locate_error(error, row))
     memory.save()
+    planned.notes = video_notes(planned.rows, config)
     if not planned.rows:
         raise UserError(
             f"{file}: no row is left to learn from ({len(planned.too_long)} are longer than --max-length {config.max_length}"
@@ -149,10 +165,23 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
     return planned
 
 
+def video_notes(rows: Sequence[Conversation], config: ConversationConfig) -> list[str]:
+    """What is assumed of videos, and which settings do not hold for them."""
+    videos = [medium for row in rows for medium in row.images if isinstance(medium, Video)]
+    notes = []
+    if unknown := sum(isinstance(video.source, tuple) and video.fps is None for video in videos):
+        notes.append(
+            f"{unknown} videos are frames without frames per second (the field 'fps'): {ASSUMED_RATE:g} are assumed, as transformers does"
+        )
+    if videos and (config.max_pixels or config.min_pixels):
+        notes.append("--max-pixels and --min-pixels are of images; the base's own rule says how large frames are")
+    return notes
+
+
 class RowMeasures:
     """How long rows are, remembered."""
 
-    def __init__(self, chat: ChatTokens, images: dict[ImageSource, CheckedImage], memory: PlanMemory) -> None:
+    def __init__(self, chat: ChatTokens, images: dict[Medium, CheckedImage], memory: PlanMemory) -> None:
         self.chat, self.images, self.memory = chat, images, memory
         self.base = chat.fingerprint()
 
@@ -162,11 +191,12 @@ class RowMeasures:
         Raises:
             UserError: for an image that is not sound, and as `ChatTokens.measure` does.
         """
-        sizes = []
+        sizes: list[MediumSize] = []
         for image in row.images:
             if fault := self.images[image].fault:
                 raise UserError(fault)
-            sizes.append(self.images[image].size)
+            clip = image.size if isinstance(image, Video) else None
+            sizes.append(clip or self.images[image].size)
         key = f"row {cache_key(base=self.base, messages=row.messages, weights=row.weights, sizes=sizes)[:32]}"
         match self.memory.recall(key):
             case [int(length), int(num_learned), int(weight) | float(weight)]:
@@ -231,14 +261,14 @@ def hold_out(planned: PlannedRows, seed: int) -> tuple[PlannedRows, PlannedRows]
 
 
 def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:
-    """Proves the labels of the first rows, and of the first of each number of images; returns how many.
+    """Proves the labels of the first rows, and of the first of each number of images and videos; returns how many.
 
     Raises:
         UserError: naming what does not agree.
     """
-    kinds: dict[int, Conversation] = {}
+    kinds: dict[tuple[int, int], Conversation] = {}
     for row in planned.rows:
-        kinds.setdefault(len(row.images), row)
+        kinds.setdefault((len(row.images), sum(isinstance(one, Video) for one in row.images)), row)
     chosen = {id(row): row for row in [*planned.rows[:NUM_VERIFIED], *list(kinds.values())[:NUM_VERIFIED]]}
     for row in chosen.values():
         chat.verify_labels(row, load_images(row))
@@ -246,20 +276,21 @@ def verify_rows(planned: PlannedRows, chat: ChatTokens) -> int:
 
 
 def load_images(row: Conversation) -> list[Any]:
-    """A row's images.
+    """A row's images, and the chosen frames of its videos.
 
     Raises:
         UserError: with the row's place, for one that cannot be read.
     """
     try:
-        return [load_rgb(image) for image in row.images]
+        return [load_medium(medium) for medium in row.images]
     except UserError as error:
         raise UserError(f"{row.location}: {error}") from error
 
 
 def data_certificate(file: Path, planned: PlannedRows, chat: ChatTokens, num_verified: int) -> dict[str, Any]:
     """What an adapter says of the data it learned from: hashes, counts, and how many rows' labels were proven."""
-    files = sorted(f"{describe_source(image)}:{source_bytes(image)}" for row in planned.rows for image in row.images)
+    images = [image for row in planned.rows for medium in row.images for image in medium_parts(medium)]
+    files = sorted(f"{describe_source(image)}:{source_bytes(image)}" for image in images)
     return {
         "file": Path(file).name,
         "sha256": data_hash(Path(file)),

@@ -160,6 +160,7 @@ def measured_rows(planned: PlannedRows, config: Any, chat: ChatTokens) -> tuple[
         truncated=planned.truncated,
         faults=planned.faults,
         unused=planned.unused,
+        notes=planned.notes,
         split=planned.split,
     )
     return learned, held_out
@@ -172,6 +173,7 @@ def processor_options(config: ConversationConfig) -> dict[str, Any]:
         "pad_to_square": config.pad_to_square,
         "max_pixels": config.max_pixels,
         "min_pixels": config.min_pixels,
+        "video_frames": config.video_frames,
     }
 
 

@@ -73,13 +73,14 @@ def describe_unused(layers: list[str]) -> list[str]:
 
 
 def vision_facts(base: str, vision: VisionLanguageModel) -> AdapterFacts:
-    """Which base an adapter is for, and how images were given to it."""
+    """Which base an adapter is for, and how images and videos were given to it."""
     return AdapterFacts(
         base,
         kind=vision.config["model_type"],
         pad_to_square=vision.chat.pad_to_square,
         max_pixels=vision.max_pixels,
         min_pixels=vision.min_pixels,
+        video_frames=vision.chat.videos.limit,
     )
 
 

@@ -19,6 +19,7 @@ from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.conversations import Conversation
 from ...toolkit.data.subjects import ALPHA, Sample, find_samples, mask_path
+from ...toolkit.data.videos import medium_parts
 from ...toolkit.diffusion.load import open_model
 from ...toolkit.formats.source import adapter_path, content_hash
 from ..config.base import LoopConfig
@@ -132,7 +133,7 @@ def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> di
     for group, planned in (*groups, *(("held out: ", rows) for rows in held_out)):
         for row in planned.rows:
             items[f"{group}{row.location}"] = text_hash(row_text(row))
-            for image in row.images:
+            for image in (part for medium in row.images for part in medium_parts(medium)):
                 if isinstance(image, Path):
                     files[f"image {display_path(image, config.images or Path(config.data or '').parent)}"] = image
     items |= hash_files(files)
@@ -143,7 +144,8 @@ def conversation_items(config: ConversationConfig, found: Any, *more: Any) -> di
 
 def row_text(row: Conversation) -> str:
     """All of a row, with names instead of images that are files."""
-    images = [str(p.name) if isinstance(p, Path) else hashlib.sha256(p).hexdigest() for p in row.images]
+    parts = [part for medium in row.images for part in medium_parts(medium)]
+    images = [str(part.name) if isinstance(part, Path) else hashlib.sha256(part).hexdigest() for part in parts]
     return json.dumps([row.messages, images])
 
 
