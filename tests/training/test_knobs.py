@@ -372,7 +372,7 @@ def test_weighing_timesteps(config):
 # ---------------------------------------------------------------------------------------------- optimizers and dtypes
 
 
-@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "Prodigy", "AdamWScheduleFree"])
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "Prodigy", "AdamWScheduleFree", "CAME"])
 def test_other_optimizers_learn_and_resume(config, name):
     """The loss falls, and a stopped run ends where one that went on does."""
     rate = {"Prodigy": 1.0, "Lion8bit": 0.001}.get(name, 0.005)

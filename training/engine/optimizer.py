@@ -18,6 +18,8 @@ EXTRA_OPTIMIZERS = {
     "Lion8bit": "bitsandbytes.optim",
     "Prodigy": "prodigyopt",
     "AdamWScheduleFree": "schedulefree",
+    "CAME": "pytorch_optimizer",
+    "Lion": "pytorch_optimizer",
 }
 
 

@@ -48,6 +48,8 @@ OPTIMIZER_STATES = {
     "Adam": 2,
     "AdamW8bit": 0.5,
     "Lion8bit": 0.25,
+    "Lion": 1,
+    "CAME": 1,
     "Prodigy": 4,
     "AdamWScheduleFree": 2,
     "SGD": 0,
