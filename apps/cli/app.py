@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import os
 import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +15,6 @@ from ...toolkit.core.errors import UserError
 from .options import parse_options
 
 MAX_UPLOAD = "512mb"
-PATIENCE, PAUSE = 10, 60.0  # wrong passwords before all are refused for a while, seconds
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,8 @@ class AppOptions:
     """Name to log in with; the password is read from $RANKFOLD_PASSWORD."""
     readable: tuple[Path, ...] = ()
     """Folders that images and models may be taken from by typing their path; unset means the current one, on this machine only."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the studio may be called by in the browser, as behind a proxy; localhost, this machine's name and numbers always are."""
     device: str = "0"
     """Number of the GPU for runs that are started here."""
     worker: bool = True
@@ -88,8 +87,11 @@ def is_this_machine(host: str) -> bool:
 def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, Any]]:
     """The app and how it is launched."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from starlette.middleware import Middleware
+
     from ...training.runs.library import library_folder
     from ..studio.backend.context import Studio
+    from ..studio.backend.guard import Guard, login
     from ..studio.backend.paths import StudioPaths
     from ..studio.build import CSS, HEAD, build
 
@@ -100,6 +102,7 @@ def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, A
     settings: dict[str, Any] = {
         "server_name": options.host,
         "server_port": options.port,
+        "app_kwargs": {"middleware": [Middleware(Guard, hosts=options.allowed_hosts)]},
         "auth": login(options.user, password) if options.user else None,
         "auth_message": "rankfold",
         "allowed_paths": [str(places.runs), str(library_folder().resolve())],
@@ -116,21 +119,3 @@ def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, A
         "max_threads": 40,
     }
     return build(studio).queue(default_concurrency_limit=1), settings
-
-
-def login(user: str, password: str) -> Any:
-    """Checks a name and a password, in the same time for all; after ten wrong ones everybody waits a minute."""
-    wrong: list[float] = []
-
-    def check(name: str, word: str) -> bool:
-        now = time.monotonic()
-        recent = [moment for moment in wrong if now - moment < PAUSE]
-        wrong[:] = recent
-        if len(recent) >= PATIENCE:
-            return False
-        good = hmac.compare_digest(name.encode(), user.encode()) & hmac.compare_digest(word.encode(), password.encode())
-        if not good:
-            wrong.append(now)
-        return bool(good)
-
-    return check

@@ -1,20 +1,30 @@
 """What the studio refuses: paths and names that lead elsewhere, archives and images that are not what they say, strangers."""
 
 import io
+import json
 import socket
 import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import gradio as gr
+import pandas
 import pytest
 from PIL import Image, PngImagePlugin
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
-from rankfold.apps.cli.app import AppOptions, check_access, check_port, login
+from rankfold.apps.cli.app import AppOptions, check_access, check_port
 from rankfold.apps.studio.backend.context import Studio
+from rankfold.apps.studio.backend.guard import Guard, client_address, login
 from rankfold.apps.studio.backend.paths import StudioPaths
-from rankfold.apps.studio.pages.train import check_paths, preset
+from rankfold.apps.studio.pages.train import check_media, check_paths, preset, with_base_preset
 from rankfold.apps.studio.pages.watch import OUTPUTS, WatchPage
 from rankfold.apps.studio.render.curves import draw_curves, smooth, thin_out
 from rankfold.apps.studio.render.messages import redact_secrets
@@ -30,14 +40,17 @@ from rankfold.apps.studio.widgets.fields import (
     values_to_yaml,
 )
 from rankfold.apps.studio.widgets.form import Form
+from rankfold.apps.studio.widgets.photos import PhotoStep
 from rankfold.pipelines.generate import parse_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.training.config.checks import check_ranges
+from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import METHODS
 from rankfold.training.launch import queue
+from rankfold.training.runs.begin import SOURCES, with_absolute_paths
 
 
 @pytest.fixture
@@ -85,8 +98,12 @@ def test_paths_outside_are_refused(places, tmp_path):
     ):
         with pytest.raises(UserError, match="outside what the studio may read"):
             places.readable_folder(text, "The folder")
-    for text in (str(tmp_path / "nowhere"), "a\0b", "~nobody/x"):
-        with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
+        places.readable_folder(str(tmp_path / "photos" / "nowhere"), "The folder")
+    with pytest.raises(UserError, match="outside what the studio may read"):  # nobody learns here what exists elsewhere
+        places.readable_folder(str(tmp_path / "nowhere"), "The folder")
+    for text in ("a\0b", "~no such user/x"):
+        with pytest.raises(UserError, match="is not a path that can be read"):
             places.readable_folder(text, "The folder")
     with pytest.raises(UserError, match="outside"):
         places.base("/etc")
@@ -94,11 +111,136 @@ def test_paths_outside_are_refused(places, tmp_path):
     assert places.base("some/model") == "some/model"
 
 
-@pytest.mark.parametrize("key", ["images", "masks", "evaluate_images", "evaluate_prompts", "base", "also"])
-def test_every_path_of_a_config_is_checked(places, key):
-    value = {"also": {"sks2 cat": "/etc"}}.get(key, Path("/etc") if key in ("images", "evaluate_images") else "/etc")
+PATHS_IN_TEXTS = {
+    "also": {"sks2 cat": "/etc"}, "more_data": ("/etc/rows.jsonl=2",), "evaluate_clip": "local-dir:/etc",
+    "masks": "/etc", "evaluate_prompts": "/etc", "base": "/etc",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [SubjectConfig, InstructConfig])
+def test_every_path_of_a_config_is_checked(places, kind):
+    hints = {name: str(hint) for name, hint in get_type_hints(kind).items() if name != "out"}
+    paths = {name: Path("/etc") for name, hint in hints.items() if "Path" in hint}
+    values = paths | {name: value for name, value in PATHS_IN_TEXTS.items() if name in hints}
+    assert len(values) >= 7
+    for key, value in values.items():
+        with pytest.raises(UserError, match="outside what the studio may read"):
+            check_paths(replace(kind(), **{key: value}), places, "run")
+
+
+@pytest.mark.parametrize("kind", METHODS.values())
+def test_every_path_of_a_config_is_known_to_be_one(kind):
+    """So that relative ones are right in a queue, and a run never deletes what it reads."""
+    hints = get_type_hints(kind)
+    assert {name for name, hint in hints.items() if "Path" in str(hint)} - {"out"} <= set(SOURCES)
+
+
+def test_relative_paths_within_texts_are_made_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.jsonl").write_text("{}")
+    (tmp_path / "clip").mkdir()
+    found = with_absolute_paths(InstructConfig(more_data=("more.jsonl=2", "more.jsonl", "nowhere=1")))
+    assert found.more_data == (f"{tmp_path / 'more.jsonl'}=2", str(tmp_path / "more.jsonl"), "nowhere=1")
+    found = with_absolute_paths(SubjectConfig(evaluate_clip="local-dir:clip"))
+    assert found.evaluate_clip == f"local-dir:{tmp_path / 'clip'}"
+
+
+def test_images_that_rows_name_are_checked(places, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    rows = tmp_path / "photos" / "rows.jsonl"
+
+    def said(image):
+        rows.write_text(json.dumps({"image": str(image), "question": "What?", "answer": "a dot"}))
+        check_media(InstructConfig(data=rows), places)
+
+    said(tmp_path / "photos" / "a.png")
     with pytest.raises(UserError, match="outside what the studio may read"):
-        check_paths(replace(SubjectConfig(), **{key: value}), places, "run")
+        said(tmp_path / "secret.png")
+
+
+# ---------------------------------------------------------------------------------------------- strangers
+
+
+def guarded(hosts=()):
+    app = Starlette(
+        routes=[
+            Route("/", lambda request: PlainTextResponse("page"), methods=["GET", "POST"]),
+            Route("/login", log_in, methods=["POST"]),
+        ],
+        middleware=[Middleware(Guard, hosts=hosts)],
+    )
+    return TestClient(app, base_url="http://127.0.0.1:7860")
+
+
+def log_in(request):
+    answer = PlainTextResponse("in")
+    answer.set_cookie("token", "x", httponly=True, samesite="none", secure=True)
+    return answer
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:7860", "127.0.0.1", "[::1]:7860", "192.168.1.5:7860", socket.gethostname()]
+)
+def test_the_studio_answers_to_its_own_names(host):
+    assert guarded().get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:7860", "", "[", "a b"]
+)
+def test_the_studio_answers_to_no_other_name(host):
+    """A name that a stranger owns may be made to point at this machine (DNS rebinding)."""
+    found = guarded().get("/", headers={"host": host})
+    assert found.status_code == 403
+    assert guarded(hosts=("Studio.example",)).get("/", headers={"host": "studio.example:443"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1:7860"}, 200),
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
+        ({"sec-fetch-site": "same-origin"}, 200),
+    ],
+)
+def test_other_sites_send_nothing(headers, status):
+    assert guarded().post("/", headers=headers).status_code == status
+
+
+def test_other_sites_read_nothing_but_may_link():
+    cross = {"sec-fetch-site": "cross-site"}
+    assert guarded().get("/", headers=cross | {"sec-fetch-mode": "cors"}).status_code == 403
+    assert guarded().get("/", headers=cross | {"sec-fetch-mode": "navigate"}).status_code == 200
+
+
+def test_answers_are_kept_on_this_site():
+    found = guarded().post("/login")
+    assert found.headers["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in found.headers["content-security-policy"]
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert "samesite=lax" in found.headers["set-cookie"].lower()
+    assert "samesite=none" not in found.headers["set-cookie"].lower()
+
+
+def test_wrong_passwords_make_their_own_address_wait():
+    now = [1000.0]
+    check = login("me", "long enough", clock=lambda: now[0])
+    client_address.set("10.0.0.1")
+    assert check("me", "long enough")
+    assert not any(check("me", f"wrong {n}") for n in range(10))
+    with pytest.raises(HTTPException, match="try again in 60 seconds"):
+        check("me", "long enough")
+    client_address.set("10.0.0.2")
+    assert check("me", "long enough")
+    client_address.set("10.0.0.1")
+    now[0] += 61
+    assert check("me", "long enough")
 
 
 def test_the_run_folder_is_the_studios_own(places):
@@ -277,6 +419,76 @@ def test_a_form_finds_settings_by_their_meaning():
     assert not found[form.rest.index("masks")]["visible"]
 
 
+def form_state(**values):
+    """A form, and what its boxes hold with these values."""
+    form = Form("subject", ("base", "steps", "rank"), hidden=("out", "images"))
+    with gr.Blocks():
+        form.build_basic()
+        form.build_rest()
+        form.build_yaml()
+    kept = {name: to_input_value(field, field.default) for name, field in form.fields.items()} | values
+    return form, [form.option_rows("moslora", {}), *(kept[name] for name in form.widgets)]
+
+
+def test_what_was_pasted_into_a_box_is_what_starts():
+    """No event has told of it."""
+    form, boxes = form_state(token="ohwx", steps=77)
+    shown = form.written.value
+    text, command, _, written = form.settle(shown, shown[1], *boxes)
+    assert form.config(text).token == "ohwx"
+    assert form.config(text).steps == 77
+    assert "--token ohwx" in command
+    assert written == (text, text)
+
+
+def test_yaml_that_was_edited_is_what_starts():
+    form, boxes = form_state()
+    shown = form.written.value
+    edited = shown[1] + "token: ohwx  # mine\n"
+    text, _, _, written = form.settle(shown, edited, *boxes)
+    assert text == edited
+    assert form.config(text).token == "ohwx"
+    _, pasted = form_state(token="zwx")
+    with pytest.raises(UserError, match="both changed and say different things"):
+        form.settle(shown, edited, *pasted)
+    _, same = form_state(token="ohwx")
+    assert form.config(form.settle(shown, edited, *same)[0]).token == "ohwx"
+    assert form.config(form.settle(written, text, *pasted)[0]).token == "zwx"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [({"rank": 0}, "rank"), ({"steps": -1}, "steps"), ({"also": "x"}, "JSON")]
+)
+def test_nothing_starts_while_a_box_is_wrong(values, words):
+    form, boxes = form_state(**values)
+    with pytest.raises(UserError, match=words):
+        form.settle(form.written.value, form.written.value[1], *boxes)
+
+
+def test_the_preset_follows_the_base_but_for_what_was_set():
+    values = config_values(parse_config(values_to_yaml("subject", preset("Standard", "tiny"))))
+    assert values["learning_rate"] is not None
+    found = with_base_preset(values | {"rank": 5}, ("Standard", "tiny"), "some/model")
+    assert found["learning_rate"] is None
+    assert found["rank"] == 5
+    back = with_base_preset(found, ("Standard", "some/model"), "tiny")
+    assert back["learning_rate"] == values["learning_rate"]
+
+
+def test_captions_that_were_edited_are_saved_at_the_start(places, tmp_path):
+    folder = tmp_path / "photos"
+    for name in "ab":
+        Image.new("RGB", (32, 32)).save(folder / f"{name}.png")
+    (folder / "a.caption").write_text("a sks dot")
+    with gr.Blocks():
+        photos = PhotoStep(Studio(places, "0", False))
+    table = pandas.DataFrame([["a.png", "a sks dot at night"], ["b.png", ""]], columns=["image", "caption"])
+    assert "1 edited" in photos.save_edited(str(folder), table)
+    assert (folder / "a.caption").read_text() == "a sks dot at night"
+    assert {path.name for path in folder.iterdir()} == {"a.png", "b.png", "a.caption"}
+    assert photos.save_edited(str(folder), table) == ""
+
+
 def test_fields_of_a_subject_are_labelled_in_words():
     labels = {field.name: field.label for field in fields_of(SubjectConfig)}
     assert labels["token"] == "Trigger word"
@@ -446,17 +658,6 @@ def test_a_port_that_is_taken_is_said_at_once():
             check_port("127.0.0.1", other.getsockname()[1])
     with pytest.raises(UserError, match="choose another --port"):
         check_port("127.0.0.1", 99_999)
-
-
-def test_wrong_passwords_make_everybody_wait(monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("rankfold.apps.cli.app.time.monotonic", lambda: now[0])
-    check = login("me", "long enough")
-    assert check("me", "long enough")
-    assert not any(check("me", f"wrong {n}") for n in range(100))
-    assert not check("me", "long enough")
-    now[0] += 61
-    assert check("me", "long enough")
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def check_limits(settings: Any, kind: Any = None) -> None:
                 raise UserError(f"{flag(name)} must be a finite number, not {one}.")
             if isinstance(one, int) and abs(one) > LARGEST:
                 raise UserError(f"{flag(name)} must be at most {LARGEST}, not {one}.")
-        if fault := limit_fault(value, constraints(hint)):
-            raise UserError(f"{flag(name)} must be {fault}, not {value}.")
+            if fault := limit_fault(one, constraints(hint)):
+                raise UserError(f"{flag(name)} must be {fault}, not {one}.")
 
 
 def is_text(text: str) -> bool:

@@ -21,7 +21,10 @@ from .subject import SubjectConfig
 LARGE = 4e9  # bytes of a denoiser's weights above which activations are recomputed: SDXL is, SD 1.5 is not
 DEVICES_WITH_BF16 = ("cuda", "xpu")
 OPTIMIZER_RATES = {"Prodigy": 1.0}  # which find their own; Mishchenko and Defazio 2023, arXiv 2306.06101
-RATE_FACTORS = {"Lion": 0.3, "Lion8bit": 0.3}  # of AdamW's; Chen et al. 2023, arXiv 2302.06675, section 5: 3 to 10 times smaller
+RATE_FACTORS = {
+    "Lion": 0.3,
+    "Lion8bit": 0.3,
+}  # of AdamW's; Chen et al. 2023, arXiv 2302.06675, section 5: 3 to 10 times smaller
 EMBEDDED_SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "text_learning_rate": None,  # as the denoiser's

@@ -29,9 +29,11 @@ SOURCES = (
     "replay",
     "chat_template",
     "start_from",
+    "evaluate_data",
     "base",
 )
-"""Fields of configs that may name a file or folder to read."""
+"""Fields of configs that may name a file or folder to read; more_data and evaluate_clip may do so within a text."""
+LOCAL_CLIP = "local-dir:"  # how open_clip names a model in a folder
 
 
 def with_absolute_paths(config: Any) -> Any:
@@ -50,7 +52,20 @@ def with_absolute_paths(config: Any) -> Any:
         return type(value)(Path(value).absolute()) if isinstance(value, str) else value.absolute()
 
     names = [name for name in (*SOURCES, "also", "adapters") if hasattr(config, name)]
-    return replace(config, out=config.out.absolute(), **{name: absolute(getattr(config, name)) for name in names})
+    values = {name: absolute(getattr(config, name)) for name in names}
+    if hasattr(config, "more_data"):
+        values["more_data"] = tuple(
+            "=".join([absolute(name), *share]) for name, *share in map(split_share, config.more_data)
+        )
+    if getattr(config, "evaluate_clip", "").startswith(LOCAL_CLIP):
+        values["evaluate_clip"] = LOCAL_CLIP + absolute(config.evaluate_clip.removeprefix(LOCAL_CLIP))
+    return replace(config, out=config.out.absolute(), **values)
+
+
+def split_share(text: str) -> tuple[str, ...]:
+    """FILE=SHARE, as --more-data has it, as (file, share); (file,) where no share is said."""
+    name, _, share = text.rpartition("=")
+    return (name, share) if name else (share,)
 
 
 def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:

@@ -134,14 +134,16 @@ class StudioPaths:
             UserError: when it is not there, or lies outside what the studio may read.
         """
         try:
-            path = Path(text.strip()).expanduser().resolve(strict=True)
+            path = Path(text.strip()).expanduser().resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{what} {text} does not exist.") from error
+            raise UserError(f"{what} {text[:200]!r} is not a path that can be read.") from error
         allowed = [self.runs, library.library_folder(), *self.readable]
         if not any(path.is_relative_to(folder.resolve()) for folder in allowed):
             raise UserError(
                 f"{what} {text} lies outside what the studio may read: start it with --readable {path.parent} to allow it."
-            )
+            )  # of these, nobody learns here what exists
+        if not path.exists():
+            raise UserError(f"{what} {text} does not exist.")
         return path
 
     def base(self, text: str, embedded: tuple[str, ...] = tuple(EMBEDDED)) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 import gradio as gr
 
 from ....toolkit.core.errors import UserError
+from ....toolkit.data.conversations import read_conversations
+from ....toolkit.data.subjects import ALPHA
+from ....toolkit.data.videos import medium_parts
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
@@ -16,6 +19,8 @@ from ....training.config.defaults import EMBEDDED_SETTINGS
 from ....training.config.instruct import ConversationConfig
 from ....training.config.subject import SubjectConfig
 from ....training.embedded.demo import DEMO_SETTINGS
+from ....training.runs.begin import SOURCES, split_share
+from ..backend.comparison import parse_clip_model
 from ..backend.context import Studio
 from ..backend.paths import StudioPaths
 from ..backend.submit import enqueue_run
@@ -28,7 +33,6 @@ SUBJECT = ("base", "adapter", "token", "class_noun", "steps", "rank", "learning_
 TASK = ("base", "adapter", "data", "images", "steps", "rank", "learning_rate", "seed")
 QUICK, STANDARD, THOROUGH = "Quick look", "Standard", "Thorough"
 STEPS = {QUICK: 0.3, STANDARD: 1.0, THOROUGH: 2.5}
-PATHS = ("images", "masks", "evaluate_images", "chat_template", "data", "replay", "held_out")
 
 
 def preset(name: str, base: str) -> dict[str, Any]:
@@ -40,6 +44,13 @@ def preset(name: str, base: str) -> dict[str, Any]:
     return own | {"steps": round(800 * STEPS[name])}
 
 
+def with_base_preset(values: dict[str, Any], applied: tuple[str, str], base: str) -> dict[str, Any]:
+    """The values with the preset of another base, but for those that somebody has set. applied: the preset's name and former base."""
+    name, former = applied
+    before, after = preset(name, former), preset(name, base)
+    return values | {key: value for key, value in after.items() if values.get(key) == before.get(key)}
+
+
 def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig:
     """The config with the run's folder set, if all its paths may be read.
 
@@ -48,11 +59,17 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
     """
     values: dict[str, Any] = {"out": paths.new_run(name)}
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]
-    for key in PATHS:
-        text = str(getattr(config, key, None) or "")
-        if key in known and text and not (key == "masks" and text == "alpha"):
-            path = paths.readable_path(text, f"The path of {key}")
-            values[key] = str(path) if key == "masks" else path
+    for key in SOURCES:
+        given = getattr(config, key, None) if key in known and key not in ("base", "evaluate_prompts") else None
+        if given and not (key == "masks" and given == ALPHA):
+            values[key] = type(given)(paths.readable_path(str(given), f"The path of {key}"))
+    if more := getattr(config, "more_data", ()):
+        values["more_data"] = tuple(
+            "=".join([str(paths.readable_path(name, "The path of more_data")), *share])
+            for name, *share in map(split_share, more)
+        )
+    if clip := getattr(config, "evaluate_clip", ""):
+        values["evaluate_clip"] = parse_clip_model(paths, "", clip)
     embedded = EMBEDDED_VISION if isinstance(config, ConversationConfig) else EMBEDDED
     values["base"] = paths.base(getattr(config, "base", ""), tuple(embedded))
     if isinstance(config, SubjectConfig):
@@ -62,6 +79,19 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
         if config.evaluate_prompts and config.evaluate_prompts not in ("object", "live", "world"):
             values["evaluate_prompts"] = str(paths.readable_path(config.evaluate_prompts, "The prompts"))
     return replace(config, **values)  # type: ignore[type-var]
+
+
+def check_media(config: Any, paths: StudioPaths) -> None:
+    """Raises UserError when a row of the data names an image or video outside what the studio may read."""
+    more = [Path(name) for name, *_ in map(split_share, config.more_data)]
+    for file in [file for file in (config.data, *more, config.replay, config.evaluate_data) if file is not None]:
+        found = read_conversations(
+            file, config.images, skip_bad=config.skip_bad, columns=config.columns, split=config.split
+        )
+        parts = {part for row in found.rows for medium in row.images for part in medium_parts(medium)}
+        for part in parts:
+            if isinstance(part, Path):
+                paths.readable_path(str(part), f"{file.name}: the image")
 
 
 def build(studio: Studio) -> None:
@@ -79,7 +109,8 @@ def subject_tab(studio: Studio) -> None:
     gr.Markdown("## 1. Images")
     photos = PhotoStep(studio)
     gr.Markdown("## 2. Settings")
-    wish = gr.Radio([QUICK, STANDARD, THOROUGH], label="Preset for the chosen base", value=STANDARD, elem_id="preset")
+    with gr.Row():
+        presets = [gr.Button(name, size="sm", elem_id=f"preset-{name.split()[0].lower()}") for name in STEPS]
     form.build_basic()
     form.build_rest()
     form.build_yaml()
@@ -91,11 +122,24 @@ def subject_tab(studio: Studio) -> None:
     taken = gr.HTML(label="Estimate", elem_id="estimate")
     started = gr.HTML(label="Started", elem_id="started")
 
+    def take_preset(name: str) -> Any:
+        @show_errors
+        def take(*boxes: Any) -> tuple[Any, ...]:
+            config: Any = form.config(form.boxes_yaml(*boxes))
+            new = values_to_yaml(form.method, config_values(config) | preset(name, config.base))
+            return new, *form.from_yaml(new), (name, config.base)
+
+        return take
+
     @show_errors
-    def take_preset(name: str, text: str) -> tuple[Any, ...]:
-        config = form.config(text)
-        new = values_to_yaml(form.method, config_values(config) | preset(name, config.base))  # type: ignore[attr-defined]
-        return new, *form.from_yaml(new)
+    def follow_base(applied: tuple[str, str], *boxes: Any) -> tuple[Any, ...]:
+        config: Any = form.config(form.boxes_yaml(*boxes))
+        new = values_to_yaml(form.method, with_base_preset(config_values(config), applied, config.base))
+        return new, *form.from_yaml(new), (applied[0], config.base)
+
+    @show_errors
+    def save_edited(folder: str, table: Any) -> Any:
+        return photos.save_edited(folder, table)
 
     @show_errors
     def estimate_run(folder: str, text: str) -> str:
@@ -113,12 +157,19 @@ def subject_tab(studio: Studio) -> None:
     def clone_run(request: gr.Request) -> tuple[Any, ...]:
         return initial_settings(studio.paths, form, request.query_params.get("clone"))
 
-    form.wire()
+    form.wire(elsewhere=("base",))
     photos.wire(form)
-    filled = [form.yaml, form.command, form.message, form.options, *form.widgets.values()]
-    wish.input(take_preset, [wish, form.yaml], filled, api_visibility="private")
-    ask.click(estimate_run, [photos.folder, form.yaml], taken, api_name="plan")
-    begin.click(begin_run, [photos.folder, form.yaml, name], [started, name], api_name="start")
+    applied = gr.State((STANDARD, "tiny"))  # the preset that was taken last, and its base
+    filled = [form.yaml, form.command, form.message, form.written, *form.boxes]
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    for button, wish in zip(presets, STEPS, strict=True):
+        button.click(take_preset(wish), form.boxes, [*filled, applied], **private)
+    form.widgets["base"].input(follow_base, [applied, *form.boxes], [*filled, applied], **private)
+    settle = (show_errors(form.settle), [form.written, form.yaml, *form.boxes], form.sides)
+    ask.click(*settle, **private).success(estimate_run, [photos.folder, form.yaml], taken, api_name="plan")
+    begin.click(*settle, **private).success(
+        save_edited, [photos.folder, photos.captions], photos.message, **private
+    ).success(begin_run, [photos.folder, form.yaml, name], [started, name], api_name="start")
     page = gr.context.Context.root_block
     page.load(clone_run, None, [*photos.outputs, *filled, name], api_visibility="private", show_progress="hidden")
 
@@ -162,7 +213,9 @@ def task_tab(studio: Studio) -> None:
 
     @show_errors
     def begin_task(text: str, name: str) -> tuple[str, str]:
-        return enqueue_run(studio, check_paths(form.config(text), places, name))
+        config = check_paths(form.config(text), places, name)
+        check_media(config, places)
+        return enqueue_run(studio, config)
 
     form.build_basic()
     form.build_rest()
@@ -172,4 +225,10 @@ def task_tab(studio: Studio) -> None:
         begin = gr.Button("Start", variant="primary", elem_id="start-task")
     started = gr.HTML(label="Started", elem_id="task-started")
     form.wire()
-    begin.click(begin_task, [form.yaml, name], [started, name], api_name="start_task")
+    begin.click(
+        show_errors(form.settle),
+        [form.written, form.yaml, *form.boxes],
+        form.sides,
+        api_visibility="private",
+        show_progress="hidden",
+    ).success(begin_task, [form.yaml, name], [started, name], api_name="start_task")

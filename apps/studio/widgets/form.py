@@ -12,6 +12,7 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
+from ....training.config.checks import check_ranges
 from ....training.config.yaml_file import METHODS
 from ..render.messages import message_html, show_errors
 from .fields import (
@@ -71,15 +72,18 @@ class Form:
 
     def build_yaml(self) -> None:
         """The same as YAML, which is what is started, and as a command."""
+        default = values_to_yaml(self.method, {})
         with gr.Row():
             self.yaml = gr.Code(
-                value=values_to_yaml(self.method, {}), language="yaml", label="The settings as YAML", lines=8,
+                value=default, language="yaml", label="The settings as YAML", lines=8,
                 interactive=True, elem_id=f"{self.id}-yaml", scale=1,
             )  # fmt: skip
             self.command = gr.Textbox(
                 label="The same in a terminal", lines=8, interactive=False, elem_id=f"{self.id}-command", scale=1
             )
         self.message = gr.HTML(label="What is wrong with the settings", elem_id=f"{self.id}-said")
+        self.written = gr.State((default, default))
+        """YAML of the boxes, and text of the editor, when both last said the same."""
 
     def widget(self, field: Field) -> Any:
         """The box of a setting."""
@@ -113,21 +117,34 @@ class Form:
 
     # -------------------------------------------------------------------------- wiring
 
-    def wire(self) -> None:
-        """Boxes write the YAML, the YAML writes the boxes; the command follows."""
-        boxes = list(self.widgets.values())
+    @property
+    def boxes(self) -> list[Any]:
+        """The adapter's own settings and all boxes, in the order in which `boxes_yaml` takes them."""
+        return [self.options, *self.widgets.values()]
+
+    @property
+    def sides(self) -> list[Any]:
+        """What says the same as the boxes: editor, command, what is wrong, and what both said last."""
+        return [self.yaml, self.command, self.message, self.written]
+
+    def wire(self, elsewhere: tuple[str, ...] = ()) -> None:
+        """Boxes write the YAML, the YAML writes the boxes; the command follows. elsewhere: boxes that the page wires itself."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        inputs = [self.yaml, self.options, *boxes]
-        written = [self.yaml, self.command, self.message]
-        for box in boxes:
-            box.input(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
+        inputs = [self.yaml, *self.boxes]
+        written = self.sides
+        for name, box in self.widgets.items():
+            if name not in elsewhere:
+                box.input(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
         self.options.input(show_errors(self.from_boxes), inputs, written, **quiet)
         if self.has_adapter:
             self.widgets["adapter"].input(
                 show_errors(self.adapter_chosen), self.widgets["adapter"], self.options, **quiet
             )
         self.yaml.blur(
-            show_errors(self.from_yaml), self.yaml, [self.command, self.message, self.options, *boxes], **quiet
+            show_errors(self.from_editor),
+            [self.yaml, self.written],
+            [self.command, self.message, self.written, *self.boxes],
+            **quiet,
         )
         self.search.input(self.filter_fields, self.search, [self.widgets[name] for name in self.rest], **quiet)
 
@@ -135,33 +152,76 @@ class Form:
         """Another adapter, its own settings."""
         return self.option_rows(adapter, {})
 
-    def from_boxes(self, before: str, options: Any, *values: Any) -> tuple[str, str, str]:
-        """YAML, command and what is wrong, from what the boxes hold."""
+    def from_boxes(self, before: str, *boxes: Any) -> tuple[Any, ...]:
+        """YAML, command, what is wrong, and what was written, from what the boxes hold."""
         try:
-            own = {
-                name: from_input_value(self.fields[name], value)
-                for name, value in zip(self.widgets, values, strict=True)
-            }
-            if self.has_adapter:
-                known = option_help(own["adapter"])
-                rows = options.values.tolist() if hasattr(options, "values") else options
-                chosen = {str(row[0]): str(row[1]).strip() for row in rows if row and row[0] in known}
-                own["adapter_options"] = {key: value for key, value in chosen.items() if value}
-            text = values_to_yaml(self.method, own)
-            return text, self.command_text(text), ""
+            text = self.boxes_yaml(*boxes)
+            return text, self.command_text(text), "", (text, text)
         except UserError as error:
-            return before, "", message_html(str(error), "fault")
+            return before, "", message_html(str(error), "fault"), gr.skip()
+
+    def boxes_yaml(self, options: Any, *values: Any) -> str:
+        """The YAML of what the boxes hold.
+
+        Raises:
+            UserError: for a box that holds no value of its setting.
+        """
+        own = {
+            name: from_input_value(self.fields[name], value) for name, value in zip(self.widgets, values, strict=True)
+        }
+        if self.has_adapter:
+            known = option_help(own["adapter"])
+            rows = options.values.tolist() if hasattr(options, "values") else options
+            chosen = {str(row[0]): str(row[1]).strip() for row in rows if row and row[0] in known}
+            own["adapter_options"] = {key: value for key, value in chosen.items() if value}
+        return values_to_yaml(self.method, own)
+
+    def settle(self, written: tuple[str, str], text: str, *boxes: Any) -> tuple[Any, ...]:
+        """YAML, command, what is wrong, and what was written: what the page shows, whichever way it came into the boxes.
+
+        A box may hold what no event has told of (pasted, dictated, filled in by the browser), and the editor what was typed last.
+
+        Raises:
+            UserError: for a fault in the boxes or the editor, or when both were changed and do not say the same.
+        """
+        boxed = self.boxes_yaml(*boxes)
+        before, shown = written
+        edited = text != shown and self.normal_yaml(text) != boxed
+        if edited and boxed != before:
+            raise UserError(
+                "The boxes and the YAML were both changed and say different things: undo one of the two changes, or copy it to the other."
+            )
+        now = text if edited else boxed
+        self.check(now)
+        return now, self.command_text(now), "", (self.normal_yaml(now), now)
+
+    def check(self, text: str) -> None:
+        """Raises UserError for settings that no run could start with."""
+        check_ranges(self.config(text))
+
+    def normal_yaml(self, text: str) -> str:
+        """The YAML that the boxes have for what this one says."""
+        values = config_values(self.config(text))
+        return values_to_yaml(
+            self.method, {k: v for k, v in values.items() if k in self.fields or k == "adapter_options"}
+        )
+
+    def from_editor(self, text: str, written: tuple[str, str]) -> tuple[Any, ...]:
+        """The same as `from_yaml`, where the text is another than the boxes' own."""
+        if text == written[1]:
+            return tuple(gr.skip() for _ in range(3 + len(self.boxes)))
+        return self.from_yaml(text)
 
     def from_yaml(self, text: str) -> tuple[Any, ...]:
-        """Command, what is wrong, the adapter's own settings and all boxes, from the YAML."""
+        """Command, what is wrong, what was written, the adapter's own settings and all boxes, from the YAML."""
         try:
             config = self.config(text)
         except UserError as error:
-            return ("", message_html(str(error), "fault"), *(gr.skip() for _ in range(1 + len(self.widgets))))
+            return ("", message_html(str(error), "fault"), *(gr.skip() for _ in range(1 + len(self.boxes))))
         values = config_values(config)
         options = self.option_rows(values["adapter"], values["adapter_options"]) if self.has_adapter else gr.skip()
         boxes = [to_input_value(self.fields[name], values[name]) for name in self.widgets]
-        return (self.command_text(text), "", options, *boxes)
+        return (self.command_text(text), "", (self.normal_yaml(text), text), options, *boxes)
 
     def config(self, text: str) -> LoopConfig:
         """The config of the YAML, if it is one of this method and its adapter takes these settings."""

@@ -140,6 +140,19 @@ class PhotoStep:
         write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
         return folder_outputs(path, [])
 
+    def save_edited(self, folder: str, table: Any) -> str:
+        """Writes the captions of the table that are others than those beside the images; says how many."""
+        if not folder:
+            return ""
+        path = self.chosen_folder(folder)
+        kept = {one.path.name: one.caption for one in scan_folder(path)}
+        shown = {str(row[0]): str(row[1] or "") for row in table.values.tolist() if row[0]}
+        edited = {name: text for name, text in shown.items() if text.strip() != kept.get(name, "").strip()}
+        if not edited:
+            return ""
+        write_captions(path, edited)
+        return message_html(f"{len(edited)} edited captions were saved.")
+
     def write_missing_captions(self, folder: str, table: Any, model: str, config: Any) -> Iterator[Any]:
         """The table with its missing captions written by a model, as they come."""
         path, base = self.chosen_folder(folder), self.paths.base(model, tuple(EMBEDDED))

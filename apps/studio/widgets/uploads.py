@@ -120,7 +120,7 @@ def crop_preview(found: UploadedImage, side: int) -> Image.Image:
 
 
 def write_captions(folder: Path, captions: dict[str, str]) -> None:
-    """Writes a .txt beside each image; an empty caption removes it.
+    """Writes a .txt beside each image, or the .caption that is there; an empty caption removes it.
 
     Raises:
         UserError: for a name that is none of the folder's images.
@@ -129,7 +129,8 @@ def write_captions(folder: Path, captions: dict[str, str]) -> None:
     for name, caption in captions.items():
         if name not in known:
             raise UserError(f"There is no image named {name[:60]!r}.")
-        file = known[name].with_suffix(".txt")
+        own = known[name].with_suffix(".caption")
+        file = own if own.is_file() else known[name].with_suffix(".txt")
         if caption.strip():
             write_atomic(file, caption.strip().encode())
         else:
