@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -21,10 +21,12 @@ from .outcome import print_outcome
 class DemoInstructConfig(OverwriteOption):
     """Teaches the embedded vision-language model a task that it cannot do."""
 
+    task: Literal["sort", "where"] = "sort"
+    """What is learned: into which box a thing goes, or where in the image it is."""
     out: Path = Path("runs/demo-instruct")
     """Folder of data, runs and answers."""
-    steps: Annotated[int, Ge(1)] = 150
-    """Training steps of the new task alone; with replay a third more."""
+    steps: Annotated[int, Ge(1)] | None = None
+    """Training steps of the new task alone; with replay a third more; unset means the task's own."""
     adapter: str = "moslora"
     """Adapter method."""
     threads: Annotated[int, Ge(1)] = 1
@@ -47,39 +49,52 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
 
     torch.set_num_threads(config.threads)
     from ...training.embedded.demo_instruct import (
-        QUESTION,
-        RUNS,
+        TASKS,
         evaluate_demo,
         is_demo_data,
         train_demo,
         write_demo_data,
     )
 
-    start = time.time()
+    start, task = time.time(), TASKS[config.task]
     overwrite = config.overwrite or is_demo_data(config.out / "data")
     check_folder(config.out, overwrite=overwrite)
     if overwrite and not config.overwrite:
         print(f"{config.out} holds a demo already, which this one replaces.")
-    files = write_demo_data(config.out / "data", seed=config.seed)
+    files = write_demo_data(config.out / "data", task=config.task, seed=config.seed)
     settings = {"adapter": config.adapter, "threads": config.threads, "seed": config.seed}
-    print(f"Teaching the embedded model to answer '{QUESTION}' from 400 images ({files['train']})")
+    said = task.question if task.question.endswith("?") else f"{task.question} ...?"
+    print(f"Teaching the embedded model to answer '{said}' from {task.rows} images ({files['train']})")
     found: dict[str, Any] = {}
-    for name, steps in zip(RUNS, (config.steps, config.steps * 4 // 3), strict=True):
+    for name in task.runs:
+        steps = task.steps if config.steps is None else config.steps
         run = train_demo(
-            files, config.out / name, replay=name == "replay", steps=steps, overwrite=overwrite, **settings
+            files,
+            config.out / name,
+            task=config.task,
+            replay=name == "replay",
+            steps=steps * 4 // 3 if name == "replay" else steps,
+            overwrite=overwrite,
+            **settings,
         )
         if run.status()["state"] != "done":
             print_outcome(run.folder)
             return found
         found[name] = evaluate_demo(run, files)
-    print_answers(config.out / "replay" / "answers.jsonl")
+    shown = config.out / task.runs[-1]
+    print_answers(shown / "answers.jsonl")
     print_figures(found)
-    print(f"\neverything in {time.time() - start:.0f} s; all figures: {config.out / 'replay' / 'report.txt'}")
-    print(
-        f'Next: rankfold chat --run {config.out / "replay"} --image {files["train"].parent}/pictures/1-00000.png --compare "{QUESTION}"'
-    )
+    print(f"\neverything in {time.time() - start:.0f} s; all figures: {shown / 'report.txt'}")
+    image, asked = files["test"].parent / "pictures" / "1-00000.png", first_question(files["test"])
+    print(f'Next: rankfold chat --run {shown} --image {image} --compare "{asked}"')
     print("      rankfold train instruct --base llava-hf/llava-1.5-7b-hf --data YOUR.json --images FOLDER")
     return found
+
+
+def first_question(file: Path) -> str:
+    """The first question of a file that the demo wrote."""
+    row = json.loads(file.read_text(encoding="utf-8"))[0]
+    return row["question"] if "question" in row else row["conversations"][0]["value"].removeprefix("<image>\n")
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -108,22 +123,35 @@ def print_answers(file: Path, count: int = 6) -> None:
         print(f"{row['place'].split(', ')[1]:>12}  {row['right']:6} {row['base'][:30]:32} {row['tuned'][:30]}")
 
 
+OTHER = "another row's image"
+COLUMNS = {"alone": "new task alone", "replay": "with a quarter of old questions"}
+
+
 def print_figures(found: dict[str, Any]) -> None:
-    """What was learned, seen, forgotten and kept."""
-    alone, replay = found["alone"], found["replay"]
+    """What was learned, seen, forgotten and kept, a column for each run."""
     shown = lambda own: f"{own['mean']:5.1%} ({own['low']:.1%} to {own['high']:.1%})"  # noqa: E731
-    print(f"\n{'':34} {'new task alone':28} with a quarter of old questions")
-    for words, pick in (
-        ("new task, before", lambda f: f["base"]["accuracy"]),
-        ("new task, after", lambda f: f["tuned"]["accuracy"]),
-        ("  with another row's image", lambda f: f["controls"]["another row's image"]),
-        ("  with a blank image", lambda f: f["controls"]["blank image"]),
-        ("old questions, before", lambda f: f["retention"]["base"]),
-        ("old questions, after", lambda f: f["retention"]["tuned"]),
-    ):
-        print(f"{words:34} {shown(pick(alone)):28} {shown(pick(replay))}")
-    for split, own in replay["retention"]["splits"].items():
-        print(
-            f"  {split:32} {alone['retention']['splits'][split]['tuned']:5.1%} {'':22} {own['tuned']:5.1%}   (before {own['base']:.1%})"
-        )
-    print(f"verdict on the new task: {replay['compared']['verdict']} (McNemar p {replay['compared']['mcnemar_p']:.1g})")
+    print(f"\n{'':34} {' '.join(f'{COLUMNS[name]:28}' for name in found)}".rstrip())
+    last = next(reversed(found.values()))
+    lines = [
+        ("new task, before", lambda f: shown(f["base"]["accuracy"])),
+        ("new task, after", lambda f: shown(f["tuned"]["accuracy"])),
+        ("  with another row's image", lambda f: shown(f["controls"][OTHER])),
+        ("  with a blank image", lambda f: shown(f["controls"]["blank image"])),
+        ("  one answer to all", lambda f: f"{f['controls']['commonest answer']['mean']:5.1%}"),
+        ("old questions, before", lambda f: shown(f["retention"]["base"])),
+        ("old questions, after", lambda f: shown(f["retention"]["tuned"])),
+    ]
+    if "iou" in last["tuned"]:
+        lines[2:2] = [
+            ("mean IoU of boxes, before", lambda f: f"{f['base']['iou']['mean']:.3f}"),
+            ("mean IoU of boxes, after", lambda f: f"{f['tuned']['iou']['mean']:.3f}"),
+            ("  with another row's image", lambda f: f"{f['controls'][OTHER]['iou']:.3f}"),
+            ("  one box for all", lambda f: f"{f['controls']['commonest answer']['iou']:.3f}"),
+        ]
+    for words, pick in lines:
+        print(f"{words:34} {' '.join(f'{pick(figures):28}' for figures in found.values())}".rstrip())
+    for split, own in last["retention"]["splits"].items():
+        after = [f"{figures['retention']['splits'][split]['tuned']:<28.1%}" for figures in found.values()]
+        print(f"  {split:32} {' '.join(after).rstrip()}   (before {own['base']:.1%})")
+    verdict = last["compared"]
+    print(f"verdict on the new task: {verdict['verdict']} (McNemar p {verdict['mcnemar_p']:.1g})")

@@ -13,6 +13,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.choices import LETTER_INSTRUCTION
 from rankfold.toolkit.data.conversations import read_conversations
 from rankfold.toolkit.data.images import load_rgb
+from rankfold.toolkit.data.videos import medium_bytes
 from rankfold.toolkit.metrics import answers as scoring
 from rankfold.toolkit.metrics import statistics
 from rankfold.training.evaluation import instruct as evaluate
@@ -316,10 +317,10 @@ def test_shuffled_shows_images_of_others(items, tmp_path):
     (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
     many = [{"image": f"{name}.png", "answer": "x"} for name in ("a", "a", "copy", "b", "b", "b")]
     made = items(*many, pair("c", "d"), pair("d", "e"), {"image": None, "answer": "x"})
-    contents = [[module.image_bytes(image) for image in own] for own in images(made)]
+    contents = [[medium_bytes(image) for image in own] for own in images(made)]
     for seed in range(20):
         mixed = module.shuffle_images(made, seed)
-        others = [[module.image_bytes(image) for image in own] for own in images(mixed)]
+        others = [[medium_bytes(image) for image in own] for own in images(mixed)]
         assert [len(own) for own in others] == [len(own) for own in contents]
         assert all(own != other for own, other in zip(contents[:8], others[:8], strict=True))
         assert images(mixed) == images(module.shuffle_images(made, seed))
@@ -457,3 +458,15 @@ def test_a_task_for_lmms_eval(items, tmp_path):
         [utils.process_results(row, [text])["accuracy"] for text in pair] for row, pair in zip(rows, said, strict=True)
     ]
     assert scores == [[1, 0]] * 3
+
+
+def test_one_box_for_all_is_the_median_in_shares(tmp_path):
+    """Of images of several sizes; what it scores stands beside the model's figures."""
+    rows = []
+    for number, (side, box) in enumerate(((40, [0, 0, 20, 20]), (80, [0, 0, 40, 40]), (40, [20, 20, 40, 40]))):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "where?", "answer": "<bbox>", "objects": {"bbox": [box]}})
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    found = evaluate.constant_answer(module.read_items(tmp_path / "data.json", None))
+    assert found["answer"].startswith("the median box (0.00, 0.00, 0.50, 0.50")
+    assert found["mean"] == found["iou"] == pytest.approx(2 / 3)

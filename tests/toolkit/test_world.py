@@ -1,8 +1,9 @@
 """The tiny world is what it says: reproducible, described, and with things held out."""
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from rankfold.toolkit.embedded import world
+from rankfold.toolkit.embedded import groups, world
 from rankfold.toolkit.embedded.judge import ANSWERS, IGNORE, label_indices
 
 
@@ -59,3 +60,24 @@ def test_labels_leave_out_what_a_image_does_not_settle():
     assert ANSWERS["scene"][creature["scene"]] == "sea"
     crowd = dict(zip(names, label_indices(world.Thing("star", "sea", "red", count="two")), strict=True))
     assert crowd["place"] == crowd["size"] == IGNORE
+
+
+def test_boxes_hold_what_was_drawn():
+    """Outside its boxes an image is the bare scene; each box touches what it holds on all sides (to the blur's two pixels)."""
+    for seed in range(20):
+        group = groups.random_group(np.random.default_rng(seed))
+        image, boxes = groups.draw_group_with_boxes(group, np.random.default_rng(seed))
+        bare = Image.new("RGB", (world.SIZE * world.ZOOM,) * 2)
+        world.draw_scene(ImageDraw.Draw(bare), group.scene, np.random.default_rng(seed))
+        changed = (np.asarray(image, int) != np.asarray(world.finalize(bare), int)).any(-1)
+        assert list(boxes) == list(group.things)
+        left = changed.copy()
+        for box in boxes.values():
+            x1, y1, x2, y2 = (round(number) for number in box)
+            rows, columns = changed[y1:y2, x1:x2].any(1).nonzero()[0], changed[y1:y2, x1:x2].any(0).nonzero()[0]
+            assert rows[0] <= 2
+            assert columns[0] <= 2
+            assert rows[-1] >= y2 - y1 - 3
+            assert columns[-1] >= x2 - x1 - 3
+            left[max(0, y1 - 3) : y2 + 3, max(0, x1 - 3) : x2 + 3] = False
+        assert not left.any()

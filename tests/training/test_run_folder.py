@@ -799,10 +799,11 @@ def test_a_demo_takes_the_place_of_a_demo_and_of_nothing_else(old):
     assert not is_demo(old)
 
 
-def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path):
+@pytest.mark.parametrize("task", ["sort", "where"])
+def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path, task):
     from rankfold.training.embedded.demo_instruct import is_demo_data, write_demo_data
 
-    few = {"rows": 2, "test": 2, "old": 2}
+    few = {"task": task, "rows": 2, "test": 2, "old": 2}
     write_demo_data(tmp_path / "data", **few)
     assert is_demo_data(tmp_path / "data")
     (tmp_path / "data" / "train.json").unlink()
@@ -831,3 +832,14 @@ def test_the_demo_twice(capsys, tmp_path):
     assert "likeness" in said
     assert run.status()["step"] == 2
     assert not (run.folder / "export" / "old.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_instruct_demo_on_boxes(capsys, tmp_path):
+    """One step: the figures of boxes stand beside one box for all, and the demo is replaced by the next."""
+    for _ in range(2):
+        main(["demo", "instruct", "--task", "where", "--steps", "1", "--out", str(tmp_path / "demo")])
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'demo'} holds a demo already" in said
+    assert "mean IoU of boxes, after" in said
+    assert "one box for all" in said

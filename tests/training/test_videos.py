@@ -160,7 +160,8 @@ def test_the_same_as_the_processors_own_chat(base, frames):
 def test_a_video_is_seen(base, frames):
     """Frames in another order are another question."""
     vision = VisionLanguageModel(str(base))
-    row, (clip,) = (part[0] for part in prepared(vision, frames))
+    rows, media = prepared(vision, frames)
+    row, clip = rows[0], media[0][0]
     turned = Clip(clip.frames[::-1], clip.size)
     with torch.no_grad():
         one, other = (

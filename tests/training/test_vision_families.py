@@ -227,7 +227,7 @@ def test_adapters_stand_where_they_were_asked_for(vlm, images, tmp_path):
     tuned = open_chat(str(vlm), [run.adapter])
     names = set(adapter_layers(tuned.model))
     assert names <= set().union(*seen[2:4])
-    if vision.config["model_type"] in ("llava", "llava_next") and "siglip" not in str(vlm):
+    if vision.config.get("vision_feature_layer") == -2:
         last = [name for name in seen[2] if ".layers.1." in name]
         assert last
         assert not names & set(last)

@@ -31,6 +31,12 @@ def random_group(rng: np.random.Generator) -> Group:
 
 def draw_group(group: Group, rng: np.random.Generator) -> Image.Image:
     """Draws a group as a 64 px RGB image; `rng` moves everything a little."""
+    return draw_group_with_boxes(group, rng)[0]
+
+
+def draw_group_with_boxes(group: Group, rng: np.random.Generator) -> tuple[Image.Image, dict[str, world.Box]]:
+    """The same, and the box of the thing in each corner."""
+    boxes = {}
     side = world.SIZE * world.ZOOM
     image = Image.new("RGB", (side, side))
     world.draw_scene(ImageDraw.Draw(image), group.scene, rng)
@@ -38,8 +44,8 @@ def draw_group(group: Group, rng: np.random.Generator) -> Image.Image:
         thing = world.Thing(shape=shape, scene=group.scene, colour=colour)
         radius = RADIUS * rng.uniform(0.94, 1.06) * world.ZOOM
         x, y = (world.SIZE / 2 + offset + rng.uniform(-1.5, 1.5) for offset in CORNERS[corner])
-        world.paste_centred(image, world.draw_figure(thing, radius, tilt=rng.uniform(-7, 7)), (x, y))
-    return world.finalize(image)
+        boxes[corner] = world.paste_centred(image, world.draw_figure(thing, radius, tilt=rng.uniform(-7, 7)), (x, y))
+    return world.finalize(image), boxes
 
 
 def group_caption(group: Group) -> str:

@@ -117,6 +117,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
+        box_convention="eighths",  # ours: how rows' boxes are written for this base
     )
     model = LlavaForConditionalGeneration(config)
     rescale(model)

@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw, ImageFilter
 SIZE = 64  # side of a finished image, pixels
 ZOOM = 4  # images are drawn this much larger, then reduced, which smooths the edges
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, image pixels
+
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "ring")
 COLOURS = {
     "red": (214, 40, 40),
@@ -147,6 +149,13 @@ def caption(thing: Thing, rng: np.random.Generator | None = None, *, noun: str |
 
 def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = None) -> Image.Image:
     """Draws a thing as a 64 px RGB image; `rng` moves it a little, as no two photos are the same."""
+    return draw_with_boxes(thing, rng, creature)[0]
+
+
+def draw_with_boxes(
+    thing: Thing, rng: np.random.Generator, creature: Creature | None = None
+) -> tuple[Image.Image, list[Box]]:
+    """The same, and the box of each figure in it."""
     side = SIZE * ZOOM
     image = Image.new("RGB", (side, side))
     draw_scene(ImageDraw.Draw(image), thing.scene, rng)
@@ -154,12 +163,13 @@ def draw(thing: Thing, rng: np.random.Generator, creature: Creature | None = Non
         build = creature if creature is not None else make_creature(thing.creature or 0)
         radius = {"small": 11.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         figure = draw_creature(build, radius * ZOOM, flip=bool(rng.random() < 0.5), tilt=rng.uniform(-8, 8))
-        paste_centred(image, figure, place_centre(thing.place, rng))
-        return finalize(image)
+        box = paste_centred(image, figure, place_centre(thing.place, rng))
+        return finalize(image), [box]
+    boxes = []
     for centre, radius in layout(thing, rng):
         figure = draw_figure(thing, radius * ZOOM, tilt=rng.uniform(-7, 7))
-        paste_centred(image, figure, centre)
-    return finalize(image)
+        boxes.append(paste_centred(image, figure, centre))
+    return finalize(image), boxes
 
 
 def draw_pair(left: int, right: int, scene: str, rng: np.random.Generator) -> Image.Image:
@@ -195,10 +205,17 @@ def layout(thing: Thing, rng: np.random.Generator) -> list[tuple[tuple[float, fl
     return [((SIZE / 2 + x + rng.uniform(-1, 1), SIZE / 2 + rng.uniform(-4, 4)), radius) for x in offsets]
 
 
-def paste_centred(image: Image.Image, figure: Image.Image, centre: tuple[float, float]) -> None:
-    """Pastes an RGBA figure with its middle at `centre` (image pixels)."""
+def paste_centred(image: Image.Image, figure: Image.Image, centre: tuple[float, float]) -> Box:
+    """Pastes an RGBA figure with its middle at `centre` (image pixels); returns the box of what is in the image of it."""
     x, y = round(centre[0] * ZOOM - figure.width / 2), round(centre[1] * ZOOM - figure.height / 2)
     image.paste(figure, (x, y), figure)
+    left, top, right, bottom = figure.getchannel("A").getbbox() or (0, 0, 0, 0)
+    return (
+        max(0.0, (x + left) / ZOOM),
+        max(0.0, (y + top) / ZOOM),
+        min(float(SIZE), (x + right) / ZOOM),
+        min(float(SIZE), (y + bottom) / ZOOM),
+    )
 
 
 # ---------------------------------------------------------------------------------------------- scenes

@@ -2,6 +2,7 @@
 
     pixels     of the image as the processor resizes it, [x1, y1, x2, y2] (Qwen2.5-VL)
     thousand   0 to 1000 of width and height (Qwen2-VL, Qwen3-VL, InternVL)
+    eighths    0 to 8 of width and height: the lines between the embedded model's patches
     locations  <loc0000> to <loc1023>, y before x (PaliGemma)
     relative   0 to 1 with three decimals, of what the base sees (LLaVA and all others)
 
@@ -25,12 +26,19 @@ NUMBER = r"-?\d+(?:\.\d+)?"
 NUMBERS = re.compile(rf"[\[(]\s*({NUMBER}(?:\s*,\s*{NUMBER})+)\s*[\])]")
 LOCATION = re.compile(r"<loc(\d{4})>")
 LOCATIONS = 1024
+CONVENTIONS = ("pixels", "thousand", "eighths", "locations", "relative")
 
 
 class Grounding:
     """How a base writes places in images."""
 
     def __init__(self, processor: Any, convention: str, pad_to_square: bool) -> None:
+        """Raises UserError for a convention that is not known."""
+        if convention not in CONVENTIONS:
+            raise UserError(
+                f"the base's config names the box_convention '{convention}', which is none of {', '.join(CONVENTIONS)}: correct its "
+                "config.json."
+            )
         self.processor, self.convention, self.pad_to_square = processor, convention, pad_to_square
 
     def visible(self, size: Size) -> tuple[float, float, float, float]:
@@ -64,7 +72,8 @@ class Grounding:
         """What full width and height are in the base's numbers."""
         if self.convention == "pixels":
             return self.resized(size)
-        return {"thousand": (1000, 1000), "locations": (LOCATIONS, LOCATIONS)}.get(self.convention, (1, 1))
+        full = {"thousand": 1000, "eighths": 8, "locations": LOCATIONS, "relative": 1}[self.convention]
+        return full, full
 
     def write(self, place: dict[str, Any], size: Size) -> str:
         """The text of a place, see toolkit/data/objects.py, in an image of this size.

@@ -141,7 +141,7 @@ class VisionLanguageModel:
             prefix_attention=family.prefix_attention,
             appended=family.appended,
             pad_to_square=pad_to_square,
-            boxes=family.boxes,
+            boxes=self.config.get("box_convention", family.boxes),
             video_frames=video_frames,
             takes_video=family.takes_video,
             equal_videos=family.equal_videos,

@@ -1,14 +1,16 @@
-"""The demo of visual instruction tuning: a task that the embedded model cannot do, learned twice, without and with replay.
+"""The demos of visual instruction tuning: tasks that the embedded model cannot do, learned and measured.
 
-The task is to sort things into two boxes by their colour, warm ones into box one, cold ones into box two: a rule that the base never saw.
-What the base could do before is asked again afterwards: after training on the new task alone it has forgotten some of it, and with a
-quarter of old questions mixed in it has not.
+sort    things go into two boxes by their colour, warm ones into box one, cold ones into box two: a rule that the base never saw.
+        Learned twice, without and with a quarter of old questions, since alone it makes the base forget some of what it could do.
+where   the box of a thing that is named, in an image with another beside it: the base knows places by words, and no box.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ..evaluation.items import read_items
 from ..launch.start import train
 
 QUESTION = "Which box does it go into?"
+WHERE = "Where is the"
 BOXES = {"one": ("red", "orange", "yellow"), "two": ("green", "blue", "purple")}
 IMAGE = re.compile(r"\d-\d{5}\.png|\..*\.tmp")
 RUNS = ("alone", "replay")
@@ -41,21 +44,50 @@ SETTINGS: dict[str, Any] = {
     "preview_every": 0,
     "checkpoint_every": 1000,
 }
+# The head is among the layers: the base never learned to say a digit, and its vectors of tokens that were never said are alike.
+WHERE_SETTINGS: tuple[tuple[str, Any], ...] = (
+    ("rank", 16),
+    ("alpha", 16.0),
+    ("learning_rate", 3e-3),
+    ("lr_warmup_steps", 20),
+    ("target_modules", ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")),
+    ("target_parts", ()),
+    ("train_projector", True),
+    ("projector_learning_rate", 1e-3),
+)
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """What the embedded model learns in a demo."""
+
+    question: str
+    """What is asked, or how it begins."""
+    make_row: Callable[[Path, int, int, int], dict[str, Any]]
+    """(folder, seed, stream, number) -> a row, whose image it writes."""
+    rows: int
+    """Images to learn from."""
+    steps: int
+    runs: tuple[str, ...] = RUNS
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Settings of its own."""
 
 
 def write_demo_data(
-    folder: Path, *, seed: int = 0, rows: int = 400, test: int = 200, old: int = 200
+    folder: Path, *, task: str = "sort", seed: int = 0, rows: int | None = None, test: int = 200, old: int = 200
 ) -> dict[str, Path]:
-    """Draws the images and writes train.json (LLaVA's format), test.json, replay.json and retention.json."""
+    """Draws the images of a task and writes train.json, test.json, replay.json and retention.json."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    chosen = TASKS[task]
+    rows = chosen.rows if rows is None else rows
     made = {
-        "train": [new_row(folder, seed, TRAIN, number) for number in range(rows)],
-        "test": [new_row(folder, seed, TEST, number) for number in range(test)],
-        "replay": [old_row(folder, seed, REPLAY, number) for number in range(rows)],
+        "train": [chosen.make_row(folder, seed, TRAIN, number) for number in range(rows)],
+        "test": [chosen.make_row(folder, seed, TEST, number) for number in range(test)],
+        "replay": [
+            llava_row(old_row(folder, seed, REPLAY, number)) for number in range(rows if "replay" in chosen.runs else 0)
+        ],
         "retention": [old_row(folder, seed, RETENTION, number) for number in range(old)],
     }
-    for name in ("train", "replay"):
-        made[name] = [llava_row(row) for row in made[name]]
     for name, content in made.items():
         write_text(folder / f"{name}.json", json.dumps(content, indent=1))
     return {name: folder / f"{name}.json" for name in made}
@@ -66,23 +98,47 @@ def is_demo_data(folder: Path) -> bool:
     try:
         names = {path.name for path in folder.iterdir()}
         if "train.json" in names:
-            return (
-                QUESTION
-                in json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]["conversations"][0]["value"]
-            )
+            first = json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]["conversations"][0]["value"]
+            return any(task.question in first for task in TASKS.values())
         return names == {"pictures"} and all(IMAGE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
-def new_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
-    """An image of one thing, and its box."""
+def sort_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, Any]:
+    """An image of one thing, and the box that it goes into; what is learned from in LLaVA's format."""
     rng = np.random.default_rng((seed, 23, stream, number))
     box = sorted(BOXES)[number % 2]
     thing = world.random_thing(rng)
     while thing.count != "one" or thing.colour not in BOXES[box]:
         thing = world.random_thing(rng)
-    return {"image": write_thing(folder, thing, rng, stream, number), "question": QUESTION, "answer": box}
+    row = {"image": write_thing(folder, thing, rng, stream, number), "question": QUESTION, "answer": box}
+    return llava_row(row) if stream == TRAIN else row
+
+
+def where_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, Any]:
+    """An image, of one thing and of several in turn, and where each is; of what is measured by, where one of them is."""
+    rng = np.random.default_rng((seed, 31, stream, number))
+    if number % 2:
+        group = groups.random_group(rng)
+        while len(set(group.things.values())) < len(group.things):  # each is named by colour and shape
+            group = groups.random_group(rng)
+        image, corners = groups.draw_group_with_boxes(group, rng)
+        places = [(group.things[corner], box) for corner, box in corners.items()]
+    else:
+        thing = world.random_thing(rng, held=stream != TRAIN)
+        while thing.count != "one":
+            thing = world.random_thing(rng, held=stream != TRAIN)
+        image, boxes = world.draw_with_boxes(thing, rng)
+        places = [((thing.shape, str(thing.colour)), boxes[0])]
+    name = f"pictures/{stream}-{number:05d}.png"
+    write_png(folder / name, image)
+    asked = [places[at] for at in rng.permutation(len(places))][: None if stream == TRAIN else 1]
+    turns = []
+    for at, ((shape, colour), _) in enumerate(asked):
+        words = f"{WHERE} {colour} {shape}?"
+        turns += [{"from": "human", "value": words if at else f"<image>\n{words}"}, {"from": "gpt", "value": "<bbox>"}]
+    return {"image": name, "conversations": turns, "objects": {"bbox": [list(box) for _, box in asked]}}
 
 
 def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
@@ -116,10 +172,19 @@ def llava_row(row: dict[str, str]) -> dict[str, Any]:
     return {"image": row["image"], "conversations": turns}
 
 
-def train_demo(files: dict[str, Path], out: Path, *, replay: bool, overwrite: bool = False, **settings: Any) -> Run:
-    """Trains on the new task, with or without old questions. overwrite: as in `train`, where a run is there."""
+TASKS = {
+    "sort": DemoTask(QUESTION, sort_row, rows=400, steps=150),
+    "where": DemoTask(WHERE, where_row, rows=1200, steps=600, runs=("alone",), settings=WHERE_SETTINGS),
+}
+
+
+def train_demo(
+    files: dict[str, Path], out: Path, *, task: str = "sort", replay: bool, overwrite: bool = False, **settings: Any
+) -> Run:
+    """Trains on a task, with or without old questions. overwrite: as in `train`, where a run is there."""
+    own = SETTINGS | dict(TASKS[task].settings)
     config = InstructConfig(
-        data=files["train"], replay=files["replay"] if replay else None, out=out, **(SETTINGS | settings)
+        data=files["train"], replay=files["replay"] if replay else None, out=out, **(own | settings)
     )
     return train(config, overwrite=overwrite and Run(out).is_run())
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean, median
 from typing import Any
 
 from ...pipelines.chat import base_model_only, option_scores, whole_answers
 from ...toolkit.data.image_checks import check_image
+from ...toolkit.data.images import image_size
 from ...toolkit.data.videos import Video
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import statistics
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..engine.processes import map_distributed
-from .items import Item, blank_images, shuffle_images
+from .items import Item, blank_images, box_numbers, first_image, shuffle_images
 
 BATCH_SIZE = 16  # rows
 SHORTEST_LIMIT = 32  # tokens that every answer may take
@@ -135,9 +137,7 @@ def control_metrics(
     vision: VisionLanguageModel, items: Sequence[Item], tuned: ModelAnswers, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
     """What is right without looking: the commonest answer, and the tuned model's with blank and with other images."""
-    right = [item.references[0] for item in items]
-    answer, score = scoring.majority_baseline(right, lambda said, n: items[n].score(items[n].parse_answer(said)))
-    found: dict[str, Any] = {"commonest answer": {"answer": answer, "mean": score}}
+    found: dict[str, Any] = {"commonest answer": constant_answer(items)}
     if not any(item.conversation.images for item in items):
         return found
     clusters = [item.cluster for item in items]
@@ -151,7 +151,36 @@ def control_metrics(
         seen = {"mean": sum(gain) / len(gain), "low": low, "high": high, "it_looks": word == "improved"}
         seen["cut"] = sum(tuned.cut) + sum(other.cut)
         found[name] = statistics.mean_with_interval(other.scores, clusters) | {"seen": seen}
+        if ious := box_overlaps(other, items):
+            found[name]["iou"] = fmean(ious)
     return found
+
+
+def constant_answer(items: Sequence[Item]) -> dict[str, Any]:
+    """What one answer to all questions scores: the commonest, or where boxes are asked for the box in the middle of the right ones."""
+    if not all(item.kind == "box" and len(box_numbers(item.references[0])) == 4 for item in items):
+        right = [item.references[0] for item in items]
+        answer, score = scoring.majority_baseline(right, lambda said, n: items[n].score(items[n].parse_answer(said)))
+        return {"answer": answer, "mean": score}
+    sizes = [image_size(first_image(item.conversation)) for item in items]
+    shares = [
+        [number / size[at % 2] for at, number in enumerate(box_numbers(item.references[0]))]
+        for item, size in zip(items, sizes, strict=True)
+    ]
+    middle = [median(column) for column in zip(*shares, strict=True)]
+    said = [" ".join(f"{share * size[at % 2]:.2f}" for at, share in enumerate(middle)) for size in sizes]
+    pairs = list(zip(items, said, strict=True))
+    return {
+        "answer": f"the median box ({', '.join(f'{share:.2f}' for share in middle)} of width and height)",
+        "mean": fmean(item.score(box) for item, box in pairs),
+        "iou": fmean(item.iou(box) for item, box in pairs),
+    }
+
+
+def box_overlaps(asked: ModelAnswers, items: Sequence[Item]) -> list[float]:
+    """Intersection over union of each box that was asked for."""
+    pairs = zip(items, asked.read, strict=True)
+    return [item.iou(said) if said else 0.0 for item, said in pairs if item.kind == "box"]
 
 
 def answer_row(item: Item, number: int, tuned: ModelAnswers, base: ModelAnswers) -> dict[str, Any]:
@@ -204,8 +233,7 @@ def compute_metrics(asked: ModelAnswers, items: Sequence[Item]) -> dict[str, Any
         )
     boxed = [n for n, item in enumerate(items) if item.kind == "box"]
     if boxed:
-        values = [items[n].iou(said) if (said := asked.read[n]) else 0.0 for n in boxed]
-        figures["iou"] = statistics.mean_with_interval(values, [clusters[n] for n in boxed])
+        figures["iou"] = statistics.mean_with_interval(box_overlaps(asked, items), [clusters[n] for n in boxed])
     return figures
 
 

@@ -142,7 +142,7 @@ class InstructMeasuring:
         self.training.module.train()
         if self.accelerator.is_main_process:
             said = {name: own["mean"] for name, own in controls.items()}
-            said = {"the commonest answer" if name == "commonest answer" else name: mean for name, mean in said.items()}
+            said = {"one answer to all" if name == "commonest answer" else name: mean for name, mean in said.items()}
             said |= {"right image": fmean(tuned.scores)}
             print("held-out answers right with " + ", ".join(f"{name} {mean:.3f}" for name, mean in said.items()))
             run.append_log(json.dumps({"controls": said}))
