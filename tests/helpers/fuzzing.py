@@ -505,8 +505,10 @@ def try_inputs(count: int, seed: int = 0, names: list[str] | None = None, keep: 
     )
     warnings.simplefilter("ignore")
     try:
-        for name, number in inputs(names, count):
+        for total, (name, number) in enumerate(inputs(names, count), 1):
             try_one(name, number, seed, outside, outcome, keep)
+            if total % 2500 == 0:
+                print(f"{total} inputs, {len(outcome.faults)} kinds of faults", flush=True)
     finally:
         shutil.rmtree(outside, ignore_errors=True)
         for variable, value in zip(("RANKFOLD_LIBRARY", "RANKFOLD_CACHE"), before, strict=True):
