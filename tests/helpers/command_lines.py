@@ -34,7 +34,7 @@ PATHS = (
     "/dev/null",
     "..",
     "\udcff",
-    "~nobody/x",
+    "~no-such-user/x",
 )
 WORDS = ("", "abc", LONG)
 

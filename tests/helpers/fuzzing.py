@@ -505,8 +505,10 @@ def try_inputs(count: int, seed: int = 0, names: list[str] | None = None, keep: 
     )
     warnings.simplefilter("ignore")
     try:
-        for name, number in inputs(names, count):
+        for total, (name, number) in enumerate(inputs(names, count), 1):
             try_one(name, number, seed, outside, outcome, keep)
+            if total % 2500 == 0:
+                print(f"{total} inputs, {len(outcome.faults)} kinds of faults", flush=True)
     finally:
         shutil.rmtree(outside, ignore_errors=True)
         for variable, value in zip(("RANKFOLD_LIBRARY", "RANKFOLD_CACHE"), before, strict=True):
@@ -543,14 +545,14 @@ def try_one(name: str, number: int, seed: int, outside: Path, outcome: Outcome, 
     if seconds > MOST_SECONDS or memory > MOST_BYTES:
         fault = f"{name}: {seconds:.1f} s, {memory >> 20} MiB"
         outcome.faults[fault] = f"{number} of seed {seed}"
-    written = sorted(
-        str(path.relative_to(outside))
-        for folder in (outside, outside / "given", outside / "here")
-        for path in folder.iterdir()
-    )
-    if set(written) - {"given", "here", "cache", "given/work"}:
-        fault = f"{name}: wrote {written}"
+    allowed = {"given", "here", "cache", "given/work"}
+    folders = (outside, outside / "given", outside / "here")
+    written = {str(path.relative_to(outside)) for folder in folders for path in folder.iterdir()} - allowed
+    if written:
+        fault = f"{name}: wrote {sorted(written)}"
         outcome.faults[fault] = f"{number} of seed {seed}"
+    for path in written:
+        shutil.rmtree(outside / path) if (outside / path).is_dir() else (outside / path).unlink()
     if fault and keep is not None:
         digest = hashlib.sha256(fault.encode()).hexdigest()[:6]
         shutil.rmtree(keep / f"{name}-{digest}", ignore_errors=True)

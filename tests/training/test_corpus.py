@@ -20,6 +20,7 @@ from rankfold.toolkit.data.images import image_size, load_rgb
 from rankfold.toolkit.data.subjects import Sample, check_masks, find_samples, load_mask
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.toolkit.formats.folder_report import inspect_adapter
+from rankfold.training.config.convert import convert_config
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.evaluation.measuring import load_measurements, truncate_measurements
 from rankfold.training.evaluation.report import runs_page
@@ -102,6 +103,7 @@ def use_library(file, work):
 
 
 ENTRIES = {
+    "foreign_config": lambda file, work: convert_config(file).yaml(),
     "captions_txt": lambda file, work: find_samples(put(file, work / "x", "0.txt")),
     "captions_metadata": lambda file, work: find_samples(put(file, work / "x", "metadata.jsonl")),
     "config_yaml": use_config,

@@ -11,8 +11,18 @@ import os
 import time
 from pathlib import Path
 from threading import RLock
+from typing import Any
 
 from .systems import WINDOWS
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl: Any = None
+try:
+    import msvcrt
+except ImportError:  # any other
+    msvcrt: Any = None
 
 HELD_ERRORS = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 PROBE_SECONDS = 0.25  # for which a lock may be refused because somebody is just looking whether it is held
@@ -92,15 +102,13 @@ def _is_file(descriptor: int, path: Path) -> bool:
 def _lock(descriptor: int, *, shared: bool) -> bool | None:
     """Locks an open file if it is free; None where there are no locks."""
     try:
-        if WINDOWS:
-            import msvcrt
-
+        if fcntl is not None:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        elif msvcrt is not None:
             os.lseek(descriptor, WINDOWS_PLACE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
-            import fcntl
-
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return None
     except OSError as error:
         return False if error.errno in HELD_ERRORS else None
     return True

@@ -10,6 +10,7 @@ import math
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ def same(value: Any) -> Any:
 
 
 def number(value: Any) -> float:
-    """A number, also where it is a text."""
-    return float(value)
+    """A finite number, also where it is a text."""
+    if not isfinite(found := float(value)):
+        raise ValueError(f"{value} is not finite")
+    return found
 
 
 def whole(value: Any) -> int:
     """A whole number, also where it is a text."""
-    return int(float(value))
+    return int(number(value))
 
 
 def optimizer(value: Any) -> str:
@@ -205,7 +208,7 @@ def carry_over(converted: Converted, key: str, value: Any) -> None:
     name, convert = setting
     try:
         own = convert(value)
-    except (NotCarriedOver, ValueError, TypeError) as error:
+    except (NotCarriedOver, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         reason = str(error) if isinstance(error, NotCarriedOver) else "not a value that is understood"
         converted.left_out.append(f"{key}: {short(value)} ({reason})")
         return
