@@ -70,7 +70,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known_formats())
     pixels = image.width * image.height
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     if pixels > max(MANY_PIXELS, size * MOST_PER_BYTE):
         image.close()
         raise Image.DecompressionBombError(f"{pixels} pixels in {size} bytes")

@@ -18,6 +18,7 @@ from ..adapters.base import is_projection
 from ..adapters.change import Change
 from ..adapters.fold import Folded, fold
 from ..core.errors import UserError
+from ..core.paths import is_there
 from ..core.run_folder import Run
 from ..diffusion.textual_inversion import load_token_embeddings
 from . import native, vlm_folder
@@ -52,7 +53,7 @@ def adapter_path(path: Path) -> Path:
     Raises:
         UserError: when there is nothing, or the run is not done.
     """
-    if not path.exists():
+    if not is_there(path):
         raise UserError(f"{path} does not exist: give a run folder, an adapter folder or a LoRA file.")
     run = Run(path)
     return run.finished_adapter() if run.config_file.is_file() else path
