@@ -22,6 +22,7 @@ from peft import PeftModel
 from ..toolkit.adapters.approximate import linearize, low_rank_all
 from ..toolkit.adapters.fold import Folded, fold
 from ..toolkit.core.errors import UserError
+from ..toolkit.core.files import check_replaceable
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.core.run_folder import delete_tree
 from ..toolkit.diffusion.load import open_model, resolve_base
@@ -158,6 +159,7 @@ def staging_folder(beside: Path) -> Iterator[Path]:
 
 def publish(made: Path, place: Path) -> None:
     """Moves a proven file or folder to its final name; an older one of that name is replaced whole."""
+    check_replaceable(place)
     if place.is_dir() and not place.is_symlink():
         delete_tree(place)
     made.replace(place)

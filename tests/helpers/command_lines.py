@@ -31,7 +31,6 @@ PATHS = (
     "FILE/below",
     "FOLDER",
     LONG,
-    "/dev/null",
     "..",
     "\udcff",
     "~no-such-user/x",

@@ -15,6 +15,9 @@ import pytest
 from settings import quick_config
 from short_runs import write_config
 
+from rankfold.pipelines.export import publish
+from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.files import write_atomic
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.training.config.subject import SubjectConfig
 
@@ -248,3 +251,15 @@ def test_a_small_shared_memory_is_said(place, photos, ended):
     config = place / "task" / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("workers: 2", "workers: 0"), encoding="utf-8")
     assert ended(["resume", place / "task"], faults.small_shared_memory)[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    """As root, a file renamed to /dev/null would take its place, for every program of the machine."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with pytest.raises(UserError, match="is no file but a device, a pipe or a socket"):
+        write_atomic(pipe, b"x")
+    (tmp_path / "made").write_bytes(b"x")
+    with pytest.raises(UserError, match="is no file but a device, a pipe or a socket"):
+        publish(tmp_path / "made", pipe)
+    assert pipe.is_fifo()

@@ -23,6 +23,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """
     if not path.name:
         raise UserError(f"'{path}' is a folder, and a file is to be written: give its name.")
+    check_replaceable(path)
     temporary = path.with_name(
         f".{path.name}.{uuid4().hex[:12]}.tmp"
     )  # two containers may have the same process number
@@ -44,6 +45,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises UserError for a device, a pipe or a socket, such as /dev/null: by a new file of its name it would be gone."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):  # these raise for no name
+        raise UserError(f"{path} is no file but a device, a pipe or a socket: give the name of a file.")
 
 
 def sync_folder(folder: Path) -> None:

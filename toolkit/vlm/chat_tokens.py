@@ -206,7 +206,9 @@ class ChatTokens:
     def replacements(self, sizes: Sequence[MediumSize]) -> tuple[str, ...]:
         """What the marks of images and videos of these sizes become, when they stand together in one conversation."""
         still = tuple(size for size in sizes if not isinstance(size, ClipSize))
-        images = iter(self.images.replacements(still) if still else ())  # a template for texts alone needs no mark for images
+        images = iter(
+            self.images.replacements(still) if still else ()
+        )  # a template for texts alone needs no mark for images
         return tuple(self.videos.replacement(size) if isinstance(size, ClipSize) else next(images) for size in sizes)
 
     def pad_image(self, image: Image.Image) -> Image.Image:
