@@ -39,11 +39,19 @@ from .row_fields import (
     turn_weight,
 )
 from .row_files import check_columns_met, read_rows, rename_columns
+from .row_forms import settle_row
 from .videos import VIDEO_KEYS, Medium, Video, parse_fps, parse_video
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"  # where one stands in a text
 MARKS = re.compile(f"({IMAGE_MARK}|{VIDEO_MARK})")
 NUMBERED_MARK = re.compile(r"<\|?image[ _]?(\d+)\|?>")  # MMMU's, Phi's: which image stands there
+NAMED_IMAGE = re.compile(r"<img>([^<>\n]+\.\w{3,4})</img>")  # the first Qwen-VL's, with the image's path
+FOREIGN_MARK = re.compile(
+    rf"{NAMED_IMAGE.pattern.replace('(', '(?:', 1)}|<Image><ImageHere></Image>|<ImageHere>|<image_placeholder>"
+    r"|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image_pad\|>|<\|begin_of_image\|><\|image\|><\|end_of_image\|>|<\|image\|>"
+    r"|<start_of_image>|<image_soft_token>|<IMG_CONTEXT>|<IMAGE>|<Image>|\[IMG\]|^<img>(?=\r?\n)|(?<=\n)<img>$"
+)
+LETTERS_WITHOUT_IMAGES = ("<IMAGE>", "<Image>", "[IMG]", "<img>\n", "<img>\r")  # which a text about code may hold
 MEDIA_MARK = re.compile(r"<(audio|speech)>")
 OBJECT_MARK = re.compile(r"<(bbox|box|point|ref-object)>")
 ROLES = {
@@ -181,17 +189,20 @@ def parse_conversation(
         raise UserError(f"the row must be an object, not {type(row).__name__}.")
     unused = UnusedFields() if unused is None else unused
     used: set[str] = set()
+    row = settle_row(row)
     check_no_preference(row)
     turns = parse_messages(row, used, unused)
     given, videos = row_images(row, used), row_videos(row, used)
     rate = parse_fps(row.get(row_fields.FPS)) if videos or turns.inline_videos else None
     objects = parse_objects(row, used)
-    check_other_fields(row, used, unused, has_images=bool(given or videos or turns.inline or turns.inline_videos))
+    has_videos = bool(videos or turns.inline_videos)
+    has_images = bool(given or turns.inline or has_videos)
+    check_other_fields(row, used, unused, has_images=has_images, has_videos=has_videos)
     for beside, inside, what in ((given, turns.inline, "images"), (videos, turns.inline_videos, "videos")):
         if beside and inside:
             raise UserError(f"{what} stand both in the messages and beside them: keep one of the two.")
     given, videos = turns.inline or given, turns.inline_videos or videos
-    given = order_numbered_images(turns.messages, given)
+    given = order_numbered_images(turns.messages, read_foreign_marks(turns.messages, given))
     messages = fill_object_marks(turns.messages, objects)
     check_marks(messages)
     check_turns(messages)
@@ -311,11 +322,12 @@ def parse_pair(row: dict[str, Any], asked: str, used: set[str], unused: UnusedFi
     known = reference_answers(row)
     if others:
         used.add(others)
-        known = [str(row[others])]
+        known = [row_fields.plain_text(row[others], f"the field {others}")]
     if not known:
         raise UserError("the row has a question and no answer.")
     answer, options = commonest(known), read_choices(row)
-    text = f"{question}\n{more}" if more else str(question)
+    text = row_fields.plain_text(question, f"the field {asked}")
+    text = f"{text}\n{row_fields.plain_text(more, 'the field input')}" if more else text
     if options:
         number = isinstance(row.get("answer"), int)
         text, answer = choice_question(text, options), choice_letter(answer, options, number=number)
@@ -333,10 +345,18 @@ def commonest(answers: Sequence[str]) -> str:
 
 
 def reference_answers(row: dict[str, Any]) -> list[str]:
-    """The right answers of a row with a question: of `answers` (texts, or objects with an `answer`), or of `answer`."""
-    given = row.get("answers", row.get("answer"))
-    given = given if isinstance(given, list) else [] if given is None else [given]
-    return [str(one.get("answer", "") if isinstance(one, dict) else one) for one in given]
+    """The right answers of a row with a question: of `answers` (texts, or objects with an `answer`), or of `answer`.
+
+    Raises:
+        UserError: for what is neither text nor a number, and for a list of numbers, which may be one answer or several.
+    """
+    name = "answers" if "answers" in row else "answer"
+    given = row.get(name)
+    if name == "answer" and isinstance(given, list) and any(isinstance(one, (int, float)) for one in given):
+        raise UserError(f"the answer is a list of numbers, {str(given)[:80]}: write it as the text that shall be said.")
+    given = given if isinstance(given, list) else [] if row_fields.is_empty(given) else [given]
+    said = [one["answer"] if isinstance(one, dict) and "answer" in one else one for one in given]
+    return [row_fields.plain_text(one, f"the field {name}") for one in said]
 
 
 def add_system(row: dict[str, Any], used: set[str], turns: Turns) -> None:
@@ -367,6 +387,7 @@ def parse_turns(given: Sequence[dict[str, Any]], unused: UnusedFields, turns: Tu
     )
     for turn in given:
         role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        role = role.strip().lower() if isinstance(role, str) else role
         calls = [name for name in row_fields.TURN_CALLS if not row_fields.is_empty(turn.get(name))]
         if calls or role in TOOL_ROLES:
             what = f"field '{calls[0]}'" if calls else f"role '{role}'"
@@ -384,6 +405,10 @@ def parse_turns(given: Sequence[dict[str, Any]], unused: UnusedFields, turns: Tu
                 )
             if row_fields.PREFERENCE.search(name):
                 raise UserError(f"a turn's field '{name}' {row_fields.PREFERENCE_ADVICE}")
+            if row_fields.TURN_LOSS.search(name):
+                raise UserError(
+                    f"a turn's field '{name}' says what is learned by a name that is not known: call it 'loss' (true, false, or a weight)."
+                )
             unused.add([name], "turn")
         blocks = parse_content(content, turns, unused)
         own = [image for name in row_fields.TURN_IMAGES if name in turn for image in as_list(turn[name])]
@@ -407,6 +432,10 @@ def parse_content(content: Any, turns: Turns, unused: UnusedFields) -> list[dict
     """A message's content as blocks; images and videos named in blocks are appended to those of `turns`."""
     if isinstance(content, str):
         return split_marks(content)
+    if isinstance(content, dict):
+        content = [content]
+    if isinstance(content, list):
+        content = [{"type": "text", "text": block} if isinstance(block, str) else block for block in content]
     if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
         raise UserError(f"a message's content must be text or a list of blocks, not {str(content)[:200]!r}."
                         if content is not None else "a message's content must be text or a list of blocks, not None.")  # fmt: skip
@@ -414,7 +443,11 @@ def parse_content(content: Any, turns: Turns, unused: UnusedFields) -> list[dict
     for block in content:
         kind = block.get("type", "text" if "text" in block else None)
         if kind in TEXT_BLOCKS:
-            parts += split_marks(str(block.get("text", "")))
+            name = next((own for own in ("text", "content", "value") if own in block), None)
+            if name is None:
+                raise UserError("a block of text has no 'text'.")
+            parts += split_marks(row_fields.plain_text(block[name], "a block's text"))
+            block = {key: value for key, value in block.items() if key != name}
         elif kind in THOUGHT_BLOCKS:
             parts.append({"type": "text", "text": f"<think>\n{str(block.get(kind, '')).strip()}\n</think>\n\n"})
             continue
@@ -439,6 +472,10 @@ def unused_block_fields(block: dict[str, Any], kind: str) -> list[str]:
     """Fields of a block that say nothing here; a video file says its frames per second itself."""
     known = (*IMAGE_KEYS, *row_fields.BLOCK_FIELDS)
     if kind in VIDEO_BLOCKS:
+        if part := next((name for name in block if row_fields.PART_OF_VIDEO.fullmatch(name)), None):
+            raise UserError(
+                f"a video's block has '{part}', which names a part of it, and all of it is read: cut it before."
+            )
         frames = any(isinstance(block.get(name), (list, tuple)) for name in VIDEO_KEYS)
         known = (*row_fields.BLOCK_FIELDS, *VIDEO_KEYS, *((row_fields.FPS,) if frames else ()))
     return [name for name in block if name not in known]
@@ -453,12 +490,45 @@ def split_marks(text: str) -> list[dict[str, Any]]:
         if number:
             parts.append({"type": "image" if marks[number - 1] == IMAGE_MARK else "video"})
             before = all(not own.strip() for own in pieces[:number])
-            piece = piece.removeprefix("\n") if before else piece
+            piece = piece.removeprefix("\r").removeprefix("\n") if before else piece
         if number < len(pieces) - 1 and all(not own.strip() for own in pieces[number + 1 :]):
-            piece = piece.removesuffix("\n")
+            piece = piece.removesuffix("\n").removesuffix("\r")
         if piece and (piece.strip() or len(pieces) == 1):
             parts.append({"type": "text", "text": piece})
     return parts
+
+
+def read_foreign_marks(messages: list[Message], given: list[Any]) -> list[Any]:
+    """Marks of other tools in questions become blocks, where no mark of ours is; returns the images, also those that marks name.
+
+    Raises:
+        UserError: when there are marks, and not as many as images.
+    """
+    parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
+    if any(part["type"] == "image" for part in parts):
+        return given
+    found = [match for part in parts for match in FOREIGN_MARK.finditer(part.get("text", ""))]
+    if not given:
+        found = [match for match in found if not match[0].strip().startswith(LETTERS_WITHOUT_IMAGES)]
+    if not found:
+        return given
+    named = [path[1] for match in found if (path := NAMED_IMAGE.fullmatch(match[0]))]
+    images = given or named
+    if len(found) != len(images):
+        raise UserError(
+            f"a question holds the mark {found[0][0].strip()}, of which there are {len(found)} for {len(images)} images: write <image> "
+            "where each stands."
+        )
+    for message in messages:
+        if message["role"] == "user":
+            message["content"] = [
+                block
+                for part in message["content"]
+                for block in (
+                    split_marks(FOREIGN_MARK.sub(IMAGE_MARK, part["text"])) if part["type"] == "text" else [part]
+                )
+            ]
+    return images
 
 
 def order_numbered_images(messages: list[Message], given: list[Any]) -> list[Any]:

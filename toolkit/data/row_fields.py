@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ QUESTIONS = ("question", "query", "prompt", "instruction")
 ANSWERS = ("answers", "answer", "response", "completion", "output")
 MORE_QUESTION = ("input",)  # Alpaca's, which follows the instruction
 HISTORY = ("history",)
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 CHOICES = ("choices", "options")
 IMAGES = ("images", "image")
 OTHER_IMAGES = (
@@ -43,6 +43,15 @@ METADATA = (
 MEDIA = re.compile(r"(^|_)(video|videos|audio|audios|speech|sound|frames|clip|clips)($|_)", re.IGNORECASE)
 PREFERENCE = re.compile(
     r"(^|_)(chosen|rejected|reject|preferred|dispreferred|nonpreferred|preference|kto)($|_)", re.IGNORECASE
+)
+SYSTEM_WORD = re.compile(r"sys(tem)?([ _-].*)?", re.IGNORECASE)  # a name that looks like a system prompt's
+ROW_LOSS = re.compile(r"loss|(loss|sample|example|row)_(weight|scale|mask)|train_on_\w+|trainable", re.IGNORECASE)
+TURN_LOSS = re.compile(
+    r"(^|_)(loss|train|trained|training|trainable|learn|learned|masks?|masked|weights?|supervised?|ignored?|skip)($|_)",
+    re.IGNORECASE,
+)
+PART_OF_VIDEO = re.compile(
+    r"((video|clip|segment)_?)?(start|end|begin|stop)(_?(time|sec|seconds|frame))?", re.IGNORECASE
 )
 TOOLS = ("tools", "functions", "available_tools", "tool_calls", "function_call")
 VIDEO_FILE = re.compile(r"\.(mp4|avi|mov|mkv|webm|flv|wmv|m4v|mpe?g)$", re.IGNORECASE)
@@ -114,14 +123,13 @@ def row_images(row: dict[str, Any], used: set[str]) -> list[Any]:
             )
         used.update(IMAGES)
         return as_list(row["images"])
-    for name in IMAGES:
-        if name in row and not (isinstance(row[name], (list, tuple)) and not row[name]):
-            used.update(IMAGES)
-            return as_list(row[name])
     used.update(IMAGES)
     numbered = sorted(
         (int(match[1]), name) for name in row if (match := NUMBERED_IMAGE.fullmatch(name)) and not is_empty(row[name])
     )
+    for name in IMAGES:
+        if name in row and not (isinstance(row[name], (list, tuple)) and not row[name]):
+            return [*as_list(row[name]), *images_behind(row, name, numbered, used)]
     others = [name for name in row if name.lower() in OTHER_IMAGES and not is_empty(row[name])]
     if numbered and not others:
         used.update(name for _, name in numbered)
@@ -131,6 +139,22 @@ def row_images(row: dict[str, Any], used: set[str]) -> list[Any]:
         raise UserError(f"the fields {', '.join(names)} all name images: say which, --columns image={names[0]}.")
     used.update(others)
     return as_list(row[others[0]]) if others else []
+
+
+def images_behind(row: dict[str, Any], name: str, numbered: Sequence[tuple[int, str]], used: set[str]) -> list[Any]:
+    """The images of image_2, image_3, ... behind the one of `image`. used: gets the names.
+
+    Raises:
+        UserError: where the numbers do not go on from 2.
+    """
+    if not numbered:
+        return []
+    if name != "image" or [number for number, _ in numbered] != list(range(2, len(numbered) + 2)):
+        raise UserError(
+            f"the fields {name} and {numbered[0][1]} both name images: say which, --columns ignore={numbered[0][1]}."
+        )
+    used.update(other for _, other in numbered)
+    return [image for _, other in numbered for image in as_list(row[other])]
 
 
 def row_videos(row: dict[str, Any], used: set[str]) -> list[Any]:
@@ -167,7 +191,9 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def check_other_fields(row: dict[str, Any], used: set[str], unused: UnusedFields, *, has_images: bool) -> None:
+def check_other_fields(
+    row: dict[str, Any], used: set[str], unused: UnusedFields, *, has_images: bool, has_videos: bool = False
+) -> None:
     """Refuses fields that change a row's meaning and are not used; counts the others.
 
     Raises:
@@ -193,10 +219,26 @@ def check_other_fields(row: dict[str, Any], used: set[str], unused: UnusedFields
                 f"the field '{name}' holds tools, which are not written into the prompt: put them into the system prompt's text, or leave "
                 f"them out, --columns ignore={name}."
             )
-        if kind == "image" and not has_images and name not in METADATA:
+        beside = has_images and isinstance(value, str)  # where the image came from, more often than one to be learned
+        if kind == "image" and not beside and name not in METADATA:
             raise UserError(
                 f"the field '{name}' holds an image, and no field that is read as one is there: --columns image={name}, or "
                 f"--columns ignore={name}."
+                if not has_images
+                else f"the field '{name}' holds an image beside those that are read: put them into one list 'images', or "
+                f"--columns ignore={name}."
+            )
+        if SYSTEM_WORD.fullmatch(name) and isinstance(value, str):
+            raise UserError(
+                f"the field '{name}' looks like a system prompt: --columns system={name}, or --columns ignore={name}."
+            )
+        if ROW_LOSS.fullmatch(name):
+            raise UserError(
+                f"the field '{name}' says how much the row counts: give each turn a 'weight' instead, or --columns ignore={name}."
+            )
+        if has_videos and PART_OF_VIDEO.fullmatch(name) and isinstance(value, (int, float)):
+            raise UserError(
+                f"the field '{name}' names a part of the video, and all of it is read: cut it before, or --columns ignore={name}."
             )
         if name not in METADATA:
             unused.add([name])
@@ -248,3 +290,17 @@ def turn_weight(turn: dict[str, Any]) -> float | None:
     if len(set(found.values())) > 1:
         raise UserError(f"a turn's flags contradict one another: {', '.join(f'{k} {v:g}' for k, v in found.items())}.")
     return next(iter(found.values()), None)
+
+
+def plain_text(value: Any, what: str) -> str:
+    """A text, or a number as one.
+
+    Raises:
+        UserError: for anything else, which would be learned as Python writes it.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        found = str(value).lower() if isinstance(value, bool) else f"of type {type(value).__name__}"
+        raise UserError(f"{what} must be a text, not {found}: write it as the model shall see or say it.")
+    return str(value)

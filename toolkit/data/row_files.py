@@ -5,7 +5,6 @@ Whatever the file, a row is what JSON would give: objects, lists, texts, numbers
 
 from __future__ import annotations
 
-import ast
 import csv
 import json
 import re
@@ -167,7 +166,7 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_table(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table with names in its first line; cells that hold JSON lists or objects are read as such, empty ones are null."""
+    """The rows of a table with names in its first line; every cell is text, an empty one is null."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     lines = read_text(file).splitlines(keepends=True)
     if not lines:
@@ -179,22 +178,9 @@ def read_table(file: Path) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(csv.DictReader(lines, delimiter=mark), 1):
             if None in row:
                 raise UserError(f"{file}, row {number} has more cells than the first line has names.")
-            yield {key: read_cell(value) for key, value in row.items()}
+            yield {key: value or None for key, value in row.items()}
     except csv.Error as error:
         raise UserError(f"{file} is not a table: {error}.") from error
-
-
-def read_cell(value: str | None) -> Any:
-    """A cell: null when it is empty, a list or object when it is one as JSON or Python writes it, else its text."""
-    if not value:
-        return None
-    if value[:1] in "[{" and value.rstrip()[-1:] in "]}":
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return read(value)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    return value
 
 
 def dataset_rows(path: Path, split: str = "") -> Iterator[Any]:

@@ -23,6 +23,7 @@ from ...toolkit.data.image_checks import PlanMemory, check_images
 from ...toolkit.data.images import ImageSource, image_size, load_rgb
 from ...toolkit.data.row_fields import UnusedFields
 from ...toolkit.data.row_files import check_columns_met, read_rows, rename_columns
+from ...toolkit.data.row_forms import settle_row
 from ...toolkit.data.videos import Medium, Video, load_clip, medium_bytes
 from ...toolkit.metrics import answers as scoring
 from ...toolkit.vlm.grounding import iou
@@ -155,6 +156,7 @@ def read_item_file(
 
 def row_items(row: Any, images: Path, place: str, ask_short: bool, found: ItemFile) -> list[Item]:
     """The questions of a row."""
+    row = settle_row(row) if isinstance(row, dict) else row
     if isinstance(row, dict) and isinstance(row.get("question"), str) and not row.get("objects"):
         return [parse_item(row, images, place, ask_short, found)]
     return conversation_items(parse_conversation(row, images, place, found.unused), ask_short=ask_short)
