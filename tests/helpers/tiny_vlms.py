@@ -553,6 +553,76 @@ def gemma_3():
     return ends(transformers.Gemma3ForConditionalGeneration(config), tokenizer, "<eos>", "<end_of_turn>"), processor
 
 
+# as Gemma 3's, nothing is trimmed; the system prompt is a turn of its own
+GEMMA_4 = template(
+    "<|image|>",
+    "{{ bos_token }}{% for m in messages %}{{ '<|turn>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\n' }}"
+    "{{ say(m.content) ~ '<turn|>\n' }}{% endfor %}{{ '<|turn>model\n' if add_generation_prompt else '' }}",
+    "<|video|>",
+)
+
+
+def gemma_4():
+    """Gemma 4: patches as rows of numbers, pooled by nine; the second layer has keys and values from the first, and per-layer inputs."""
+    tokenizer = gemma(
+        "<|turn>", "<turn|>", "<|video|>", image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>", audio_token="<|audio|>",
+        boa_token="<|audio>", eoa_token="<audio|>",
+    )  # fmt: skip
+    known = tokenizer.convert_tokens_to_ids
+    words = text(
+        dict, tokenizer, hidden_size_per_layer_input=8, layer_types=["sliding_attention", "full_attention", "full_attention"],
+        num_hidden_layers=3, num_kv_shared_layers=1, global_head_dim=WIDTH // 2, sliding_window=64,
+    )  # fmt: skip
+    words["vocab_size_per_layer_input"] = words["vocab_size"]
+    vision = {
+        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "head_dim": WIDTH // 2, "patch_size": 4, "position_embedding_size": 256,
+    }  # fmt: skip
+    config = transformers.Gemma4Config(
+        text_config=words, vision_config=vision, audio_config=None, boi_token_id=known("<|image>"), eoi_token_id=known("<image|>"),
+        image_token_id=known("<|image|>"), video_token_id=known("<|video|>"), audio_token_id=known("<|audio|>"),
+        boa_token_id=known("<|audio>"), eoa_token_index=known("<audio|>"),
+    )  # fmt: skip
+    processor = transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(), transformers.Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70), tokenizer,
+        transformers.Gemma4VideoProcessor(patch_size=4, max_soft_tokens=70), image_seq_length=70, chat_template=GEMMA_4,
+    )  # fmt: skip
+    return ends(transformers.Gemma4ForConditionalGeneration(config), tokenizer, "<eos>", "<turn|>"), processor
+
+
+MINICPM = template("<|image_pad|>", TURNS, "<|video_pad|>")
+
+
+def minicpm_v():
+    """MiniCPM-V 4.6: Qwen3.5's language model; patches of all images in one row, merged by windows within the tower; images have numbers."""
+    tokenizer = qwen(
+        image_token="<|image_pad|>", video_token="<|video_pad|>", image_start_token="<image_start>", image_end_token="<image_end>",
+        slice_start_token="<slice>", slice_end_token="</slice>", image_id_start_token="<image_id>", image_id_end_token="</image_id>",
+    )  # fmt: skip
+    words = text(
+        dict, tokenizer, model_type="qwen3_5_text", layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2,
+        linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+            "partial_rotary_factor": 1.0,
+        },
+    )  # fmt: skip
+    vision = {
+        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8 * PATCH,
+        "patch_size": PATCH,
+    }  # fmt: skip
+    config = transformers.MiniCPMV4_6Config(
+        text_config=words, vision_config=vision, insert_layer_id=0, image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+    )  # fmt: skip
+    shared = {"patch_size": PATCH, "scale_resolution": 8 * PATCH, "max_slice_nums": 4}
+    processor = transformers.MiniCPMV4_6Processor(
+        transformers.MiniCPMV4_6ImageProcessor(**shared), transformers.MiniCPMV4_6VideoProcessor(**shared), tokenizer,
+        chat_template=MINICPM,
+    )  # fmt: skip
+    return ends(transformers.MiniCPMV4_6ForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
+
+
 def internvl():
     """InternVL 3: the image cut into tiles and as a whole, all of it one run of tokens between two that frame it."""
     tokenizer = qwen(
@@ -589,6 +659,8 @@ BUILDERS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, transformer
     "smolvlm": smolvlm,
     "paligemma": paligemma,
     "gemma3": gemma_3,
+    "gemma4": gemma_4,
+    "minicpm-v": minicpm_v,
     "internvl": internvl,
 }
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from short_runs import train_until
 from tiny_vlms import build
+from transformers import AutoProcessor
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.chat import load_media, open_chat, whole_answers
@@ -26,7 +27,7 @@ from rankfold.training.instruct.conversations import plan_rows
 from rankfold.training.instruct.loss import AnswerLoss
 from rankfold.training.launch.start import resume, train
 
-FAMILIES = ("llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5-vl", "smolvlm", "internvl")
+FAMILIES = ("llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5-vl", "smolvlm", "internvl", "gemma4")
 SIZE = (56, 40)
 ONE = {"weight": torch.ones(())}
 
@@ -181,13 +182,16 @@ def test_trains_resumes_answers_and_is_exported(base, frames, tmp_path):
     assert vision.chat.videos.limit == 4
     assert len(whole_answers(vision, [read_conversations(config.data, frames).rows[1].until(1)], max_new_tokens=3)) == 1
     assert isinstance(noise_media(vision)[-1], Clip)
-    proof = export_chat(whole.adapter, str(base), "peft", tmp_path / "export")
-    assert proof.difference < 1e-5
-    assert proof.effect > 1e-4
+    for format in ("peft", "merged", "vllm"):
+        proof = export_chat(whole.adapter, str(base), format, tmp_path / "export")
+        assert proof.difference < 1e-5
+        assert proof.effect > 1e-4
+        exported = AutoProcessor.from_pretrained(proof.path).video_processor
+        assert exported.to_dict() == vision.processor.video_processor.to_dict()
 
 
 def test_frames_are_chosen_by_the_bases_rule(bases, frames):
-    """20 frames in 2 seconds: Qwen takes two a second (four at least), SmolVLM one a second, others eight; a limit takes fewer, evenly."""
+    """20 frames in 2 seconds: Qwen takes two a second (four at least), SmolVLM one a second, Gemma 4 32, others eight; a limit takes fewer, evenly."""
     counts = {}
     for name in FAMILIES:
         for limit in (None, 3):
@@ -196,8 +200,8 @@ def test_frames_are_chosen_by_the_bases_rule(bases, frames):
             chosen = vision.chat.choose_frames(row, {row.images[0]: check_image(row.images[0])}).images[0].size.chosen
             assert list(chosen) == sorted(set(chosen))
             counts[name, limit] = len(chosen)
-    assert [counts[name, None] for name in FAMILIES] == [8, 4, 4, 4, 4, 2, 8]
-    assert [counts[name, 3] for name in FAMILIES] == [3, 3, 3, 3, 3, 2, 3]
+    assert [counts[name, None] for name in FAMILIES] == [8, 4, 4, 4, 4, 2, 8, 20]
+    assert [counts[name, 3] for name in FAMILIES] == [3, 3, 3, 3, 3, 2, 3, 3]
 
 
 def test_short_videos_repeat_frames_where_all_must_be_as_long(bases, frames):

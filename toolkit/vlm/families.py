@@ -58,6 +58,27 @@ FAMILIES = (
     VisionLanguageFamily(("mistral3",), *LLAVA, ("q_proj", "k_proj", "v_proj", "o_proj"), GATED),
     # transformers 5.23 looks images of packed rows up by their place in their own row, and so takes another row's.
     VisionLanguageFamily(("gemma3",), *LLAVA, **CLIP, supports_packing=False),
+    # The tokens of an image see one another in both directions, in the larger ones.
+    VisionLanguageFamily(
+        ("gemma4",),
+        "model.language_model",
+        "model.vision_tower",
+        ("model.embed_vision",),
+        tuple(f"{name}.linear" for name in ATTENTION),
+        tuple(f"{name}.linear" for name in GATED),
+        supports_packing=False,
+    ),
+    # Qwen3.5's language model, see there. Patches of all images lie in one row, which rows with videos cannot be joined from.
+    VisionLanguageFamily(
+        ("minicpmv4_6",),
+        "model.language_model",
+        "model.vision_tower",
+        ("model.vision_tower.vit_merger", "model.merger"),
+        **CLIP,
+        language_attention=(*ATTENTION, "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+        takes_video=False,
+        supports_packing=False,
+    ),
     VisionLanguageFamily(
         ("paligemma",),
         *LLAVA,

@@ -207,7 +207,7 @@ class VisionLanguageModel:
         tower = where == "vision"
         root = family.tower if tower else family.language
         ends = getattr(family, f"{'tower' if tower else 'language'}_{kind}")
-        own = name.rpartition(".")[2] in ends and any(word.isdigit() for word in name.split("."))
+        own = any(name.endswith(f".{end}") for end in ends) and any(word.isdigit() for word in name.split("."))
         return is_inside(name, root) and own and not (tower and self.in_projector(name))
 
     def in_projector(self, name: str) -> bool:

@@ -87,23 +87,22 @@ class VideoTokens:
         elif whole:
             chosen = list(range(total))
         elif own or taken:
-            chosen = self.by_own_rule(facts, rate, None if own else taken)
+            chosen = self.by_own_rule(facts, rate, {"num_frames": min(own, total)} if own else {"fps": taken})
         else:
             chosen = spread(total, min(total, DEFAULT_FRAMES))
         if self.limit and len(chosen) > self.limit:
             chosen = [chosen[at] for at in spread(len(chosen), self.limit)]
         return ClipSize(facts.width, facts.height, tuple(chosen), total, rate)
 
-    def by_own_rule(self, facts: VideoFacts, rate: float, taken: float | None) -> list[int]:
-        """The frames that the base's processor takes of a file with `rate` frames a second. taken: how many of these, None for a
-        number of its own.
+    def by_own_rule(self, facts: VideoFacts, rate: float, asked: dict[str, float]) -> list[int]:
+        """The frames that the base's processor takes of a file with `rate` frames a second. asked: how many, or how many a second.
 
         Raises:
             UserError: when it takes none.
         """
         try:
             about = metadata(facts.width, facts.height, facts.total, rate, None)
-            found = self.reader.sample_frames(metadata=about, **({"fps": taken} if taken else {}))
+            found = self.reader.sample_frames(metadata=about, **asked)
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(
                 f"the base's processor takes no video of {facts.total} frames at {rate:g} a second ({' '.join(str(error).split())[:160]})."

@@ -37,6 +37,8 @@ class AnswerLoss(nn.Module):
         places = (target != IGNORE).any(0).nonzero()[:, 0]
         with auxiliary_losses(inputs.get("attention_mask")) as auxiliary:
             logits = self.model(**inputs, logits_to_keep=places, use_cache=False).logits
+        if logits.shape[1] == labels.shape[1]:  # of a class that makes all of them (MiniCPM-V's, in transformers 5.23)
+            logits = logits[:, places]
         target, rows = target[:, places], rows.expand(*labels.shape)[:, places]
         losses = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORE, reduction="none")
         if token_weights is not None:  # of the token that is said next, as the target is
