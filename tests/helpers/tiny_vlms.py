@@ -594,7 +594,7 @@ MINICPM = template("<|image_pad|>", TURNS, "<|video_pad|>")
 
 
 def minicpm_v():
-    """MiniCPM-V 4.6: Qwen3.5's language model; patches of all images in one row, merged by windows within the tower; images have numbers."""
+    """MiniCPM-V 4.6: Qwen3.5's language model; patches of all images in one row, merged within the tower; images have numbers."""
     tokenizer = qwen(
         image_token="<|image_pad|>", video_token="<|video_pad|>", image_start_token="<image_start>", image_end_token="<image_end>",
         slice_start_token="<slice>", slice_end_token="</slice>", image_id_start_token="<image_id>", image_id_end_token="</image_id>",

@@ -191,7 +191,10 @@ def test_trains_resumes_answers_and_is_exported(base, frames, tmp_path):
 
 
 def test_frames_are_chosen_by_the_bases_rule(bases, frames):
-    """20 frames in 2 seconds: Qwen takes two a second (four at least), SmolVLM one a second, Gemma 4 32, others eight; a limit takes fewer, evenly."""
+    """Of 20 frames in 2 seconds Qwen takes two a second (four at least), SmolVLM one a second, Gemma 4 all (of up to 32), others eight.
+
+    A limit takes fewer, evenly.
+    """
     counts = {}
     for name in FAMILIES:
         for limit in (None, 3):
