@@ -21,8 +21,8 @@ from .outcome import print_outcome
 class DemoInstructConfig(OverwriteOption):
     """Teaches the embedded vision-language model a task that it cannot do."""
 
-    task: Literal["sort", "where"] = "sort"
-    """What is learned: into which box a thing goes, or where in the image it is."""
+    task: Literal["sort", "where", "moves"] = "sort"
+    """What is learned: into which box a thing goes, where in the image it is, or which way it goes in a video."""
     out: Path = Path("runs/demo-instruct")
     """Folder of data, runs and answers."""
     steps: Annotated[int, Ge(1)] | None = None
@@ -64,7 +64,8 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     files = write_demo_data(config.out / "data", task=config.task, seed=config.seed)
     settings = {"adapter": config.adapter, "threads": config.threads, "seed": config.seed}
     said = task.question if task.question.endswith("?") else f"{task.question} ...?"
-    print(f"Teaching the embedded model to answer '{said}' from {task.rows} images ({files['train']})")
+    kind = "videos" if task.video else "images"
+    print(f"Teaching the embedded model to answer '{said}' from {task.rows} {kind} ({files['train']})")
     found: dict[str, Any] = {}
     for name in task.runs:
         steps = task.steps if config.steps is None else config.steps
@@ -85,8 +86,9 @@ def run_demo_instruct(config: DemoInstructConfig) -> dict[str, Any]:
     print_answers(shown / "answers.jsonl")
     print_figures(found)
     print(f"\neverything in {time.time() - start:.0f} s; all figures: {shown / 'report.txt'}")
-    image, asked = files["test"].parent / "pictures" / "1-00000.png", first_question(files["test"])
-    print(f'Next: rankfold chat --run {shown} --image {image} --compare "{asked}"')
+    seen, asked = files["test"].parent / "pictures" / "1-00000", first_question(files["test"])
+    shown_to = f"--video {seen}" if task.video else f"--image {seen}.png"
+    print(f'Next: rankfold chat --run {shown} {shown_to} --compare "{asked}"')
     print("      rankfold train instruct --base llava-hf/llava-1.5-7b-hf --data YOUR.json --images FOLDER")
     return found
 
@@ -123,7 +125,7 @@ def print_answers(file: Path, count: int = 6) -> None:
         print(f"{row['place'].split(', ')[1]:>12}  {row['right']:6} {row['base'][:30]:32} {row['tuned'][:30]}")
 
 
-OTHER = "another row's image"
+OTHER, REORDERED = "another row's image", "frames in another order"
 COLUMNS = {"alone": "new task alone", "replay": "with a quarter of old questions"}
 
 
@@ -138,9 +140,12 @@ def print_figures(found: dict[str, Any]) -> None:
         ("  with another row's image", lambda f: shown(f["controls"][OTHER])),
         ("  with a blank image", lambda f: shown(f["controls"]["blank image"])),
         ("  one answer to all", lambda f: f"{f['controls']['commonest answer']['mean']:5.1%}"),
-        ("old questions, before", lambda f: shown(f["retention"]["base"])),
-        ("old questions, after", lambda f: shown(f["retention"]["tuned"])),
     ]
+    if REORDERED in last["controls"]:
+        lines.insert(2, ("  with its frames in another order", lambda f: shown(f["controls"][REORDERED])))
+    if "retention" in last:
+        lines.append(("old questions, before", lambda f: shown(f["retention"]["base"])))
+        lines.append(("old questions, after", lambda f: shown(f["retention"]["tuned"])))
     if "iou" in last["tuned"]:
         lines[2:2] = [
             ("mean IoU of boxes, before", lambda f: f"{f['base']['iou']['mean']:.3f}"),
@@ -150,7 +155,7 @@ def print_figures(found: dict[str, Any]) -> None:
         ]
     for words, pick in lines:
         print(f"{words:34} {' '.join(f'{pick(figures):28}' for figures in found.values())}".rstrip())
-    for split, own in last["retention"]["splits"].items():
+    for split, own in last.get("retention", {"splits": {}})["splits"].items():
         after = [f"{figures['retention']['splits'][split]['tuned']:<28.1%}" for figures in found.values()]
         print(f"  {split:32} {' '.join(after).rstrip()}   (before {own['base']:.1%})")
     verdict = last["compared"]

@@ -6,6 +6,7 @@ An ordinary folder: `AutoModelForImageTextToText` and `AutoProcessor` load it wi
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,11 +17,16 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
-from . import questions, world
+from . import moves, questions, world
 
 PATCH = 8  # pixels
 IMAGE_TOKENS = (world.SIZE // PATCH) ** 2
@@ -28,6 +34,7 @@ WIDTH = 128
 LAYERS = 3
 CONTEXT = 512  # tokens
 SPECIAL = ("<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|end|>", "<image>")
+VIDEO = "<video>"
 
 # Each answer and its end token are marked as generated, so that the processor's own mask finds them.
 TEMPLATE = (
@@ -137,3 +144,51 @@ def rescale(model: LlavaForConditionalGeneration) -> None:
             nn.init.normal_(parameter, std=0.3)
         elif parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.1)
+
+
+@torch.no_grad()
+def save_video_model(images: Path, folder: Path) -> None:
+    """Writes the embedded model of `images`, its folder, in LLaVA-OneVision's class, which takes videos, with all of its weights.
+
+    A frame is seen in a quarter of an image's tokens, each the mean of four, which no weight of it was trained for.
+    """
+    own = LlavaForConditionalGeneration.from_pretrained(images, dtype=torch.float32)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(images)
+    tokenizer.add_special_tokens({"additional_special_tokens": [VIDEO]}, replace_extra_special_tokens=False)
+    text = own.config.text_config
+    text.vocab_size = len(tokenizer)
+    config = LlavaOnevisionConfig(
+        vision_config=own.config.vision_config,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_id=tokenizer.convert_tokens_to_ids(VIDEO),
+        image_grid_pinpoints=[[world.SIZE, world.SIZE]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
+    state = own.state_dict()
+    words = state["model.language_model.embed_tokens.weight"]
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.cat((words, words.mean(0, keepdim=True)))
+    state["model.image_newline"] = torch.zeros(WIDTH)
+    model.load_state_dict(state)
+    model.generation_config = own.generation_config
+    model.save_pretrained(folder)
+    make_video_processor(tokenizer).save_pretrained(folder)
+
+
+def make_video_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionProcessor:
+    """Videos of moves.FRAMES frames, each a 64 px square of IMAGE_TOKENS / 4 tokens."""
+    shared = {"size": {"height": world.SIZE, "width": world.SIZE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessor(**shared, image_grid_pinpoints=[[world.SIZE, world.SIZE]]),
+        tokenizer,
+        LlavaOnevisionVideoProcessor(**shared, num_frames=moves.FRAMES),
+        num_image_tokens=IMAGE_TOKENS + 1,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE.replace(
+            "<image>{% else %}", "<image>{% elif part['type'] == 'video' %}" + VIDEO + "{% else %}"
+        ),
+    )

@@ -3,6 +3,7 @@
 sort    things go into two boxes by their colour, warm ones into box one, cold ones into box two: a rule that the base never saw.
         Learned twice, without and with a quarter of old questions, since alone it makes the base forget some of what it could do.
 where   the box of a thing that is named, in an image with another beside it: the base knows places by words, and no box.
+moves   which way a creature goes in four frames, or whether it grows or shrinks; the base has never seen two images at once.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.run_folder import Run
-from ...toolkit.embedded import groups, questions, world
+from ...toolkit.embedded import groups, moves, questions, world
 from ...toolkit.embedded.world import Thing
+from ...toolkit.vlm.model import resolve_vision_base
 from ..config.instruct import InstructConfig
 from ..evaluation.instruct import evaluate
 from ..evaluation.instruct_report import format_report, write_figures
@@ -28,8 +30,9 @@ from ..launch.start import train
 
 QUESTION = "Which box does it go into?"
 WHERE = "Where is the"
+MOVES = "Where does it go, or does it become large or small?"
 BOXES = {"one": ("red", "orange", "yellow"), "two": ("green", "blue", "purple")}
-IMAGE = re.compile(r"\d-\d{5}\.png|\..*\.tmp")
+IMAGE = re.compile(r"\d-\d{5}(\.png)?|\..*\.tmp")
 RUNS = ("alone", "replay")
 TRAIN, TEST, REPLAY, RETENTION = 0, 1, 2, 3  # streams of images
 SETTINGS: dict[str, Any] = {
@@ -55,6 +58,14 @@ WHERE_SETTINGS: tuple[tuple[str, Any], ...] = (
     ("train_projector", True),
     ("projector_learning_rate", 1e-3),
 )
+MOVES_SETTINGS: tuple[tuple[str, Any], ...] = (
+    ("rank", 16),
+    ("alpha", 16.0),
+    ("learning_rate", 3e-3),
+    ("lr_warmup_steps", 20),
+    ("train_projector", True),
+    ("projector_learning_rate", 1e-3),
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ class DemoTask:
     runs: tuple[str, ...] = RUNS
     settings: tuple[tuple[str, Any], ...] = ()
     """Settings of its own."""
+    video: bool = False
+    """Whether its rows are videos, which the embedded model takes in another class; old questions are not asked then."""
 
 
 def write_demo_data(
@@ -86,11 +99,17 @@ def write_demo_data(
         "replay": [
             llava_row(old_row(folder, seed, REPLAY, number)) for number in range(rows if "replay" in chosen.runs else 0)
         ],
-        "retention": [old_row(folder, seed, RETENTION, number) for number in range(old)],
+        "retention": [old_row(folder, seed, RETENTION, number) for number in range(0 if chosen.video else old)],
     }
     for name, content in made.items():
         write_text(folder / f"{name}.json", json.dumps(content, indent=1))
-    return {name: folder / f"{name}.json" for name in made}
+    files = {name: folder / f"{name}.json" for name in made}
+    if chosen.video:
+        from ...toolkit.embedded.tiny_vlm import save_video_model
+
+        files["base"] = folder / "base"
+        save_video_model(Path(resolve_vision_base("tiny-vlm")), files["base"])
+    return files
 
 
 def is_demo_data(folder: Path) -> bool:
@@ -98,8 +117,9 @@ def is_demo_data(folder: Path) -> bool:
     try:
         names = {path.name for path in folder.iterdir()}
         if "train.json" in names:
-            first = json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]["conversations"][0]["value"]
-            return any(task.question in first for task in TASKS.values())
+            first = json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]
+            asked = first["question"] if "question" in first else first["conversations"][0]["value"]
+            return any(task.question in asked for task in TASKS.values())
         return names == {"pictures"} and all(IMAGE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
     except (OSError, ValueError, LookupError, TypeError):
         return False
@@ -141,6 +161,19 @@ def where_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, An
     return {"image": name, "conversations": turns, "objects": {"bbox": [list(box) for _, box in asked]}}
 
 
+def moves_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, Any]:
+    """A film of a creature, one that the base has not seen where it is measured by, and what it does."""
+    rng = np.random.default_rng((seed, 37, stream, number))
+    way = list(moves.WAYS)[number % len(moves.WAYS)]
+    known = world.TRAINING_CREATURES
+    creature = int(rng.integers(known)) + (0 if stream == TRAIN else known)
+    name = f"pictures/{stream}-{number:05d}"
+    (folder / name).mkdir(exist_ok=True)
+    for at, frame in enumerate(moves.draw_moves(creature, str(rng.choice(list(world.SCENES))), way, rng)):
+        write_png(folder / name / f"{at}.png", frame)
+    return {"video": name, "fps": 2, "question": MOVES, "answer": way}
+
+
 def old_row(folder: Path, seed: int, stream: int, number: int) -> dict[str, str]:
     """An image and one of the questions that the base can answer, each kind in turn."""
     rng = np.random.default_rng((seed, 29, stream, number))
@@ -175,6 +208,7 @@ def llava_row(row: dict[str, str]) -> dict[str, Any]:
 TASKS = {
     "sort": DemoTask(QUESTION, sort_row, rows=400, steps=150),
     "where": DemoTask(WHERE, where_row, rows=1200, steps=600, runs=("alone",), settings=WHERE_SETTINGS),
+    "moves": DemoTask(MOVES, moves_row, rows=1200, steps=300, runs=("alone",), settings=MOVES_SETTINGS, video=True),
 }
 
 
@@ -183,6 +217,8 @@ def train_demo(
 ) -> Run:
     """Trains on a task, with or without old questions. overwrite: as in `train`, where a run is there."""
     own = SETTINGS | dict(TASKS[task].settings)
+    if "base" in files:
+        own["base"] = str(files["base"])
     config = InstructConfig(
         data=files["train"], replay=files["replay"] if replay else None, out=out, **(own | settings)
     )
@@ -193,8 +229,9 @@ def evaluate_demo(run: Run, files: dict[str, Path]) -> dict[str, Any]:
     """The run's figures on new and old questions; the report and every answer are written into it."""
     from ...pipelines.chat import open_chat
 
-    vision = open_chat("tiny-vlm", [run.adapter])
-    items, retention = (read_items(files[name], None) for name in ("test", "retention"))
+    vision = open_chat(str(files.get("base", "tiny-vlm")), [run.adapter])
+    items = read_items(files["test"], None)
+    retention = [] if "base" in files else read_items(files["retention"], None)
     figures = evaluate(vision, items, retention=retention, max_new_tokens=48, likelihood=False)
     write_text(run.folder / "report.txt", format_report(figures))
     write_figures(run.folder, figures)

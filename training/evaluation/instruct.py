@@ -19,7 +19,7 @@ from ...toolkit.metrics import answers as scoring
 from ...toolkit.metrics import statistics
 from ...toolkit.vlm.model import VisionLanguageModel
 from ..engine.processes import map_distributed
-from .items import Item, blank_images, box_numbers, first_image, shuffle_images
+from .items import Item, blank_images, box_numbers, first_image, shuffle_frames, shuffle_images
 
 BATCH_SIZE = 16  # rows
 SHORTEST_LIMIT = 32  # tokens that every answer may take
@@ -136,15 +136,15 @@ def ask_base_and_tuned(
 def control_metrics(
     vision: VisionLanguageModel, items: Sequence[Item], tuned: ModelAnswers, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    """What is right without looking: the commonest answer, and the tuned model's with blank and with other images."""
+    """What is right without looking: the commonest answer, and the tuned model's with blank, other and reordered ones."""
     found: dict[str, Any] = {"commonest answer": constant_answer(items)}
     if not any(item.conversation.images for item in items):
         return found
     clusters = [item.cluster for item in items]
-    for name, others in (
-        ("blank image", blank_images(items)),
-        ("another row's image", shuffle_images(items, seed)),
-    ):
+    controls = {"blank image": blank_images(items), "another row's image": shuffle_images(items, seed)}
+    if any(isinstance(medium, Video) for item in items for medium in item.conversation.images):
+        controls["frames in another order"] = shuffle_frames(items, seed)
+    for name, others in controls.items():
         other = ask_items(vision, others, max_new_tokens=max_new_tokens, likelihood=False)
         gain = [a - b for a, b in zip(tuned.scores, other.scores, strict=True)]
         word, low, high = statistics.verdict(gain, clusters)

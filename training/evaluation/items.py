@@ -270,13 +270,11 @@ def blank_images(items: Sequence[Item]) -> list[Item]:
     """The items with grey images, and videos of grey frames, of the same sizes."""
 
     def grey(medium: Medium) -> Medium:
-        buffer = io.BytesIO()
         if not isinstance(medium, Video):
-            Image.new("RGB", load_rgb(medium).size, (128, 128, 128)).save(buffer, format="png")
-            return buffer.getvalue()
+            return encode_png(Image.new("RGB", load_rgb(medium).size, (128, 128, 128)))
         size = medium.size or load_clip(medium).size
-        Image.new("RGB", (size.width, size.height), (128, 128, 128)).save(buffer, format="png")
-        return replace(medium, source=(buffer.getvalue(),) * size.total, fps=size.fps)
+        frame = encode_png(Image.new("RGB", (size.width, size.height), (128, 128, 128)))
+        return replace(medium, source=(frame,) * size.total, fps=size.fps)
 
     return replace_images(items, lambda n: [grey(medium) for medium in items[n].conversation.images])
 
@@ -293,6 +291,32 @@ def shuffle_images(items: Sequence[Item], seed: int) -> list[Item]:
             turn = [mixed[(at + step) % len(mixed)] for step in range(1, len(mixed))]
             source[number] = next((n for n in turn if items[n].cluster != items[number].cluster), number)
     return replace_images(items, lambda n: items[source[n]].conversation.images)
+
+
+def shuffle_frames(items: Sequence[Item], seed: int) -> list[Item]:
+    """The items with the chosen frames of each video in another order, at the same times."""
+
+    def mixed(number: int, medium: Medium) -> Medium:
+        if not isinstance(medium, Video):
+            return medium
+        clip = load_clip(medium)
+        order = permutation(seed + number, len(clip.frames), 0)
+        if list(order) == sorted(order):
+            order = [*order[1:], *order[:1]]
+        shown = [encode_png(clip.frames[at]) for at in order]
+        source = [shown[0]] * clip.size.total
+        for at, frame in zip(clip.size.chosen, shown, strict=True):
+            source[at] = frame
+        return replace(medium, source=tuple(source), fps=clip.size.fps)
+
+    return replace_images(items, lambda n: [mixed(n, medium) for medium in items[n].conversation.images])
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """An image as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def count_leaked(items: Sequence[Item], training: Sequence[Conversation]) -> int:
