@@ -229,3 +229,29 @@ def test_images_are_checked_once_and_remembered(folder, tmp_path, monkeypatch):
     assert [bool(first[source].fault) for source in sources] == [False, False, True]
     monkeypatch.setattr("rankfold.toolkit.data.image_checks.check_image", None)  # nothing is opened again
     assert check_images(sources, PlanMemory(tmp_path / "data.json")) == first
+
+
+def test_images_beyond_the_memory_lie_on_disk(folder, tmp_path, monkeypatch):
+    """The rows are the same, whatever stays in memory; the same image is written once, and a video's frames are images too."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from rankfold.toolkit.data import image_store
+    from rankfold.toolkit.data.videos import Video, medium_bytes
+
+    raw = [(folder / name).read_bytes() for name in ("a.png", "b.png", "a.png")]
+    pq.write_table(pa.table({"image": raw, "question": ["Q"] * 3, "answer": ["A"] * 3}), tmp_path / "x.parquet")
+    plain = read_conversations(tmp_path / "x.parquet").rows
+    assert [row.images for row in plain] == [(one,) for one in raw]
+    monkeypatch.setenv("RANKFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(image_store, "IN_MEMORY", len(raw[0]))
+    kept = read_conversations(tmp_path / "x.parquet").rows
+    assert kept[0].images == (raw[0],)
+    assert [medium_bytes(row.images[0]) for row in kept] == raw
+    assert len([path for path in (tmp_path / "cache" / "images").rglob("*") if path.is_file()]) == 2
+    assert check_images([row.images[0] for row in kept], PlanMemory(tmp_path / "x.parquet"))[
+        kept[2].images[0]
+    ].size == (32, 24)
+    film = image_store.ImageStore(0).keep(Video((raw[0], raw[1]), 2.0))
+    assert medium_bytes(film) == raw[0] + raw[1]
+    assert not any(isinstance(frame, bytes) for frame in film.source)

@@ -26,6 +26,7 @@ from typing import Any
 from ..core.errors import UserError
 from . import row_fields
 from .choices import choice_letter, choice_question, read_choices
+from .image_store import ImageStore
 from .images import IMAGE_KEYS, parse_source
 from .objects import fill_object_marks, parse_objects
 from .row_fields import (
@@ -137,14 +138,16 @@ def read_conversations(
         raise UserError(f"--images {images} is not a folder.")
     rows: list[Conversation] = []
     faults: list[str] = []
-    unused, seen = UnusedFields(), set[str]()
+    unused, seen, store = UnusedFields(), set[str](), ImageStore()
     for place, row in read_rows(file, split=split):
         try:
-            rows.append(parse_conversation(rename_columns(row, columns, seen), images, place, unused, learn=learn))
+            parsed = parse_conversation(rename_columns(row, columns, seen), images, place, unused, learn=learn)
         except UserError as error:
             if not skip_bad:
                 raise UserError(f"{place}: {error} (--skip-bad leaves such rows out.)") from error
             faults.append(f"{place}: {error}")
+            continue
+        rows.append(replace(parsed, images=tuple(store.keep(medium) for medium in parsed.images)))
     check_columns_met(columns, seen, file)
     if not rows:
         raise UserError(f"{file}: none of its {len(faults)} rows can be used. {faults[0] if faults else ''}".strip())
