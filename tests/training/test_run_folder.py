@@ -799,7 +799,7 @@ def test_a_demo_takes_the_place_of_a_demo_and_of_nothing_else(old):
     assert not is_demo(old)
 
 
-@pytest.mark.parametrize("task", ["sort", "where"])
+@pytest.mark.parametrize("task", ["sort", "where", "moves"])
 def test_the_instruct_demo_knows_its_own_data(capsys, tmp_path, task):
     from rankfold.training.embedded.demo_instruct import is_demo_data, write_demo_data
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,16 +14,20 @@ from tiny_vlms import build
 from transformers import AutoProcessor
 
 from rankfold.apps.cli import main
+from rankfold.apps.cli.demo_instruct import print_figures
 from rankfold.pipelines.chat import load_media, open_chat, whole_answers
 from rankfold.pipelines.export_chat import export_chat, noise_media
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.data.conversations import parse_conversation, read_conversations
+from rankfold.toolkit.data.conversations import Conversation, parse_conversation, read_conversations
 from rankfold.toolkit.data.image_checks import check_image
-from rankfold.toolkit.data.videos import Clip, Video, load_clip, parse_video
-from rankfold.toolkit.vlm.model import VisionLanguageModel
+from rankfold.toolkit.data.videos import Clip, Video, VideoFacts, load_clip, parse_video
+from rankfold.toolkit.embedded import moves
+from rankfold.toolkit.embedded.tiny_vlm import save_video_model
+from rankfold.toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 from rankfold.training.config.instruct import InstructConfig
-from rankfold.training.evaluation.instruct import evaluate
-from rankfold.training.evaluation.items import read_items
+from rankfold.training.embedded.demo_instruct import evaluate_demo, train_demo, write_demo_data
+from rankfold.training.evaluation.instruct import choose_frames, evaluate
+from rankfold.training.evaluation.items import read_items, shuffle_frames
 from rankfold.training.instruct.conversations import plan_rows
 from rankfold.training.instruct.loss import AnswerLoss
 from rankfold.training.launch.start import resume, train
@@ -325,4 +330,54 @@ def test_chat_and_evaluation_take_videos(bases, frames, tmp_path, capsys):
     ]
     data.write_text(json.dumps(rows))
     figures = evaluate(open_chat(base), read_items(data, frames), likelihood=False, max_new_tokens=3)
-    assert set(figures["controls"]) == {"commonest answer", "blank image", "another row's image"}
+    assert set(figures["controls"]) == {
+        "commonest answer",
+        "blank image",
+        "another row's image",
+        "frames in another order",
+    }
+
+
+def test_frames_in_another_order(bases, frames, tmp_path):
+    """The same frames at the same times, none where it was; an image beside stays."""
+    vision = VisionLanguageModel(str(bases("qwen2-vl")))
+    data = tmp_path / "test.json"
+    rows = [
+        {"video": video, "question": "what", "answer": "bar"} for video in ("a.mp4", [f"{n}.png" for n in range(4)])
+    ]
+    rows += [{"image": "0.png", "question": "what", "answer": "noise"}]
+    data.write_text(json.dumps(rows))
+    items = choose_frames(vision, read_items(data, frames))
+    mixed = [item.conversation.images[0] for item in shuffle_frames(items, 0)]
+    for item, other in zip(items[:2], mixed[:2], strict=True):
+        before, after = load_clip(item.conversation.images[0]), load_clip(other)
+        assert before.size == after.size
+        pixels = [[np.asarray(frame).tobytes() for frame in clip.frames] for clip in (before, after)]
+        assert sorted(pixels[0]) == sorted(pixels[1])
+        assert pixels[0] != pixels[1]
+    assert mixed[2] == items[2].conversation.images[0]
+
+
+def test_the_embedded_model_for_videos(tmp_path):
+    """Its words are the embedded model's own, to the bit, and a film is seen in the order of its frames."""
+    save_video_model(Path(resolve_vision_base("tiny-vlm")), tmp_path / "base")
+    images, films = (VisionLanguageModel(base) for base in (resolve_vision_base("tiny-vlm"), str(tmp_path / "base")))
+    said = Conversation(({"role": "user", "content": [{"type": "text", "text": "What colour?"}]},), (), "row 1")
+    with torch.no_grad():
+        logits = [one.model(**one.chat.collate_questions([said], [[]])).logits[..., :511] for one in (images, films)]
+    torch.testing.assert_close(*logits, rtol=0, atol=0)
+    drawn = moves.draw_moves(3, "snow", "left", np.random.default_rng(0))
+    assert len(drawn) == moves.FRAMES
+    assert films.chat.videos.choose(VideoFacts(64, 64, moves.FRAMES, 2.0), whole=True).chosen == tuple(
+        range(moves.FRAMES)
+    )
+
+
+def test_the_demo_on_videos(tmp_path, capsys):
+    """A step of it: the control of order stands beside the others, and no old questions are asked."""
+    files = write_demo_data(tmp_path / "data", task="moves", rows=6, test=6)
+    run = train_demo(files, tmp_path / "alone", task="moves", replay=False, steps=1, threads=1)
+    print_figures({"alone": evaluate_demo(run, files)})
+    said = capsys.readouterr().out
+    assert "with its frames in another order" in said
+    assert "old questions" not in said

@@ -120,7 +120,9 @@ def is_demo_data(folder: Path) -> bool:
             first = json.loads((folder / "train.json").read_text(encoding="utf-8"))[0]
             asked = first["question"] if "question" in first else first["conversations"][0]["value"]
             return any(task.question in asked for task in TASKS.values())
-        return names == {"pictures"} and all(IMAGE.fullmatch(path.name) for path in (folder / "pictures").iterdir())
+        return "pictures" in names <= {"pictures", "base"} and all(
+            IMAGE.fullmatch(path.name) for path in (folder / "pictures").iterdir()
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
