@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from pydantic import TypeAdapter, ValidationError
 
+from ..toolkit.core.cache import file_hash
 from ..toolkit.core.devices import check_precision, device_type
 from ..toolkit.core.errors import UserError
 from ..toolkit.core.files import write_png
 from ..toolkit.core.out_of_memory import oom_context
+from ..toolkit.core.paths import is_file
 from ..toolkit.core.randomness import generator
 from ..toolkit.core.renamed import current_names
 from ..toolkit.core.versions import check_versions
-from ..toolkit.data.images import READ_ERRORS, open_image
+from ..toolkit.data.images import READ_ERRORS, image_size, load_rgb, open_image
 from ..toolkit.diffusion.load import find_family, open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..toolkit.formats import native
@@ -58,10 +60,14 @@ class Recipe:
     seed: int = 0
     batch: tuple[int, int] | None = None
     """First seed and number of the images made together with this one: a batch of another size rounds differently."""
+    references: tuple[str, ...] = ()
+    """Images that it is made from, in the order of the family's stock pipeline."""
     ignore_unused: bool = False
     """Whether a LoRA file may hold tensors that this base has no place for; otherwise it is refused."""
     hashes: tuple[str, ...] = ()
     """Content hash of each adapter, filled in when the image is made."""
+    reference_hashes: tuple[str, ...] = ()
+    """Content hash of each reference, likewise."""
 
 
 def denoise(
@@ -76,10 +82,12 @@ def denoise(
     negative: Sequence[str] | PromptEmbeds | None = None,
     output_type: str = "pil",
     on_step: Callable[[], None] | None = None,
+    references: Sequence[Image.Image] = (),
 ) -> Any:
     """Images from a stock pipeline, one per prompt (texts, or embeds (B, ...)), each from the noise of its own seed.
 
     width: pixels; also the height, where that is 0. on_step: called behind every denoising step; what it raises ends the images.
+    references: images that all of them are made from.
     """
 
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +102,7 @@ def denoise(
             **pipeline_family(pipe).call_kwargs(prompts, negative, guidance_scale),
             generator=[generator(seed, 101) for seed in seeds],
             num_inference_steps=steps,
-            height=height or width,
-            width=width,
+            **pipeline_family(pipe).image_kwargs(references, width, height or width),
             output_type=output_type,
             callback_on_step_end=on_step_end,
         ).images
@@ -132,6 +139,7 @@ def load_pipeline(recipe: Recipe) -> Any:
     base.check_side(recipe.width, "--width")
     base.check_side(recipe.height, "--height")
     base.check_steps(recipe.steps, "--steps")
+    base.check_references([image_size(Path(path)) for path in recipe.references])
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
@@ -179,6 +187,12 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
         check_adapter(Path(path))
+    for reference in recipe.references:
+        if not is_file(Path(reference)):
+            raise UserError(f"--reference {reference} does not exist.")
+        load_rgb(Path(reference))
+    if recipe.references and recipe.regions:
+        raise UserError("--reference does not work with --regions: leave one of the two out.")
 
 
 def generate(
@@ -217,7 +231,7 @@ def generate_batch(
     height = recipe.height or width
     common: Any = {
         "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": width, "height": height,
-        "output_type": "np", "on_step": on_step,
+        "output_type": "np", "on_step": on_step, "references": load_references(recipe, pipe),
     }  # fmt: skip
     if recipe.regions:
         if type(pipe).__name__ != "StableDiffusionPipeline":
@@ -236,9 +250,27 @@ def generate_batch(
     check_finite(images)
     images = pipe.image_processor.numpy_to_pil(images)
     whole = replace(
-        recipe, batch=batch, width=width, height=height, hashes=hashes, scheduler=type(pipe.scheduler).__name__
+        recipe,
+        batch=batch,
+        width=width,
+        height=height,
+        hashes=hashes,
+        scheduler=type(pipe.scheduler).__name__,
+        reference_hashes=tuple(file_hash(Path(path)) for path in recipe.references),
     )
     return [(image, replace(whole, seed=seed)) for image, seed in zip(images, seeds, strict=True)]
+
+
+def load_references(recipe: Recipe, pipe: Any) -> list[Image.Image]:
+    """The recipe's references, turned as their EXIF says, at their own size cut to what makes whole tokens."""
+    base = open_model(pipe.name_or_path) if recipe.references else None
+    found = []
+    for path in recipe.references:
+        image = load_rgb(Path(path))
+        unit = base.latent_scale * base.patch_size  # type: ignore[union-attr]
+        size = (max(unit, image.width // unit * unit), max(unit, image.height // unit * unit))
+        found.append(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
+    return found
 
 
 def max_batch_size(width: int) -> int:
@@ -269,6 +301,11 @@ def read_recipe(path: Path) -> Recipe:
         UserError: when the file is no PNG of ours, or an adapter it names has changed since.
     """
     recipe = parse_recipe(path)
+    for reference, known in zip(recipe.references, recipe.reference_hashes, strict=True):
+        if not is_file(Path(reference)) or file_hash(Path(reference)) != known:
+            raise UserError(
+                f"The reference {reference} is gone or has changed since {path} was made, so the image cannot be repeated."
+            )
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         check_adapter(Path(folder))
         if content_hash(adapter_path(Path(folder))) != expected:
@@ -299,6 +336,8 @@ def parse_recipe(path: Path) -> Recipe:
         raise UserError(
             f"--from {path}: what it says of its settings cannot be read: {error.errors()[0]['msg']}."
         ) from error
+    if len(recipe.references) != len(recipe.reference_hashes):
+        raise UserError(f"--from {path}: its references and their hashes are not equally many.")
     if not len(recipe.adapters) == len(recipe.strengths) == len(recipe.hashes):
         raise UserError(f"--from {path}: its adapters, their strengths and their hashes are not equally many.")
     return recipe

@@ -31,6 +31,9 @@ COMMANDS = {
     "train subject": Command(
         "Teach a diffusion model your subject from a folder of images.", "train_subject:train_subject"
     ),
+    "train edit": Command(
+        "Teach a diffusion model to make images from reference images, from pairs.", "train_edit:train_edit"
+    ),
     "train instruct": Command(
         "Teach a vision-language model your task from images with questions and answers.",
         "train_instruct:train_instruct",

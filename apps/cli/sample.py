@@ -24,6 +24,8 @@ class SampleOptions:
     """One number for all adapters, or one for each; 1 is as trained."""
     regions: tuple[str, ...] = ()
     """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
+    reference: tuple[Path, ...] = ()
+    """Images that it is made from, for bases that take them (FLUX.1 Kontext one, FLUX.2 klein several)."""
     base: str | None = None
     """Base model; unset means the run's, or 'tiny'."""
     prompt: str | None = None
@@ -106,6 +108,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
         adapters=tuple(adapters),
         strengths=tuple(strengths),
         ignore_unused=options.ignore_unused,
+        references=tuple(str(path.absolute()) for path in options.reference),
         regions=tuple(parse_region(text) for text in options.regions),
         steps=options.steps,
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,

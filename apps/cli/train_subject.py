@@ -35,8 +35,13 @@ def train_subject(argv: list[str]) -> None:
     print_outcome(run.folder)
 
 
-def subject_options(argv: list[str], name: str) -> tuple[SubjectConfig, float | None, int, bool]:
-    """The config of a subject's training, how many GiB its peak may take, in how many folds it is cross-validated, and --overwrite."""
+def subject_options(
+    argv: list[str], name: str, default: SubjectConfig | None = None
+) -> tuple[SubjectConfig, float | None, int, bool]:
+    """The config of a subject's training, how many GiB its peak may take, in how many folds it is cross-validated, and --overwrite.
+
+    default: what is not given, where no --config says it.
+    """
     from ...training.config.subject import SubjectConfig
     from ...training.config.yaml_file import from_yaml, method_name
 
@@ -48,13 +53,12 @@ def subject_options(argv: list[str], name: str) -> tuple[SubjectConfig, float | 
         """Cross-validation: number of folds; they decide how many steps the final run on all photos takes."""
 
     config_file, argv = take_option(argv, "--config")
-    given = from_yaml(Path(config_file)) if config_file else SubjectConfig()
+    given = from_yaml(Path(config_file)) if config_file else default or SubjectConfig()
     if not isinstance(given, SubjectConfig):
         raise UserError(
             f"--config {config_file} is of another method ({method_name(given)}): use the command it was made for."
         )
-    default = Options(**asdict(given))
-    options, overwrite = parse_run(Options, argv, name, default)
+    options, overwrite = parse_run(Options, argv, name, Options(**asdict(given)))
     if options.fit is not None and options.fit <= 0:
         raise UserError(f"--fit must be above 0, not {options.fit}.")
     if options.folds < 0 or options.folds == 1:

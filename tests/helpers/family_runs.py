@@ -8,6 +8,7 @@ from rankfold.training.config.subject import SubjectConfig
 
 def a_config(folder, photos, out, **more):
     settings = {
+        "resolution": SIDE,
         "steps": 2,
         "batch_size": 2,
         "rank": 4,
@@ -16,5 +17,5 @@ def a_config(folder, photos, out, **more):
         "preview_every": 0,
         "threads": 1,
     }
-    own = {"base": str(folder), "images": photos, "out": out, "resolution": SIDE}
+    own = {"base": str(folder), "images": photos, "out": out}
     return quick_config(SubjectConfig, **own, **(settings | more))

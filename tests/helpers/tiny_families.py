@@ -164,6 +164,10 @@ def flux(guidance: bool = True):
     )  # fmt: skip
 
 
+def flux_kontext():
+    return diffusers.FluxKontextPipeline(**flux().components)
+
+
 def flux_2_klein():
     encoder, tokenizer = qwen3(28, head=True)  # the pipeline reads the states behind layers 9, 18 and 27
     autoencoder = diffusers.AutoencoderKLFlux2(
@@ -248,6 +252,7 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd3": stable_diffusion_3,
     "sd3-without-t5": lambda: stable_diffusion_3(with_t5=False),
     "flux-dev": flux,
+    "flux-kontext": flux_kontext,
     "flux-schnell": lambda: flux(guidance=False),
     "flux2-klein": flux_2_klein,
     "sana": sana,

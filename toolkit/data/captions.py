@@ -33,6 +33,8 @@ class Captions:
     """Name of the file that each caption, empty or not, came from, by image name."""
     notes: list[str] = field(default_factory=list)
     """What was not used, or not read as UTF-8, in sentences."""
+    references: dict[str, Any] = field(default_factory=dict)
+    """What a table says of an image's references, by image name."""
 
     @property
     def empty(self) -> list[str]:
@@ -118,7 +120,7 @@ def caption_of(row: Any) -> str | None:
 
 def other_fields(row: dict[Any, Any]) -> set[str]:
     """Fields with something in them that captions are not read from."""
-    used = {next((name for name in FIELDS if isinstance(row.get(name), str)), FIELDS[0]), "file_name"}
+    used = {next((name for name in FIELDS if isinstance(row.get(name), str)), FIELDS[0]), "file_name", "references"}
     return {str(name) for name, value in row.items() if name not in used and value not in (None, "", [])}
 
 
@@ -139,6 +141,8 @@ def read_tables(folder: Path, images: set[str], captions: Captions) -> None:
             if captions.texts.get(name, text) != text:
                 raise UserError(f"{table}, line {number}: {name} has had another caption already: keep one of them.")
             captions.add(name, text, table.name)
+            if row.get("references"):
+                captions.references[name] = row["references"]
             unused |= other_fields(row)
         if unused:
             captions.notes.append(f"Not used of {table.name}: the fields {', '.join(sorted(unused))}.")

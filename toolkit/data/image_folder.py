@@ -61,6 +61,18 @@ class ImageFolder:
             return self.captions.sources[image.name]
         return self.path.name if self.prompt else ""
 
+    def references(self, image: Path) -> tuple[Path, ...]:
+        """The images that a table names as an image's references.
+
+        Raises:
+            UserError: for anything but names.
+        """
+        value = self.captions.references.get(image.name, [])
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise UserError(f"{image}: its references must be the name of an image, or a list of names.")
+        return tuple(self.path / name.replace("\\", "/") for name in names)
+
     def notes(self, used_elsewhere: Collection[Path] = ()) -> list[str]:
         """What is not used, or not used as it stands there, in sentences. used_elsewhere: files and folders that something else reads."""
         found = list(self.captions.notes)

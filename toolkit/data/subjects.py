@@ -27,6 +27,8 @@ class Sample:
     """How often it is drawn for once of another image."""
     source: str = field(default="", compare=False)
     """Where its caption is from: the name of a file or folder; '' for the run's prompt."""
+    references: tuple[Path, ...] = ()
+    """Images that it is made from, see references.py."""
 
 
 def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False, option: str = "--images") -> list[Sample]:
@@ -39,7 +41,7 @@ def find_samples(folder: Path, *, flip: bool = False, skip_bad: bool = False, op
     """
     mirrored = (False, True) if flip else (False,)
     return [
-        Sample(path, own.caption(path), side, own.repeats, own.caption_source(path))
+        Sample(path, own.caption(path), side, own.repeats, own.caption_source(path), own.references(path))
         for own in read_image_folders(folder, skip_bad=skip_bad, option=option)
         for path in own.images
         for side in mirrored

@@ -105,6 +105,8 @@ class DiffusionModel:
     """Regular expressions for names of layers (with _ for each .) by which a file of this family is told from others'."""
     comfy_reads_diffusers_names: ClassVar[bool] = False
     """Whether ComfyUI reads files that name the denoiser's layers as diffusers does."""
+    max_references: ClassVar[int] = 0
+    """How many reference images the stock pipeline takes for one image."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
@@ -336,6 +338,23 @@ class DiffusionModel:
             given["negative_prompt"] = list(negative)
         return given
 
+    @classmethod
+    def check_references(cls, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises UserError for more references than the family takes, or of a size, (width, height), that it does not take."""
+        if len(sizes) > cls.max_references:
+            takes = f"at most {cls.max_references}" if cls.max_references else "none"
+            raise UserError(f"{len(sizes)} reference images are given, and {cls.title} takes {takes}.")
+
+    @classmethod
+    def image_kwargs(cls, references: Sequence[Image.Image], width: int, height: int) -> dict[str, Any]:
+        """The arguments of the stock pipeline's __call__ for the size of an image and the references that it is made from.
+
+        Raises:
+            UserError: as `check_references` does.
+        """
+        cls.check_references([image.size for image in references])
+        return {"width": width, "height": height} | ({"image": list(references)} if references else {})
+
     # -------------------------------------------------------------------------- noise and prediction
 
     def noise(self, sampling: str = "logit_normal", shift: float | Literal["auto"] = 1.0) -> Noise:
@@ -363,7 +382,10 @@ class DiffusionModel:
         return low + (high - low) * (tokens - few) / (many - few)
 
     def predict(self, noisy: torch.Tensor, timesteps_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
-        """The denoiser's prediction for noisy latents (B, C, H, W) at these timesteps (sigmas for flow models)."""
+        """The denoiser's prediction for noisy latents (B, C, H, W) at these timesteps (sigmas for flow models).
+
+        Families with `max_references` take a fourth argument: latents (B, C, h, w) of each reference, seen beside and not predicted.
+        """
         raise NotImplementedError
 
 

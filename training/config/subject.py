@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 
 from .adapter import DiffusionAdapterSettings
 from .images import DiffusionConfig
@@ -18,6 +18,10 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
 
     start_from: Path | None = None
     """Go on from this adapter: a run, a folder, or a LoRA file of any tool; its layers, ranks and alphas stay."""
+    references: tuple[Path, ...] = ()
+    """Folders of reference images, each called as the image that is made from it; or metadata.jsonl in --images says them."""
+    reference_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of the batches that are trained without references."""
     also: dict[str, str] = field(default_factory=dict)
     """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""
     evaluate_every: Annotated[int, Ge(0)] = 0

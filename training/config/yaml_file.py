@@ -38,7 +38,7 @@ def to_yaml(config: LoopConfig) -> str:
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
             return value.as_posix()  # which every system reads, so that a run may move to another
-        return list(value) if isinstance(value, tuple) else value
+        return [plain(one) for one in value] if isinstance(value, tuple) else value
 
     return yaml.safe_dump(
         {"method": method_name(config)} | {k: plain(v) for k, v in asdict(config).items()}, sort_keys=False

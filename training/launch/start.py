@@ -16,6 +16,7 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import check_quantize
 from ...toolkit.core.run_folder import Run
 from ...toolkit.core.versions import check_versions
+from ...toolkit.data.references import add_references, check_references
 from ...toolkit.data.subjects import Sample, check_masks, find_samples
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from ...toolkit.diffusion.model import ATTENTION_TARGETS, DTYPES
@@ -55,6 +56,7 @@ from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
 from ..subject.denoising import check_compile
 from ..subject.measuring import split_measured_photos
+from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
 from .notices import announce
 from .out_of_memory import run_out_of_memory
@@ -80,6 +82,7 @@ def prepare_images(config: DiffusionConfig, check: Callable[[Any], Any]) -> tupl
         samples += [replace(sample, caption=sample.caption or f"a {name.strip()}") for sample in more]
     if config.masks:
         check_masks(samples, config.masks)
+    samples = pair_references(config, samples)
     if config.prior_folder is not None:
         find_samples(config.prior_folder, skip_bad=config.skip_bad, option="--prior-folder")
     base = check_base(config)
@@ -91,6 +94,39 @@ def prepare_images(config: DiffusionConfig, check: Callable[[Any], Any]) -> tupl
             check_start(config)
             SubjectAdapter(config).attach(open_model(base, DTYPES[config.precision], "meta"))  # shapes alone
     return config, (samples, base)
+
+
+def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Sample]:
+    """The samples with their references.
+
+    Raises:
+        UserError: for pairs that are not whole, a base that takes none, and settings that know of none.
+    """
+    if isinstance(config, SubjectConfig):
+        samples = add_references(samples, config.references)
+    if not any(sample.references for sample in samples):
+        if isinstance(config, SubjectConfig) and config.reference_dropout:
+            raise UserError(
+                "--reference-dropout is of references, and no image has any: give --references, or leave it out."
+            )
+        return samples
+    if not isinstance(config, SubjectConfig):
+        raise UserError(
+            "References are learned by `rankfold train edit` and `train subject` only: take them out of metadata.jsonl."
+        )
+    model = open_model(resolve_base(config.base))
+    check_references(samples, model.max_references, config.base)
+    for sample in samples:
+        for size in trained_sizes(config, sample, model):
+            model.check_references([reference_size(config, path, size, model) for path in sample.references])
+    for flag, given in (
+        ("--prior-weight", config.prior_weight),
+        ("--evaluate-every", config.evaluate_every),
+        ("--train-text-encoder", config.train_text_encoder),
+    ):
+        if given:
+            raise UserError(f"{flag} does not work with references yet: leave it out.")
+    return samples
 
 
 def check_base(config: DiffusionConfig) -> str:

@@ -119,6 +119,8 @@ def sample_items(samples: Iterable[Sample], what: str, config: DiffusionConfig) 
         files[f"{what} {name}"] = sample.path
         if sample.caption is not None:
             items[f"the caption of {name}"] = text_hash(sample.caption)
+        for number, path in enumerate(sample.references, 1):
+            files[f"reference {number} of {name}"] = path
         if config.masks and config.masks != ALPHA and what == "photo":
             files[f"the mask of {name}"] = mask_path(sample, config.masks)
     return hash_files(files) | items

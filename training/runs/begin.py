@@ -51,7 +51,7 @@ def with_absolute_paths(config: Any) -> Any:
             return value
         return type(value)(Path(value).absolute()) if isinstance(value, str) else value.absolute()
 
-    names = [name for name in (*SOURCES, "also", "adapters") if hasattr(config, name)]
+    names = [name for name in (*SOURCES, "references", "also", "adapters") if hasattr(config, name)]
     values = {name: absolute(getattr(config, name)) for name in names}
     if hasattr(config, "more_data"):
         values["more_data"] = tuple(
@@ -136,6 +136,7 @@ def check_sources_outside(config: Any, run: Run) -> None:
     """Raises UserError when the new run reads what it would replace."""
     own = [path.resolve() for path in run.run_entries()]
     read = [(name, str(getattr(config, name, None) or "")) for name in SOURCES]
+    read += [("references", str(folder)) for folder in getattr(config, "references", ())]
     read += [("also", folder) for folder in getattr(config, "also", {}).values()]
     for name, text in [*read, *(("adapters", text) for text in getattr(config, "adapters", ()))]:
         place = Path(text).resolve()

@@ -84,9 +84,16 @@ class ImageBatches:
         }
         if rows.mask is not None:
             batch["mask"] = rows.mask[where]
+        if not self.drops_references(position):
+            batch |= {f"reference_{number}": latents[where] for number, latents in enumerate(rows.references)}
         if rows.without_token is not None:
             batch |= self.preservation_rows(rows.without_token[which], position, slots)
         return batch
+
+    def drops_references(self, position: int) -> bool:
+        """Whether the forward pass that begins at sample `position` is without references, in all processes alike."""
+        share = getattr(self.config, "reference_dropout", 0.0)
+        return share > 0 and float(torch.rand((), generator=generator(self.config.seed, 11, position))) < share
 
     def draw_prompt(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """The number, a scalar, of the caption that a row is given this time: one of its ways (n,), or none."""

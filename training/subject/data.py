@@ -19,7 +19,7 @@ from ..engine.processes import share_work
 from .class_images import class_samples
 from .prompts import Prompts, without_token
 from .rows import Rows, shuffle_tags
-from .sizes import Size, square_size, trained_sizes
+from .sizes import Size, reference_size, square_size, trained_sizes
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,17 @@ class ImageEncoder:
 
     def build_rows(self, samples: Sequence[Sample], default_prompt: str, *, subject: bool = False) -> list[Rows]:
         """The samples by the sizes they are brought to. subject: these are trained on, with masks, shapes and resolutions of their own."""
-        sizes: dict[Size, list[Sample]] = {}
+        buckets: dict[tuple[Size, ...], list[Sample]] = {}
         for sample in samples:
             own = trained_sizes(self.config, sample, self.model) if subject else [square_size(self.config, self.model)]
             for size in own:
-                sizes.setdefault(size, []).append(sample)
-        return [self.build_bucket(own, size, default_prompt, subject) for size, own in sizes.items()]
+                others = (reference_size(self.config, path, size, self.model) for path in sample.references)
+                buckets.setdefault((size, *others), []).append(sample)
+        return [self.build_bucket(own, sizes, default_prompt, subject) for sizes, own in buckets.items()]
 
-    def build_bucket(self, samples: list[Sample], size: Size, default_prompt: str, subject: bool) -> Rows:
-        """Samples of one size: latents, masks, and their prompts' numbers."""
-        config, device = self.config, self.accelerator.device
+    def build_bucket(self, samples: list[Sample], sizes: Sequence[Size], default_prompt: str, subject: bool) -> Rows:
+        """Samples of one size: latents, masks, and their prompts' numbers. sizes: theirs, then those of their references."""
+        config, device, size = self.config, self.accelerator.device, sizes[0]
         latents = self.encode_latents(samples, size)
         captions = [sample.caption or default_prompt for sample in samples]
         ways = [shuffle_tags(caption, config.caption_orders, config.seed) for caption in captions]
@@ -86,6 +87,9 @@ class ImageEncoder:
             prompts=torch.stack([self.prompts.add(own) for own in ways]),
             without_token=self.prompts.add(bare) if subject and config.preservation_weight else None,
             mask=self.latent_mask_weights(samples, size, mean.shape[2:]) if subject and config.masks else None,
+            references=[
+                self.encode_references(samples, number, own).to(device) for number, own in enumerate(sizes[1:])
+            ],
             draws=draws if len(draws) > len(samples) else (),
         )
 
@@ -106,6 +110,11 @@ class ImageEncoder:
             make = lambda s=sample: model.encode_image(load_image(s, size, config.crop))  # noqa: E731
             makers.append(lambda key=key, make=make: load_or_compute(cache, key, make))
         return share_work(self.accelerator, makers)
+
+    def encode_references(self, samples: list[Sample], number: int, size: Size) -> torch.Tensor:
+        """Latents (N, C, H, W) of reference `number` of each sample: the mean, as the stock pipelines take."""
+        own = [Sample(sample.references[number], flip=sample.flip) for sample in samples]
+        return torch.stack([row["mean"] for row in self.encode_latents(own, size)])
 
     def latent_mask_weights(self, samples: list[Sample], size: Size, latent: Sequence[int]) -> torch.Tensor:
         """What each latent pixel counts for, (N, 1, H, W), 1 on average over each image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -40,22 +40,27 @@ class DenoisingLoss(nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Loss of each sample, (B,).
 
-        Batch: mean, std, posterior_noise, noise (B, C, H, W); timesteps, prompt, weight (B,); optionally mask (B, 1, H, W), and
+        Batch: mean, std, posterior_noise, noise (B, C, H, W); timesteps, prompt, weight (B,); optionally mask (B, 1, H, W),
+        reference_0, reference_1 and so on (B, C, h, w): latents that the model sees beside, and
         preservation, preservation_prompt and preservation_weight (K,): rows that are predicted a second time, with another
         prompt, whose target is the prediction of the model without adapters.
         """
         clean = batch["mean"] + batch["std"] * batch["posterior_noise"]
         noise, timesteps, prompt, count = batch["noise"], batch["timesteps"], batch["prompt"], len(clean)
         noisy, target = self.noise.add_noise(clean, noise, timesteps), self.noise.target(clean, noise, timesteps)
-        mask, weight = batch.get("mask"), batch["weight"]
+        mask, weight, references = batch.get("mask"), batch["weight"], batch_references(batch)
         if (preservation := batch.get("preservation")) is not None:
-            frozen = self.predict_frozen(noisy[preservation], timesteps[preservation], batch["preservation_prompt"])
+            own = [latents[preservation] for latents in references]
+            frozen = self.predict_frozen(
+                noisy[preservation], timesteps[preservation], batch["preservation_prompt"], own
+            )
+            references = [torch.cat([latents, more]) for latents, more in zip(references, own, strict=True)]
             noisy, timesteps = torch.cat([noisy, noisy[preservation]]), torch.cat([timesteps, timesteps[preservation]])
             target, prompt = torch.cat([target, frozen.to(target)]), torch.cat([prompt, batch["preservation_prompt"]])
             weight = torch.cat([weight, batch["preservation_weight"]])
             mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[preservation])])
         with auxiliary_losses() as auxiliary:
-            pred = self.predict(noisy, timesteps, prompt)
+            pred = self.predict(noisy, timesteps, prompt, references)
         loss = losses.per_sample_mse(pred, target, mask) * weight
         if self.snr_weight is not None:
             loss = loss * self.snr_weight(self.noise.snr(timesteps)) * self.noise.clean_error_ratio(timesteps)
@@ -63,19 +68,42 @@ class DenoisingLoss(nn.Module):
             loss = loss[:count].index_add(0, preservation, loss[count:])
         return loss + auxiliary.total()
 
-    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """The model's prediction (B, C, H, W) for noisy latents (B, C, H, W) at timesteps (B,), with the prompts of these numbers (B,)."""
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt: torch.Tensor,
+        references: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """The model's prediction (B, C, H, W) for noisy latents (B, C, H, W) at timesteps (B,), with the prompts of these numbers (B,).
+
+        references: latents (B, C, h, w) that it sees beside.
+        """
         dtype = self.model.dtype
         prompt_embeds = {
             k: v.to(dtype) if v.is_floating_point() else v for k, v in self.prompt_embeds_of(prompt).items()
         }
-        return self.model.predict(noisy.to(dtype), timesteps, prompt_embeds)
+        if not references:
+            return self.model.predict(noisy.to(dtype), timesteps, prompt_embeds)
+        seen = [latents.to(dtype) for latents in references]
+        return self.model.predict(noisy.to(dtype), timesteps, prompt_embeds, seen)  # type: ignore[call-arg]
 
     @torch.no_grad()
-    def predict_frozen(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def predict_frozen(
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt: torch.Tensor,
+        references: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
         """The same without any adapter; shapes as of `predict`."""
         with disable_adapters(*self.parts.values()):
-            return self.predict(noisy, timesteps, prompt)
+            return self.predict(noisy, timesteps, prompt, references)
+
+
+def batch_references(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The latents (B, C, h, w) of a batch's references, in their order."""
+    return [batch[f"reference_{number}"] for number in range(sum(name.startswith("reference_") for name in batch))]
 
 
 def repeated_blocks(denoiser: nn.Module) -> list[nn.Module]:

@@ -8,24 +8,34 @@ import torch
 from PIL import Image
 
 from ...pipelines.generate import denoise, max_batch_size
+from ...toolkit.data.subjects import Sample, load_image
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from ..engine.processes import map_distributed
 from .prompts import Prompts
-from .sizes import square_size
+from .sizes import Size, reference_size, square_size, trained_sizes
 
 
 def draw_images(
-    model: DiffusionModel, prompts: Prompts, config: DiffusionConfig, texts: Sequence[str], seeds: Sequence[int]
+    model: DiffusionModel,
+    prompts: Prompts,
+    config: DiffusionConfig,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    pairs: Sequence[Sample] = (),
 ) -> list[Image.Image]:
-    """One image per text and seed, drawn in shares of whole batches by all processes; the texts are among the prompts."""
+    """One image per text and seed, drawn in shares of whole batches by all processes; the texts are among the prompts.
+
+    pairs: a sample for each text, of whose size and from whose references its image is made; then each is drawn alone.
+    """
     embeds = prompts.embeds_of(torch.tensor([prompts.numbers[text] for text in [*texts, ""]]))
     side, _ = square_size(config, model)
-    pipe, count = model.pipeline(model.denoiser_name, "vae"), max_batch_size(side)
+    pipe, count = model.pipeline(model.denoiser_name, "vae"), 1 if pairs else max_batch_size(side)
 
     def draw_batch(start: int) -> list[Image.Image]:
         some = slice(start, min(start + count, len(texts)))
         own = seeds[some]
+        width, height = trained_sizes(config, pairs[start], model)[0] if pairs else (side, side)
         return denoise(
             pipe,
             {name: value[some] for name, value in embeds.items()},
@@ -33,7 +43,17 @@ def draw_images(
             seeds=own,
             steps=config.preview_steps,
             guidance_scale=config.guidance_scale,
-            width=side,
+            width=width,
+            height=height,
+            references=load_references(config, pairs[start], (width, height), model) if pairs else (),
         )
 
     return [image for images in map_distributed(range(0, len(texts), count), draw_batch) for image in images]
+
+
+def load_references(config: DiffusionConfig, sample: Sample, size: Size, model: DiffusionModel) -> list[Image.Image]:
+    """The references of a sample as training sees them. size: the sample's."""
+    return [
+        load_image(Sample(path, flip=sample.flip), reference_size(config, path, size, model), config.crop)
+        for path in sample.references
+    ]

@@ -25,6 +25,8 @@ class Rows:
     """(N,): the caption without the subject's token, where that is to be preserved."""
     mask: torch.Tensor | None = None
     """(N, 1, H, W): what each latent pixel's error counts for, 1 on average; None counts all alike."""
+    references: Sequence[torch.Tensor] = ()
+    """Latents (N, C, H, W) of the images that each is made from: one tensor for each reference, of one size."""
     draws: Sequence[int] = ()
     """Row of each draw of a pass over all of them, in which an image with repeats has several; () draws each once."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+from ...toolkit.data.images import image_size
 from ...toolkit.data.subjects import Sample, sample_size
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
@@ -25,6 +27,14 @@ def trained_sizes(config: DiffusionConfig, sample: Sample, model: DiffusionModel
         return [(side, side) for side in dict.fromkeys(sides)]
     shape = sample_size(sample)
     return list(dict.fromkeys(bucket_size(*shape, side, unit) for side in sides))
+
+
+def reference_size(config: DiffusionConfig, path: Path, size: Size, model: DiffusionModel) -> Size:
+    """The size of a reference of an image of `size`: the same, or with buckets about as many pixels in its own shape."""
+    if config.crop != "bucket":
+        return size
+    unit = model.latent_scale * model.patch_size
+    return bucket_size(*image_size(path), round(math.sqrt(size[0] * size[1])), unit)
 
 
 def bucket_size(width: int, height: int, side: int, unit: int) -> Size:

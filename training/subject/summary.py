@@ -18,6 +18,7 @@ from ...toolkit.core.cache import file_hash
 from ...toolkit.core.devices import GIB, device, free_memory
 from ...toolkit.core.errors import list_names
 from ...toolkit.data.image_folder import ImageFolder, read_image_folders
+from ...toolkit.data.references import reference_notes
 from ...toolkit.data.subjects import Sample, mask_share, sample_size
 from ...toolkit.diffusion.load import EMBEDDED
 from ...toolkit.diffusion.model import DiffusionModel
@@ -76,6 +77,8 @@ class ImageSummary:
     """Prompts at which the untrained model's predictions are held."""
     class_images: dict[str, int] = field(default_factory=dict)
     """Folder, or how they are made -> images for prior preservation."""
+    references: dict[int, int] = field(default_factory=dict)
+    """How many references an image has -> images."""
     held_out: list[str] = field(default_factory=list)
     """Photos that likeness is measured by."""
     warnings: list[str] = field(default_factory=list)
@@ -100,6 +103,11 @@ class ImageSummary:
         if self.mask_shares:
             mean = sum(self.mask_shares.values()) / len(self.mask_shares)
             found.append(f"masks     {len(self.mask_shares)}, which count {mean:.0%} of an image on average")
+        if self.references:
+            counts = (
+                f"{many} references: {number} images" for many, number in sorted(self.references.items(), reverse=True)
+            )
+            found.append(f"pairs     {', '.join(counts)}")
         if self.class_images:
             found.append("class     " + ", ".join(f"{number} {where}" for where, number in self.class_images.items()))
         if self.held_out:
@@ -142,7 +150,11 @@ def summarize_images(config: DiffusionConfig, samples: Sequence[Sample], model: 
         summary.class_images = {str(folder.path): len(folder.images) for folder in folders}
     elif config.prior_weight:
         summary.class_images = {f"made by the base for '{config.class_prompt}'": config.prior_images}
+    references = config.references if isinstance(config, SubjectConfig) else ()
+    if any(sample.references for sample in own):
+        summary.references = dict(Counter(len(sample.references) for sample in own))
     summary.warnings = [
+        *reference_notes(own, references),
         *base_warnings(config, own),
         *folder_warnings(config),
         *image_warnings(summary),
@@ -201,6 +213,8 @@ def look_at_captions(summary: ImageSummary, config: DiffusionConfig, samples: Se
     for folder in read_folders(config):
         summary.empty_captions += folder.captions.empty
     captions = [sample.caption for sample in samples if sample.caption]
+    if any(sample.references for sample in samples):
+        return  # captions say what becomes of the references, with a token or without
     summary.without_token = [
         sample.path.name
         for sample in samples

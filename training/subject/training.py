@@ -30,6 +30,8 @@ from .previews import draw_images
 from .prompts import Prompts, preview_texts
 from .rows import Rows
 
+PREVIEWED_PAIRS = 2
+
 
 class DiffusionTrainable(Trainable, Protocol):
     """A trainable for diffusion models, and what it does to prompts."""
@@ -58,6 +60,8 @@ class ImageTraining:
     """The parts of the model that are trained."""
     batches: ImageBatches
     module: DenoisingLoss
+    pairs: tuple[Sample, ...] = ()
+    """Samples with references, which previews are made of instead of the preview prompts."""
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them."""
@@ -65,15 +69,18 @@ class ImageTraining:
 
     def preview(self) -> list[Image.Image]:
         """One image per preview prompt, always from the same noise."""
+        if self.pairs:
+            texts = [sample.caption or self.config.prompt for sample in self.pairs]
+            return self.draw(texts, [self.config.seed + number for number in range(len(texts))], self.pairs)
         texts = preview_texts(self.config)
         return self.draw(texts, [self.config.seed + number for number in range(len(texts))])
 
     @torch.no_grad()
-    def draw(self, texts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        """One image per text, by the model as it is; the texts are among the prompts."""
+    def draw(self, texts: Sequence[str], seeds: Sequence[int], pairs: Sequence[Sample] = ()) -> list[Image.Image]:
+        """One image per text, by the model as it is; the texts are among the prompts. pairs: see `draw_images`."""
         self.module.eval()
         try:
-            return draw_images(self.model, self.prompts, self.config, texts, seeds)
+            return draw_images(self.model, self.prompts, self.config, texts, seeds, pairs)
         finally:
             self.model.release(text=False)
             self.module.train()
@@ -102,6 +109,7 @@ class ImageTraining:
             "timesteps": torch.cat(timesteps).to(device),
             "prompt": self.batches.to_lookup_device(rows.prompts[which, 0]),
             "weight": torch.ones(len(where), device=device),
+            **{f"reference_{number}": latents[where] for number, latents in enumerate(rows.references)},
         }
 
     @torch.no_grad()
@@ -164,7 +172,8 @@ def prepare_image_training(
     module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
     if shard_base:
         ignore_shards_in_ddp(module)
-    return ImageTraining(config, model, noise, prompts, data, parts, batches, module)
+    pairs = tuple(sample for sample in samples if sample.references and not sample.flip)[:PREVIEWED_PAIRS]
+    return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs)
 
 
 def attach_sharded(model: DiffusionModel, trainable: Trainable, device: torch.device) -> dict[str, nn.Module]:

@@ -57,6 +57,10 @@ class GeneratePage:
         if not file:
             raise UserError("Drop a PNG that was made here, or by rankfold sample.")
         recipe = parse_recipe(Path(file))
+        if recipe.references:
+            raise UserError(
+                "This image was made from reference images, for which there is no place here yet: `rankfold sample --from` repeats it."
+            )
         names = [self.paths.adapter_name(path) for path in recipe.adapters]  # before anything that it names is read
         self.paths.base(recipe.base)
         read_recipe(Path(file))

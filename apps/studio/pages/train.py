@@ -10,7 +10,7 @@ import gradio as gr
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.data.conversations import read_conversations
-from ....toolkit.data.subjects import ALPHA
+from ....toolkit.data.subjects import ALPHA, find_samples
 from ....toolkit.data.videos import medium_parts
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
@@ -76,9 +76,20 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
         values["also"] = {
             key: str(paths.readable_folder(text, "The folder of also")) for key, text in config.also.items()
         }
+        values["references"] = tuple(
+            Path(paths.readable_folder(str(folder), "The folder of references")) for folder in config.references
+        )
+        check_references(config, paths)
         if config.evaluate_prompts and config.evaluate_prompts not in ("object", "live", "world"):
             values["evaluate_prompts"] = str(paths.readable_path(config.evaluate_prompts, "The prompts"))
     return replace(config, **values)  # type: ignore[type-var]
+
+
+def check_references(config: SubjectConfig, paths: StudioPaths) -> None:
+    """Raises UserError when a table beside the images names a reference outside what the studio may read."""
+    for sample in find_samples(config.images, skip_bad=True) if config.images else ():
+        for path in sample.references:
+            paths.readable_path(str(path), f"The reference of {sample.path.name}")
 
 
 def check_media(config: Any, paths: StudioPaths) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ..model import (
@@ -99,23 +100,49 @@ class Flux(DiffusionModel):
         """The negative prompt is left out: guidance is an input of the model, not a second pass."""
         return super().call_kwargs(prompts, None, guidance_scale)
 
-    def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        sigmas_B: torch.Tensor,
+        prompt_embeds: PromptEmbeds,
+        references: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
         height, width = noisy.shape[2:]
         states = prompt_embeds["prompt_embeds"]
+        places = [
+            image_ids(latents.shape[2] // 2, latents.shape[3] // 2, number)
+            for number, latents in enumerate((noisy, *references))
+        ]
         distilled = self.transformer.config.guidance_embeds
         tokens = self.transformer(
-            hidden_states=pack_latents(noisy),
+            hidden_states=torch.cat([pack_latents(latents) for latents in (noisy, *references)], 1),
             timestep=sigmas_B,
             guidance=sigmas_B.new_full((len(noisy),), TRAINING_GUIDANCE, dtype=torch.float32) if distilled else None,
             pooled_projections=prompt_embeds["pooled_prompt_embeds"],
             encoder_hidden_states=states,
             txt_ids=states.new_zeros(states.shape[1], 3),
-            img_ids=image_ids(height // 2, width // 2).to(states),
+            img_ids=torch.cat(places).to(states),
         ).sample
-        return unpack_latents(tokens, height, width)
+        return unpack_latents(tokens[:, : height * width // 4], height, width)
 
 
-def image_ids(height: int, width: int) -> torch.Tensor:
-    """(0, row, column) of each token, (height * width, 3)."""
+class FluxKontext(Flux):
+    """FLUX.1 Kontext: the image that is changed lies behind the tokens of the one that is made, at places of its own."""
+
+    pipelines = ("FluxKontextPipeline",)
+    title = "FLUX.1 Kontext"
+    architecture = "flux-1-dev-kontext"
+    max_references = 1
+    licence = "Non-commercial licence of Black Forest Labs."
+
+    @classmethod
+    def image_kwargs(cls, references: Sequence[Image.Image], width: int, height: int) -> dict[str, Any]:
+        """The pipeline would bring the image to a megapixel, and the reference to one of its own sizes: both stay as they are."""
+        given = super().image_kwargs(references, width, height) | {"max_area": width * height, "_auto_resize": False}
+        return given | {"image": references[0]} if references else given
+
+
+def image_ids(height: int, width: int, number: int = 0) -> torch.Tensor:
+    """(number, row, column) of each token, (height * width, 3). number: 0 for the image that is made, 1 for its reference."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
+    return torch.stack([torch.full_like(rows, number), rows, columns], -1).reshape(-1, 3)

@@ -9,6 +9,7 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import nn
 
+from ...core.errors import UserError
 from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds
 from ..original_layers import OriginalLayer, Table, attention_rows, expand_table
 
@@ -39,6 +40,10 @@ ORIGINAL: Table = {
 }
 
 STEPS = 50  # of the stock pipeline
+MIN_REFERENCE, MAX_SHAPE = 64, 8  # pixels, and long side to short, of references
+REFERENCE_STEP = (
+    10  # from the image to its first reference, and from each to the next, in the first number of a token's place
+)
 
 
 class Flux2Klein(DiffusionModel):
@@ -46,6 +51,7 @@ class Flux2Klein(DiffusionModel):
 
     pipelines = ("Flux2KleinPipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS
+    max_references = 10  # the stock pipeline has no limit
     patch_size = 1  # latents are squares of 2 x 2 already
     autoencoders = ("AutoencoderKLFlux2",)
     title = "FLUX.2"
@@ -102,21 +108,42 @@ class Flux2Klein(DiffusionModel):
         """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
         return super().call_kwargs(prompts, negative if isinstance(negative, dict) else None, guidance_scale)
 
+    @classmethod
+    def check_references(cls, sizes: Sequence[tuple[int, int]]) -> None:
+        """The stock pipeline's own limits."""
+        super().check_references(sizes)
+        for width, height in sizes:
+            if min(width, height) < MIN_REFERENCE or max(width, height) > MAX_SHAPE * min(width, height):
+                raise UserError(
+                    f"A reference image would be {width} x {height} pixels, and FLUX.2 takes sides of {MIN_REFERENCE} and more, and none "
+                    f"that is {MAX_SHAPE} times as long as the other."
+                )
+
     def dynamic_shift(self, tokens: int, config: dict[str, Any]) -> float:
         """The stock pipeline's own fit, for as many steps as it takes by itself."""
         return compute_empirical_mu(tokens, STEPS)
 
-    def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        sigmas_B: torch.Tensor,
+        prompt_embeds: PromptEmbeds,
+        references: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
         b, c, height, width = noisy.shape
         states = prompt_embeds["prompt_embeds"]
+        places = [position_ids(height, width, 1)]
+        places += [
+            position_ids(*latents.shape[2:], 1, number * REFERENCE_STEP) for number, latents in enumerate(references, 1)
+        ]
         tokens = self.transformer(
-            hidden_states=noisy.flatten(2).transpose(1, 2),
+            hidden_states=torch.cat([latents.flatten(2).transpose(1, 2) for latents in (noisy, *references)], 1),
             timestep=sigmas_B,
             guidance=None,
             encoder_hidden_states=states,
             txt_ids=position_ids(1, 1, states.shape[1]).to(states.device).expand(b, -1, -1),
-            img_ids=position_ids(height, width, 1).to(states.device).expand(b, -1, -1),
-        ).sample
+            img_ids=torch.cat(places).to(states.device).expand(b, -1, -1),
+        ).sample[:, : height * width]
         return tokens.transpose(1, 2).reshape(b, c, height, width)
 
 
@@ -125,6 +152,6 @@ def patchify(latents: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pixel_unshuffle(latents, 2)
 
 
-def position_ids(height: int, width: int, length: int) -> torch.Tensor:
-    """(0, row, column, word) of each token, (height * width * length, 4)."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(height), torch.arange(width), torch.arange(length))
+def position_ids(height: int, width: int, length: int, time: int = 0) -> torch.Tensor:
+    """(time, row, column, word) of each token, (height * width * length, 4)."""
+    return torch.cartesian_prod(torch.tensor([time]), torch.arange(height), torch.arange(width), torch.arange(length))
