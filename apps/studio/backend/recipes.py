@@ -8,7 +8,7 @@ import gradio as gr
 
 from ....pipelines.generate import Recipe, adapter_precision
 from ....toolkit.core.errors import UserError
-from ....toolkit.formats.source import adapter_facts, adapter_path
+from ....toolkit.formats.locate import adapter_facts, adapter_path
 from .paths import StudioPaths
 
 

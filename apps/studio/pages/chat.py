@@ -17,7 +17,7 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.data.conversations import Conversation
 from ....toolkit.data.images import load_rgb
 from ....toolkit.diffusion.model import DTYPES
-from ....toolkit.formats.source import adapter_facts, content_hash
+from ....toolkit.formats.locate import adapter_facts, content_hash
 from ....toolkit.vlm.model import EMBEDDED
 from ..backend.context import Studio
 from ..backend.paths import StudioPaths

@@ -12,7 +12,7 @@ import gradio as gr
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import AdapterFacts, read_facts
-from ....toolkit.formats.source import adapter_facts, adapter_path
+from ....toolkit.formats.locate import adapter_facts, adapter_path
 from ....training.compose.checks import check_compose
 from ....training.config.checks import check_ranges
 from ....training.config.compose import ComposeConfig

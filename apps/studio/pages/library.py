@@ -18,9 +18,10 @@ from ....pipelines.generate import Recipe, load_pipeline
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import AdapterFacts
+from ....toolkit.formats.adapter_folder import is_native
 from ....toolkit.formats.folder_report import inspect_adapter
+from ....toolkit.formats.locate import adapter_facts
 from ....toolkit.formats.report import Report
-from ....toolkit.formats.source import adapter_facts, is_native
 from ....toolkit.formats.write import FORMATS
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.images import DiffusionConfig
