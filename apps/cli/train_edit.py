@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...toolkit.core.errors import UserError, list_names
-from .outcome import print_outcome
-from .train_subject import subject_options
+from .train_subject import start_training, subject_options
 
 if TYPE_CHECKING:
     from ...training.config.subject import SubjectConfig
@@ -15,16 +14,11 @@ if TYPE_CHECKING:
 def train_edit(argv: list[str]) -> None:
     """As `train subject`, for pairs: every image has references and a caption; no subject is taught, and none of its class kept."""
     from ...training.config.subject import SubjectConfig
-    from ...training.launch.start import train
-    from .options import check_out_free
 
     pairs = SubjectConfig(class_noun="image", preservation_weight=0.0)
     config, fit, folds, overwrite = subject_options(argv, "train edit", pairs)
-    if fit is not None or folds:
-        raise UserError(f"{'--fit' if fit is not None else '--folds'} does not know of references yet: leave it out.")
-    check_out_free(config, overwrite=overwrite)
     check_pairs(config)
-    print_outcome(train(config, overwrite=overwrite).folder)
+    start_training(config, fit, folds, overwrite)
 
 
 def check_pairs(config: SubjectConfig) -> None:

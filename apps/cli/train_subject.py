@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def train_subject(argv: list[str]) -> None:
     """`--config FILE` gives the defaults; other options change them."""
-    config, fit, folds, overwrite = subject_options(argv, "train subject")
+    start_training(*subject_options(argv, "train subject"))
+
+
+def start_training(config: SubjectConfig, fit: float | None, folds: int, overwrite: bool) -> None:
+    """Carries out what `subject_options` has read."""
     if not folds:  # a cross-validation goes on with what is there
         check_out_free(config, overwrite=overwrite)
     from ...training.launch.cross_validation import cross_validate

@@ -270,4 +270,6 @@ def test_auto_shift_is_the_stock_pipelines(folder, monkeypatch):
 
 
 def pipe_extras(model):
-    return {"use_resolution_binning": False} if type(model).__name__ == "Sana" else {}
+    return {"Sana": {"use_resolution_binning": False}, "FluxKontext": {"max_area": 2 * SIDE * SIDE}}.get(
+        type(model).__name__, {}
+    )

@@ -16,6 +16,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.references import add_references, reference_notes
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import open_model
+from rankfold.training.launch.plan import plan
 from rankfold.training.launch.start import check_config, resume, train
 from rankfold.training.launch.trained_on import collect_training_data
 from rankfold.training.subject.task import SubjectTask
@@ -234,6 +235,15 @@ def test_what_is_probably_not_meant(pairs):
     assert "Have another shape than their reference: 2.png." in said
     assert "Are the same file as their reference, so that nothing would change: 3.png." in said
     assert f"Not used of --references {pairs / 'before'}: spare.png." in said
+
+
+def test_a_plan_counts_references(folders, pairs, tmp_path):
+    """An image with two references takes more than one without, and as much more for each."""
+    peaks = []
+    for count in range(3):
+        named = (pairs / "before", pairs / "more")[:count]
+        peaks.append(plan(an_edit(folders("flux2-klein"), pairs, tmp_path / "run", references=named)).working)
+    assert peaks[0] < peaks[1] < peaks[2]
 
 
 def test_references_are_hashed(folders, pairs, tmp_path):

@@ -21,6 +21,7 @@ from ...toolkit.adapters.attach import remove_unused_adapters, trainable_paramet
 from ...toolkit.core import devices
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import block_linears
+from ...toolkit.data.references import add_references
 from ...toolkit.data.subjects import find_samples
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
@@ -33,7 +34,7 @@ from ..subject.batches import ImageBatches
 from ..subject.denoising import DenoisingLoss, timestep_weighting
 from ..subject.prompts import fill_in
 from ..subject.rows import Rows
-from ..subject.sizes import square_size, trained_sizes
+from ..subject.sizes import reference_size, square_size, trained_sizes
 from .counting import MemoryTracker, RealTensorMode
 from .savings import savings
 from .start import check_subject
@@ -166,6 +167,7 @@ def example_batch(config: SubjectConfig, model: DiffusionModel) -> dict[str, tor
     numbers = torch.zeros(len(rows), dtype=torch.long)
     rows.without_token = numbers if config.preservation_weight else None
     rows.mask = torch.ones(len(rows), 1, *rows.mean.shape[2:]) if config.masks else None
+    rows.references = [blank_rows(config, model, size).mean for size in largest_references(config, model)]
     batches = ImageBatches(config, noise, torch.device("cpu"), [rows], prior, empty=0, shards_base=config.shard_base)
     return batches.batch_at(0, list(range(share)))
 
@@ -184,6 +186,19 @@ def largest_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int
         return side, side
     samples = find_samples(config.images, skip_bad=config.skip_bad)
     return max((size for one in samples for size in trained_sizes(config, one, model)), key=prod)
+
+
+def largest_references(config: SubjectConfig, model: DiffusionModel) -> list[tuple[int, int]]:
+    """The sizes of the references of the image that has most of them, by their pixels."""
+    if config.images is None:
+        return []
+    samples = add_references(find_samples(config.images, skip_bad=config.skip_bad), config.references)
+    found = [
+        [reference_size(config, path, size, model) for path in sample.references]
+        for sample in samples
+        for size in trained_sizes(config, sample, model)
+    ]
+    return max(found, key=lambda sizes: sum(map(prod, sizes)))
 
 
 def step_peak(
