@@ -113,7 +113,7 @@ def test_paths_outside_are_refused(places, tmp_path):
 
 PATHS_IN_TEXTS = {
     "also": {"sks2 cat": "/etc"}, "more_data": ("/etc/rows.jsonl=2",), "evaluate_clip": "local-dir:/etc",
-    "masks": "/etc", "evaluate_prompts": "/etc", "base": "/etc",
+    "masks": "/etc", "evaluate_prompts": "/etc", "base": "/etc", "references": (Path("/etc"),),
 }  # fmt: skip
 
 
@@ -133,6 +133,16 @@ def test_every_path_of_a_config_is_known_to_be_one(kind):
     """So that relative ones are right in a queue, and a run never deletes what it reads."""
     hints = get_type_hints(kind)
     assert {name for name, hint in hints.items() if "Path" in str(hint)} - {"out"} <= set(SOURCES)
+
+
+def test_references_of_a_table_are_checked(places, tmp_path):
+    """What a table beside the images names is read like any other path."""
+    photos = tmp_path / "photos"
+    Image.new("RGB", (32, 32)).save(photos / "a.png")
+    row = {"file_name": "a.png", "text": "x", "references": "/etc/passwd"}
+    (photos / "metadata.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="outside what the studio may read"):
+        check_paths(SubjectConfig(images=photos), places, "run")
 
 
 def test_relative_paths_within_texts_are_made_whole(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from ..config.yaml_file import from_yaml, to_yaml
 SOURCES = (
     "images",
     "masks",
+    "references",
     "evaluate_images",
     "prior_folder",
     "evaluate_prompts",
@@ -52,7 +53,7 @@ def with_absolute_paths(config: Any) -> Any:
             return value
         return type(value)(Path(value).absolute()) if isinstance(value, str) else value.absolute()
 
-    names = [name for name in (*SOURCES, "references", "also", "adapters") if hasattr(config, name)]
+    names = [name for name in (*SOURCES, "also", "adapters") if hasattr(config, name)]
     values = {name: absolute(getattr(config, name)) for name in names}
     if hasattr(config, "more_data"):
         values["more_data"] = tuple(absolute(name) + share for name, share in map(split_share, config.more_data))
@@ -128,8 +129,8 @@ def is_another_config(run: Run, config: LoopConfig) -> bool:
 def check_sources_outside(config: Any, run: Run) -> None:
     """Raises UserError when the new run reads what it would replace."""
     own = [path.resolve() for path in run.run_entries()]
-    read = [(name, str(getattr(config, name, None) or "")) for name in SOURCES]
-    read += [("references", str(folder)) for folder in getattr(config, "references", ())]
+    given = [(name, getattr(config, name, None) or "") for name in SOURCES]
+    read = [(name, str(one)) for name, value in given for one in (value if isinstance(value, tuple) else [value])]
     read += [("also", folder) for folder in getattr(config, "also", {}).values()]
     for name, text in [*read, *(("adapters", text) for text in getattr(config, "adapters", ()))]:
         place = Path(text).resolve()

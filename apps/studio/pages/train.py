@@ -62,7 +62,9 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]
     for key in SOURCES:
         given = getattr(config, key, None) if key in known and key not in ("base", "evaluate_prompts") else None
-        if given and not (key == "masks" and given == ALPHA):
+        if isinstance(given, tuple):
+            values[key] = tuple(paths.readable_path(str(one), f"The path of {key}") for one in given)
+        elif given and not (key == "masks" and given == ALPHA):
             values[key] = type(given)(paths.readable_path(str(given), f"The path of {key}"))
     if more := getattr(config, "more_data", ()):
         values["more_data"] = tuple(
@@ -76,9 +78,6 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
         values["also"] = {
             key: str(paths.readable_folder(text, "The folder of also")) for key, text in config.also.items()
         }
-        values["references"] = tuple(
-            Path(paths.readable_folder(str(folder), "The folder of references")) for folder in config.references
-        )
         check_references(config, paths)
         if config.evaluate_prompts and config.evaluate_prompts not in ("object", "live", "world"):
             values["evaluate_prompts"] = str(paths.readable_path(config.evaluate_prompts, "The prompts"))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import nn
 
 from ..model import (
@@ -124,22 +123,6 @@ class Flux(DiffusionModel):
             img_ids=torch.cat(places).to(states),
         ).sample
         return unpack_latents(tokens[:, : height * width // 4], height, width)
-
-
-class FluxKontext(Flux):
-    """FLUX.1 Kontext: the image that is changed lies behind the tokens of the one that is made, at places of its own."""
-
-    pipelines = ("FluxKontextPipeline",)
-    title = "FLUX.1 Kontext"
-    architecture = "flux-1-dev-kontext"
-    max_references = 1
-    licence = "Non-commercial licence of Black Forest Labs."
-
-    @classmethod
-    def image_kwargs(cls, references: Sequence[Image.Image], width: int, height: int) -> dict[str, Any]:
-        """The pipeline would bring the image to a megapixel, and the reference to one of its own sizes: both stay as they are."""
-        given = super().image_kwargs(references, width, height) | {"max_area": width * height, "_auto_resize": False}
-        return given | {"image": references[0]} if references else given
 
 
 def image_ids(height: int, width: int, number: int = 0) -> torch.Tensor:
