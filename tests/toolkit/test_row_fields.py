@@ -255,3 +255,23 @@ def test_images_beyond_the_memory_lie_on_disk(folder, tmp_path, monkeypatch):
     film = image_store.ImageStore(0).keep(Video((raw[0], raw[1]), 2.0))
     assert medium_bytes(film) == raw[0] + raw[1]
     assert not any(isinstance(frame, bytes) for frame in film.source)
+
+
+def test_frames_and_pages_that_nobody_sees_are_named(folder, tmp_path):
+    """Of an animation and a scan of two pages the first image is seen, and it is said."""
+    from rankfold.toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
+    from rankfold.training.config.instruct import InstructConfig
+    from rankfold.training.instruct.conversations import plan_rows
+
+    two = [Image.new("RGB", (32, 24), colour) for colour in ("red", "blue")]
+    for name in ("film.gif", "scan.tiff", "one.gif"):
+        two[0].save(tmp_path / name, save_all=True, append_images=two[1:] if name != "one.gif" else [])
+    rows = [{"image": name, **PAIR} for name in ("film.gif", "scan.tiff", "one.gif")]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    config = InstructConfig(data=tmp_path / "data.json")
+    chat = VisionLanguageModel(resolve_vision_base("tiny-vlm")).chat
+    for _ in range(2):  # the second time as it is remembered
+        (note,) = plan_rows(tmp_path / "data.json", config, chat).notes
+        assert "film.gif" in note
+        assert "scan.tiff" in note
+        assert "one.gif" not in note

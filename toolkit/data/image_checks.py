@@ -24,7 +24,7 @@ from ..core.records import read_record
 from .images import READ_ERRORS, ImageSource, describe_source, is_rotated, open_image, to_rgb
 from .videos import Medium, Video, medium_parts, read_facts
 
-VERSION = 2  # of what is remembered
+VERSION = 3  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class CheckedImage:
     """Of a video: how many it has."""
     fps: float | None = None
     """Of a video: how many of them are a second, where that is known."""
+    pages: int = 1
+    """Of an image: how many its file holds, as an animation or a scan of several pages; the first is what is seen."""
 
 
 class PlanMemory:
@@ -84,15 +86,15 @@ def check_images(sources: Iterable[Medium], memory: PlanMemory) -> dict[Medium, 
     for source in dict.fromkeys(sources):
         key = image_key(source)
         match memory.recall(key):
-            case [int(width), int(height), str(fault), int(frames), float() | int() | None as fps]:
-                found[source] = CheckedImage((width, height), fault, frames, fps)
+            case [int(width), int(height), str(fault), int(frames), float() | int() | None as fps, int(pages)]:
+                found[source] = CheckedImage((width, height), fault, frames, fps, pages)
             case _:
                 fresh[source] = key
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         warnings.simplefilter("ignore")  # of Pillow, on what is reported or of no matter
         for (source, key), one in zip(fresh.items(), pool.map(check_image, fresh), strict=True):
             found[source] = one
-            memory.note(key, [*one.size, one.fault, one.frames, one.fps])
+            memory.note(key, [*one.size, one.fault, one.frames, one.fps, one.pages])
     return found
 
 
@@ -129,7 +131,7 @@ def check_image(source: Medium) -> CheckedImage:
     """Decodes an image, small where its format can be, or a video; never raises."""
     if isinstance(source, Video):
         return check_video(source)
-    size = (0, 0)
+    size, pages = (0, 0), 1
     try:
         with open_image(source) as image:
             size = (image.height, image.width) if is_rotated(image, source) else image.size
@@ -140,13 +142,14 @@ def check_image(source: Medium) -> CheckedImage:
                 image.load()
             else:
                 to_rgb(ImageOps.exif_transpose(image))
+                pages = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))  # a phone's holds a preview
     except Image.DecompressionBombError:
         return CheckedImage(size, too_large(source, 0))
     except (*READ_ERRORS, MemoryError):
         return CheckedImage(
             size, f"{describe_source(source)} is not a valid image (truncated, or another kind of file)."
         )
-    return CheckedImage(size)
+    return CheckedImage(size, pages=pages)
 
 
 def too_large(source: ImageSource, pixels: int) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ...toolkit.core.cache import cache_key, file_hash
-from ...toolkit.core.errors import UserError
+from ...toolkit.core.errors import UserError, list_names
 from ...toolkit.core.randomness import permutation
 from ...toolkit.data.conversations import Conversation, read_conversations
 from ...toolkit.data.image_checks import CheckedImage, PlanMemory, check_images
@@ -155,7 +155,7 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
                 raise UserError(f"{locate_error(error, row)} (--skip-bad leaves such rows out.)") from error
             planned.faults.append(locate_error(error, row))
     memory.save()
-    planned.notes = video_notes(planned.rows, config)
+    planned.notes = [*page_notes(images), *video_notes(planned.rows, config)]
     if not planned.rows:
         raise UserError(
             f"{file}: no row is left to learn from ({len(planned.too_long)} are longer than --max-length {config.max_length}"
@@ -163,6 +163,14 @@ def plan_rows(file: Path, config: ConversationConfig, chat: ChatTokens) -> Plann
             f"--max-length, a lower --max-pixels, or --truncate would keep them."
         )
     return planned
+
+
+def page_notes(images: dict[Medium, CheckedImage]) -> list[str]:
+    """Which images' files hold more than is seen."""
+    more = [
+        describe_source(source) for source, one in images.items() if one.pages > 1 and not isinstance(source, Video)
+    ]
+    return [f"Of {list_names(more)}, only the first frame or page is seen"] if more else []
 
 
 def video_notes(rows: Sequence[Conversation], config: ConversationConfig) -> list[str]:
