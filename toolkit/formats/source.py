@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..adapters.attach import remove_adapters
 from ..adapters.fold import Folded, fold
+from ..core.change import Change
 from ..core.errors import UserError
 from ..diffusion.textual_inversion import load_token_embeddings
 from . import native, vlm_folder
@@ -85,8 +86,13 @@ def carried_changes(folder: Path, carrying: dict[str, Any], load: Callable[[], N
             remove_adapters(module)
 
 
-def file_source(path: Path, model: Any, *, ignore_unused: bool = False) -> AdapterSource:
-    """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts."""
+def file_source(
+    path: Path, model: Any, *, ignore_unused: bool = False, hold: Callable[[Change], Change] = lambda change: change
+) -> AdapterSource:
+    """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts.
+
+    hold: what is kept of each change as soon as it is read, since all whole matrices of a large file in fp32 may not fit the memory.
+    """
     file = read_lora(path)
     match = match_pipeline(file, model, ignore_unused=ignore_unused)
     if file.format == "peft" and is_peft_folder(file.path.parent):
@@ -94,7 +100,7 @@ def file_source(path: Path, model: Any, *, ignore_unused: bool = False) -> Adapt
         return AdapterSource("", "", parts, notes=tuple(match.notes(file)))
     parts = {}
     for part, name, change in matched_changes(file, match, model):
-        parts.setdefault(part, {})[name] = change
+        parts.setdefault(part, {})[name] = hold(change)
     if not parts:
         raise UserError(
             f"{path} changes no layer: it brings words alone, which load_textual_inversion reads as files of their own."
