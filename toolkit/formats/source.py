@@ -16,6 +16,7 @@ from ..adapters.attach import remove_adapters
 from ..adapters.fold import Folded, fold
 from ..core.change import Change
 from ..core.errors import UserError
+from ..core.finite import is_finite
 from ..diffusion.textual_inversion import load_token_embeddings
 from . import native, vlm_folder
 from .adapter_facts import AdapterFacts
@@ -107,6 +108,6 @@ def file_source(
         )
     words = {key: file.tensors.load(name).float() for key, name in match.words.items()}
     for key, vectors in words.items():
-        if not torch.isfinite(vectors).all():
+        if not is_finite(vectors):
             raise UserError(f"{path}: the word {key.partition('.')[2]} holds NaN or infinity: the file is corrupted.")
     return AdapterSource("", "", parts, token_embeddings=words, notes=tuple(match.notes(file) + scale_notes(file)))
