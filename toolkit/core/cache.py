@@ -28,7 +28,8 @@ def cache_key(**parts: Any) -> str:
 
 def file_hash(path: Path) -> str:
     """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sampled_hash(path: Path) -> str:

@@ -72,9 +72,8 @@ def load_weights(file: Path) -> dict[str, torch.Tensor]:
 def adapter_hash(folder: Path) -> str:
     """Hash of an adapter folder's weights and configs."""
     digest = hashlib.sha256()
-    for part in check_adapter_folder(folder):
-        for name in (CONFIG, WEIGHTS):
-            digest.update((folder / part / name).read_bytes())
-    if (folder / new_words.FILE).is_file():
-        digest.update((folder / new_words.FILE).read_bytes())
+    files = [folder / part / name for part in check_adapter_folder(folder) for name in (CONFIG, WEIGHTS)]
+    for path in [*files, *filter(Path.is_file, [folder / new_words.FILE])]:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)  # reads a large file in pieces
     return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,7 +59,7 @@ def adapter_folder(path: Path, pipe: Any, *, ignore_unused: bool = False) -> Pat
     folder = cache_folder() / "adapters" / key[:32]
     notes = read_notes(folder)
     if notes is None:
-        source = file_source(place, pipe, ignore_unused=ignore_unused)
+        source = file_source(place, pipe, ignore_unused=ignore_unused, hold=narrow_dense)
         notes = source.notes
         write_folder(place.name, source, folder)
     for note in notes:
@@ -123,16 +124,16 @@ def fixed_state(folded: dict[str, Change]) -> tuple[dict[str, torch.Tensor], Fix
         tensors = {
             name: tensor for name in ("down", "up", "dense", "bias") if (tensor := getattr(change, name)) is not None
         }
-        # Copies, since split layers share factors; whole matrices in the least dtype that holds them exactly.
-        state |= {
-            f"{layer}.fixed_{name}": narrow(tensor) if name == "dense" else tensor.float().clone()
-            for name, tensor in tensors.items()
-        }
+        # Copies, since split layers share factors.
+        state |= {f"{layer}.fixed_{name}": t if name == "dense" else t.float().clone() for name, t in tensors.items()}
         shapes[layer] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     return state, FixedConfig(target_modules=list(folded), shapes=shapes)
 
 
-def narrow(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, whatever its shape, in bfloat16 where that says the same to the bit, as of files that were saved so; else in fp32."""
-    half = tensor.to(torch.bfloat16)
-    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor.float().clone()
+def narrow_dense(change: Change) -> Change:
+    """The change with a whole matrix (out, in) in bfloat16 where that says the same to the bit, as of files saved so; else in fp32."""
+    if change.dense is None:
+        return change
+    half = change.dense.to(torch.bfloat16)
+    same = torch.equal(half.to(change.dense.dtype), change.dense)
+    return replace(change, dense=half if same else change.dense.float().contiguous())

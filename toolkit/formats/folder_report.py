@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.finite import is_finite
 from .adapter_folder import CONFIG, PARTS, WEIGHTS, adapter_hash, is_native, load_weights, read_config
 from .locate import adapter_facts, adapter_path
 from .report import LayerReport, Report, advice_on_layers, inspect_lora
@@ -49,7 +50,7 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
         numbers = sum(tensor.numel() for tensor in tensors.values())
         report.facts[f"in {part}"] = f"{len(tensors)} tensors, {numbers:,} numbers"
         report.facts |= {f"{part}: {key}": to_text(config[key]) for key in CONFIG_FACTS if key in config}
-        if not all(torch.isfinite(tensor.float()).all() for tensor in tensors.values()):
+        if not all(is_finite(tensor) for tensor in tensors.values()):
             report.advice.append(
                 f"{part} holds NaN or infinity: it is corrupted; take an earlier checkpoint and train again."
             )

@@ -100,7 +100,8 @@ def drop_unused_rank(change: Change) -> Change:
 
 def changes_rows(change: Change) -> bool:
     """Whether any of its rows is more than nothing; asked of the factors, not of their product."""
-    return any(bool(tensor.any()) for name in ROWS if (tensor := getattr(change, name)) is not None)
+    tensors = [tensor for name in ROWS if (tensor := getattr(change, name)) is not None]
+    return any(bool(tensor[:1].any()) for tensor in tensors) or any(bool(tensor.any()) for tensor in tensors)
 
 
 def frozen_weight(modules: list[Any], *, swapped: bool = False) -> Frozen:

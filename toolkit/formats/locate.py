@@ -45,7 +45,8 @@ def content_hash(path: Path) -> str:
     if is_native(path):
         return adapter_hash(path)
     file = read_lora(path).path
-    digest = hashlib.sha256(file.read_bytes())
+    with file.open("rb") as data:
+        digest = hashlib.file_digest(data, hashlib.sha256)
     if file.name == WEIGHTS and (file.parent / CONFIG).is_file():
         digest.update((file.parent / CONFIG).read_bytes())
     return digest.hexdigest()[:16]

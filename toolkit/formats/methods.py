@@ -16,6 +16,7 @@ import torch
 
 from ..core.change import Change
 from ..core.errors import UserError
+from ..core.finite import is_finite
 from .tensor_file import NUMBERS, TensorInfo
 
 Roles = dict[str, torch.Tensor]
@@ -301,11 +302,6 @@ def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
     if magnitude and frozen is not None:
         delta = turn(frozen.weight, delta, t)
     return Change(dense=delta, bias=bias)
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no number of a tensor (fp32 or less) is NaN or infinity: their sum in fp64, which cannot overflow, is then finite, too."""
-    return math.isfinite(float(tensor.sum(dtype=torch.float64)))
 
 
 def glora_factors(t: Roles, scale: float, frozen: Frozen | None, bias: torch.Tensor | None) -> Change:

@@ -15,6 +15,7 @@ from torch import nn
 from ..adapters.attach import adapter_layers, adapter_state, add_adapter, load_adapter_state, set_active
 from ..core.errors import UserError
 from ..core.files import write_atomic, write_text
+from ..core.finite import is_finite
 from ..diffusion import textual_inversion as new_words
 from .adapter_folder import CONFIG, PARTS, WEIGHTS, check_adapter_folder, load_weights, read_config
 
@@ -80,7 +81,7 @@ def put_on_model(
     Raises:
         UserError: when it was made for another base, its config asks for what this model does not have, or it holds NaN.
     """
-    bad = [k for k, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all()]
+    bad = [k for k, tensor in state.items() if tensor.is_floating_point() and not is_finite(tensor)]
     if bad:
         raise UserError(
             f"The adapter {source} holds NaN or infinity in {bad[0]}: it is corrupted; take an earlier checkpoint."

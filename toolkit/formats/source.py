@@ -14,7 +14,9 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..adapters.attach import remove_adapters
 from ..adapters.fold import Folded, fold
+from ..core.change import Change
 from ..core.errors import UserError
+from ..core.finite import is_finite
 from ..diffusion.textual_inversion import load_token_embeddings
 from . import native, vlm_folder
 from .adapter_facts import AdapterFacts
@@ -85,8 +87,13 @@ def carried_changes(folder: Path, carrying: dict[str, Any], load: Callable[[], N
             remove_adapters(module)
 
 
-def file_source(path: Path, model: Any, *, ignore_unused: bool = False) -> AdapterSource:
-    """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts."""
+def file_source(
+    path: Path, model: Any, *, ignore_unused: bool = False, hold: Callable[[Change], Change] = lambda change: change
+) -> AdapterSource:
+    """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts.
+
+    hold: what is kept of each change as soon as it is read, since all whole matrices of a large file in fp32 may not fit the memory.
+    """
     file = read_lora(path)
     match = match_pipeline(file, model, ignore_unused=ignore_unused)
     if file.format == "peft" and is_peft_folder(file.path.parent):
@@ -94,13 +101,13 @@ def file_source(path: Path, model: Any, *, ignore_unused: bool = False) -> Adapt
         return AdapterSource("", "", parts, notes=tuple(match.notes(file)))
     parts = {}
     for part, name, change in matched_changes(file, match, model):
-        parts.setdefault(part, {})[name] = change
+        parts.setdefault(part, {})[name] = hold(change)
     if not parts:
         raise UserError(
             f"{path} changes no layer: it brings words alone, which load_textual_inversion reads as files of their own."
         )
     words = {key: file.tensors.load(name).float() for key, name in match.words.items()}
     for key, vectors in words.items():
-        if not torch.isfinite(vectors).all():
+        if not is_finite(vectors):
             raise UserError(f"{path}: the word {key.partition('.')[2]} holds NaN or infinity: the file is corrupted.")
     return AdapterSource("", "", parts, token_embeddings=words, notes=tuple(match.notes(file) + scale_notes(file)))

@@ -11,6 +11,8 @@ from annotated_types import Ge, Lt
 from .adapter import DiffusionAdapterSettings
 from .images import DiffusionConfig
 
+NO_PROMPTS = "none"  # as --evaluate-prompts: the validation loss alone is measured, without an image drawn
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
@@ -25,13 +27,14 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     also: dict[str, str] = field(default_factory=dict)
     """More subjects for the same adapter, token and class noun before the folder: --also "sks2 cat" photos/cat."""
     evaluate_every: Annotated[int, Ge(0)] = 0
-    """Steps between measurements of likeness and prompt fidelity; 0 makes none."""
+    """Steps between measurements of likeness, prompt fidelity and validation loss; 0 makes none."""
     evaluate_images: Path | None = None
     """Photos that likeness is measured by; unset means one in five of --images, which is then not trained on."""
     hold_out: tuple[str, ...] = ()
     """Names of the photos that are held out, instead of one in five."""
     evaluate_prompts: str = ""
-    """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others."""
+    """object, live, world, or a file, as in `rankfold evaluate`; unset means world for embedded bases and object for others; none draws no
+    images and measures the validation loss alone, which --patience and --keep best then go by."""
     evaluate_clip: str = ""
     """An open_clip model (MODEL:WEIGHTS, hf-hub:... or local-dir:...); unset means the embedded one for embedded bases."""
     keep: Literal["last", "best"] = "last"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,9 +109,7 @@ def choose_step(runs: Sequence[Series]) -> StepChoice:
     scored = [run.scores() for run in runs]
     steps = [step for step in scored[0] if all(step in own for own in scored)]
     own = {step: torch.cat([one[step] for one in scored]) for step in steps}
-    prompts = [prompt for run in runs for prompt in run.base.prompts]
-    best = max(own, key=lambda step: (float(own[step].mean()), -step))
-    alike = [step for step in own if not is_significantly_below(own[step], own[best], prompts)]
+    choice = choose_by_values(own, [prompt for run in runs for prompt in run.base.prompts])
     measured = [one for run in runs for one in run.steps]
     means = {
         step: (
@@ -123,7 +121,14 @@ def choose_step(runs: Sequence[Series]) -> StepChoice:
     front = [
         s for s, (a, b) in means.items() if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in means.values())
     ]
-    return StepChoice(min(alike), best, tuple(sorted(alike)), tuple(sorted(front)))
+    return replace(choice, front=tuple(sorted(front)))
+
+
+def choose_by_values(values_N: dict[int, torch.Tensor], groups: Sequence[str]) -> StepChoice:
+    """The step to keep by values (N,) of each, the more the better, that come in groups: images, or prompts."""
+    best = max(values_N, key=lambda step: (float(values_N[step].mean()), -step))
+    alike = [step for step in values_N if not is_significantly_below(values_N[step], values_N[best], groups)]
+    return StepChoice(min(alike), best, tuple(sorted(alike)), tuple(sorted(alike)))
 
 
 def is_significantly_below(one_N: torch.Tensor, other_N: torch.Tensor, prompts: Sequence[str]) -> bool:
@@ -133,11 +138,15 @@ def is_significantly_below(one_N: torch.Tensor, other_N: torch.Tensor, prompts: 
 
 def has_stopped_improving(run: Series, patience: int) -> bool:
     """Whether none of the last `patience` measurements is surely above the best before them."""
-    if not patience or len(run.steps) <= patience:
+    return have_stopped_improving(list(run.scores().values()), run.base.prompts, patience)
+
+
+def have_stopped_improving(values_N: list[torch.Tensor], groups: Sequence[str], patience: int) -> bool:
+    """The same of the values (N,) of each measurement, the more the better; groups as for `choose_by_values`."""
+    if not patience or len(values_N) <= patience:
         return False
-    own = list(run.scores().values())
-    best = max(own[:-patience], key=lambda values: float(values.mean()))
-    return not any(is_significantly_below(best, values, run.base.prompts) for values in own[-patience:])
+    best = max(values_N[:-patience], key=lambda values: float(values.mean()))
+    return not any(is_significantly_below(best, values, groups) for values in values_N[-patience:])
 
 
 # ---------------------------------------------------------------------------------------------- in the run folder

@@ -163,17 +163,9 @@ def load_series(run: Run) -> list[InstructMeasurement]:
 
 def choose_step(series: list[InstructMeasurement]) -> StepChoice:
     """The step to keep."""
-    own = {one.step: one.values for one in series}
-    best = max(own, key=lambda step: (float(own[step].mean()), -step))
-    groups = series[0].groups
-    alike = [step for step in own if not measuring.is_significantly_below(own[step], own[best], groups)]
-    return StepChoice(min(alike), best, tuple(sorted(alike)), tuple(sorted(alike)))
+    return measuring.choose_by_values({one.step: one.values for one in series}, series[0].groups)
 
 
 def has_stopped_improving(series: list[InstructMeasurement], patience: int) -> bool:
-    """Whether none of the last `patience` measurements is surely above the best before them."""
-    steps = series[1:]
-    if not patience or len(steps) <= patience:
-        return False
-    best = max((one.values for one in steps[:-patience]), key=lambda values: float(values.mean()))
-    return not any(measuring.is_significantly_below(best, one.values, one.groups) for one in steps[-patience:])
+    """Whether none of the last `patience` measurements is surely above the best before them. series: from the base on."""
+    return measuring.have_stopped_improving([one.values for one in series[1:]], series[0].groups, patience)

@@ -13,7 +13,7 @@ from typing import Any
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import find_samples
-from ..config.subject import SubjectConfig
+from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..config.yaml_file import from_yaml
 from ..engine.loop import comparable_config
 from ..engine.processes import distributed_state, is_main_process, num_processes
@@ -33,6 +33,7 @@ def cross_validate(config: SubjectConfig, folds: int, *, overwrite: bool = False
             cross-validation, and as `train` does.
     """
     checks = {"--evaluate-every": not config.evaluate_every, "no --evaluate-images": config.evaluate_images is not None}
+    checks["other --evaluate-prompts than none"] = config.evaluate_prompts == NO_PROMPTS
     for wanted, wrong in (checks | {"no --hold-out": config.hold_out}).items():
         if wrong:
             raise UserError(f"--folds holds other photos out in turn: it needs {wanted}.")

@@ -40,7 +40,7 @@ from ..config.instruct import InstructConfig
 from ..config.peft_config import peft_config
 from ..config.search import InstructSearchConfig, SearchConfig
 from ..config.start_from import check_start
-from ..config.subject import SubjectConfig
+from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..config.yaml_file import from_yaml
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
@@ -165,12 +165,18 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
     if not config.evaluate_every:
         return
     split_measured_photos(config, samples)
+    if config.evaluate_prompts == NO_PROMPTS:
+        if config.evaluate_clip:
+            raise UserError(
+                "--evaluate-clip judges images, and --evaluate-prompts none draws none: leave one of the two out."
+            )
+        return
     if config.evaluate_prompts:
         read_prompts(config.evaluate_prompts)
     if not config.evaluate_clip and config.base not in EMBEDDED:
         raise UserError(
             "--evaluate-clip is missing: the embedded model knows only drawn images. Name one of open_clip, such as "
-            "ViT-B-32-quickgelu:openai."
+            "ViT-B-32-quickgelu:openai, or measure the validation loss alone with --evaluate-prompts none."
         )
 
 

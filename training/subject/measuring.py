@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from statistics import fmean
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -16,10 +18,10 @@ from ...toolkit.data.images import load_rgb
 from ...toolkit.data.subjects import Sample, find_samples
 from ...toolkit.diffusion.load import EMBEDDED
 from ...toolkit.metrics.clip import ClipScorer
-from ..config.subject import SubjectConfig
+from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..engine.processes import broadcast_first
 from ..evaluation import measuring
-from ..evaluation.measuring import ValidationScorer
+from ..evaluation.measuring import Measurement, StepChoice, ValidationScorer
 from ..evaluation.subject import SubjectTest, read_prompts
 from .training import ImageTraining
 from .validation_loss import ValidationLoss
@@ -66,34 +68,42 @@ def held_out_samples(config: SubjectConfig, samples: list[Sample]) -> list[Sampl
 
 
 def measured_prompts(config: SubjectConfig) -> SubjectTest | None:
-    """The prompts that are measured, or None where nothing is."""
-    if not config.evaluate_every:
+    """The prompts that are measured, or None where none are."""
+    if not config.evaluate_every or config.evaluate_prompts == NO_PROMPTS:
         return None
     name = config.evaluate_prompts or ("world" if config.base in EMBEDDED else "object")
     return SubjectTest(read_prompts(name), (), config.token, config.class_noun)
 
 
-class SubjectMeasuring:
+class StepMeasuring(ABC):
     """Measurements of one training, from its base on."""
+
+    kind: type[Any]
+    """What a measurement is written down as."""
 
     def __init__(
         self,
         config: SubjectConfig,
         training: ImageTraining,
-        test: SubjectTest,
         accelerator: Accelerator,
-        *,
-        photos: Sequence[Path],
-        trained: Sequence[Path],
         save: Callable[[Path], None],
     ) -> None:
-        """photos: that likeness is measured by; trained: that are trained on; save: writes the adapter as it is."""
-        self.config, self.training, self.test, self.accelerator = config, training, test, accelerator
-        self.photos, self.trained, self.save = photos, trained, save
+        """save: writes the adapter as it is."""
+        self.config, self.training, self.accelerator, self.save = config, training, accelerator, save
         self.started = False
         self.loss = ValidationLoss(training, config.seed, config.class_prompt)
-        self.scorer: ValidationScorer | None = None
-        """Loaded with the first measurement, by the process that measures."""
+
+    @abstractmethod
+    def measure(self, run: Run, step: int) -> None:
+        """Measures, writes the figures down and keeps the adapter as it is."""
+
+    @abstractmethod
+    def has_stopped_improving(self, run: Run) -> bool:
+        """Whether --patience is over."""
+
+    @abstractmethod
+    def choose_step(self, run: Run) -> StepChoice:
+        """The best of the measured steps."""
 
     def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
         """Measures when it is time to; True when there is no more gain."""
@@ -102,25 +112,58 @@ class SubjectMeasuring:
             self.begin(run, step)
         if step % self.config.evaluate_every and step < self.config.steps:
             return False
-        if broadcast_first(step not in {one.step for one in measuring.load_measurements(run)}):
+        if broadcast_first(step not in {one.step for one in measuring.load_measurements(run, self.kind)}):
             with_average(lambda: self.measure(run, step))
-        return self.accelerator.is_main_process and measuring.has_stopped_improving(
-            measuring.Series.load(run), self.config.patience
-        )
+        return self.accelerator.is_main_process and self.has_stopped_improving(run)
 
     def begin(self, run: Run, step: int) -> None:
         """Drops measurements of steps that are done again, and measures the base where it is not. step: that has been done."""
         if self.accelerator.is_main_process:
-            measuring.truncate_measurements(run, step if step > 1 else -1)
-        if broadcast_first(not measuring.load_measurements(run)):
+            measuring.truncate_measurements(run, step if step > 1 else -1, self.kind)
+        if broadcast_first(not measuring.load_measurements(run, self.kind)):
             with disable_adapters(*self.training.parts.values()):
                 self.measure(run, 0)
+
+    def keep_best(self, run: Run) -> None:
+        """Makes the best of the measured steps the run's adapter."""
+        choice = self.choose_step(run)
+        measuring.keep_step(run, choice)
+        print(measuring.describe_choice(choice))
+
+
+class SubjectMeasuring(StepMeasuring):
+    """Likeness and prompt fidelity of images that are drawn, beside the validation loss."""
+
+    kind = Measurement
+
+    def __init__(
+        self,
+        config: SubjectConfig,
+        training: ImageTraining,
+        accelerator: Accelerator,
+        save: Callable[[Path], None],
+        *,
+        test: SubjectTest,
+        photos: Sequence[Path],
+        trained: Sequence[Path],
+    ) -> None:
+        """photos: that likeness is measured by; trained: that are trained on."""
+        super().__init__(config, training, accelerator, save)
+        self.test, self.photos, self.trained = test, photos, trained
+        self.scorer: ValidationScorer | None = None
+        """Loaded with the first measurement, by the process that measures."""
+
+    def has_stopped_improving(self, run: Run) -> bool:
+        return measuring.has_stopped_improving(measuring.Series.load(run), self.config.patience)
+
+    def choose_step(self, run: Run) -> StepChoice:
+        return measuring.choose_step([measuring.Series.load(run)])
 
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
         texts = self.test.texts(token=True)
         images = self.training.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
-        losses = self.loss.measure()
+        losses, _ = self.loss.measure()
         if not self.accelerator.is_main_process:
             return
         self.scorer = self.scorer or self.load_scorer()
@@ -144,9 +187,3 @@ class SubjectMeasuring:
             self.test.texts(token=False),
             [load_rgb(path) for path in self.trained],
         )
-
-    def keep_best(self, run: Run) -> None:
-        """Makes the best of the measured steps the run's adapter."""
-        choice = measuring.choose_step([measuring.Series.load(run)])
-        measuring.keep_step(run, choice)
-        print(measuring.describe_choice(choice))

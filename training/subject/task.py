@@ -16,7 +16,8 @@ from ..config.subject import SubjectConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
 from .adapter import SubjectAdapter
-from .measuring import SubjectMeasuring, held_out_samples, measured_prompts, split_measured_photos
+from .loss_measuring import LossMeasuring
+from .measuring import StepMeasuring, SubjectMeasuring, held_out_samples, measured_prompts, split_measured_photos
 from .training import ImageTraining, prepare_image_training
 
 
@@ -43,7 +44,10 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             accelerator,
             adapter,
             held_out=held_out,
-            texts=(*test.texts(token=True), config.class_prompt) if test else (),
+            texts=(
+                *(test.texts(token=True) if test else ()),
+                *([config.class_prompt] if config.evaluate_every else ()),
+            ),
             shard_base=config.shard_base,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process
@@ -52,13 +56,13 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
         super().__init__(training, adapter)
         self.config = config
         trained = [sample.path for sample in samples if not sample.flip]
-        self.measuring = (
-            SubjectMeasuring(
-                config, training, test, accelerator, photos=photos, trained=trained, save=self.save_adapter
+        self.measuring: StepMeasuring | None = None
+        if test:
+            self.measuring = SubjectMeasuring(
+                config, training, accelerator, self.save_adapter, test=test, photos=photos, trained=trained
             )
-            if test
-            else None
-        )
+        elif config.evaluate_every:
+            self.measuring = LossMeasuring(config, training, accelerator, self.save_adapter)
 
     def after_step(self, run: Run, step: int, with_average: Callable[[Callable[[], None]], None]) -> bool:
         """Measures when it is time to; True when there is no more gain."""

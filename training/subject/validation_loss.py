@@ -34,12 +34,13 @@ class ValidationLoss:
             batch | {"prompt": torch.full_like(batch["prompt"], number)} for batch in self.batches["validation_loss"]
         ]
 
-    def measure(self) -> dict[str, float]:
-        """Each loss, and of the held-out images those of each band of timesteps."""
+    def measure(self) -> tuple[dict[str, float], torch.Tensor]:
+        """Each loss, and of the held-out images those of each band of timesteps; then the latter by image and draw, (N, DRAWS)."""
         losses = {name: self.losses(batches) for name, batches in self.batches.items()}
-        bands = losses["validation_loss"].reshape(-1, len(BANDS), DRAWS // len(BANDS)).mean((0, 2))
+        held_out_ND = losses["validation_loss"].reshape(-1, DRAWS)
+        bands = held_out_ND.reshape(-1, len(BANDS), DRAWS // len(BANDS)).mean((0, 2))
         named = {f"validation_loss_{band}": float(loss) for band, loss in zip(BANDS, bands, strict=True)}
-        return {name: float(values.mean()) for name, values in losses.items()} | named
+        return {name: float(values.mean()) for name, values in losses.items()} | named, held_out_ND
 
     def losses(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
         """The loss of each row, (B,), as many at a time as a training step has."""

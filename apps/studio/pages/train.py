@@ -18,7 +18,7 @@ from ....training.config.base import LoopConfig
 from ....training.config.defaults import EMBEDDED_SETTINGS
 from ....training.config.instruct import ConversationConfig
 from ....training.config.shares import split_share
-from ....training.config.subject import SubjectConfig
+from ....training.config.subject import NO_PROMPTS, SubjectConfig
 from ....training.embedded.demo import DEMO_SETTINGS
 from ....training.runs.begin import SOURCES
 from ..backend.comparison import parse_clip_model
@@ -79,7 +79,7 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
             key: str(paths.readable_folder(text, "The folder of also")) for key, text in config.also.items()
         }
         check_references(config, paths)
-        if config.evaluate_prompts and config.evaluate_prompts not in ("object", "live", "world"):
+        if config.evaluate_prompts and config.evaluate_prompts not in ("object", "live", "world", NO_PROMPTS):
             values["evaluate_prompts"] = str(paths.readable_path(config.evaluate_prompts, "The prompts"))
     return replace(config, **values)  # type: ignore[type-var]
 
