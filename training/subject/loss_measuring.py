@@ -24,7 +24,7 @@ class LossMeasurement:
 
     @property
     def values_N(self) -> torch.Tensor:
-        """What steps are compared by, the more the better."""
+        """What steps are compared by, the more the better, of shape (N,)."""
         return -torch.tensor(self.losses).flatten()
 
     @property
