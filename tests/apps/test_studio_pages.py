@@ -337,11 +337,11 @@ def test_lists_runs_and_library_with_thumbnails(places):
     base = places.config("mine").base
     assert ["mine", "runs", base, "sks creature", "moslora"] in rows
     assert ["colours", "runs", "tiny-vlm", "-", "moslora"] in rows
-    assert images == []
+    assert len(images) == len(rows)
     assert "kept is in the library" in library_page.add_to_library(places, "mine", "kept", " my words ")
     rows, images = handlers(places, library_page)["library"]()
     assert ["library: kept", "library", base, "my words", "moslora"] in rows
-    assert [(image.size, name) for image, name in images] == [((64, 64), "kept")]
+    assert [image.size for image, name in images if name.startswith("library: kept · ")] == [(64, 64)]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_spoilt_adapter_is_seen(places, tmp_path):
 def test_an_exported_file_does_the_same_in_a_stock_pipeline(places, base):
     said, files = handlers(places, library_page)["export"]("mine", "diffusers", False, 0.05, False)
     assert "It is exact." in said
-    assert files == [str(places.runs / "_exports" / "mine" / "pytorch_lora_weights.safetensors")]
+    assert files == [str(places.runs / "_exports" / "mine" / "mine.safetensors")]
     stock = StableDiffusionPipeline.from_pretrained(base)
     stock.set_progress_bar_config(disable=True)
     stock.load_lora_weights(files[0])

@@ -12,11 +12,9 @@ import gradio as gr
 from ....pipelines.compare import Comparison, ComparisonResult, compare, drawing_order
 from ....pipelines.generate import Recipe
 from ....pipelines.grids import MAX_COLUMNS
-from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.comparison import (
     FIELDS,
-    LIMITS,
     MAX_CELLS,
     NO_ADAPTER,
     NOTHING,
@@ -27,10 +25,13 @@ from ..backend.comparison import (
     runs_with_photos,
 )
 from ..backend.context import Studio
-from ..backend.paths import StudioPaths
+from ..backend.generated import find_generated_image
+from ..backend.numbers import LIMITS
 from ..backend.pipeline_worker import POLL_SECONDS, Job, JobStopped, PipelineWorker, run_in_background
 from ..backend.recipes import suggested_base_and_prompt
+from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
+from ..widgets.actions import act
 
 PROPOSED_VALUES = {"strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50"}
 HEADERS = ["X", "Y", "prompt fidelity (CLIP-T)", "likeness to the photos (CLIP-I)", "file"]
@@ -82,24 +83,11 @@ def describe_result(plan: Comparison, result: ComparisonResult, seconds: float) 
     return "".join(message_html(line) for line in lines)
 
 
-def find_generated_image(paths: StudioPaths, name: str) -> str:
-    """The path of an image that was made here.
-
-    Raises:
-        UserError: when there is none of that name.
-    """
-    known = {file.name: str(file) for file in paths.generated_folder().glob("*.png")}
-    if name not in known:
-        raise UserError(f"There is no image named {str(name)[:80]!r}: choose a cell from the list.")
-    return known[name]
-
-
 def build(studio: Studio) -> None:
     """The page."""
     places, pipes = studio.paths, studio.worker
     running: dict[str | None, Job] = {}  # by session
 
-    @show_errors
     def draw_cells(request: gr.Request, base: str, adapter: str, strength: float, prompt: str, negative: str, seed: float, steps: float,
              guidance: float, width: float, height: float, x: str, x_values: str, y: str, y_values: str,
              photos: str, clip: str) -> Any:  # fmt: skip
@@ -107,7 +95,7 @@ def build(studio: Studio) -> None:
                                    x, x_values, y, y_values, photos, clip))  # fmt: skip
         session = request.session_hash
         try:
-            for now, shown in stream_comparison(plan, pipes, places.generated_folder()):
+            for now, shown in stream_comparison(plan, pipes, places.generated_folder(), studio.turns):
                 running[session] = now
                 yield shown
         finally:
@@ -126,7 +114,7 @@ def build(studio: Studio) -> None:
     def stop_drawing(request: gr.Request, times: float) -> float:
         end = time.monotonic() + STOP_TIMEOUT
         while (now := running.get(request.session_hash)) and time.monotonic() < end:
-            now.stopped = True
+            now.stopped = True  # whether it is at work or waits
             time.sleep(POLL_SECONDS)
         return times + 1
 
@@ -153,10 +141,10 @@ def build(studio: Studio) -> None:
     stops = gr.Number(0, label="Stops", visible="hidden")  # a State's change would cancel nothing
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    event = go.click(draw_cells, [*settings, *axes, *measures], results, api_name="compare", concurrency_id="device")
-    # What is at work ends by itself; only what still waits is cancelled, as Gradio at times says Error in every box otherwise.
+    act(
+        go, draw_cells, [*settings, *axes, *measures], results, results[0], api_name="compare", concurrency_limit=None
+    )  # fmt: skip
     stop.click(stop_drawing, stops, stops, **quiet)
-    stops.change(None, cancels=[event])
     base, adapter, prompt = settings[0], settings[1], settings[3]
     adapter.input(suit_adapter, adapter, [base, prompt], **quiet)
     for what, values in (axes[:2], axes[2:]):
@@ -166,7 +154,9 @@ def build(studio: Studio) -> None:
     gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
 
 
-def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> Iterator[tuple[Job, tuple[Any, ...]]]:
+def stream_comparison(
+    plan: Comparison, pipes: PipelineWorker, folder: Path, turns: Turns | None = None
+) -> Iterator[tuple[Job, tuple[Any, ...]]]:
     """The drawing and what the page shows, while cells are drawn, and at last."""
     done: dict[Recipe, str] = {}
     began, seen, order = time.monotonic(), -1, drawing_order(plan.recipes)
@@ -174,7 +164,9 @@ def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> 
     drawing = Job(0)
     try:
         for now in run_in_background(
-            lambda drawing: compare(plan, drawer(pipes, folder, done, drawing)), sum(recipe.steps for recipe in order)
+            lambda drawing: compare(plan, drawer(pipes, folder, done, drawing)),
+            sum(recipe.steps for recipe in order),
+            turns,
         ):
             if isinstance(now, ComparisonResult):
                 yield drawing, (describe_result(plan, now, time.monotonic() - began), *result_values(plan, now))
@@ -184,7 +176,10 @@ def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> 
             if seen > before >= 0:
                 named = zip(plan.recipes, plan.captions, strict=True)
                 shown = (gr.skip(), [(done[one], name) for one, name in named if one in done], *shown[2:])
-            yield drawing, (progress_bar(now.progress) + message_html(f"{seen} of {len(order)} images."), *shown)
+            yield (
+                drawing,
+                (progress_bar(now.progress, now.ahead) + message_html(f"{seen} of {len(order)} images."), *shown),
+            )
     except JobStopped:
         said = f"Stopped; {len(done)} of {len(order)} images are drawn and kept."
         yield drawing, (message_html(said), *(gr.skip(),) * len(emptied))

@@ -18,9 +18,11 @@ from ....training.config.checks import check_ranges
 from ....training.config.compose import ComposeConfig
 from ....training.runs import library
 from ..backend.context import Studio
-from ..backend.paths import UPLOADS_FOLDER, StudioPaths
+from ..backend.housekeeping import image_sets
+from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
+from ..widgets.actions import act
 
 EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
 TABLE = ["adapter", "mean weight", "least", "greatest"]
@@ -63,12 +65,6 @@ def parse_weights(text: str, count: int) -> tuple[float, ...]:
     if not all(map(math.isfinite, weights)):
         raise UserError(f"The weights {text!r} are not all finite: write plain numbers, such as 0.6 0.4.")
     return weights
-
-
-def image_sets(paths: StudioPaths) -> list[str]:
-    """Sets of images that were uploaded."""
-    folder = paths.runs / UPLOADS_FOLDER
-    return sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
 
 
 def resolve_images(paths: StudioPaths, chosen: str | None, typed: str) -> Path:
@@ -255,17 +251,15 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
     """What the buttons do."""
     places = studio.paths
 
-    @show_errors
     def compose(names: list[str] | None, how: str, weights: str, chosen: str | None, folder: str, steps: float,
                 rate: float, rank: float, base: str, token: str, noun: str, name: str) -> tuple[str, str]:  # fmt: skip
         values = {"weights": weights, "set": chosen, "folder": folder, "steps": steps, "rate": rate, "rank": rank,
                   "base": base, "token": token, "noun": noun}  # fmt: skip
-        config = parse_config(places, names, how, values, name)
+        config = parse_config(places, names, how, values, to_slug(name))
         check_ranges(config)
         check_compose(config)  # the queue does so only for weights that are learned
         return enqueue_run(studio, config)
 
-    @show_errors
     def show_composition(name: str | None) -> tuple[str, list[list[Any]]]:
         if not name:
             return message_html("No run has been composed yet."), []
@@ -284,7 +278,6 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
             *show_composition(value),
         )
 
-    @show_errors
     def refresh_runs(chosen: str | None) -> tuple[Any, ...]:
         runs = composed_runs(places)
         value = chosen if chosen in runs else (runs[0] if runs else None)
@@ -297,8 +290,8 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
     # Through the queue, for outside of it Gradio shows no error's sentence.
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     names, chosen = boxes[0], boxes[3]
-    go.click(compose, [*boxes, run], [started, run], api_name="compose")
-    done.input(show_composition, done, [said, table], **quiet)
-    again.click(refresh_runs, done, [done, said, table, names], **quiet)
+    act(go, compose, [*boxes, run], [started, run], started, api_name="compose")
+    act(done.input, show_composition, done, [said, table], said)
+    act(again, refresh_runs, done, [done, said, table, names], said)
     page = gr.context.Context.root_block
     page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
