@@ -118,7 +118,7 @@ class GenerateBoxes:
                 )
         self.made = gr.Gallery(
             label="Everything made here: click an image to reuse its settings", columns=8, height="max-content", elem_id="made",
-            object_fit="cover", allow_preview=False, buttons=[],
+            object_fit="cover", allow_preview=False, buttons=[], fit_columns=False,
         )  # fmt: skip
         self.last = gr.Number(visible=False)
 

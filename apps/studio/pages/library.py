@@ -148,7 +148,7 @@ class LibraryPage:
     def build(self) -> None:
         """The cards, and below them what one does with an adapter."""
         self.gallery = gr.Gallery(
-            label="Adapters: click one to choose it", columns=6, height="max-content", format="png", object_fit="cover",
+            label="Adapters: click one to choose it", columns=6, height="max-content", format="png", object_fit="cover", fit_columns=False,
             allow_preview=False, buttons=[], elem_id="library-gallery",
         )  # fmt: skip
         self.again = gr.Button("Refresh", size="sm", elem_id="library-again")

@@ -39,7 +39,7 @@ def demo_config(studio: Studio) -> SubjectConfig:
 
 def build(studio: Studio) -> None:
     """The page."""
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         with gr.Column(scale=2):
             gr.HTML(
                 '<h2>New here?</h2><p class="note">The demo teaches a small model that comes with rankfold a creature from five drawings. '

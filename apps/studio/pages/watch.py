@@ -171,7 +171,7 @@ def build(studio: Studio) -> None:
             with gr.Row():
                 reference = gr.Gallery(
                     label="What it learns from", columns=3, height="max-content", elem_id="reference", buttons=[],
-                    object_fit="contain", allow_preview=False, min_width=160,
+                    object_fit="contain", allow_preview=False, min_width=160, fit_columns=False,
                 )  # fmt: skip
                 with gr.Column(min_width=200):
                     shown = gr.Gallery(

@@ -70,7 +70,6 @@ CSS = """
 .block:has(> .html-container > .prose:empty) { display: none; }
 .html-container { padding: 0 !important; } .html-container.padding { padding: .5rem .8rem !important; }
 .prose { text-align: left; }
-footer { opacity: .8; }
 .top { display: flex; align-items: center; gap: 1rem; border-bottom: 1px solid var(--border-color-primary); margin-bottom: .4rem; }
 .top .brand { font-weight: 800; letter-spacing: -.02em; font-size: 1.1rem; text-decoration: none; padding: .7rem 0; white-space: nowrap; }
 .top nav { display: flex; gap: .15rem; overflow-x: auto; scrollbar-width: thin; flex: 1; }
@@ -86,7 +85,8 @@ h3 { font-size: .95rem; font-weight: 700; margin: 0; }
 a { color: var(--link-text-color); text-decoration: underline; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(225px, 1fr)); gap: .9rem; }
 .card { display: block; border: 1px solid var(--block-border-color); border-radius: 12px; padding: 1rem 1.1rem; text-decoration: none;
-  background: var(--block-background-fill); color: var(--body-text-color); min-height: 5rem; overflow: hidden; }
+  background: var(--block-background-fill); color: var(--body-text-color); min-height: 5rem; overflow: hidden;
+  text-align: left; }
 a.card:hover { border-color: var(--primary-500); }
 .card h3 { font-size: 1.02rem; margin-bottom: .25rem; color: var(--body-text-color); overflow-wrap: anywhere; }
 .card p { margin: .15rem 0; font-size: .9rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
@@ -124,6 +124,7 @@ progress { width: 100%; height: .8rem; accent-color: var(--primary-600); } .dark
 .choices label { white-space: pre-line; width: 100%; line-height: 1.35; align-items: flex-start !important; overflow-wrap: anywhere; }
 .bases .wrap { grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
 .runs .wrap { max-height: 30rem; overflow-y: auto; }
+.grid-wrap { padding-top: 2.2rem !important; }
 .settings { margin-bottom: .8rem; }
 .cm-editor span { color: inherit !important; }
 input[type=checkbox], input[type=radio] { min-width: 1.25rem; min-height: 1.25rem; }
@@ -135,7 +136,7 @@ input[type=range] { min-height: 24px; }
 .gradio-container button.selected[role=tab] { color: var(--body-text-color) !important; }
 @media (max-width: 640px) {
   .title h1 { font-size: 1.35rem; }
-  .top .brand { display: none; } .curve text { font-size: 20px; }
+  .top .brand { display: none; } .curve text { font-size: 16px; }
   .cards { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .6rem; } .card { padding: .8rem; }
   .card img { width: calc(100% + 1.6rem); margin: -.8rem -.8rem .6rem; }
 }
@@ -145,6 +146,7 @@ input[type=range] { min-height: 24px; }
 # what was the first page goes on to Train. A page is called by its heading.
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 .nav-holder { display: none !important; }
+footer, footer button { color: var(--body-text-color) !important; opacity: 1 !important; }
 .gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important; }
 .gradio-container > main { padding: 0 1.2rem 2rem !important; max-width: none !important; }
 @media (max-width: 640px) { .gradio-container > main { padding: 0 .6rem 1rem !important; } }

@@ -21,11 +21,11 @@ class AdapterRows:
         self.paths, self.rows = paths, []
         for number in range(ROWS):
             with gr.Row(visible=number == 0) as row:
-                on = gr.Checkbox(label="Enabled", value=True, scale=0, min_width=105)
+                on = gr.Checkbox(label="Enabled", value=True, scale=1, min_width=150)
                 name = gr.Dropdown(
                     [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
                 )
-                strength = gr.Slider(*RANGE, 1, step=0.05, label=f"strength {number + 1}", scale=3)
+                strength = gr.Slider(*RANGE, 1, step=0.05, label=f"strength {number + 1}", scale=3, min_width=240)
             self.rows.append((row, on, name, strength))
         self.more = gr.Button("Add adapter", size="sm")
         self.count = gr.State(1)

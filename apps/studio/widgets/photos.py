@@ -112,7 +112,7 @@ class PhotoStep:
         """The images that are there, with their captions."""
         self.gallery = gr.Gallery(
             label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops",
-            allow_preview=False, buttons=[],
+            allow_preview=False, buttons=[], fit_columns=False,
         )  # fmt: skip
         self.captions = gr.Dataframe(
             headers=["image", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
