@@ -25,9 +25,9 @@ from timing import peak_bytes, seconds
 from torch import nn
 
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses
-from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.composition import MixingCoefficients, attach_sources
 from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.core.change import Change
 
 RANK = 16
 CASES = {

@@ -21,8 +21,8 @@ from ..toolkit.data.image_checks import check_image
 from ..toolkit.data.videos import Video, load_medium
 from ..toolkit.diffusion.model import DTYPES
 from ..toolkit.formats import native
-from ..toolkit.formats.peft_folder import is_peft_folder
-from ..toolkit.formats.source import adapter_facts
+from ..toolkit.formats.adapter_folder import is_peft_folder
+from ..toolkit.formats.locate import adapter_facts
 from ..toolkit.formats.vlm_folder import load_peft_folder
 from ..toolkit.vlm.chat_tokens import IGNORE
 from ..toolkit.vlm.model import VisionLanguageModel, resolve_vision_base

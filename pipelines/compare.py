@@ -14,7 +14,7 @@ from PIL import Image
 from ..toolkit.core.errors import UserError, did_you_mean
 from ..toolkit.core.files import write_png
 from ..toolkit.data.images import load_rgb
-from ..toolkit.formats.source import adapter_facts, adapter_path
+from ..toolkit.formats.locate import adapter_facts, adapter_path
 from ..toolkit.metrics.clip import ClipScorer, clip_i, clip_t, leave_one_out_similarity
 from .generate import Recipe, generate, save_image
 from .grids import add_heading, draw_grid

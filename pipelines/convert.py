@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..toolkit.core.errors import UserError, did_you_mean
 from ..toolkit.core.out_of_memory import oom_context
-from ..toolkit.formats.source import adapter_facts, adapter_path
+from ..toolkit.formats.locate import adapter_facts, adapter_path
 from .export import export_adapter
 from .proof import Proof
 
@@ -18,6 +18,7 @@ TARGETS = {
     "kohya": "kohya",
     "kohya-full": "kohya-full",
     "lycoris": "kohya-lycoris",
+    "comfy-lycoris": "comfyui-lycoris",
 }
 
 

@@ -28,15 +28,14 @@ from ..toolkit.core.run_folder import delete_tree
 from ..toolkit.diffusion.load import open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel
 from ..toolkit.diffusion.textual_inversion import export_token_embeddings, import_token_embeddings
-from ..toolkit.formats import native
 from ..toolkit.formats.adapter_facts import AdapterFacts
+from ..toolkit.formats.adapter_folder import PARTS, check_adapter_folder, is_native
 from ..toolkit.formats.apply import apply_to_pipeline
 from ..toolkit.formats.as_folder import adapter_folder
-from ..toolkit.formats.factors import FORMAT as FACTORS
-from ..toolkit.formats.factors import adapter_files, factors_state, write_factors
+from ..toolkit.formats.factors import FACTOR_FORMATS, adapter_files, factors_state, write_factors
+from ..toolkit.formats.locate import adapter_facts
 from ..toolkit.formats.read import read_lora
 from ..toolkit.formats.scales import CONFIG_KEY, HEADER_ALPHAS
-from ..toolkit.formats.source import adapter_facts, is_native
 from ..toolkit.formats.write import (
     FORMATS,
     LOW_RANK,
@@ -88,12 +87,12 @@ def export_adapter(
     final = final_path(out, format)
     family = open_model(resolve_base(base))
     if is_native(folder):
-        check_parts(family, format, native.check_adapter_folder(folder))
+        check_parts(family, format, check_adapter_folder(folder))
     precision = precision or adapter_precision([str(folder)])
     facts = exported_facts(folder)
     fresh = load_pipeline(Recipe(prompt=prompt, base=base, precision=precision))
     own = adapter_folder(folder, fresh, ignore_unused=ignore_unused)
-    check_parts(family, format, native.check_adapter_folder(own))
+    check_parts(family, format, check_adapter_folder(own))
     width = width or native_resolution(fresh)
     draw = lambda pipe: draw_image(pipe, prompt, width)  # noqa: E731
     live = load_pipeline(Recipe(prompt=prompt, base=base, adapters=(str(own),), strengths=(1.0,), precision=precision))
@@ -102,9 +101,9 @@ def export_adapter(
     about = {"title": title or final.stem, "thumbnail": thumbnail}
     with staging_folder(final.parent) as beside:
         words = export_token_embeddings(own, beside)
-        if format == FACTORS:
-            tensors = factors_state(adapter_files(folder), fresh, family.kohya_prefixes)
-            path = write_factors(tensors, parts, beside, facts, **about)
+        if format in FACTOR_FORMATS:
+            tensors = factors_state(adapter_files(folder, format), fresh, format, family.kohya_prefixes)
+            path = write_factors(tensors, parts, format, beside, facts, **about)
         else:
             path = write_lora(parts, format, beside, facts, family.kohya_prefixes, **about)
         for file in words:
@@ -210,7 +209,7 @@ def check_parts(family: DiffusionModel, format: str, parts: Sequence[str]) -> No
     """Raises UserError when the readers of a format have no place for one of the parts."""
     kind = family.index["_class_name"]
     nameless = [part for part in parts if part not in family.kohya_prefixes]
-    if format == "comfyui" and kind.startswith("Sana"):
+    if format.startswith("comfyui") and kind.startswith("Sana"):
         raise UserError(
             "ComfyUI has no Sana of its own, so no file for it has names there: use --format diffusers or peft."
         )
@@ -235,7 +234,7 @@ def exportable_changes(
     """Every adapted part's changes as the format can represent them, and the relative errors of those that are approximated."""
     parts: dict[str, Part] = {}
     errors: dict[str, float] = {}
-    for name in native.PARTS:
+    for name in PARTS:
         model = getattr(pipe, name, None)
         if ADAPTER not in getattr(model, "peft_config", {}):
             continue
@@ -289,7 +288,7 @@ def reload_export(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Fo
     """
     if format == "peft":
         found = {}
-        for part in native.check_adapter_folder(path):
+        for part in check_adapter_folder(path):
             wrapped = PeftModel.from_pretrained(getattr(pipe, part), str(path / part))
             setattr(pipe, part, wrapped.base_model.model)
             found[part] = fold(getattr(pipe, part), "default")
@@ -302,7 +301,7 @@ def reload_export(pipe: Any, path: Path, format: str) -> tuple[str, dict[str, Fo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="loaded")
-    carrying = [part for part in native.PARTS if "loaded" in getattr(getattr(pipe, part, None), "peft_config", {})]
+    carrying = [part for part in PARTS if "loaded" in getattr(getattr(pipe, part, None), "peft_config", {})]
     return "diffusers", {part: fold(getattr(pipe, part), "loaded") for part in carrying}
 
 

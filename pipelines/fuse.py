@@ -9,7 +9,7 @@ from torch import nn
 
 from ..toolkit.adapters.attach import adapter_layers_innermost_first
 from ..toolkit.core.modules import replace_module
-from ..toolkit.formats import native
+from ..toolkit.formats.adapter_folder import PARTS
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def fuse_adapters(pipe: Any) -> Any:
     Layers with an adapter that is not linear keep it. So do layers in half precision: the rounding of their weights is as large as
     what many adapters change.
     """
-    for part in native.PARTS:
+    for part in PARTS:
         model = getattr(pipe, part, None)
         for name, layer in adapter_layers_innermost_first(model) if isinstance(model, nn.Module) else []:
             base: Any = layer.get_base_layer()

@@ -25,7 +25,7 @@ from ..toolkit.diffusion.load import find_family, open_model, resolve_base
 from ..toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
-from ..toolkit.formats.source import adapter_facts, adapter_path, content_hash
+from ..toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from .fuse import fuse_adapters
 from .place import place_pipeline
 from .regions import Region, denoise_by_region

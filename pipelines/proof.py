@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..toolkit.adapters.change import Change
 from ..toolkit.adapters.fold import Folded
+from ..toolkit.core.change import Change
 from ..toolkit.core.errors import UserError
 
 WEIGHT_TOLERANCE = 1e-4  # of a layer's change, in Frobenius norm

@@ -17,7 +17,7 @@ def convert(argv: list[str]) -> None:
         file: Annotated[Path, positional()]
         """A LoRA file of any origin, an adapter folder or a run."""
         to: str
-        """comfy, kohya, diffusers, peft, lycoris (each method's own factors) or kohya-full (whole weight changes)."""
+        """comfy, kohya, diffusers, peft, lycoris or comfy-lycoris (each method's own factors) or kohya-full (whole weight changes)."""
         out: Path | None = None
         """Folder for the result, or the file (.safetensors); unset means beside the file."""
         base: str = ""

@@ -94,7 +94,7 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Any, AdapterFacts, list
     from ...pipelines.generate import Recipe, adapter_precision
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.formats.as_folder import check_adapter
-    from ...toolkit.formats.source import adapter_facts, adapter_path
+    from ...toolkit.formats.locate import adapter_facts, adapter_path
     from ...training.config.images import DiffusionConfig
     from ...training.config.yaml_file import from_yaml
 

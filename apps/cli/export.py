@@ -18,7 +18,7 @@ def export(argv: list[str]) -> None:
         """Run folder."""
         format: str = ""
         """diffusers (unset), peft, comfyui (the original code's names), kohya (A1111, ComfyUI, musubi), kohya-full (whole
-        weight changes), kohya-lycoris (the method's own factors) or kohya-glora (GLoRA's);
+        weight changes), kohya-lycoris or comfyui-lycoris (the method's own factors) or kohya-glora (GLoRA's);
         of a vision-language model peft (unset), vllm (a LoRA that vLLM and SGLang serve), or merged: the whole tuned model."""
         out: Path | None = None
         """Folder for the file, or the file (.safetensors); unset means export/ in the run, files for A1111 and ComfyUI named after it."""

@@ -79,7 +79,7 @@ def load_base(adapter: Path, base: str) -> Any:
     from ...pipelines.chat import open_chat
     from ...pipelines.generate import Recipe, load_pipeline
     from ...toolkit.formats.folder_report import is_chat_adapter
-    from ...toolkit.formats.source import adapter_path
+    from ...toolkit.formats.locate import adapter_path
 
     is_chat = (Path(base) / "config.json").is_file() and not (Path(base) / "model_index.json").is_file()
     return (

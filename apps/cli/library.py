@@ -66,7 +66,7 @@ def show(argv: list[str]) -> None:
 
 def print_entry(entry: Any) -> None:
     """All that the library knows of an adapter."""
-    from ...toolkit.formats.source import adapter_facts
+    from ...toolkit.formats.locate import adapter_facts
 
     print(
         f"{entry.name}\n  trigger    {entry.trigger or '-'}\n  base       {entry.base}\n  adapter    {entry.adapter or '-'}"

@@ -421,7 +421,7 @@ def started(page, server, name):
     box = page.locator("#run-name textarea, #run-name input").first
     box.fill(name)
     page.locator("#start").click()
-    page.get_by_role("link", name="Watch it").wait_for()
+    page.locator(f'#started a[href="/watch?run={name}"]').wait_for()
     run = queue.Run(server[0] / "runs" / name)
     config = from_yaml(run.config_file)
     stop(run)

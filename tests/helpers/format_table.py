@@ -13,7 +13,7 @@ TITLES = {
     "flux2-klein": "FLUX.2", "sana": "Sana", "qwen-image": "Qwen-Image", "lumina2": "Lumina Image 2", "z-image": "Z-Image",
 }  # fmt: skip
 METHODS = {"lora": {}, "dora": {}, "loha": {}, "lokr": {}, "glora": {"c": "none", "d": "none", "e": "none"}}
-COLUMNS = ("diffusers", "peft", "comfyui", "kohya", "kohya-full", "kohya-lycoris")
+COLUMNS = ("diffusers", "peft", "comfyui", "kohya", "kohya-full", "kohya-lycoris", "comfyui-lycoris")
 ROOT = Path(__file__).parents[2]
 INTRO = """# Files: what is written, who reads it, and what is read
 
@@ -39,7 +39,7 @@ def answer(name, method):
     from rankfold.toolkit.core.errors import UserError
     from rankfold.toolkit.diffusion.load import find_family
     from rankfold.toolkit.formats.adapter_facts import AdapterFacts
-    from rankfold.toolkit.formats.factors import adapter_files, factors_state, write_factors
+    from rankfold.toolkit.formats.factors import FACTOR_FORMATS, adapter_files, factors_state, write_factors
     from rankfold.toolkit.formats.native import save_native
     from rankfold.toolkit.formats.write import Part, write_lora
 
@@ -69,9 +69,10 @@ def answer(name, method):
             out = Path(folder) / format
             try:
                 check_parts(about, format, [part])
-                if format == "kohya-lycoris":
-                    state = factors_state(adapter_files(Path(folder) / "adapter"), pipe, family.kohya_prefixes)
-                    path = write_factors(state, parts, out, AdapterFacts(), title="", thumbnail=None)
+                if format in FACTOR_FORMATS:
+                    files = adapter_files(Path(folder) / "adapter", format)
+                    state = factors_state(files, pipe, format, family.kohya_prefixes)
+                    path = write_factors(state, parts, format, out, AdapterFacts(), title="", thumbnail=None)
                 else:
                     path = write_lora(parts, format, out, AdapterFacts(), family.kohya_prefixes)
             except UserError:
@@ -107,11 +108,13 @@ def table():
 
 
 READING = """`comfyui` names layers as the original code does, behind `diffusion_model.`; `kohya` as kohya's and musubi's scripts do;
-`kohya-full` holds whole weight changes; `kohya-lycoris` LoRA's, DoRA's, LoHa's and LoKr's own factors (`kohya-glora`: GLoRA's).
+`kohya-full` holds whole weight changes; `kohya-lycoris` and `comfyui-lycoris` LoRA's,
+DoRA's, LoHa's and LoKr's own factors (`kohya-glora`: GLoRA's); where a file keeps q, k and v as one layer these are stacked exactly,
+but for LoKr, whose product has no rows of its own.
 ComfyUI has no Sana.
 
-`rankfold convert FILE --to comfy|kohya|diffusers|peft|lycoris --base BASE` takes any file that is read to any of these, with the same
-proof: what the new file does is compared with what the old one does, in weights and in an image, before it gets its name.
+`rankfold convert FILE --to comfy|kohya|diffusers|peft|lycoris|comfy-lycoris --base BASE` takes any file to any of these, with the
+same proof: what the new file does is compared with what the old one does, in weights and in an image, before it gets its name.
 
 ## What is read
 

@@ -18,8 +18,8 @@ from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline, sampling_pipeline
 from rankfold.pipelines.proof import compare_images, compare_weights
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
-from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.core.change import Change
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats import write as lora_write
 from rankfold.toolkit.formats.apply import apply_to_pipeline

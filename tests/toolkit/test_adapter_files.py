@@ -14,10 +14,11 @@ from tiny_families import BUILDERS, unet
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.diffusion.families import family_of_denoiser
+from rankfold.toolkit.formats.layer_changes import matched_changes
 from rankfold.toolkit.formats.match import match_pipeline
 from rankfold.toolkit.formats.read import from_tensors, read_lora
 from rankfold.toolkit.formats.report import inspect_lora
-from rankfold.toolkit.formats.source import load_source, matched_changes
+from rankfold.toolkit.formats.source import load_source
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 LAYERS = (

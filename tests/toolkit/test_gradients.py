@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rankfold.toolkit.adapters.change import JointLinear
 from rankfold.toolkit.adapters.variants import fvae_objective
 from rankfold.toolkit.adapters.variants.loratrf import GateProducts
+from rankfold.toolkit.core.change import JointLinear
 
 
 def noise(*shape, trained=True):

@@ -8,7 +8,7 @@ from tiny_families import SIDE, build
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, load_pipeline
-from rankfold.toolkit.adapters.change import Change
+from rankfold.toolkit.core.change import Change
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats.adapter_facts import AdapterFacts
 from rankfold.toolkit.formats.report import inspect_lora

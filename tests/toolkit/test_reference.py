@@ -15,8 +15,8 @@ from torch import nn
 from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_layers
 from rankfold.toolkit.adapters.auxiliary import auxiliary_losses, token_weights
-from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.variants.loratrf import gate_and_filter
+from rankfold.toolkit.core.change import Change
 
 FOLDER = Path(os.environ.get("RANKFOLD_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
 PATHS = [(form, number) for form in ("bias", "nobias") for number in range(12)]

@@ -18,14 +18,14 @@ from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.adapters import composition
 from rankfold.toolkit.adapters.approximate import low_rank
 from rankfold.toolkit.adapters.attach import adapter_layers
-from rankfold.toolkit.adapters.change import Change
 from rankfold.toolkit.adapters.composition import MixingCoefficients, Mixture
 from rankfold.toolkit.adapters.fold import fold
 from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.core.change import Change
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.diffusion.load import open_model
 from rankfold.toolkit.formats.adapter_facts import read_facts
-from rankfold.toolkit.formats.native import check_adapter_folder
+from rankfold.toolkit.formats.adapter_folder import check_adapter_folder
 from rankfold.toolkit.formats.peft_merge import peft_merge
 from rankfold.toolkit.formats.source import load_source
 from rankfold.training.config.compose import ComposeConfig

@@ -194,23 +194,17 @@ def test_a_lost_terminal_ends_no_training(place, words, ended):
     assert run.status()["step"] == 60
 
 
+def questions_run(place, photos, rows):
+    """The words of a run on so many questions about the photos."""
+    asked = [{"image": f"{number % 5}.png", "question": "What?", "answer": "red"} for number in range(rows)]
+    (place / "data.json").write_text(json.dumps(asked), encoding="utf-8")
+    words = ["train", "instruct", "--base", "tiny-vlm", "--data", place / "data.json", "--images", photos]
+    return [*words, "--out", place / "task"]
+
+
 def test_hardly_any_open_files(place, words, ended, photos):
     assert ended(words, faults.few_files)[0] == 0
-    rows = [{"image": "0.png", "question": "What?", "answer": "red"}] * 2
-    (place / "data.json").write_text(json.dumps(rows), encoding="utf-8")
-    talk = [
-        "train",
-        "instruct",
-        "--base",
-        "tiny-vlm",
-        "--data",
-        place / "data.json",
-        "--images",
-        photos,
-        "--out",
-        place / "task",
-    ]
-    code, said = ended(talk, faults.few_files)
+    code, said = ended(questions_run(place, photos, rows=2), faults.few_files)
     assert code == 2
     assert "--workers 2 need more open files than the 24 that this shell allows" in said
 
@@ -229,20 +223,7 @@ def test_names_that_are_no_text(place, words, ended):
 @ROOT_ONLY
 def test_a_small_shared_memory_is_said(place, photos, ended):
     """As containers have it: what workers read finds no room, and they say nothing."""
-    rows = [{"image": f"{number % 5}.png", "question": "What?", "answer": "red"} for number in range(64)]
-    (place / "data.json").write_text(json.dumps(rows), encoding="utf-8")
-    talk = [
-        "train",
-        "instruct",
-        "--base",
-        "tiny-vlm",
-        "--data",
-        place / "data.json",
-        "--images",
-        photos,
-        "--out",
-        place / "task",
-    ]
+    talk = questions_run(place, photos, rows=64)
     code, said = ended([*talk, "--steps", "4", "--batch-size", "8", "--threads", "1"], faults.small_shared_memory)
     if code == 0:
         pytest.skip("no file system can be mounted here")

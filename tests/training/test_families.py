@@ -24,7 +24,7 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.families import FAMILIES
 from rankfold.toolkit.diffusion.load import open_model, resolve_base
 from rankfold.toolkit.diffusion.model import pack_latents, pad_and_stack, unpack_latents
-from rankfold.toolkit.formats import native
+from rankfold.toolkit.formats.adapter_folder import WEIGHTS, check_adapter_folder
 from rankfold.training.launch.start import resume, train
 from rankfold.training.subject.task import SubjectTask
 
@@ -152,7 +152,7 @@ def test_trains_and_is_used(folder, photos, tmp_path, adapter):
     """Two steps on denoiser and text encoders; the adapter, on a stock pipeline, changes the image."""
     run = train(a_config(folder, photos, tmp_path / "run", adapter=adapter, train_text_encoder=True))
     model = open_model(str(folder))
-    assert native.check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
+    assert check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
     recipe = Recipe(prompt=PROMPT, base=str(folder), steps=2, width=SIDE)
     ((plain, _),) = generate(recipe)
     ((tuned, _),) = generate(replace(recipe, adapters=(str(run.adapter),), strengths=(1.0,)))
@@ -181,7 +181,7 @@ def test_resume_is_exact(folder, photos, tmp_path):
     whole, part = train(config), train_until(replace(config, out=tmp_path / "b"), 2)
     resume(part.folder)
     name = open_model(str(folder)).denoiser_name
-    files = [run.adapter / name / native.WEIGHTS for run in (whole, part)]
+    files = [run.adapter / name / WEIGHTS for run in (whole, part)]
     assert files[0].read_bytes() == files[1].read_bytes()
     samples = [sorted(run.samples.iterdir()) for run in (whole, part)]
     assert [f.read_bytes() for f in samples[0]] == [f.read_bytes() for f in samples[1]]

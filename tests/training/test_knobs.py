@@ -24,7 +24,7 @@ from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import open_model
 from rankfold.toolkit.diffusion.noise import FlowNoise
 from rankfold.toolkit.embedded import world
-from rankfold.toolkit.formats import native
+from rankfold.toolkit.formats.adapter_folder import WEIGHTS
 from rankfold.training.config.checks import check_ranges
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.yaml_file import from_yaml
@@ -393,7 +393,7 @@ def test_schedule_free_writes_its_average(config):
     config = replace(config, optimizer="AdamWScheduleFree", steps=8)
     run = train(config)
     state = torch.load(run.checkpoint_files()[-1], weights_only=True)
-    written = load_file(run.adapter / "unet" / native.WEIGHTS)
+    written = load_file(run.adapter / "unet" / WEIGHTS)
     kept = {tuple(p.shape): p for p in state["parameters"]}
     assert not any(torch.equal(value, kept[tuple(value.shape)]) for value in written.values())
 

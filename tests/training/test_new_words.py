@@ -151,7 +151,7 @@ def test_words_that_cannot_be_learned(config, tmp_path):
 
 
 def test_the_hash_of_an_adapter_knows_its_words(config):
-    from rankfold.toolkit.formats.native import adapter_hash
+    from rankfold.toolkit.formats.adapter_folder import adapter_hash
 
     run = train(config)
     before = adapter_hash(run.adapter)

@@ -25,6 +25,7 @@ from rankfold.toolkit.core.files import append_line
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.formats import native
+from rankfold.toolkit.formats.adapter_folder import WEIGHTS, check_adapter_folder
 from rankfold.training.config.search import EvolutionConfig, SearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch.start import resume, train
@@ -180,7 +181,7 @@ def task_of(config):
 
 
 def adapter_bytes(run):
-    return [(run.adapter / part / native.WEIGHTS).read_bytes() for part in native.check_adapter_folder(run.adapter)]
+    return [(run.adapter / part / WEIGHTS).read_bytes() for part in check_adapter_folder(run.adapter)]
 
 
 @pytest.fixture
@@ -199,9 +200,7 @@ def test_search(search, searched, base, capsys, tmp_path):
     assert (run.folder / "pareto.png").stat().st_size > 1000
     assert "to_q" in (run.folder / "structure.txt").read_text(encoding="utf-8")
     best = max(rows, key=lambda row: row["fitness"])
-    count = sum(
-        t.numel() for part in native.check_adapter_folder(run.adapter) for t in load(run.adapter / part).values()
-    )
+    count = sum(t.numel() for part in check_adapter_folder(run.adapter) for t in load(run.adapter / part).values())
     assert count == best["parameters"]
     recipe = Recipe(prompt="a sks creature", base=str(base), adapters=(str(run.adapter),), strengths=(1.0,), steps=2)
     assert len(generate(recipe)) == 1
@@ -212,7 +211,7 @@ def test_search(search, searched, base, capsys, tmp_path):
 def load(folder):
     from safetensors.torch import load_file
 
-    return load_file(folder / native.WEIGHTS)
+    return load_file(folder / WEIGHTS)
 
 
 def test_the_winner_is_as_good_as_it_was_judged(search, searched):
@@ -233,7 +232,7 @@ def test_the_winner_is_as_good_as_it_was_judged(search, searched):
 def test_the_winner_trains_again(searched):
     config = from_yaml(searched.folder / "best.yaml")
     again = train(replace(config, steps=1))
-    for part in native.check_adapter_folder(again.adapter):
+    for part in check_adapter_folder(again.adapter):
         first, second = load(searched.adapter / part), load(again.adapter / part)
         assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
 
@@ -387,4 +386,4 @@ def test_two_processes_judge_the_same_structures(search, tmp_path):
     assert [row["structure"] for row in rows[1][:6]] == first
     for a, b in zip(*(own[:6] for own in rows), strict=True):
         assert b["fitness"] == pytest.approx(a["fitness"], rel=1e-3)
-    assert native.check_adapter_folder(two.adapter) == native.check_adapter_folder(one.adapter)
+    assert check_adapter_folder(two.adapter) == check_adapter_folder(one.adapter)

@@ -13,9 +13,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..core.change import Change
 from ..core.devices import to_float64
 from .attach import adapter_layers
-from .change import Change
 from .fold import Folded, base_weight, has_adapter
 
 NOTHING = 1e-5  # relative error that single precision cannot tell from none

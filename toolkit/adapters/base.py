@@ -25,7 +25,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .change import (
+from ..core.change import (
     CONVOLUTIONS,
     Change,
     add_projection,

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.change import Change, concat_present, forward_with_delta
 from ..core.modules import replace_module
 from .approximate import low_rank
 from .base import at_least_fp32
-from .change import Change, concat_present, forward_with_delta
 from .fold import Folded, to_cpu
 from .quantized import is_plain
 

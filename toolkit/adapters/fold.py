@@ -13,10 +13,10 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..core.change import Change
 from ..core.errors import UserError
 from .attach import adapter_layers
 from .base import AdapterLayer
-from .change import Change
 
 Folded = dict[str, Change]  # layer name -> its change, fp32 on the CPU
 

@@ -3,6 +3,8 @@
 A family (a file of its own in this folder) says only what is different. Everything else is the stock pipeline's: its parts are
 loaded by its own classes, prompts are encoded by its own encode_prompt, images are made by its own __call__.
 
+diffusers is imported where it is used: facts of the families are asked for by those who only look at a file.
+
 PromptEmbeds: an encoded prompt, as a dict from the name of the pipeline's argument (prompt_embeds,
 pooled_prompt_embeds, ...) to a tensor (B, ...). Shapes: B batch, C H W latents, L tokens.
 """
@@ -18,20 +20,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import diffusers
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import pil_to_tensor
 
 from ..core.errors import UserError
 from ..core.out_of_memory import oom_context
 from ..core.quantize import quantize_model
-from .noise import DiscreteNoise, FlowNoise, Noise
 from .original_layers import OriginalLayer
+
+if TYPE_CHECKING:
+    from .noise import Noise
 
 PromptEmbeds = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -165,7 +167,7 @@ class DiffusionModel:
         """The guidance of previews where nobody says another: the family's, or what the stock pipeline draws with."""
         if cls.training_defaults.guidance_scale is not None:
             return cls.training_defaults.guidance_scale
-        call = inspect.signature(getattr(diffusers, cls.pipelines[0]).__call__).parameters
+        call = inspect.signature(diffusers_class(cls.pipelines[0]).__call__).parameters
         return float(call[cls.guidance_argument].default)
 
     @property
@@ -200,7 +202,7 @@ class DiffusionModel:
 
     def pipeline(self, *names: str) -> Any:
         """The stock pipeline around these very parts; of the large ones only those that are named, the rest None."""
-        kind = getattr(diffusers, self.index["_class_name"])
+        kind = diffusers_class(self.index["_class_name"])
         large = {self.denoiser_name, "vae", *self.text_encoder_names}
         given: dict[str, Any] = {}
         for name, value in self.index.items():
@@ -283,6 +285,8 @@ class DiffusionModel:
     @torch.no_grad()
     def encode_image(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """RGB image -> mean and std (C, H/f, W/f) of its latents, scaled as the denoiser wants them."""
+        from torchvision.transforms.functional import pil_to_tensor
+
         pixels = pil_to_tensor(image).float()[None] / 127.5 - 1
         mean, std = self.encode_pixels(pixels.to(self.device))
         return {"mean": mean[0].cpu(), "std": std[0].cpu()}
@@ -305,7 +309,7 @@ class DiffusionModel:
 
     def prompt_limits(self) -> dict[str, int]:
         """Name of each tokenizer -> tokens of a prompt that its encoder is given, marks and template included."""
-        pipeline = getattr(diffusers, self.index["_class_name"])
+        pipeline = diffusers_class(self.index["_class_name"])
         longest = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
         names = [name for name in self.index if name.startswith("tokenizer") and self.has_part(name)]
         own = {name: int(getattr(self, name).model_max_length) for name in names}
@@ -340,10 +344,12 @@ class DiffusionModel:
 
     def noise(self, sampling: str = "logit_normal", shift: float | Literal["auto"] = 1.0) -> Noise:
         """The family's noise convention. shift: of flow models; auto: the one that the base samples images of each size with."""
+        from .noise import DiscreteNoise, FlowNoise
+
         if self.is_flow:
             return FlowNoise(sampling, self.sampling_shift if shift == "auto" else lambda height, width: shift)
-        config = diffusers.DDPMScheduler.load_config(self.path, subfolder="scheduler")
-        return DiscreteNoise(diffusers.DDPMScheduler.from_config(config))
+        scheduler = diffusers_class("DDPMScheduler")
+        return DiscreteNoise(scheduler.from_config(scheduler.load_config(self.path, subfolder="scheduler")))
 
     def sampling_shift(self, height: int, width: int) -> float:
         """The shift that the stock pipeline samples latents of this size with: one value, or by the number of tokens.
@@ -386,10 +392,15 @@ def has_weights(folder: Path) -> bool:
     return any(WEIGHT_FILE.fullmatch(file.name) for file in folder.iterdir())
 
 
+def diffusers_class(name: str) -> Any:
+    """A class of diffusers, which is imported when it is first needed."""
+    return getattr(importlib.import_module("diffusers"), name)
+
+
 def build_on_meta(kind: Any, folder: Path) -> nn.Module:
     """A part built from its config on the meta device: shapes without numbers."""
     with torch.device("meta"):
-        if issubclass(kind, diffusers.ModelMixin):
+        if issubclass(kind, diffusers_class("ModelMixin")):
             return kind.from_config(kind.load_config(folder))  # type: ignore[return-value, attr-defined]
         return kind(kind.config_class.from_pretrained(folder))
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..adapters.fold import Folded
+from .layer_changes import matched_changes
 from .match import match_pipeline
 from .read import LoraFile
-from .source import matched_changes
 
 
 @torch.no_grad()

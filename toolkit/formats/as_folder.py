@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..adapters.change import Change
 from ..adapters.variants.fixed import FixedConfig
 from ..core.cache import cache_key, file_hash
+from ..core.change import Change
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.paths import cache_folder
@@ -26,8 +26,10 @@ from ..core.systems import retry_while_locked
 from ..diffusion.textual_inversion import save_token_embeddings
 from . import native
 from .adapter_facts import AdapterFacts
+from .adapter_folder import is_native
+from .locate import adapter_path, content_hash
 from .read import read_lora
-from .source import AdapterSource, adapter_path, content_hash, file_source, is_native
+from .source import AdapterSource, file_source
 
 READER = 2  # raised when files come to be read otherwise, so that no change of an older reading is used again
 NOTES = "notes.json"  # what of the file is left out

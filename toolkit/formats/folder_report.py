@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .native import CONFIG, PARTS, WEIGHTS, adapter_hash, load_weights, read_config
+from .adapter_folder import CONFIG, PARTS, WEIGHTS, adapter_hash, is_native, load_weights, read_config
+from .locate import adapter_facts, adapter_path
 from .report import LayerReport, Report, advice_on_layers, inspect_lora
-from .source import adapter_facts, adapter_path, is_native, load_source
 
 LOADERS = {
     "rankfold": "yes",
@@ -59,6 +59,8 @@ def inspect_folder(path: Path, model: Any = None) -> Report:
 @torch.no_grad()
 def layer_reports(path: Path, model: Any, method: str) -> Iterator[LayerReport]:
     """Every layer's change, set against the base's weight."""
+    from .source import load_source
+
     for part, folded in load_source(path, model).parts.items():
         for name, change in folded.items():
             weight = getattr(model, part).get_submodule(name).weight.detach().float().flatten(1).cpu()

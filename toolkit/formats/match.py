@@ -14,9 +14,9 @@ from torch import nn
 
 from ..core.errors import UserError
 from ..diffusion.families import family_of_denoiser
+from .adapter_folder import PARTS
 from .diagnose import describe_origin
 from .methods import EXTRAS, method_of, unread_kinds
-from .native import PARTS
 from .read import LoraFile
 from .spellings import DENOISER, WORD_ENCODERS, layer_candidates
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.change import Change
+from ..core.change import Change
 from ..core.errors import UserError
 from .tensor_file import NUMBERS, TensorInfo
 
@@ -267,7 +267,7 @@ def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
         UserError: half a sentence, behind the layer's name: for tensors that do not fit the weight, or hold NaN or infinity.
     """
     t = {role: tensor.to(torch.float32) for role, tensor in tensors.items()}
-    bad = [role for role, tensor in t.items() if not torch.isfinite(tensor).all()]
+    bad = [role for role, tensor in t.items() if not is_finite(tensor)] + ["alpha"] * (not math.isfinite(scale))
     if bad:
         raise NotFiniteError(f"holds NaN or infinity in {bad[0]}: the file is corrupted; take an earlier checkpoint")
     method, magnitude = method_of(t), bool({"magnitude", "dora_scale"} & t.keys())
@@ -301,6 +301,11 @@ def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
     if magnitude and frozen is not None:
         delta = turn(frozen.weight, delta, t)
     return Change(dense=delta, bias=bias)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number of a tensor (fp32 or less) is NaN or infinity: their sum in fp64, which cannot overflow, is then finite, too."""
+    return math.isfinite(float(tensor.sum(dtype=torch.float64)))
 
 
 def glora_factors(t: Roles, scale: float, frozen: Frozen | None, bias: torch.Tensor | None) -> Change:
@@ -379,7 +384,10 @@ def turn(weight: torch.Tensor, delta: torch.Tensor, t: Roles) -> torch.Tensor:
         )
     if by_output:
         norm = turned.norm(dim=1, keepdim=True)
-        return turned * (magnitude.reshape(-1, 1) / (norm + EPS)) - frozen
+        ratio = magnitude.reshape(-1, 1) / (norm + EPS)
+        # A file that keeps several layers as one has magnitudes of those, too, that were not trained: their norms, but for rounding.
+        same = ~delta.any(dim=1, keepdim=True) & ((ratio - 1).abs() <= 8 * EPS)
+        return torch.where(same, 0.0, turned * ratio - frozen)
     kernels = turned.reshape(len(weight), weight.shape[1], -1)
     norm = kernels.norm(dim=(0, 2), keepdim=True)
     return (kernels * (magnitude.reshape(1, -1, 1) / (norm + EPS))).reshape(turned.shape) - frozen

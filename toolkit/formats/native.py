@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,14 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from ..adapters.attach import adapter_layers, adapter_state, add_adapter, load_adapter_state, set_active
 from ..core.errors import UserError
 from ..core.files import write_atomic, write_text
-from ..core.records import parse_json_object
 from ..diffusion import textual_inversion as new_words
-
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "model")
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+from .adapter_folder import CONFIG, PARTS, WEIGHTS, check_adapter_folder, load_weights, read_config
 
 
 def save_native(model: nn.Module, folder: Path, adapter: str = "default") -> None:
@@ -37,19 +31,6 @@ def write_state(folder: Path, state: dict[str, torch.Tensor], config: PeftConfig
     values = config.to_dict() | {"inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
     write_text(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """An adapter_config.json.
-
-    Raises:
-        UserError: when it cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}).") from error
-    return parse_json_object(text, str(path))
 
 
 def open_config(folder: Path) -> PeftConfig:
@@ -67,43 +48,6 @@ def open_config(folder: Path) -> PeftConfig:
         raise UserError(
             f"{folder / CONFIG} is no config that PEFT can read: {' '.join(str(error).split())[:200]}"
         ) from error
-
-
-def load_weights(file: Path) -> dict[str, torch.Tensor]:
-    """An adapter's tensors.
-
-    Raises:
-        UserError: when the file is damaged.
-    """
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is corrupted ({error}); copy it again, or take an earlier checkpoint.") from error
-
-
-def check_adapter_folder(folder: Path) -> list[str]:
-    """The parts an adapter folder holds.
-
-    Raises:
-        UserError: when it holds none.
-    """
-    parts = [part for part in PARTS if (folder / part / WEIGHTS).is_file()]
-    if not parts:
-        raise UserError(
-            f"{folder} holds no adapter: no folder such as unet/ or model/ with {WEIGHTS} is in it. Has the run finished?"
-        )
-    return parts
-
-
-def adapter_hash(folder: Path) -> str:
-    """Hash of an adapter folder's weights and configs."""
-    digest = hashlib.sha256()
-    for part in check_adapter_folder(folder):
-        for name in (CONFIG, WEIGHTS):
-            digest.update((folder / part / name).read_bytes())
-    if (folder / new_words.FILE).is_file():
-        digest.update((folder / new_words.FILE).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def load_into_pipeline(pipe: Any, folder: Path, adapter: str) -> None:

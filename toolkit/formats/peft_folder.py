@@ -13,18 +13,11 @@ from ..adapters.attach import remove_adapters
 from ..adapters.fold import Folded, fold
 from ..core.errors import UserError
 from . import native
+from .adapter_folder import CONFIG, PICKLE, WEIGHTS, load_weights
 from .match import Match
-from .native import CONFIG, WEIGHTS
 from .read import LoraFile
 from .scales import pattern
 from .spellings import unwrap
-
-PICKLE = "adapter_model.bin"  # of older releases of PEFT
-
-
-def is_peft_folder(folder: Path) -> bool:
-    """Whether this is one adapter in PEFT's layout, not one of ours with a folder for each part."""
-    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in (WEIGHTS, PICKLE))
 
 
 def read_peft_folder(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
@@ -37,7 +30,7 @@ def read_peft_folder(folder: Path) -> tuple[PeftConfig, dict[str, torch.Tensor]]
     for name in ("rank_pattern", "alpha_pattern"):
         pattern(getattr(config, name, None), f"{folder / CONFIG}: {name}")
     safe = (folder / WEIGHTS).is_file()
-    state = native.load_weights(folder / WEIGHTS) if safe else load_pickle(folder / PICKLE)
+    state = load_weights(folder / WEIGHTS) if safe else load_pickle(folder / PICKLE)
     return config, {unwrap(name): tensor for name, tensor in state.items()}
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from ..core.errors import UserError
+from .adapter_folder import CONFIG, PARTS, WEIGHTS, read_config
 from .methods import check_layer, method_name, method_of
-from .native import CONFIG, PARTS, WEIGHTS, read_config
 from .scales import Scales, part_config, read_scales
 from .spellings import DENOISER, PREFIXES, WORD, split_name
 from .tensor_file import TensorFile, TensorInfo, TensorsInMemory
@@ -47,8 +47,8 @@ class LoraFile:
         return {role: self.tensors.infos[name] for role, name in self.layers[layer].items()}
 
     def roles(self, layer: str) -> dict[str, torch.Tensor]:
-        """A layer's tensors, by role."""
-        return {role: self.tensors.load(name) for role, name in self.layers[layer].items()}
+        """A layer's tensors by role, all but alpha, which is in its scale."""
+        return {role: self.tensors.load(name) for role, name in self.layers[layer].items() if role != "alpha"}
 
     def method(self, layer: str) -> str:
         """lora, dora, glora, loha, lokr, full, bias, or the name of what is not read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
 from types import SimpleNamespace
@@ -95,15 +96,13 @@ def lost_layers(converted: dict[str, torch.Tensor], pipe: Any) -> str:
 
 def pipeline_class(file: LoraFile, pipe: Any) -> Any:
     """The class whose loader is asked."""
-    import diffusers
-
     if pipe is not None and hasattr(type(pipe), "lora_state_dict"):
         return type(pipe)
     title = detect_family(file)
     family = next((f for f in reversed(FAMILIES) if f.title and title.startswith(f.title)), None)
     if family is None:
         family = next((f for f in FAMILIES if "Stable Diffusion" in title and f.title == "Stable Diffusion"), None)
-    return getattr(diffusers, family.pipelines[0], None) if family else None
+    return getattr(importlib.import_module("diffusers"), family.pipelines[0], None) if family else None
 
 
 def unet_config(file: LoraFile, pipe: Any) -> Any:

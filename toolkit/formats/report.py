@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from ..adapters.change import Change
+from ..core.change import Change
 from ..core.errors import UserError
 from .diagnose import detect_base, detect_tool
+from .layer_changes import frozen_weight, own_rows, scale_notes
 from .match import Match, match_pipeline
 from .methods import NeedsWeightError, NotFiniteError, layer_change
 from .read import LoraFile, read_lora
 from .readers import compatible_loaders
-from .source import frozen_weight, own_rows, scale_notes
 
 MAX_FACT_LENGTH = 200  # characters of a fact in a table
 
@@ -187,8 +187,10 @@ def advice_for(file: LoraFile, report: Report, match: Match | None) -> list[str]
 def alpha_contradiction(file: LoraFile) -> list[str]:
     """What to know where header and tensors say different alphas."""
     said = file.scales.header_alpha
+    if said is None:
+        return []
     alphas = {alpha for layer in file.layers if (alpha := file.alpha(layer)) is not None}
-    if said is None or not alphas or any(abs(alpha - said) <= 1e-3 * max(abs(said), 1) for alpha in alphas):
+    if not alphas or any(abs(alpha - said) <= 1e-3 * max(abs(said), 1) for alpha in alphas):
         return []
     shown = ", ".join(f"{alpha:g}" for alpha in sorted(alphas)[:3])
     return [

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..adapters.plugin import pattern_value
 from ..core.errors import UserError
 from ..core.records import parse_json_object, shorten
 
@@ -33,8 +32,8 @@ class PartConfig:
 
     def scale(self, layer: str, rank: int | None) -> float | None:
         """The scale of a layer; None when no alpha is said. rank: of its tensors, where they show it."""
-        alpha = pattern_value(self.alpha_pattern, layer, self.alpha)
-        rank = rank or pattern_value(self.rank_pattern, layer, self.rank)
+        alpha = value_of(self.alpha_pattern, layer, self.alpha)
+        rank = rank or value_of(self.rank_pattern, layer, self.rank)
         if alpha is None or not rank:
             return None
         return alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -58,6 +57,15 @@ class Scales:
         if said is not None:
             return said
         return self.header_alpha / rank if self.header_alpha is not None and rank else 1.0
+
+
+def value_of(pattern: dict[str, Any], layer: str, default: Any) -> Any:
+    """The value of the pattern that matches, by PEFT's own rule, which is imported for patterns alone: PEFT takes seconds."""
+    if not pattern:
+        return default
+    from ..adapters.plugin import pattern_value
+
+    return pattern_value(pattern, layer, default)
 
 
 def read_scales(metadata: dict[str, str], path: Any, parts: tuple[str, ...]) -> Scales:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import nn
 
-from ..adapters.change import Change
 from ..adapters.fold import Folded
+from ..core.change import Change
 from ..core.errors import UserError
 from ..diffusion.families import family_of_denoiser
 from ..diffusion.original_layers import OriginalLayer
-from .source import ROWS, swap_rows
+from .layer_changes import ROWS, swap_rows
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
     kohya-full    the same names with the whole weight change (diff): large, exact for any linear adapter
     kohya-glora   the same names with GLoRA's own factors a1, a2, b1, b2: follows the base it is loaded on
     kohya-lycoris the same names with LoRA's, DoRA's, LoHa's or LoKr's own factors (factors.py)
+    comfyui-lycoris these factors by the names of comfyui
 
 alpha is baked into the up factor and written as alpha = rank, so that each reader's own convention gives scale 1.
 """
@@ -25,9 +26,9 @@ from peft import LoraConfig
 from safetensors.torch import save
 from torch import nn
 
-from ..adapters.change import Change
 from ..adapters.fold import Folded
 from ..adapters.variants.glora import GloraLayer
+from ..core.change import Change
 from ..core.errors import UserError, did_you_mean
 from ..core.files import write_atomic
 from ..diffusion.families import family_of_denoiser
@@ -44,6 +45,7 @@ FORMATS = {
     "kohya-full": "kohya_full.safetensors",
     "kohya-glora": "kohya_glora.safetensors",
     "kohya-lycoris": "kohya_lycoris.safetensors",
+    "comfyui-lycoris": "comfyui_lycoris.safetensors",
 }
 LOW_RANK = ("diffusers", "peft", "kohya", "comfyui")  # formats that hold nothing but LoRA factors and biases
 Tensors = dict[str, torch.Tensor]
@@ -127,8 +129,10 @@ def check_representable(part: Part, format: str) -> None:
     """Raises UserError when the format cannot represent the part's changes."""
     for name, change in part.folded.items():
         if format in LOW_RANK and not change.is_low_rank:
+            own = "comfyui-lycoris" if format == "comfyui" else "kohya-lycoris"
             raise UserError(
-                f"The change of {name} is of full rank and has no exact plain LoRA: use --format kohya-full, or --approximate."
+                f"The change of {name} is of full rank and has no exact plain LoRA: use --format {own} (the method's own factors), "
+                "kohya-full (whole changes), or --approximate."
             )
         bias = change.bias is not None and bool(change.bias.any())
         if bias and format.startswith(("kohya", "comfyui")) and part.layer(name).bias is None:
@@ -199,10 +203,10 @@ def comfyui_state(parts: dict[str, Part]) -> Tensors:
     state: Tensors = {}
     for part_name, part in parts.items():
         if part_name.startswith("text_encoder"):
-            start = f"text_encoders.{comfy_encoder(part_name, part.model)}.transformer."
             stacked = {text_name(name): StackedChange(c, (name,), False) for name, c in part.folded.items()}
         else:
-            start, stacked = "diffusion_model.", stack_layers(part.model, part.folded, keep_own_names=True)
+            stacked = stack_layers(part.model, part.folded, keep_own_names=True)
+        start = comfy_start(part_name, part.model)
         for theirs, one in stacked.items():
             layers: list[Any] = [part.layer(name) for name in one.layers]
             shape = (sum(len(layer.weight) for layer in layers), *layers[0].weight.shape[1:])
@@ -213,6 +217,15 @@ def comfyui_state(parts: dict[str, Part]) -> Tensors:
             if one.change.bias is not None and layers[0].bias is not None:
                 state[f"{key}.diff_b"] = one.change.bias
     return state
+
+
+def comfy_start(part: str, model: nn.Module) -> str:
+    """How ComfyUI begins the names of a part's layers."""
+    return (
+        f"text_encoders.{comfy_encoder(part, model)}.transformer."
+        if part.startswith("text_encoder")
+        else "diffusion_model."
+    )
 
 
 def comfy_encoder(part: str, model: nn.Module) -> str:

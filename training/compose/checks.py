@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion.load import EMBEDDED, resolve_base
+from ...toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from ...toolkit.formats.peft_merge import check_merge
-from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
 from ...toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ..config.compose import ComposeConfig, ComposeSettings
 from ..runs import library

@@ -13,7 +13,7 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.model import DTYPES
-from ...toolkit.formats.source import adapter_facts, adapter_path
+from ...toolkit.formats.locate import adapter_facts, adapter_path
 from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
 from ..config.checks import check_ranges
 from ..config.compose import ComposeInstructConfig

@@ -35,7 +35,7 @@ class AdapterMixture:
         """Tokens that the sources bring."""
 
     def attach(self, model: Any) -> dict[str, nn.Module]:
-        """Puts the sources on a model with the attributes native.PARTS, alike at the start, and the tokens they bring.
+        """Puts the sources on a model with the parts of a pipeline (PARTS), alike at the start, and the tokens they bring.
 
         Raises:
             UserError: for a sum that has no exact plain LoRA, where no rank to cut it to was given.

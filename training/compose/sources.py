@@ -17,6 +17,7 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion import textual_inversion as new_words
 from ...toolkit.formats import native
 from ...toolkit.formats.adapter_facts import AdapterFacts, ComposedSource
+from ...toolkit.formats.adapter_folder import PARTS
 from ...toolkit.formats.source import AdapterSource, load_source
 from ...toolkit.formats.write import Part, peft_state
 from ..config.compose import ComposeSettings
@@ -58,7 +59,7 @@ def merge_source_tokens(sources: Sequence[AdapterSource]) -> dict[str, torch.Ten
 
 def changed_parts(sources: Sequence[AdapterSource]) -> list[str]:
     """Parts of the pipeline that any source changes."""
-    return [part for part in native.PARTS if any(part in source.parts for source in sources)]
+    return [part for part in PARTS if any(part in source.parts for source in sources)]
 
 
 def save_composition(

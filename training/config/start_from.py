@@ -8,9 +8,9 @@ from pathlib import Path
 from ...toolkit.adapters.registry import method_values
 from ...toolkit.core.errors import UserError
 from ...toolkit.formats import native
-from ...toolkit.formats.peft_folder import is_peft_folder
+from ...toolkit.formats.adapter_folder import check_adapter_folder, is_native, is_peft_folder
+from ...toolkit.formats.locate import adapter_path
 from ...toolkit.formats.read import read_lora
-from ...toolkit.formats.source import adapter_path, is_native
 from .subject import SubjectConfig
 
 
@@ -22,7 +22,7 @@ def start_values(path: Path) -> tuple[str, int, float]:
     """
     place = adapter_path(path)
     if is_native(place):
-        return method_values(native.open_config(place / native.check_adapter_folder(place)[0]))
+        return method_values(native.open_config(place / check_adapter_folder(place)[0]))
     if is_peft_folder(place):
         return method_values(native.open_config(place))
     file = read_lora(place)

@@ -16,8 +16,9 @@ from ...toolkit.adapters.attach import adapter_layers, attach, load_adapter_stat
 from ...toolkit.adapters.fold import is_dead
 from ...toolkit.core.errors import UserError
 from ...toolkit.formats import native
-from ...toolkit.formats.peft_folder import is_peft_folder, read_peft_folder
-from ...toolkit.formats.source import adapter_path, is_native
+from ...toolkit.formats.adapter_folder import is_native, is_peft_folder
+from ...toolkit.formats.locate import adapter_path
+from ...toolkit.formats.peft_folder import read_peft_folder
 from ...toolkit.formats.vlm_folder import fit_names
 from ...toolkit.vlm.model import VisionLanguageModel, base_name
 from ..config.instruct import InstructConfig

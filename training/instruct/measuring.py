@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ...toolkit.adapters.attach import disable_adapters, load_adapter_state
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.conversations import Conversation
-from ...toolkit.formats.native import WEIGHTS
+from ...toolkit.formats.adapter_folder import WEIGHTS
 from ..config.instruct import InstructConfig
 from ..engine.processes import broadcast_first
 from ..evaluation import measuring

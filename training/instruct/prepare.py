@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from ...toolkit.core.errors import UserError
-from ...toolkit.core.paths import expand_user
 from ...toolkit.core.systems import max_open_files
 from ...toolkit.core.texts import read_text
 from ...toolkit.vlm.chat_tokens import ChatTokens
 from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
 from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.peft_config import peft_config
+from ..config.shares import parse_share
 from ..engine.processes import num_processes
 from ..engine.sharding import check_sharding
 from .conversations import PlannedRows, data_certificate, hold_out, plan_rows, verify_rows
@@ -126,24 +125,6 @@ def check_workers(workers: int) -> None:
             f"--workers {workers} need more open files than the {files} that this shell allows: raise it with `ulimit -n 4096`, or "
             "take --workers 0."
         )
-
-
-def parse_share(name: str) -> tuple[Path, float]:
-    """The file and the share of an entry of --more-data.
-
-    Raises:
-        UserError: for a share that is no number above 0.
-    """
-    file, equals, share = name.rpartition("=")
-    if not equals or Path(name).exists():
-        return expand_user(Path(name)), 1.0
-    try:
-        value = float(share)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise UserError(f"--more-data {name}: the share behind = must be a number above 0, such as 0.5 or 2.")
-    return expand_user(Path(file)), value
 
 
 def measured_rows(planned: PlannedRows, config: Any, chat: ChatTokens) -> tuple[PlannedRows, PlannedRows]:

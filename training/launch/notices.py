@@ -14,6 +14,7 @@ from ..config.base import LoopConfig
 from ..config.defaults import describe_settings
 from ..config.images import DiffusionConfig
 from ..config.instruct import ConversationConfig
+from ..config.shares import split_share
 from ..config.subject import SubjectConfig
 from ..engine.optimizer import optimizer_notice
 from ..subject.measuring import split_measured_photos
@@ -55,7 +56,7 @@ def data_notices(config: ConversationConfig, data: Any) -> list[str]:
     """What is learned from conversations and what is left out, as `inspect` says it."""
     found = []
     measured = getattr(config, "evaluate_data", None) or config.data
-    more = [(name.rpartition("=")[0] or name, rows) for name, rows in zip(config.more_data, data.more, strict=True)]
+    more = [(split_share(name)[0], rows) for name, rows in zip(config.more_data, data.more, strict=True)]
     own = ((config.data, data.data), (config.replay, data.replay), (f"{measured}, held out", data.held_out))
     for file, rows in (*own, *more):
         if file is not None and len(rows):

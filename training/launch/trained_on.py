@@ -21,7 +21,7 @@ from ...toolkit.data.conversations import Conversation
 from ...toolkit.data.subjects import ALPHA, Sample, find_samples, mask_path
 from ...toolkit.data.videos import medium_parts
 from ...toolkit.diffusion.load import open_model
-from ...toolkit.formats.source import adapter_path, content_hash
+from ...toolkit.formats.locate import adapter_path, content_hash
 from ..config.base import LoopConfig
 from ..config.compose import ComposeSettings
 from ..config.images import DiffusionConfig

@@ -16,6 +16,7 @@ from ...toolkit.core.paths import is_there
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
 from ..config.compose import has_fixed_weights
+from ..config.shares import split_share
 from ..config.yaml_file import from_yaml, to_yaml
 
 SOURCES = (
@@ -54,18 +55,10 @@ def with_absolute_paths(config: Any) -> Any:
     names = [name for name in (*SOURCES, "also", "adapters") if hasattr(config, name)]
     values = {name: absolute(getattr(config, name)) for name in names}
     if hasattr(config, "more_data"):
-        values["more_data"] = tuple(
-            "=".join([absolute(name), *share]) for name, *share in map(split_share, config.more_data)
-        )
+        values["more_data"] = tuple(absolute(name) + share for name, share in map(split_share, config.more_data))
     if getattr(config, "evaluate_clip", "").startswith(LOCAL_CLIP):
         values["evaluate_clip"] = LOCAL_CLIP + absolute(config.evaluate_clip.removeprefix(LOCAL_CLIP))
     return replace(config, out=config.out.absolute(), **values)
-
-
-def split_share(text: str) -> tuple[str, ...]:
-    """FILE=SHARE, as --more-data has it, as (file, share); (file,) where no share is said."""
-    name, _, share = text.rpartition("=")
-    return (name, share) if name else (share,)
 
 
 def check_out(config: LoopConfig, *, overwrite: bool = False) -> None:

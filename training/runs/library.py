@@ -21,8 +21,8 @@ from ...toolkit.core.records import as_type, read_record
 from ...toolkit.core.system_faults import reason
 from ...toolkit.core.systems import retry_while_locked
 from ...toolkit.data.images import open_image
-from ...toolkit.formats.native import CONFIG, WEIGHTS
-from ...toolkit.formats.source import adapter_facts, adapter_path, content_hash
+from ...toolkit.formats.adapter_folder import CONFIG, WEIGHTS
+from ...toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 
 THUMBNAIL_SIDE = 128  # pixels, the longer side of a thumbnail
 LOCK_FILE, UNFINISHED = ".lock", ".unfinished-"

@@ -19,10 +19,12 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.diffusion.textual_inversion import load_token_embeddings
 from ...toolkit.formats import native
+from ...toolkit.formats.adapter_folder import WEIGHTS, check_adapter_folder, is_native, is_peft_folder, load_weights
+from ...toolkit.formats.layer_changes import matched_changes
+from ...toolkit.formats.locate import adapter_path
 from ...toolkit.formats.match import Match, match_pipeline
-from ...toolkit.formats.peft_folder import is_peft_folder, read_peft_folder
+from ...toolkit.formats.peft_folder import read_peft_folder
 from ...toolkit.formats.read import LoraFile, read_lora
-from ...toolkit.formats.source import adapter_path, is_native, matched_changes
 from ...toolkit.formats.write import Part, peft_state
 from ..config.subject import SubjectConfig
 
@@ -56,11 +58,8 @@ def read_parts(path: Path, model: DiffusionModel) -> dict[str, PartState]:
     place = adapter_path(path)
     if is_native(place):
         refuse_words(path, load_token_embeddings(place))
-        folders = {part: place / part for part in native.check_adapter_folder(place)}
-        return {
-            part: (native.open_config(folder), native.load_weights(folder / native.WEIGHTS))
-            for part, folder in folders.items()
-        }
+        folders = {part: place / part for part in check_adapter_folder(place)}
+        return {part: (native.open_config(folder), load_weights(folder / WEIGHTS)) for part, folder in folders.items()}
     file = read_lora(place)
     match = match_pipeline(file, model)
     refuse_words(path, match.words)

@@ -10,7 +10,7 @@ from ....pipelines.export import export_adapter
 from ....pipelines.export_chat import export_chat
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
-from ....toolkit.formats.source import is_native
+from ....toolkit.formats.adapter_folder import is_native
 from ....toolkit.formats.write import FORMATS
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.images import DiffusionConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.formats.adapter_facts import AdapterFacts
-from ....toolkit.formats.source import adapter_facts
+from ....toolkit.formats.locate import adapter_facts
 from ....training.runs import library
 from .paths import StudioPaths, check_name
 

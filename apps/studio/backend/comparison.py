@@ -13,7 +13,7 @@ from ....pipelines.generate import Recipe
 from ....toolkit.core.errors import UserError, did_you_mean
 from ....toolkit.data.subjects import find_samples
 from ....toolkit.diffusion.load import EMBEDDED
-from ....toolkit.formats.source import adapter_facts, adapter_path
+from ....toolkit.formats.locate import adapter_facts, adapter_path
 from ....toolkit.metrics.clip import EMBEDDED_CLIP
 from ....training.config.images import DiffusionConfig
 from .numbers import LIMITS, parse_number, parse_seed

@@ -36,3 +36,16 @@ def parse_number(what: str, value: Any) -> Any:
 def parse_seed(value: Any) -> int:
     """The seed of a box, where -1 is a random one."""
     return random.randrange(2**31) if value == -1 else parse_number("seed", value)
+
+
+def whole(label: str, value: float | None) -> int:
+    """The whole number of a box; 0 for an empty one.
+
+    Raises:
+        UserError: for any other number.
+    """
+    if value is None:
+        return 0
+    if not math.isfinite(value) or value != int(value):
+        raise UserError(f"{label} must be a whole number, not {value:g}.")
+    return int(value)

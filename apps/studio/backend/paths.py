@@ -13,7 +13,7 @@ from ....toolkit.core.run_folder import Run
 from ....toolkit.core.systems import WINDOWS
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import FILE
-from ....toolkit.formats.source import adapter_path, content_hash
+from ....toolkit.formats.locate import adapter_path, content_hash
 from ....training.config.base import LoopConfig
 from ....training.config.instruct import ConversationConfig
 from ....training.config.yaml_file import from_yaml

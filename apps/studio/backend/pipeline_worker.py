@@ -15,7 +15,7 @@ from PIL import Image
 
 from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_image
 from ....toolkit.core.devices import release_memory
-from ....toolkit.formats.source import adapter_path, content_hash
+from ....toolkit.formats.locate import adapter_path, content_hash
 from .turns import Turns, calling_client
 
 POLL_SECONDS = 0.2  # seconds between reports of progress

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ....pipelines.generate import Recipe, adapter_precision
 from ....toolkit.core.errors import UserError
-from ....toolkit.formats.source import adapter_facts, adapter_path, content_hash
+from ....toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from .numbers import parse_number, parse_seed
 from .paths import StudioPaths
 

@@ -13,8 +13,9 @@ from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
 from ....training.config.instruct import ConversationConfig
+from ....training.config.shares import split_share
 from ....training.config.subject import SubjectConfig
-from ....training.runs.begin import SOURCES, split_share
+from ....training.runs.begin import SOURCES
 from .comparison import parse_clip_model
 from .paths import StudioPaths
 
@@ -33,8 +34,7 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
             values[key] = type(given)(paths.readable_path(str(given), f"The path of {key}"))
     if more := getattr(config, "more_data", ()):
         values["more_data"] = tuple(
-            "=".join([str(paths.readable_path(name, "The path of more_data")), *share])
-            for name, *share in map(split_share, more)
+            str(paths.readable_path(name, "The path of more_data")) + share for name, share in map(split_share, more)
         )
     if clip := getattr(config, "evaluate_clip", ""):
         values["evaluate_clip"] = parse_clip_model(paths, "", clip)
@@ -51,7 +51,7 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
 
 def check_media(config: Any, paths: StudioPaths) -> None:
     """Raises UserError when a row of the data names an image or video outside what the studio may read."""
-    more = [Path(name) for name, *_ in map(split_share, config.more_data)]
+    more = [Path(name) for name, _ in map(split_share, config.more_data)]
     for file in [file for file in (config.data, *more, config.replay, config.evaluate_data) if file is not None]:
         found = read_conversations(
             file, config.images, skip_bad=config.skip_bad, columns=config.columns, split=config.split

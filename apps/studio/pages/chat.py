@@ -17,9 +17,10 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.data.conversations import Conversation
 from ....toolkit.data.images import load_rgb
 from ....toolkit.diffusion.model import DTYPES
-from ....toolkit.formats.source import adapter_facts, content_hash
+from ....toolkit.formats.locate import adapter_facts, content_hash
 from ....toolkit.vlm.model import EMBEDDED
 from ..backend.context import Studio
+from ..backend.numbers import whole
 from ..backend.paths import StudioPaths
 from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
 from ..backend.turns import Turns
@@ -223,7 +224,7 @@ def build(studio: Studio) -> None:
             )  # fmt: skip
             compare = gr.Checkbox(label="Compare with base model", elem_id="chat-compare")
             with gr.Accordion("More", open=False):
-                most = gr.Number(256, label="Max tokens", precision=0, minimum=1, elem_id="chat-most")
+                most = gr.Number(256, label="Max tokens", elem_id="chat-most")
                 precision = gr.Dropdown([*DTYPES], value="fp32", label="dtype", elem_id="chat-precision")
         with gr.Column(scale=3):
             with gr.Row():
@@ -254,7 +255,7 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
     def chat(before: ChatState, tuned: str | None, base: str | None, image: str | None, text: str, compare: bool,
              most: float, precision: str) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         text = check_question(text)
-        if not 1 <= (most or 0) <= MAX_TOKENS:
+        if not 1 <= whole("Max tokens", most) <= MAX_TOKENS:
             raise UserError(f"Max tokens must be between 1 and {MAX_TOKENS}, not {most}.")
         check_image(image)
         who = parse_model_spec(places, tuned, base, precision)

@@ -210,11 +210,11 @@ def setting_inputs() -> list[Any]:
         )
         negative = gr.Textbox(label="Negative prompt", lines=2, scale=1)
     with gr.Row():
-        seed = gr.Number(label="Seed (-1 = random)", value=0, precision=0, min_width=120, elem_id="compare-seed")
-        steps = gr.Number(label="Steps", value=25, precision=0, min_width=120, elem_id="compare-steps")
+        seed = gr.Number(label="Seed (-1 = random)", value=0, min_width=120, elem_id="compare-seed")
+        steps = gr.Number(label="Steps", value=25, min_width=120, elem_id="compare-steps")
         guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="compare-guidance")
-        width = gr.Number(label="Width (0 = model default)", value=0, precision=0, min_width=120)
-        height = gr.Number(label="Height (0 = same as width)", value=0, precision=0, min_width=120)
+        width = gr.Number(label="Width (0 = model default)", value=0, min_width=120)
+        height = gr.Number(label="Height (0 = same as width)", value=0, min_width=120)
     return [base, adapter, strength, prompt, negative, seed, steps, guidance, width, height]
 
 

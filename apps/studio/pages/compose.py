@@ -12,13 +12,14 @@ import gradio as gr
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import AdapterFacts, read_facts
-from ....toolkit.formats.source import adapter_facts, adapter_path
+from ....toolkit.formats.locate import adapter_facts, adapter_path
 from ....training.compose.checks import check_compose
 from ....training.config.checks import check_ranges
 from ....training.config.compose import ComposeConfig
 from ....training.runs import library
 from ..backend.context import Studio
 from ..backend.housekeeping import image_sets
+from ..backend.numbers import whole
 from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
@@ -106,7 +107,7 @@ def parse_config(
         settings["weights"] = parse_weights(values["weights"] or "", len(names))
     if how == LEARNED:
         settings["images"] = resolve_images(paths, values["set"], values["folder"] or "")
-        settings |= {"steps": int(values["steps"] or 0), "learning_rate": float(values["rate"] or 0)}
+        settings |= {"steps": whole("Steps", values["steps"]), "learning_rate": float(values["rate"] or 0)}
     for key, own, said in (("token", values["token"], first.token), ("class_noun", values["noun"], first.class_noun)):
         if words := (own or "").strip() or said:
             settings[key] = words
@@ -115,7 +116,7 @@ def parse_config(
         adapters=tuple(source_path(paths, name) for name in names),
         # An adapter's own spelling of its base stays, for the others' are compared with it.
         base=checked if values["base"] else base,
-        max_rank=int(values["rank"] or 0),
+        max_rank=whole("Limit rank", values["rank"]),
         **settings,
     )
 
@@ -224,11 +225,11 @@ def weighting_inputs() -> list[Any]:
                 label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="compose-folder"
             )
         with gr.Row():
-            steps = gr.Number(100, label="Steps", precision=0, minimum=1, elem_id="compose-steps")
+            steps = gr.Number(100, label="Steps", elem_id="compose-steps")
             rate = gr.Number(0.05, label="Learning rate of the weights", elem_id="compose-rate")
     with gr.Row():
         rank = gr.Number(
-            0, label="Limit rank (0 = keep all)", precision=0, minimum=0, elem_id="compose-rank",
+            0, label="Limit rank (0 = keep all)", elem_id="compose-rank",
             info="Without a cut the sum is exact and has the sum of the ranks.",
         )  # fmt: skip
         base = gr.Dropdown(

@@ -131,11 +131,9 @@ class GenerateBoxes:
         )  # fmt: skip
         self.adapters = AdapterRows(studio.paths)
         with gr.Row():
-            self.n = gr.Number(
-                label="Images", value=4, precision=0, minimum=1, maximum=MAX_IMAGES, min_width=90, elem_id="n"
-            )
-            self.steps = gr.Number(label="Steps", value=25, precision=0, minimum=1, min_width=90, elem_id="steps")
-            self.seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, min_width=120, elem_id="seed")
+            self.n = gr.Number(label="Images", value=4, min_width=90, elem_id="n")
+            self.steps = gr.Number(label="Steps", value=25, min_width=90, elem_id="steps")
+            self.seed = gr.Number(label="Seed (-1 = random)", value=-1, min_width=120, elem_id="seed")
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="generate-stop")
@@ -148,12 +146,8 @@ class GenerateBoxes:
                     elem_id="sampler",
                 )  # fmt: skip
             with gr.Row():
-                self.width = gr.Number(
-                    label="Width (0 = model default)", value=0, precision=0, min_width=130, elem_id="width"
-                )
-                self.height = gr.Number(
-                    label="Height (0 = same as width)", value=0, precision=0, min_width=130, elem_id="height"
-                )
+                self.width = gr.Number(label="Width (0 = model default)", value=0, min_width=130, elem_id="width")
+                self.height = gr.Number(label="Height (0 = same as width)", value=0, min_width=130, elem_id="height")
 
     @property
     def boxes(self) -> list[Any]:

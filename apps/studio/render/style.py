@@ -143,7 +143,7 @@ input[type=range] { min-height: 24px; }
 """
 
 # Boxes without a role have labels, which readers must not read out. Tab leaves the editor, as it leaves everything else. The address of
-# what was the first page goes on to Train. A page is called by its heading.
+# what was the first page goes on to Train. A toast's head is no button, for one stands in it. A page is called by its heading.
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 .nav-holder { display: none !important; }
 footer, footer button { color: var(--body-text-color) !important; opacity: 1 !important; }
@@ -154,6 +154,7 @@ footer, footer button { color: var(--body-text-color) !important; opacity: 1 !im
 if (location.pathname === "/" && new URLSearchParams(location.search).has("clone")) location.replace("/train" + location.search);
 const tidy = () => {
   document.querySelectorAll("div[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "group"));
+  document.querySelectorAll(".toast-header[role=button]").forEach((head) => { head.removeAttribute("role"); head.removeAttribute("tabindex"); });
   const heading = document.querySelector("h1");
   const title = heading && heading.textContent.trim() + " - rankfold";
   if (title && document.title !== title) document.title = title;

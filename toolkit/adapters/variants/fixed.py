@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...core.change import Change
 from ..base import AdapterConfig, AdapterLayer, is_projection
-from ..change import Change
 
 
 @dataclass

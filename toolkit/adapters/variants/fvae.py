@@ -33,9 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...core.change import Change
 from .. import auxiliary
 from ..base import AdapterConfig, AdapterLayer, NotLinearError
-from ..change import Change
 from .fvae_objective import dropout_, gaussian_kl, reconstruction_nll, token_mean
 
 FUSIONS = ("concat", "average")

@@ -31,8 +31,8 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from ...core.change import Change
 from ..base import AdapterConfig, AdapterLayer
-from ..change import Change
 
 CHOICES = {
     "a": ("lora", "vector", "constant", "none"),

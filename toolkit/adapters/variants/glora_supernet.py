@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...core.change import Change
 from ..attach import adapter_layers
-from ..change import Change
 from .glora import CHOICES, GloraConfig, GloraLayer
 
 Choices = tuple[str, ...]  # of A, B, C, D, E

@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...core.change import Change
 from ..base import AdapterConfig, AdapterLayer, NotLinearError
-from ..change import Change
 
 FILTERS = ("cosine", "code", "edit", "subspace")
 TASKS = ("calibrated", "random")

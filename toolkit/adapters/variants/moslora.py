@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ...core.change import Change
 from ..base import AdapterConfig, AdapterLayer
-from ..change import Change
 
 MIXERS = ("learned", "frozen", "identity")
 INITS = ("orthogonal", "kaiming", "gaussian")

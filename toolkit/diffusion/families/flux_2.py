@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import nn
 
 from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds
@@ -104,6 +103,8 @@ class Flux2Klein(DiffusionModel):
 
     def dynamic_shift(self, tokens: int, config: dict[str, Any]) -> float:
         """The stock pipeline's own fit, for as many steps as it takes by itself."""
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
         return compute_empirical_mu(tokens, STEPS)
 
     def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler
 from torch import nn
 
 from ..model import DiffusionModel, PromptEmbeds, TrainingDefaults
@@ -70,6 +69,8 @@ class StableDiffusion(DiffusionModel):
 
     def sampling_scheduler(self) -> Any:
         """DDIM: previews need no more than its few steps, whatever the base names."""
+        from diffusers import DDIMScheduler
+
         return DDIMScheduler.from_config(DDIMScheduler.load_config(self.path, subfolder="scheduler"))
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
