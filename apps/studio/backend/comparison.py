@@ -19,12 +19,12 @@ from ....training.config.images import DiffusionConfig
 from .numbers import LIMITS, parse_number, parse_seed
 from .paths import StudioPaths
 from .pipeline_worker import Job, JobStopped, PipelineWorker, save_images
-from .recipes import build_recipe
+from .recipes import build_recipe, parse_sampler
 
 NOTHING = "nothing"  # along an axis that does not vary
 FIELDS = {
     "adapter": "adapter", "checkpoint": "adapter", "strength": "strength", "seed": "seed", "prompt": "prompt",
-    "guidance": "guidance_scale", "steps": "steps",
+    "guidance": "guidance_scale", "steps": "steps", "sampler": "scheduler",
 }  # fmt: skip
 MAX_CELLS = 64  # cells
 NO_ADAPTER = "none"  # instead of an adapter's name
@@ -62,6 +62,8 @@ def parse_value(what: str, text: str, known: Mapping[str, Path]) -> Any:
         return parse_number(what, text)
     if what == "prompt":
         return text
+    if what == "sampler":
+        return parse_sampler(text)
     return "" if what == "adapter" and text == NO_ADAPTER else check_known_name(what, text, known)
 
 

@@ -28,12 +28,15 @@ from ..backend.context import Studio
 from ..backend.generated import find_generated_image
 from ..backend.numbers import LIMITS
 from ..backend.pipeline_worker import POLL_SECONDS, Job, JobStopped, PipelineWorker, run_in_background
-from ..backend.recipes import suggested_base_and_prompt
+from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
 from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
 from ..widgets.actions import act
+from ..widgets.drafts import keep_draft
 
-PROPOSED_VALUES = {"strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50"}
+PROPOSED_VALUES = {
+    "strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50", "sampler": "Model default\nDDIM\nEuler a",
+}  # fmt: skip
 HEADERS = ["X", "Y", "prompt fidelity (CLIP-T)", "likeness to the photos (CLIP-I)", "file"]
 STOP_TIMEOUT = 300  # seconds to wait until a drawing stops after its step
 
@@ -42,6 +45,8 @@ def propose_axis_values(what: str, prompt: str, adapter: str, known: Mapping[str
     """Values to begin with for what varies, a line each; and a hint."""
     if what == "prompt":
         return prompt, "One prompt per line."
+    if what == "sampler":
+        return PROPOSED_VALUES[what], f"Samplers, one per line. Known: {', '.join(SAMPLERS)}."
     if what in PROPOSED_VALUES:
         least, most, whole = LIMITS[what]
         return PROPOSED_VALUES[what], f"{'Whole numbers' if whole else 'Numbers'} from {least} to {most}, one per line."
@@ -104,7 +109,7 @@ def build(studio: Studio) -> None:
     @show_errors
     def propose_values(what: str, prompt: str, adapter: str) -> Any:
         text, hint = propose_axis_values(what, prompt, adapter, places.adapters())
-        return gr.Textbox(value=text, info=hint, interactive=what != NOTHING)
+        return gr.Textbox(value=text, info=hint)
 
     @show_errors
     def suit_adapter(name: str) -> tuple[Any, Any]:
@@ -151,7 +156,8 @@ def build(studio: Studio) -> None:
         what.input(propose_values, [what, prompt, adapter], values, **quiet)
     for chosen in (left, right):
         chosen.input(show_pair, [left, right], slider, **quiet)
-    gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
+    loaded = gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
+    keep_draft("compare", [*settings, *axes, *measures], loaded)
 
 
 def stream_comparison(
@@ -190,6 +196,8 @@ def result_values(plan: Comparison, result: ComparisonResult) -> list[Any]:
     cells = list(zip(result.files, plan.captions, strict=True))
     choices = [(f"{number}: {name}", Path(file).name) for number, (file, name) in enumerate(cells, 1)]
     first, last = result.files[0], result.files[-1]
+    alike = [file for file, one in zip(result.files, plan.recipes, strict=True) if one.seed == plan.recipes[0].seed]
+    last = alike[-1] if len(alike) > 1 else last  # of the same seed, where there is one
     chosen = [gr.Dropdown(choices=choices, value=Path(file).name) for file in (first, last)]
     return [result.grid, cells, score_table(plan, result), *chosen, (first, last)]
 
@@ -226,7 +234,7 @@ def axis_inputs(side: str, what: str) -> list[Any]:
         chosen = gr.Dropdown(choices, value=what, label=f"{side} axis", elem_id=place)
         values = gr.Textbox(
             label=f"Values of {side}", value=PROPOSED_VALUES.get(what, ""), info="One per line.", lines=3, max_lines=12, scale=2,
-            interactive=what != NOTHING, elem_id=f"{place}-values",
+            elem_id=f"{place}-values",
         )  # fmt: skip
     return [chosen, values]
 

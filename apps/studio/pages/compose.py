@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ....toolkit.core.errors import UserError
+from ....toolkit.core.errors import UserError, list_names
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import AdapterFacts, read_facts
 from ....toolkit.formats.locate import adapter_facts, adapter_path
@@ -24,6 +24,7 @@ from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
 from ..widgets.actions import act
+from ..widgets.drafts import keep_draft
 
 EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
 TABLE = ["adapter", "mean weight", "least", "greatest"]
@@ -47,6 +48,21 @@ def source_facts(paths: StudioPaths, name: str) -> AdapterFacts:
     path = paths.adapter(name)
     facts, entry = adapter_facts(path), library.read_entry(path.parent)
     return facts if facts.base or entry is None else replace(facts, base=entry.base)
+
+
+def collision_note(paths: StudioPaths, names: list[str] | None) -> str:
+    """That adapters of different subjects share a trigger word, so that it will call a mixture of them."""
+    by_word: dict[str, list[str]] = {}
+    for name in names or ():
+        if word := source_facts(paths, name).token:
+            by_word.setdefault(word, []).append(name)
+    shared = {word: own for word, own in by_word.items() if len(own) > 1}
+    return "".join(
+        message_html(
+            f"{list_names(own)} share the trigger word {word}: it will call a mixture of what they learned.", "loud"
+        )
+        for word, own in shared.items()
+    )
 
 
 def parse_weights(text: str, count: int) -> tuple[float, ...]:
@@ -295,4 +311,6 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
     act(done.input, show_composition, done, [said, table], said)
     act(again, refresh_runs, done, [done, said, table, names], said)
     page = gr.context.Context.root_block
-    page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
+    loaded = page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
+    keep_draft("compose", boxes, loaded)
+    act(names.input, lambda wanted: collision_note(places, wanted), names, [started], started)

@@ -281,9 +281,9 @@ class LibraryPage:
 
     def choose(self, event: gr.SelectData) -> tuple[Any, ...]:
         """The adapter whose card was clicked, in every box."""
-        names = list(list_adapters(self.paths))
-        name = names[event.index] if isinstance(event.index, int) and event.index < len(names) else None
-        return message_html(f"Chosen: {name}." if name else ""), *self.listing(name)
+        caption = str(event.value.get("caption")) if isinstance(event.value, dict) else ""
+        name = find_adapter(self.paths, caption.split(" · ")[0]).name
+        return message_html(f"Chosen: {name}."), *self.listing(name)
 
     # -------------------------------------------------------------------------- what the buttons do
 

@@ -154,7 +154,9 @@ footer, footer button { color: var(--body-text-color) !important; opacity: 1 !im
 if (location.pathname === "/" && new URLSearchParams(location.search).has("clone")) location.replace("/train" + location.search);
 const tidy = () => {
   document.querySelectorAll("div[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "group"));
-  document.querySelectorAll(".toast-header[role=button]").forEach((head) => { head.removeAttribute("role"); head.removeAttribute("tabindex"); });
+  document.querySelectorAll(".toast-header[role=button]").forEach((head) => {
+    head.removeAttribute("role"); head.removeAttribute("tabindex");
+  });
   const heading = document.querySelector("h1");
   const title = heading && heading.textContent.trim() + " - rankfold";
   if (title && document.title !== title) document.title = title;

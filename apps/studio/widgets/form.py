@@ -50,8 +50,11 @@ class External:
 class Form:
     """The widgets of one method. `basic` stand open, all others under Advanced; `hidden` have no box of the form's own."""
 
-    def __init__(self, method: str, basic: tuple[str, ...], hidden: tuple[str, ...] = ("out",)) -> None:
-        self.method = method
+    def __init__(
+        self, method: str, basic: tuple[str, ...], hidden: tuple[str, ...] = ("out",), initial: dict[str, Any] | None = None
+    ) -> None:  # fmt: skip
+        """initial: settings that the boxes begin with, others than the defaults."""
+        self.method, self.initial = method, initial or {}
         self.fields = {f.name: f for f in fields_of(METHODS[method]) if f.name not in (*hidden, "adapter_options")}
         self.basic = [name for name in basic if name in self.fields]
         self.rest = [name for name in self.fields if name not in basic]
@@ -95,7 +98,7 @@ class Form:
 
     def build_yaml(self) -> None:
         """The same as YAML, which is what is started, and as a command."""
-        default = values_to_yaml(self.method, {})
+        default = values_to_yaml(self.method, self.initial)
         with gr.Accordion("Command and YAML", open=False, elem_id=f"{self.id}-texts"):
             self.command = gr.Textbox(
                 label="The same in a terminal", lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id=f"{self.id}-command",
@@ -114,7 +117,7 @@ class Form:
         common: dict[str, Any] = {
             "label": field.label, "info": field.help, "elem_id": f"{self.id}-{field.name}",
         }  # fmt: skip
-        value = to_input_value(field, field.default)
+        value = to_input_value(field, self.initial.get(field.name, field.default))
         if field.name == "adapter":
             return gr.Dropdown(adapter_names(), value=value, **common, min_width=200)
         if field.name == "base":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ....toolkit.data.subjects import find_samples
 from ....training.config.base import LoopConfig
 from ....training.config.subject import SubjectConfig
 from ....training.subject.summary import base_warnings
-from ..backend.bases import describe_base, known_bases, memory_gib
+from ..backend.bases import CARDS, describe_base, known_bases, memory_gib
 from ..backend.context import Studio
 from ..backend.measured import measured_step
 from ..backend.paths import StudioPaths, check_name, to_slug
@@ -47,7 +48,7 @@ class SubjectPage:
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.paths = studio, studio.paths
-        self.form = Form("subject", SUBJECT, hidden=("out", "images"))
+        self.form = Form("subject", SUBJECT, ("out", "images"), preset(STANDARD, "tiny"))
         self.photos: Any = None
 
     # -------------------------------------------------------------------------- building
@@ -55,7 +56,8 @@ class SubjectPage:
     def build_settings(self) -> None:
         """The essentials, then everything else, folded."""
         self.cards = gr.Radio(
-            [], label="Base model", elem_id="base-cards", elem_classes=["choices", "bases"],
+            [(describe_base(card, math.inf), card.name) for card in CARDS], value="tiny", label="Base model",
+            elem_id="base-cards", elem_classes=["choices", "bases"],
             info="Others: a hub id, a folder or a checkpoint, in the box below.",
         )  # fmt: skip
         self.form.build_basic()
@@ -123,8 +125,10 @@ class SubjectPage:
         )
         form.yaml.change(None, form.yaml, self.draft, js="(text) => [text]", **quiet)
         page = gr.context.Context.root_block
-        outputs = [photos.gallery, photos.captions, photos.findings, *self.filled, self.cards, self.started]
-        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, **quiet)
+        outputs = [photos.gallery, photos.captions, photos.findings, *self.filled, self.started]
+        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, queue=False, **quiet).then(
+            self.base_cards, base, self.cards, queue=False, **quiet
+        )  # apart, for the cards ask the device, and until then somebody may have written into a box
         form.yaml.blur(lambda folder: photos.show_folder(folder)[1:], photos.folder, photos.outputs[1:], **quiet)
 
     # -------------------------------------------------------------------------- what the events do
@@ -197,23 +201,26 @@ class SubjectPage:
     def load(self, draft: str | None, request: gr.Request) -> tuple[Any, ...]:
         """The settings of the run that the page's address names, those that were on the page last, or those to begin with."""
         name = request.query_params.get("clone")
-        text = cloned_settings(self.paths, self.form, name) if name else self.restored_settings(draft)
-        config: Any = self.form.config(text)
+        kept = cloned_settings(self.paths, self.form, name) if name else self.restored_settings(draft)
+        if not kept:  # the boxes are as they were built, or somebody has begun to fill them: they stay
+            first = {"out": str(self.paths.runs / self.paths.free_name("run-1"))}
+            kept = values_to_yaml(self.form.method, self.form.initial | first)
+            command, said, written, _, *boxes = self.form.from_yaml(kept)
+            boxes = [*(gr.skip() for _ in boxes[:-2]), *boxes[-2:]]
+            return *(gr.skip(),) * 3, kept, command, said, written, gr.skip(), *boxes, gr.skip()
+        config: Any = self.form.config(kept)
         _, gallery, captions, findings = self.photos.show_folder(str(config.images or ""))
-        return gallery, captions, findings, text, *self.form.from_yaml(text), self.base_cards(config.base), ""
+        return gallery, captions, findings, kept, *self.form.from_yaml(kept), gr.skip()
 
     def restored_settings(self, draft: str | None) -> str:
-        """What was on the page last, as far as it can be read; else the settings to begin with."""
+        """What was on the page last, for another run, as far as it can be read; '' for nothing."""
         try:
             config: Any = self.form.config(draft or "")
             if config.images is not None:
                 self.paths.readable_folder(str(config.images), "The folder")
         except UserError:
-            config = None
-        if not draft or config is None:
-            first = preset(STANDARD, "tiny") | {"out": str(self.paths.runs / self.paths.free_name("run-1"))}
-            return values_to_yaml(self.form.method, first)
-        return settings_for(self.form, self.paths, config, config.out.name)
+            return ""
+        return settings_for(self.form, self.paths, config, config.out.name) if draft else ""
 
 
 def settings_for(form: Form, paths: StudioPaths, config: LoopConfig, name: str) -> str:
