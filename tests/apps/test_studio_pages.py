@@ -96,7 +96,7 @@ def test_every_box_has_a_label_and_no_two_share_an_id(places):
     boxes = [box for box in demo.blocks.values() if isinstance(box, gr.components.Component)]
     ids = [box.elem_id for box in boxes if box.elem_id]
     assert len(ids) == len(set(ids))
-    nameless = (gr.Markdown, gr.State, gr.Button)
+    nameless = (gr.Markdown, gr.State, gr.BrowserState, gr.Button)
     assert all(box.label for box in boxes if not isinstance(box, nameless))
 
 

@@ -16,7 +16,7 @@ from ..backend.generated import find_generated_image, generated_thumbnails
 from ..backend.pipeline_worker import BATCH, Job, JobStopped, run_in_background, save_images
 from ..backend.recipes import SAMPLERS, build_recipe, recalled_adapters, sampler_name, suggested_base_and_prompt
 from ..backend.turns import calling_client
-from ..render.messages import message_html, progress_bar
+from ..render.messages import message_html, progress_bar, show_errors
 from ..widgets.actions import act, beside
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
 
@@ -168,6 +168,7 @@ def build(studio: Studio) -> None:
     def restore(kept: Any, request: gr.Request) -> tuple[Any, ...]:
         return restored_boxes(generate, adapters, kept, request.query_params.get("adapter"))
 
+    @show_errors
     def list_made() -> Any:
         return generated_thumbnails(studio.paths)
 

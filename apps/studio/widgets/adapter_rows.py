@@ -20,12 +20,14 @@ class AdapterRows:
     def __init__(self, paths: StudioPaths, label: str = "adapter") -> None:
         self.paths, self.rows = paths, []
         for number in range(ROWS):
-            with gr.Row(visible=number == 0) as row:
-                on = gr.Checkbox(label="Enabled", value=True, scale=1, min_width=150)
-                name = gr.Dropdown(
-                    [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
-                )
-                strength = gr.Slider(*RANGE, 1, step=0.05, label=f"strength {number + 1}", scale=3, min_width=240)
+            with gr.Group(visible=number == 0) as row:
+                with gr.Row():
+                    name = gr.Dropdown(
+                        [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, min_width=180,
+                        elem_id=f"{label}-{number + 1}",
+                    )  # fmt: skip
+                    on = gr.Checkbox(label="Enabled", value=True, scale=1, min_width=130)
+                strength = gr.Slider(*RANGE, 1, step=0.05, label=f"strength {number + 1}")
             self.rows.append((row, on, name, strength))
         self.more = gr.Button("Add adapter", size="sm")
         self.count = gr.State(1)

@@ -29,7 +29,7 @@ from ..backend.housekeeping import (
 )
 from ..backend.paths import to_slug
 from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
-from ..render.messages import message_html, progress_bar
+from ..render.messages import message_html, progress_bar, show_errors
 from .actions import act
 from .deletion import Deletion
 from .form import Form
@@ -172,7 +172,7 @@ class PhotoStep:
     def wire_set(self, shown: list[Any]) -> None:
         """What changes a set as a whole."""
         said, quiet = self.message, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        self.gallery.select(self.choose_image, self.folder, [self.chosen, self.remove], **quiet)
+        self.gallery.select(show_errors(self.choose_image), self.folder, [self.chosen, self.remove], **quiet)
         act(self.remove, self.remove_chosen, [self.folder, self.chosen], [*shown, self.remove], said)
         act(self.rename, self.rename_chosen, [self.folder, self.new_name], [*shown, self.set_name, self.new_name], said)
         self.deletion.wire(

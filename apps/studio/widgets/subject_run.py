@@ -107,7 +107,7 @@ class SubjectPage:
             [*self.filled, self.applied, self.cards], form.message,
         )  # fmt: skip
         warned = [photos.folder, base]
-        gr.on([photos.folder.change, base.change], self.warn, warned, self.warning, queue=False, **quiet)
+        gr.on([photos.folder.change, base.change], show_errors(self.warn), warned, self.warning, queue=False, **quiet)
         sides = [form.written, form.yaml, *form.boxes]
         act(self.ask, self.estimate_shown, sides, [*form.sides, self.taken], self.taken, concurrency_limit=None)
         act(
@@ -125,11 +125,13 @@ class SubjectPage:
         )
         form.yaml.change(None, form.yaml, self.draft, js="(text) => [text]", **quiet)
         page = gr.context.Context.root_block
-        outputs = [photos.gallery, photos.captions, photos.findings, *self.filled, self.started]
-        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, queue=False, **quiet).then(
-            self.base_cards, base, self.cards, queue=False, **quiet
+        outputs = [photos.present, photos.gallery, photos.captions, photos.findings, *self.filled, self.started]
+        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, **quiet).then(
+            show_errors(self.base_cards), base, self.cards, queue=False, **quiet
         )  # apart, for the cards ask the device, and until then somebody may have written into a box
-        form.yaml.blur(lambda folder: photos.show_folder(folder)[1:], photos.folder, photos.outputs[1:], **quiet)
+        form.yaml.blur(
+            beside(lambda folder: photos.show_folder(folder)[1:], 2, 3), photos.folder, photos.outputs[1:], **quiet
+        )
 
     # -------------------------------------------------------------------------- what the events do
 
@@ -207,10 +209,11 @@ class SubjectPage:
             kept = values_to_yaml(self.form.method, self.form.initial | first)
             command, said, written, _, *boxes = self.form.from_yaml(kept)
             boxes = [*(gr.skip() for _ in boxes[:-2]), *boxes[-2:]]
-            return *(gr.skip(),) * 3, kept, command, said, written, gr.skip(), *boxes, gr.skip()
+            return *(gr.skip(),) * 4, kept, command, said, written, gr.skip(), *boxes, gr.skip()
         config: Any = self.form.config(kept)
         _, gallery, captions, findings = self.photos.show_folder(str(config.images or ""))
-        return gallery, captions, findings, kept, *self.form.from_yaml(kept), gr.skip()
+        present = gr.Column(visible=config.images is not None)
+        return present, gallery, captions, findings, kept, *self.form.from_yaml(kept), gr.skip()
 
     def restored_settings(self, draft: str | None) -> str:
         """What was on the page last, for another run, as far as it can be read; '' for nothing."""
