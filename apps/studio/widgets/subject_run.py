@@ -28,6 +28,7 @@ from .fields import config_values, values_to_yaml
 from .form import External, Form, run_name_box
 from .photos import PhotoStep
 
+FIRST = "run-1"  # the name of a first run
 SUBJECT = ("class_noun", "token", "base", "steps")
 
 
@@ -70,7 +71,7 @@ class SubjectPage:
         """The run's name, what it will take, and the button."""
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=200):
-                self.name = run_name_box(self.form, self.paths, "run-1", "run-name")
+                self.name = run_name_box(self.form, self.paths, FIRST, "run-name")
             with gr.Column(scale=1, min_width=200):
                 self.ask = gr.Button("Estimate time and memory", elem_id="plan")
                 self.begin = gr.Button("Start", variant="primary", size="lg", elem_id="start")
@@ -126,8 +127,10 @@ class SubjectPage:
         form.yaml.change(None, form.yaml, self.draft, js="(text) => [text]", **quiet)
         page = gr.context.Context.root_block
         outputs = [photos.present, photos.gallery, photos.captions, photos.findings, *self.filled, self.started]
-        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, **quiet).then(
+        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, queue=False, **quiet).then(
             show_errors(self.base_cards), base, self.cards, queue=False, **quiet
+        ).then(
+            show_errors(self.warn), warned, self.warning, queue=False, **quiet
         )  # apart, for the cards ask the device, and until then somebody may have written into a box
         form.yaml.blur(
             beside(lambda folder: photos.show_folder(folder)[1:], 2, 3), photos.folder, photos.outputs[1:], **quiet
@@ -205,10 +208,11 @@ class SubjectPage:
         name = request.query_params.get("clone")
         kept = cloned_settings(self.paths, self.form, name) if name else self.restored_settings(draft)
         if not kept:  # the boxes are as they were built, or somebody has begun to fill them: they stay
-            first = {"out": str(self.paths.runs / self.paths.free_name("run-1"))}
+            free = self.paths.free_name(FIRST)
+            first = {"out": str(self.paths.runs / free)}
             kept = values_to_yaml(self.form.method, self.form.initial | first)
             command, said, written, _, *boxes = self.form.from_yaml(kept)
-            boxes = [*(gr.skip() for _ in boxes[:-2]), *boxes[-2:]]
+            boxes = [*(gr.skip() for _ in boxes[:-2]), *(gr.skip() if free == FIRST else one for one in boxes[-2:])]
             return *(gr.skip(),) * 4, kept, command, said, written, gr.skip(), *boxes, gr.skip()
         config: Any = self.form.config(kept)
         _, gallery, captions, findings = self.photos.show_folder(str(config.images or ""))
