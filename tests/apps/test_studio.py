@@ -651,13 +651,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_dis
 
 def test_strangers_see_nothing(tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "seen.txt").write_text("seen")
+    (tmp_path / "runs" / "seen.png").write_text("seen")
     with serving(tmp_path, "--user", "me", RANKFOLD_PASSWORD="long enough") as (address, _):
         for path in (
             "config",
             "gradio_api/info",
             "gradio_api/queue/data",
-            f"gradio_api/file={tmp_path}/runs/seen.txt",
+            f"gradio_api/file={tmp_path}/runs/seen.png",
         ):
             assert get(address, path) == 401, path
 

@@ -36,6 +36,7 @@ from .form import Form
 from .uploads import crop_preview, scan_folder, store_uploads, write_captions
 
 SIDE = 160  # pixels of a thumbnail
+FIRST_SET = "images-1"  # the name of a first set
 SMALL = 64  # pixels: smaller images are pointed out
 
 
@@ -92,7 +93,7 @@ class PhotoStep:
                 )  # fmt: skip
                 with gr.Row():
                     self.set_name = gr.Textbox(
-                        label="Name of this set of images", elem_id="set-name", scale=2, min_width=160
+                        label="Name of this set of images", value=FIRST_SET, elem_id="set-name", scale=2, min_width=160
                     )
                     self.add = gr.Button("Add these images", variant="primary", elem_id="add", scale=1, min_width=160)
             with gr.Column():
@@ -183,7 +184,8 @@ class PhotoStep:
 
     def begin(self) -> tuple[Any, Any]:
         """The sets that there are, and a name for another."""
-        return gr.Dropdown(choices=image_sets(self.paths), value=None), free_set_name(self.paths)
+        free = free_set_name(self.paths)
+        return gr.Dropdown(choices=image_sets(self.paths), value=None), gr.skip() if free == FIRST_SET else free
 
     def add_files(self, files: list[str] | None, wish: str, folder: str) -> tuple[Any, ...]:
         """Uploaded files into a new set, or into the one that is open."""
