@@ -38,9 +38,7 @@ from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.embedded import world
 
 TICK = 2.0
-MODULES = (
-    "studio", "train_page", "watch_page", "generate_page", "compare_page", "compose_page", "chat_page", "library_page",
-)  # fmt: skip
+MODULES = ("build", *(f"pages.{name}" for name in PAGES))
 SETTINGS = "method: subject\nsteps: 1000000\nlog_every: 5\npreview_every: 0\ncheckpoint_every: 100000\nthreads: 1"
 
 
@@ -140,7 +138,7 @@ def first_paints(address: str) -> dict[str, float]:
     with chromium() as browser:
         for name in PAGES:
             page = browser.new_context().new_page()
-            page.goto(f"{address}/{name if name != 'train' else ''}", timeout=PATIENCE)
+            page.goto(f"{address}/{name if name != 'start' else ''}", timeout=PATIENCE)
             page.locator("h1").wait_for(timeout=PATIENCE)
             found[name] = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
             page.context.close()

@@ -23,7 +23,8 @@ from playwright.sync_api import sync_playwright
 
 from rankfold.toolkit.embedded import world
 
-PAGES = ("train", "watch", "generate", "compare", "compose", "chat", "library")
+PAGES = ("start", "train", "watch", "generate", "compare", "compose", "chat", "library")
+QUERIES = {"train": "&clone=my-creature", "watch": "&run=my-creature", "library": "&adapter=my-creature"}
 PATIENCE = 180_000  # milliseconds
 VIEWS = {"light": (1180, "light"), "dark": (1180, "dark"), "phone": (390, "light")}
 
@@ -54,7 +55,7 @@ def story(page: Any, address: str, work: Path) -> None:
     for number, (image, thing) in enumerate(world.subject_images(2_000_010, 5)):
         image.save(images / f"{number}.png")
         (images / f"{number}.txt").write_text(f"a sks creature {world.SCENES[thing.scene]}", encoding="utf-8")
-    page.goto(address)
+    page.goto(f"{address}/train")
     page.locator("#folder textarea, #folder input").first.fill(str(images.resolve()))
     page.locator("#use-folder").click()
     page.get_by_text("5 images.").wait_for()
@@ -76,8 +77,8 @@ def take(browser: Any, address: str, out: Path) -> None:
         page = browser.new_page(viewport={"width": width, "height": 844 if view == "phone" else 900})
         page.set_default_timeout(PATIENCE)
         for name in PAGES:
-            path = "" if name == "train" else name
-            page.goto(f"{address}/{path}?__theme={theme}&run=my-creature&clone=my-creature")
+            path = "" if name == "start" else name
+            page.goto(f"{address}/{path}?__theme={theme}" + QUERIES.get(name, ""))
             page.locator("h1").wait_for()
             page.wait_for_timeout(4000)
             file = out / f"{name}-{view}.png"

@@ -42,6 +42,9 @@ def app(argv: list[str]) -> None:
     password = os.environ.get("RANKFOLD_PASSWORD", "")
     check_access(options, password)
     check_port(options.host, options.port)
+    from ...training.launch.queue import check_runs_folder
+
+    check_runs_folder(options.runs)
     demo, settings = prepare_launch(options, password)
     address = f"http://{options.host}:{options.port}"
     print(f"The studio is at {address}  (runs in {options.runs}; Ctrl-C ends it, not the runs)")
@@ -93,21 +96,23 @@ def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, A
     from ..studio.backend.context import Studio
     from ..studio.backend.guard import Guard, login
     from ..studio.backend.paths import StudioPaths
-    from ..studio.build import CSS, HEAD, build
+    from ..studio.backend.temporary import make_temporary_folder
+    from ..studio.build import build
+    from ..studio.render.style import CSS, HEAD, theme
 
-    options.runs.mkdir(parents=True, exist_ok=True)
+    temporary = make_temporary_folder()
     here = (Path.cwd(),) if is_this_machine(options.host) else ()
     places = StudioPaths(options.runs.resolve(), options.readable or here)
     studio = Studio(places, options.device, options.worker)
     settings: dict[str, Any] = {
         "server_name": options.host,
         "server_port": options.port,
-        "app_kwargs": {"middleware": [Middleware(Guard, hosts=options.allowed_hosts)]},
+        "app_kwargs": {"middleware": [Middleware(Guard, hosts=options.allowed_hosts, temporary=temporary)]},
         "auth": login(options.user, password) if options.user else None,
         "auth_message": "rankfold",
         "allowed_paths": [str(places.runs), str(library_folder().resolve())],
         "max_file_size": MAX_UPLOAD,
-        "theme": studio.theme,
+        "theme": theme(),
         "css": CSS,
         "head": HEAD,
         "share": False,
@@ -118,4 +123,4 @@ def prepare_launch(options: AppOptions, password: str) -> tuple[Any, dict[str, A
         "footer_links": ["api", "settings"],
         "max_threads": 40,
     }
-    return build(studio).queue(default_concurrency_limit=1), settings
+    return build(studio).queue(default_concurrency_limit=8), settings

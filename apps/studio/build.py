@@ -5,46 +5,32 @@ from __future__ import annotations
 import gradio as gr
 
 from .backend.context import Studio
+from .backend.temporary import CLEAN_EVERY, KEEP_FOR
 
-CSS = """
-.curve { margin: .4rem 0 1rem; } .curve svg { width: 100%; height: auto; } .curve figcaption { font-weight: 600; }
-.state { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; align-items: baseline; }
-.state b { font-size: 1.2rem; } .fault { color: #b91c1c; font-weight: 600; } .dark .fault { color: #fca5a5; }
-progress { width: 100%; height: 1rem; } .title h1 { font-size: 1.4rem; margin: .2rem 0; }
-.cm-editor span { color: inherit !important; } a { color: inherit; text-decoration: underline; }
-.dark button[role=tab].selected, .dark input.subdued, .dark a { color: #f5f5f5 !important; }
-@media (max-width: 640px) { .gradio-container { padding: .4rem !important; } }
-"""
-
-# Gradio labels some boxes that have no role, which readers must not read out.
-HEAD = """<script>
-const roles = () => document.querySelectorAll("div[aria-label]:not([role])").forEach((box) => box.setAttribute("role", "group"));
-new MutationObserver(roles).observe(document, {childList: true, subtree: true});
-</script>"""
+PAGES = {  # name -> what it is for
+    "Start": "Teach a model from a few images, watch it learn, and use what it has learned.",
+    "Train": "Images, what they show, and a base model: three steps to a run.",
+    "Watch": "What runs are doing, and what they have learned so far.",
+    "Generate": "Images with any base and any adapters.",
+    "Compare": "The same image with one thing changed, side by side.",
+    "Compose": "One adapter made of several.",
+    "Chat": "Questions about images, answered by a vision-language model.",
+    "Library": "All adapters: kept, imported, inspected, exported.",
+}
 
 
 def build(studio: Studio) -> gr.Blocks:
     """All pages."""
-    from .pages import chat as chat_page
-    from .pages import compare as compare_page
-    from .pages import compose as compose_page
-    from .pages import generate as generate_page
-    from .pages import library as library_page
-    from .pages import train as train_page
-    from .pages import watch as watch_page
+    from .pages import chat, compare, compose, generate, library, start, train, watch
 
-    pages = {
-        "Watch": watch_page,
-        "Generate": generate_page,
-        "Compare": compare_page,
-        "Compose": compose_page,
-        "Chat": chat_page,
-        "Library": library_page,
-    }
-    with gr.Blocks(title="rankfold", analytics_enabled=False) as demo:
-        page_header("Train")
-        train_page.build(studio)
-    for name, page in pages.items():
+    modules = {
+        "Train": train, "Watch": watch, "Generate": generate, "Compare": compare, "Compose": compose, "Chat": chat,
+        "Library": library,
+    }  # fmt: skip
+    with gr.Blocks(title="rankfold", analytics_enabled=False, delete_cache=(CLEAN_EVERY, KEEP_FOR)) as demo:
+        page_header("Start")
+        start.build(studio)
+    for name, page in modules.items():
         with demo.route(name, name.lower()):
             page_header(name)
             page.build(studio)
@@ -52,6 +38,14 @@ def build(studio: Studio) -> gr.Blocks:
 
 
 def page_header(name: str) -> None:
-    """The heading of a page, and the list of pages."""
-    gr.Navbar(main_page_name="Train")
-    gr.HTML(f"<h1>{name}</h1>", elem_classes="title", padding=False)
+    """The list of pages, and the heading of this one."""
+    gr.Navbar(visible=False)
+    links = "".join(
+        f'<a href="{"/" if one == "Start" else f"/{one.lower()}"}"{" aria-current=page" if one == name else ""}>{one}</a>'
+        for one in PAGES
+    )
+    gr.HTML(
+        f'<header class="top"><a class="brand" href="/">rankfold</a><nav aria-label="Pages">{links}</nav></header>'
+        f'<div class="title"><h1>{name}</h1><p>{PAGES[name]}</p></div>',
+        padding=False,
+    )

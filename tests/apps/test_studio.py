@@ -1,6 +1,7 @@
 """The studio in a real browser (the distribution's Chromium): the whole story on the embedded base."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.embedded import world
+from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch import queue
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -138,7 +141,9 @@ def test_the_whole_story(page, browser, images, tmp_path):
     """Upload, have captions written, train, watch, reload, stop, resume, and images with two adapters."""
     with serving(tmp_path) as (address, _):
         page.goto(address)
+        page.get_by_role("link", name="Teach a subject").click()
         page.get_by_role("heading", name="Train", exact=True).wait_for()
+        page.locator("#set-name textarea, #set-name input").first.fill("my subject")
         page.locator("#files input[type=file]").set_input_files([str(file) for file in images])
         page.locator("#add").click()
         page.get_by_text("5 images.").wait_for()
@@ -151,6 +156,7 @@ def test_the_whole_story(page, browser, images, tmp_path):
             encoding="utf-8"
         )
         page.locator("#subject-steps input").fill("160")
+        page.locator("#subject-texts").get_by_text("Command and YAML").click()
         page.wait_for_function("document.querySelector('#subject-command textarea').value.includes('--steps 160')")
         page.locator("#run-name textarea, #run-name input").first.fill("first")
         page.locator("#start").click()
@@ -252,9 +258,9 @@ def load(file):
 # ---------------------------------------------------------------------------------------------- one server for the rest
 
 
-PAGES = ("", "watch", "generate", "compare", "compose", "chat", "library")
+PAGES = ("", "train", "watch", "generate", "compare", "compose", "chat", "library")
 NAMED = [
-    "/chat", "/compare", "/compose", "/export", "/generate", "/inspect", "/library", "/look", "/plan", "/recall", "/resume",
+    "/chat", "/compare", "/compose", "/demo", "/export", "/generate", "/inspect", "/library", "/look", "/plan", "/recall", "/resume",
     "/runs", "/sample", "/save", "/start", "/start_task", "/stop", "/upload", "/use_folder",
 ]  # fmt: skip
 
@@ -320,39 +326,239 @@ def get(address, path):
 def test_only_runs_and_library_are_served(server):
     folder, address, _ = server
     (folder / "runs" / "x").mkdir(exist_ok=True)
-    (folder / "runs" / "x" / "seen.txt").write_text("seen")
-    (folder / "runs" / "x" / "link.txt").symlink_to(folder / "secret.txt")
-    assert get(address, f"gradio_api/file={folder}/runs/x/seen.txt") == 200
+    Image.new("RGB", (8, 8)).save(folder / "runs" / "x" / "seen.png")
+    (folder / "runs" / "x" / "log.txt").write_text("hf_abcdefghijklmnop")
+    (folder / "secret.png").write_text("secret")
+    (folder / "runs" / "x" / "link.png").symlink_to(folder / "secret.png")
+    assert get(address, f"gradio_api/file={folder}/runs/x/seen.png") == 200
     for path in (
+        f"{folder}/runs/x/log.txt",
+        f"{folder}/secret.png",
         f"{folder}/secret.txt",
         f"{folder}/runs/../secret.txt",
         "/etc/passwd",
-        f"{folder}/runs/x/link.txt",
+        f"{folder}/runs/x/link.png",
         "~/.bashrc",
     ):
         assert get(address, f"gradio_api/file={path}") in (403, 404), path
 
 
-def test_pages_are_sane_for_keyboards_and_readers(server, browser):
-    """axe-core finds nothing serious or critical: light, dark, and as wide as a phone."""
+def faults_of(opened):
+    """What axe-core finds that is serious or critical, targets of a finger's size included."""
     from axe_playwright_python.sync_playwright import Axe
 
+    found = Axe().run(opened, options={"rules": {"target-size": {"enabled": True}}}).response["violations"]
+    return [
+        (one["id"], [node["html"][:200] for node in one["nodes"]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def test_pages_are_sane_for_keyboards_and_readers(server, browser):
+    """axe-core finds nothing serious or critical: light, dark, and as wide as a phone; each page has its title."""
     _, address, _ = server
+    titles = set()
     for theme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
         opened = browser.new_page(viewport={"width": width, "height": 844})
         for path in PAGES:
             opened.goto(f"{address}/{path}?__theme={theme}", timeout=SLOW)
             opened.locator("h1").wait_for(timeout=SLOW)
             opened.wait_for_timeout(500)
-            found = Axe().run(opened).response["violations"]
-            bad = [
-                (one["id"], [node["html"][:200] for node in one["nodes"]])
-                for one in found
-                if one["impact"] in ("serious", "critical")
-            ]
+            bad = faults_of(opened)
             assert not bad, (path, theme, width, bad)
             assert opened.evaluate("document.documentElement.scrollWidth") <= width + 1, (path, width)
+            assert opened.locator(".top nav").bounding_box()["height"] < 60  # one line
+            titles.add(opened.title())
         opened.close()
+    assert titles == {f"{(path or 'start').capitalize()} - rankfold" for path in PAGES}
+
+
+HOSTILE = '<img src="http://elsewhere.invalid/x.png"><form action="http://elsewhere.invalid"><input></form><b id="hostile">x</b>'
+
+
+def test_nothing_from_a_link_or_an_image_becomes_part_of_a_page(server, page, tmp_path):
+    """Errors show what they are about as text; `page` watches that nothing is asked of another machine."""
+    address = server[1]
+    for path in ("", "train"):
+        page.goto(f"{address}/{path}?clone={urllib.parse.quote(HOSTILE)}")
+        page.locator("#started .fault").wait_for()
+        assert "<img src=" in page.locator("#started").inner_text()
+        assert page.url.startswith(f"{address}/train?")
+    for path in ("watch?run=", "generate?adapter=", "library?adapter=", "chat?adapter=", "compose?run="):
+        page.goto(f"{address}/{path}{urllib.parse.quote(HOSTILE)}")
+        page.locator("h1").wait_for()
+        page.wait_for_timeout(700)
+        assert not page.locator("#hostile").count(), path
+    info = PngImagePlugin.PngInfo()
+    info.add_text("rankfold", json.dumps({"prompt": "x", "adapters": [HOSTILE], "strengths": [1.0], "hashes": ["y"]}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "prepared.png", pnginfo=info)
+    page.goto(f"{address}/generate")
+    page.locator("#dropped input[type=file]").set_input_files(str(tmp_path / "prepared.png"))
+    page.locator("#progress .fault").wait_for()
+    assert "<img src=" in page.locator("#progress").inner_text()
+    assert not page.locator("#hostile").count()
+    page.goto("about:blank")
+
+
+def test_axe_finds_nothing_while_a_toast_and_errors_are_open(server, browser, tmp_path):
+    _, address, _ = server
+    (tmp_path / "page.exe").write_text("no image")
+    for theme in ("light", "dark"):
+        opened = browser.new_page()
+        opened.set_default_timeout(SLOW)
+        opened.goto(f"{address}/train?__theme={theme}")
+        opened.locator("#start").click()
+        opened.locator("#started .fault").wait_for()  # beside its button
+        assert opened.locator("#run-name textarea, #run-name input").first.input_value()  # and nothing was emptied
+        opened.locator("#files input[type=file]").set_input_files(str(tmp_path / "page.exe"))
+        opened.locator(".toast-body").first.wait_for()
+        assert not faults_of(opened), theme
+        opened.close()
+
+
+def started(page, server, name):
+    """The config of the run that the page starts under this name."""
+    box = page.locator("#run-name textarea, #run-name input").first
+    box.fill(name)
+    page.locator("#start").click()
+    page.locator(f'#started a[href="/watch?run={name}"]').wait_for()
+    run = queue.Run(server[0] / "runs" / name)
+    config = from_yaml(run.config_file)
+    stop(run)
+    return config
+
+
+def stop(run):
+    """Ends a run, whatever it does."""
+    end = time.time() + 120
+    while run.state() not in ("stopped", "done", "failed") and time.time() < end:
+        with contextlib.suppress(UserError):
+            queue.withdraw(run)
+        time.sleep(0.3)
+
+
+@pytest.mark.timeout(900)
+def test_what_came_into_a_box_by_other_ways_than_keys_is_trained(server, page):
+    """Pasted, composed by an input method, filled in by the browser; and the page still holds it after a reload."""
+    address = server[1]
+    page.goto(f"{address}/train")
+    page.locator("#folder textarea, #folder input").first.fill(str(server[0] / "photos"))
+    page.locator("#use-folder").click()
+    page.get_by_text("4 images.").wait_for()
+    page.locator("#subject-steps input").fill("30")
+    token = page.locator("#subject-token textarea, #subject-token input").first
+    token.fill("")
+    token.evaluate(
+        """box => { const data = new DataTransfer(); data.setData("text/plain", "ohwx");
+        box.focus(); box.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+        document.execCommand("insertText", false, "ohwx"); }"""
+    )
+    assert started(page, server, "pasted").token == "ohwx"
+    token.fill("")
+    token.focus()
+    session = page.context.new_cdp_session(page)
+    session.send("Input.imeSetComposition", {"text": "zw", "selectionStart": 2, "selectionEnd": 2})
+    session.send("Input.insertText", {"text": "zwx"})
+    assert started(page, server, "composed").token == "zwx"
+    token.evaluate(
+        """box => { box.value = "qvx"; box.dispatchEvent(new Event("input", {bubbles: true}));
+        box.dispatchEvent(new Event("change", {bubbles: true})); }"""
+    )
+    assert started(page, server, "filled").token == "qvx"
+    page.wait_for_timeout(500)
+    page.goto(f"{address}/library")
+    page.goto(f"{address}/train")
+    page.get_by_text("4 images.").wait_for()
+    assert token.input_value() == "qvx"
+    page.goto("about:blank")
+
+
+@pytest.mark.timeout(900)
+def test_a_walk_by_keyboard_alone_from_the_start_page_to_a_run(server, page):
+    """Tab reaches everything and leaves everything, the editor too."""
+    address = server[1]
+
+    def tab_to(selector, most=120):
+        for _ in range(most):
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {selector}")
+
+    page.goto(address)
+    page.locator("#recent p, #recent .cards").first.wait_for()
+    tab_to('a.card[href="/train"]')
+    page.keyboard.press("Enter")
+    page.locator("#folder").wait_for()
+    page.wait_for_timeout(500)
+    tab_to("#folder textarea, #folder input")
+    page.keyboard.type(str(server[0] / "photos"))
+    tab_to("#use-folder")
+    page.keyboard.press("Enter")
+    page.get_by_text("4 images.").wait_for()
+    tab_to("#subject-texts button")
+    page.keyboard.press("Enter")
+    page.locator("#subject-yaml .cm-content").wait_for()
+    tab_to("#subject-yaml .cm-content")
+    page.keyboard.press("Tab")
+    assert not page.evaluate("document.activeElement.matches('.cm-content')")
+    for _ in range(60):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.id") == "start":
+            break
+    style = page.evaluate(
+        "(({outlineStyle, outlineWidth}) => [outlineStyle, outlineWidth])(getComputedStyle(document.activeElement))"
+    )
+    assert style == ["solid", "3px"]
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="Watch it").wait_for()
+    stop(queue.Run(max((server[0] / "runs").glob("run-*"), key=lambda path: path.stat().st_mtime)))
+    page.goto("about:blank")
+
+
+@pytest.mark.timeout(900)
+def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, page):
+    address = server[1]
+    page.goto(f"{address}/generate")
+    page.locator("#prompt textarea").fill("a red creature in the snow")
+    page.locator("#n input").fill("40")
+    page.locator("#steps input").fill("6")
+    page.locator("#seed input").fill("11")
+    page.locator("#generate").click()
+    page.locator("#pictures img").first.wait_for()
+    page.locator("#generate-stop").click()
+    page.get_by_text(re.compile(r"Stopped: \d+ of 40 images are drawn and kept")).wait_for()
+    page.locator("#made img").first.wait_for()
+    page.locator("#prompt textarea").fill("something else")
+    page.locator("#made button").first.click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a red creature in the snow'")
+    page.locator("#steps input").fill("0")
+    page.locator("#generate").click()
+    page.locator("#progress .fault").wait_for()
+    assert page.locator("#pictures img").count()  # an error empties nothing
+    page.goto("about:blank")
+
+
+@pytest.mark.timeout(900)
+def test_one_client_cannot_keep_another_from_drawing(server):
+    """120 calls of one: most are refused in a sentence, and another is served before those that wait."""
+    from gradio_client import Client
+
+    greedy, guest = Client(server[1], verbose=False), Client(server[1], verbose=False)
+    rows = [value for _ in range(24) for value in (False, "", 1.0)]
+    calls = [
+        greedy.submit("tiny", "a creature", "", 1, 4, 40, 2.0, 0, 0, "Model default", *rows, api_name="/generate")
+        for _ in range(120)
+    ]
+    began = time.time()
+    made = guest.predict("tiny", "a creature", "", 1, 1, 2, 2.0, 0, 0, "Model default", *rows, api_name="/generate")
+    assert made[1]
+    assert time.time() - began < 60
+    refused = sum("waiting already" in str(call.exception(timeout=120)) for call in calls[10:])
+    assert refused >= 100
+    for call in calls:
+        call.cancel()
 
 
 @pytest.mark.timeout(900)
@@ -408,7 +614,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_dis
     """Uploads are refused, a run fails or is lost with its last checkpoint whole, and goes on when there is space again."""
     with serving(tmp_path) as (address, _):
         ballast = fill(small_disk)
-        page.goto(address)
+        page.goto(f"{address}/train")
         page.locator("#files input[type=file]").set_input_files([str(file) for file in images])
         page.locator("#add").click()
         page.get_by_text("No space left on device").first.wait_for()
@@ -418,7 +624,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_dis
         page.locator("#add").click()
         page.get_by_text("5 images.").wait_for()
         page.locator("#subject-steps input").fill("80")
-        page.locator("#subject-all").get_by_text("All settings").click()
+        page.locator("#subject-all").get_by_text("Advanced").click()
+        page.locator("#subject-texts").get_by_text("Command and YAML").click()
         page.locator("#subject-checkpoint_every input").fill("10")
         page.wait_for_function(
             "document.querySelector('#subject-command textarea').value.includes('--checkpoint-every 10 ')"
@@ -444,13 +651,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_dis
 
 def test_strangers_see_nothing(tmp_path):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "seen.txt").write_text("seen")
+    (tmp_path / "runs" / "seen.png").write_text("seen")
     with serving(tmp_path, "--user", "me", RANKFOLD_PASSWORD="long enough") as (address, _):
         for path in (
             "config",
             "gradio_api/info",
             "gradio_api/queue/data",
-            f"gradio_api/file={tmp_path}/runs/seen.txt",
+            f"gradio_api/file={tmp_path}/runs/seen.png",
         ):
             assert get(address, path) == 401, path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from .base import AUTO, AutoFloat, AutoInt
 
@@ -16,7 +16,7 @@ class AdapterSettings:
 
     adapter: str = "moslora"
     """Adapter method, see 'rankfold adapters'."""
-    rank: Annotated[AutoInt, Ge(1)] = AUTO
+    rank: Annotated[AutoInt, Ge(1), Le(4096)] = AUTO
     """Rank of the low-rank update; unset: the base's own."""
     alpha: Annotated[AutoFloat, Gt(0)] = AUTO
     """The change is multiplied by alpha / rank; unset: the rank."""

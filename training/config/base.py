@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from ...toolkit.core.paths import expand_paths
 
@@ -34,9 +34,9 @@ class LoopConfig:
 
     out: Path = Path("runs/subject")
     """Run folder."""
-    steps: Annotated[int, Ge(1)] = 300
+    steps: Annotated[int, Ge(1), Le(1_000_000_000)] = 300
     """Optimizer steps."""
-    batch_size: Annotated[AutoInt, Ge(1)] = AUTO
+    batch_size: Annotated[AutoInt, Ge(1), Le(65_536)] = AUTO
     """Images per forward pass, over all processes together; unset: the base's own."""
     gradient_accumulation: Annotated[int, Ge(1)] = 1
     """Forward passes per optimizer step."""

@@ -41,6 +41,22 @@ def list_runs(root: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.config_file.stat().st_mtime, reverse=True)
 
 
+def check_runs_folder(folder: Path) -> None:
+    """Makes the folder with the runs.
+
+    Raises:
+        UserError: when it is no folder, or cannot be made or written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--runs {folder} is a file: give a folder, or a name that is not there yet.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs {folder} cannot be made: {error.strerror or error}. Give another folder.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--runs {folder} cannot be written: give another folder.")
+
+
 def enqueue(config: LoopConfig, *, overwrite: bool = False) -> Run:
     """A new run folder that waits for a worker.
 
@@ -92,6 +108,18 @@ def withdraw(run: Run) -> None:
         run.request("stop")
 
 
+def run_next(run: Run) -> None:
+    """Puts a waiting run at the head of the queue.
+
+    Raises:
+        UserError: when it does not wait.
+    """
+    if run.state() != "queued":
+        raise UserError(f"{run.folder} does not wait in the queue: it is {run.summary()}.")
+    first = queued_runs(run.folder.parent)[0]
+    run.set_status(queued=first.status().get("queued", 0.0) - 1.0)
+
+
 def queued_runs(root: Path) -> list[Run]:
     """Runs that wait, the oldest first."""
     found = [run for run in list_runs(root) if run.status().get("state") == "queued"]
@@ -114,7 +142,7 @@ def run_worker(root: Path, device: str = "0", *, until_empty: bool = False) -> i
             f"--device {device!r} is no device: give the number of a GPU, such as 0, or any word without one."
         )
     started = 0
-    root.mkdir(parents=True, exist_ok=True)
+    check_runs_folder(root)
     with hold_lock(root / f"{WORKER}{device}.lock", f"A worker for device {device} is at work in {root} already."):
         while True:
             busy = any(run.state() in LIVE_STATES and run.status().get("device") == device for run in list_runs(root))

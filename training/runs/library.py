@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -74,24 +74,73 @@ def add(path: Path, *, name: str = "", base: str = "", trigger: str = "", thumbn
     place = adapter_path(path)
     hashed, facts = content_hash(place), adapter_facts(place)
     name = name or path.stem
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"--name {name}: use letters, digits, dots, dashes and underscores only.")
-    if fault := windows_name_fault(name):  # wherever it is now: a library may move to another system
-        raise UserError(f"--name {name}: {fault} on Windows; choose another.")
+    check_entry_name(name)
     base = base or facts.base
     if not base:
         raise UserError(f"{path} does not say which base model it was trained on: give it with --base.")
     entry = Entry(name, base, trigger or facts.trigger_words, hashed, facts.adapter)
     image = thumbnail or newest_preview(path)
     small = load_thumbnail(image) if image else None
+    with writing_library():
+        put_in(entry, place, small)
+    return entry
+
+
+def check_entry_name(name: str) -> None:
+    """Raises UserError for what is no name of an adapter in the library."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--name {name}: use letters, digits, dots, dashes and underscores only.")
+    if fault := windows_name_fault(name):  # wherever it is now: a library may move to another system
+        raise UserError(f"--name {name}: {fault} on Windows; choose another.")
+
+
+def remove(name: str) -> None:
+    """Deletes an adapter of the library.
+
+    Raises:
+        UserError: when the library does not have it, or cannot be written.
+    """
+    folder = get(name).folder
+    with writing_library():
+        aside = folder.with_name(f"{UNFINISHED}{uuid4().hex[:8]}")
+        retry_while_locked(lambda: folder.replace(aside))
+        shutil.rmtree(aside)
+
+
+def rename(name: str, new: str) -> Entry:
+    """Gives an adapter of the library another name.
+
+    Raises:
+        UserError: when the library does not have it, or cannot be written; for a name that is none or is taken.
+    """
+    entry = get(name)
+    check_entry_name(new)
+    renamed = replace(entry, name=new)
+    with writing_library():
+        if renamed.folder.exists():
+            raise UserError(f"The library has an adapter named {new} already: choose another name.")
+        unfinished = renamed.folder.with_name(f"{UNFINISHED}{uuid4().hex[:8]}")
+        shutil.copytree(entry.folder, unfinished)  # so that a kill leaves one name or both, each whole
+        write_text(unfinished / "entry.json", json.dumps(asdict(renamed), indent=1))
+        retry_while_locked(lambda: unfinished.replace(renamed.folder))
+        shutil.rmtree(entry.folder)
+    return renamed
+
+
+@contextmanager
+def writing_library() -> Iterator[None]:
+    """Within, no other process writes the library.
+
+    Raises:
+        UserError: when it cannot be written, or another process writes it for too long.
+    """
     try:
         with locked_library():
-            put_in(entry, place, small)
+            yield
     except OSError as error:
         raise UserError(
             f"The library {library_folder()} cannot be written: {reason(error)}. $RANKFOLD_LIBRARY names another folder."
         ) from error
-    return entry
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,41 +16,21 @@ from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.locate import adapter_facts, adapter_path
 from ....toolkit.metrics.clip import EMBEDDED_CLIP
 from ....training.config.images import DiffusionConfig
+from .numbers import LIMITS, parse_number, parse_seed
 from .paths import StudioPaths
 from .pipeline_worker import Job, JobStopped, PipelineWorker, save_images
-from .recipes import build_recipe
+from .recipes import build_recipe, parse_sampler
 
 NOTHING = "nothing"  # along an axis that does not vary
 FIELDS = {
     "adapter": "adapter", "checkpoint": "adapter", "strength": "strength", "seed": "seed", "prompt": "prompt",
-    "guidance": "guidance_scale", "steps": "steps",
+    "guidance": "guidance_scale", "steps": "steps", "sampler": "scheduler",
 }  # fmt: skip
 MAX_CELLS = 64  # cells
 NO_ADAPTER = "none"  # instead of an adapter's name
-LIMITS = {  # least, most, whether whole
-    "strength": (-10, 10, False), "seed": (0, 2**32 - 1, True), "guidance": (0, 100, False), "steps": (1, 1000, True),
-    "width": (0, 8192, True), "height": (0, 8192, True),
-}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- what varies
-
-
-def parse_number(what: str, value: Any) -> Any:
-    """A number of a box or of an axis.
-
-    Raises:
-        UserError: naming what is not a such number.
-    """
-    least, most, whole = LIMITS[what]
-    try:
-        found = float(str(value).replace("_", "?"))  # Python alone reads 1_000 as a number
-    except ValueError:
-        found = math.nan
-    if not least <= found <= most or (whole and found != int(found)):
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{str(value)[:60]!r} does not fit as {what}: give {kind} from {least} to {most}.")
-    return int(found) if whole else found
 
 
 def check_known_name(what: str, name: str, known: Mapping[str, Path]) -> str:
@@ -84,6 +62,8 @@ def parse_value(what: str, text: str, known: Mapping[str, Path]) -> Any:
         return parse_number(what, text)
     if what == "prompt":
         return text
+    if what == "sampler":
+        return parse_sampler(text)
     return "" if what == "adapter" and text == NO_ADAPTER else check_known_name(what, text, known)
 
 
@@ -200,7 +180,7 @@ def cell_recipes(
     }
     numbers: dict[str, Any] = {what: parse_number(what, getattr(boxes, what)) for what in ("steps", "width", "height")}
     numbers["guidance_scale"] = parse_number("guidance", boxes.guidance)
-    numbers["seed"] = random.randrange(2**31) if boxes.seed == -1 else parse_number("seed", boxes.seed)
+    numbers["seed"] = parse_seed(boxes.seed)
     prompts = [axis.values[0] for axis in (columns, rows) if axis.what == "prompt"] or [boxes.prompt or ""]
     base = build_recipe(paths, boxes.base, prompts[0], boxes.negative or "", numbers, ())
     cells = [
@@ -282,9 +262,6 @@ def parse_clip_model(paths: StudioPaths, base: str, text: str) -> str:
             f"{text[:80]!r} does not say where the open_clip model's weights are: give hf-hub:ORGANISATION/MODEL or local-dir:FOLDER."
         )
     return text
-
-
-# ---------------------------------------------------------------------------------------------- drawing
 
 
 # ---------------------------------------------------------------------------------------------- drawing

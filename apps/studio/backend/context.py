@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import gradio as gr
-
 from .paths import StudioPaths
-from .pipeline_worker import ModelCache, PipelineWorker
+from .pipeline_worker import Job, ModelCache, PipelineWorker
+from .turns import Turns
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,14 @@ class Studio:
     start_workers: bool = True
     """Whether starting a run also starts a worker for it."""
     model_cache: ModelCache = field(default_factory=ModelCache)
+    turns: Turns = field(default_factory=Turns)
+    """Whose turn it is to use the device."""
+    planning: Turns = field(default_factory=Turns)
+    """Whose turn it is to have a run estimated."""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """What is being drawn or waits, by page, for its Stop button."""
 
     @cached_property
     def worker(self) -> PipelineWorker:
         """Where images are drawn."""
         return PipelineWorker(self.model_cache)
-
-    @cached_property
-    def theme(self) -> gr.themes.Base:
-        """Black on white or white on black, with the system's own fonts, so that nothing is fetched."""
-        sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-        return gr.themes.Monochrome(font=sans, font_mono=mono)

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 PATIENCE, PAUSE = 10, 60.0  # wrong passwords of an address before it has to wait, seconds
+FILE_ROUTE = "/file="
+SERVED_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".safetensors", ".zip")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -37,8 +40,12 @@ client_address: ContextVar[str] = ContextVar("client_address", default="")
 class Guard:
     """ASGI middleware that answers only to known hosts, refuses what other sites send, and adds headers to each answer."""
 
-    def __init__(self, app: Any, hosts: Collection[str] = ()) -> None:
-        """hosts: names beside localhost and this machine's own that the studio is called by; addresses in numbers always are."""
+    def __init__(self, app: Any, hosts: Collection[str] = (), temporary: Path | None = None) -> None:
+        """hosts: names beside localhost and this machine's own that the studio is called by; addresses in numbers always are.
+
+        temporary: the folder of which every file is served; of others only images, adapters and archives are.
+        """
+        self.temporary = temporary
         self.app, self.hosts = app, {name.lower() for name in (*hosts, "localhost", socket.gethostname())}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -47,6 +54,9 @@ class Guard:
             return
         if fault := self.fault(scope["method"] if scope["type"] == "http" else "", Headers(scope=scope)):
             await PlainTextResponse(fault, 403)(scope, receive, send)
+            return
+        if not self.is_served(scope["path"]):
+            await PlainTextResponse("The studio does not serve such files.", 403)(scope, receive, send)
             return
         client_address.set((scope.get("client") or ("",))[0])
 
@@ -73,6 +83,13 @@ class Guard:
         if method not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site":
             return "Another site has sent this, and may not."
         return ""
+
+    def is_served(self, path: str) -> bool:
+        """Whether a file may be asked for by this path: logs and settings of runs are shown on pages, without secrets."""
+        _, mark, file = path.partition(FILE_ROUTE)
+        if not mark or Path(file).suffix.lower() in SERVED_SUFFIXES:
+            return True
+        return self.temporary is not None and Path(file).resolve().is_relative_to(self.temporary.resolve())
 
     def is_known(self, host: str) -> bool:
         """Whether a Host header names this studio. A number cannot be made to point elsewhere, as a name can (DNS rebinding)."""

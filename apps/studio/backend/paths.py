@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ....toolkit.core.run_folder import Run
 from ....toolkit.core.systems import WINDOWS
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import FILE
+from ....toolkit.formats.locate import adapter_path, content_hash
 from ....training.config.base import LoopConfig
 from ....training.config.instruct import ConversationConfig
 from ....training.config.yaml_file import from_yaml
@@ -43,7 +45,10 @@ class StudioPaths:
         Raises:
             UserError: when there is none, or the name is not a plain name.
         """
-        return Run.open(self.runs / check_name(name, "run"))
+        folder = self.runs / check_name(name, "run")
+        if not folder.exists():
+            raise UserError(f"There is no run named {name}: it was deleted or renamed.")
+        return Run.open(folder)
 
     def new_run(self, name: str) -> Path:
         """The folder of a run to be made.
@@ -102,15 +107,18 @@ class StudioPaths:
             raise UserError(f"There is no adapter named {name}: choose one from the list.")
         return known[name]
 
-    def adapter_name(self, path: str) -> str:
-        """What a page calls the adapter at a path.
+    def adapter_name(self, path: str, content: str = "") -> str:
+        """What a page calls the adapter at a path, or one with this content hash, wherever it lies by now.
 
         Raises:
             UserError: when it is none of the runs' and the library's.
         """
-        wanted = Path(path).resolve()
-        for name, own in self.adapters().items():
+        wanted, known = Path(path).resolve(), self.adapters()
+        for name, own in known.items():
             if own.resolve() == wanted or own.parent.resolve() == wanted:
+                return name
+        for name, own in known.items():
+            if content and content_hash(adapter_path(own)) == content:
                 return name
         raise UserError(f"The adapter {path} is neither in {self.runs} nor in the library.")
 
@@ -168,6 +176,12 @@ class StudioPaths:
         folder = self.runs / GENERATED_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def to_slug(wish: str | None) -> str:
+    """A name as people write it, as a name of a file: without spaces and accents. What leads elsewhere stays, and is refused."""
+    plain = unicodedata.normalize("NFKD", wish or "").encode("ascii", "ignore").decode()
+    return re.sub(r"\s+", "-", plain.strip())
 
 
 def check_name(name: str, what: str) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from PIL import Image
 from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_image
 from ....toolkit.core.devices import release_memory
 from ....toolkit.formats.locate import adapter_path, content_hash
+from .turns import Turns, calling_client
 
 POLL_SECONDS = 0.2  # seconds between reports of progress
+BATCH = 4  # images drawn together
 Made = list[tuple[Image.Image, Recipe]]
 
 
@@ -29,6 +32,8 @@ class Job:
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.stopped = max(1, total), 0, False
+        self.ahead = 0
+        """Calls that come before it."""
 
     def step(self) -> None:
         """One more denoising step is done.
@@ -75,10 +80,18 @@ class PipelineWorker:
         key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
         return self.loaded.get(key, lambda: sampling_pipeline(recipe))
 
-    def draw(self, recipe: Recipe, n: int, drawing: Job, batch: int = 4) -> Made:
-        """`n` images, in small batches so that a stop comes soon."""
+    def draw(self, recipe: Recipe, n: int, drawing: Job, keep: Callable[[Made], Any] | None = None) -> Made:
+        """`n` images, in small batches so that a stop comes soon. keep: is given each batch when it is done."""
+        made: Made = []
         with self.loaded.lock:
-            return generate(recipe, n, pipe=self.pipeline(recipe), batch=batch, on_step=drawing.step)
+            pipe = self.pipeline(recipe)
+            for start in range(0, n, BATCH):
+                own = replace(recipe, seed=recipe.seed + start)
+                batch = generate(own, min(BATCH, n - start), pipe=pipe, batch=BATCH, on_step=drawing.step)
+                made += batch
+                if keep is not None:
+                    keep(batch)
+        return made
 
     def repeat(self, recipe: Recipe) -> tuple[Image.Image, Recipe]:
         """The image that a recipe was written into."""
@@ -86,21 +99,34 @@ class PipelineWorker:
             return repeat(recipe, pipe=self.pipeline(replace(recipe)))
 
 
-def run_in_background(work: Callable[[Job], Any], total: int) -> Iterator[Job | Any]:
-    """Runs work beside the page: yields the drawing while it goes on, and last what came of it.
+def run_in_background(work: Callable[[Job], Any], total: int, turns: Turns | None = None) -> Iterator[Job | Any]:
+    """Runs work beside the page: yields the drawing while it waits and goes on, and last what came of it.
 
-    When the page closes, or its event is cancelled, the work is stopped after its denoising step.
+    turns: the work is begun when it is the caller's turn there. When the page closes, or its event is cancelled, the work is stopped
+    after its denoising step.
+
+    Raises:
+        UserError: when too many calls wait already.
+        JobStopped: when somebody has stopped it, before or after it began.
     """
-    drawing, pool = Job(total), ThreadPoolExecutor(1)
-    future = pool.submit(work, drawing)
-    try:
-        while not future.done():
+    drawing = Job(total)
+    with turns.take(calling_client()) if turns else nullcontext() as turn:
+        while turns and turn and (ahead := turns.ahead(turn)):
+            drawing.ahead = ahead
             yield drawing
+            if drawing.stopped:
+                raise JobStopped
             time.sleep(POLL_SECONDS)
-        yield future.result()
-    finally:
-        drawing.stopped = True
-        pool.shutdown(wait=False)  # a page that closes does not wait for a model that is being loaded
+        drawing.ahead, pool = 0, ThreadPoolExecutor(1)
+        future = pool.submit(work, drawing)
+        try:
+            while not future.done():
+                yield drawing
+                time.sleep(POLL_SECONDS)
+            yield future.result()
+        finally:
+            drawing.stopped = True
+            pool.shutdown(wait=False)  # a page that closes does not wait for a model that is being loaded
 
 
 def save_images(made: Made, folder: Path, name: str) -> list[str]:

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gradio as gr
 
 from ....pipelines.generate import Recipe, adapter_precision
 from ....toolkit.core.errors import UserError
-from ....toolkit.formats.locate import adapter_facts, adapter_path
+from ....toolkit.formats.locate import adapter_facts, adapter_path, content_hash
+from .numbers import parse_number, parse_seed
 from .paths import StudioPaths
+
+MAX_PROMPT = 20_000  # characters
+SAMPLERS = {  # of pipelines that predict noise; flow models have one sampler of their own
+    "Model default": "", "DDIM": "DDIMScheduler", "DPM++ 2M": "DPMSolverMultistepScheduler", "Euler": "EulerDiscreteScheduler",
+    "Euler a": "EulerAncestralDiscreteScheduler", "Heun": "HeunDiscreteScheduler", "UniPC": "UniPCMultistepScheduler",
+}  # fmt: skip
+
+
+def parse_sampler(text: str | None) -> str:
+    """The scheduler class that a sampler's name stands for; '' for the base's own.
+
+    Raises:
+        UserError: for another name.
+    """
+    if text is None or text in SAMPLERS.values() or re.fullmatch(r"[A-Za-z0-9]{1,60}Scheduler", text):
+        return text or ""
+    if text not in SAMPLERS:
+        raise UserError(f"{str(text)[:60]!r} is not a sampler: choose one of {', '.join(SAMPLERS)}.")
+    return SAMPLERS[text]
 
 
 def parse_adapter_rows(paths: StudioPaths, rows: tuple[Any, ...]) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Paths and strengths of the rows that are on. rows: on, name and strength, row by row."""
     chosen = [rows[at : at + 3] for at in range(0, len(rows), 3)]
-    found = [(str(paths.adapter(name)), float(strength)) for on, name, strength in chosen if on and name]
+    found = [
+        (str(paths.adapter(name)), parse_number("strength", strength)) for on, name, strength in chosen if on and name
+    ]
     return tuple(path for path, _ in found), tuple(strength for _, strength in found)
+
+
+def sampler_name(scheduler: str) -> str:
+    """What a page calls a scheduler class."""
+    return next((name for name, own in SAMPLERS.items() if own == scheduler), scheduler)
 
 
 def build_recipe(
@@ -29,6 +57,8 @@ def build_recipe(
     """
     if not prompt.strip():
         raise UserError("The prompt is empty: say what the image should show.")
+    if len(prompt) + len(negative) > MAX_PROMPT:
+        raise UserError(f"The prompts are longer than {MAX_PROMPT} characters: shorten them.")
     adapter_paths, strengths = parse_adapter_rows(paths, rows)
     return Recipe(
         prompt=prompt,
@@ -36,11 +66,12 @@ def build_recipe(
         negative_prompt=negative,
         adapters=adapter_paths,
         strengths=strengths,
-        steps=int(values["steps"]),
-        guidance_scale=float(values["guidance_scale"]),
-        width=int(values["width"]),
-        height=int(values["height"]),
-        seed=int(values["seed"]),
+        steps=parse_number("steps", values["steps"]),
+        guidance_scale=parse_number("guidance", values["guidance_scale"]),
+        width=parse_number("width", values["width"]),
+        height=parse_number("height", values["height"]),
+        seed=parse_seed(values["seed"]),
+        scheduler=parse_sampler(values.get("scheduler", "")),
         precision=adapter_precision(adapter_paths),
     )
 
@@ -52,3 +83,16 @@ def suggested_base_and_prompt(paths: StudioPaths, name: str) -> tuple[Any, Any]:
     facts = adapter_facts(adapter_path(paths.adapter(name)))
     words = facts.trigger_words
     return facts.base or gr.skip(), f"a {words} on the beach" if words else gr.skip()
+
+
+def recalled_adapters(paths: StudioPaths, recipe: Recipe) -> list[str]:
+    """What pages call the adapters that an image was made with. Nothing that it names is looked at before it is known to be ours.
+
+    Raises:
+        UserError: for one that is not here, or has changed since.
+    """
+    names = [paths.adapter_name(path, content) for path, content in zip(recipe.adapters, recipe.hashes, strict=True)]
+    for name, content in zip(names, recipe.hashes, strict=True):
+        if content_hash(adapter_path(paths.adapter(name))) != content:
+            raise UserError(f"The adapter {name} has changed since this image was made, so it cannot be made again.")
+    return names

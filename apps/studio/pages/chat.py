@@ -20,9 +20,12 @@ from ....toolkit.diffusion.model import DTYPES
 from ....toolkit.formats.locate import adapter_facts, content_hash
 from ....toolkit.vlm.model import EMBEDDED
 from ..backend.context import Studio
+from ..backend.numbers import whole
 from ..backend.paths import StudioPaths
 from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
+from ..backend.turns import Turns
 from ..render.messages import message_html, show_errors
+from ..widgets.actions import act
 
 MAX_TOKENS = 4096  # of an answer
 SIDE = 320  # pixels of the image on the page
@@ -169,14 +172,14 @@ def add_answer(talk: ChatState, row: Conversation, said: PartialAnswers) -> Chat
 
 
 def ask(
-    models: ChatModels, talk: ChatState, question: str, *, compare: bool, most: int
+    models: ChatModels, talk: ChatState, question: str, *, compare: bool, most: int, turns: Turns | None = None
 ) -> Iterator[PartialAnswers | ChatState]:
     """Yields the answers so far while they are made, and last the conversation with them."""
     row, said = add_question(talk, question), PartialAnswers()
     who: Any = talk.who
     both = compare and who.adapter is not None
     work = lambda drawing: models.answer(who, row, said, drawing, compare=both, most=most)  # noqa: E731
-    for now in run_in_background(work, most * (1 + both)):
+    for now in run_in_background(work, most * (1 + both), turns):
         if isinstance(now, Job):
             yield replace(said)
     yield add_answer(talk, row, said)
@@ -212,7 +215,7 @@ def build(studio: Studio) -> None:
             )
             base = gr.Dropdown(
                 ["", *EMBEDDED], value="", allow_custom_value=True, label="Base model", elem_id="chat-base",
-                info=f"Empty: the tuned model's own, or {next(iter(EMBEDDED))}.",
+                info=f"Empty: the tuned model's own, or {next(iter(EMBEDDED))}, which knows small drawings only, not photos.",
             )  # fmt: skip
             image = gr.File(label="Image that the first question is about", elem_id="chat-picture", height=150)
             seen = gr.Image(
@@ -221,7 +224,7 @@ def build(studio: Studio) -> None:
             )  # fmt: skip
             compare = gr.Checkbox(label="Compare with base model", elem_id="chat-compare")
             with gr.Accordion("More", open=False):
-                most = gr.Number(256, label="Max tokens", precision=0, minimum=1, elem_id="chat-most")
+                most = gr.Number(256, label="Max tokens", elem_id="chat-most")
                 precision = gr.Dropdown([*DTYPES], value="fp32", label="dtype", elem_id="chat-precision")
         with gr.Column(scale=3):
             with gr.Row():
@@ -249,11 +252,10 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
     go, stop, new = buttons
     talk, question = columns[0], boxes[3]
 
-    @show_errors
     def chat(before: ChatState, tuned: str | None, base: str | None, image: str | None, text: str, compare: bool,
              most: float, precision: str) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         text = check_question(text)
-        if not 1 <= (most or 0) <= MAX_TOKENS:
+        if not 1 <= whole("Max tokens", most) <= MAX_TOKENS:
             raise UserError(f"Max tokens must be between 1 and {MAX_TOKENS}, not {most}.")
         check_image(image)
         who = parse_model_spec(places, tuned, base, precision)
@@ -261,7 +263,7 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
             before = ChatState(who, image or None)  # another model or image, another conversation
         yield before, *bubbles(before, text), message_html(WAITING), ""
         try:
-            for now in ask(models, before, text, compare=compare, most=int(most)):
+            for now in ask(models, before, text, compare=compare, most=int(most), turns=studio.turns):
                 if isinstance(now, ChatState):
                     yield now, *bubbles(now), "", gr.skip()
                 elif now.tuned or now.base:
@@ -277,9 +279,8 @@ def wire_asking(studio: Studio, boxes: list[Any], columns: list[Any], buttons: t
         return before, *bubbles(before), message_html("Stopped; an answer that was not whole is not kept.")
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    event = gr.on(
-        [go.click, question.submit], chat, [talk, *boxes], [*columns, question], api_name="chat",
-        concurrency_id="device", show_progress="minimal", show_progress_on=columns[3],
+    event = act(
+        [go.click, question.submit], chat, [talk, *boxes], [*columns, question], columns[3], api_name="chat", concurrency_limit=None
     )  # fmt: skip
     stop.click(so_far, talk, columns, cancels=[event], **quiet)
     ends = [new.click, columns[1].clear, columns[2].clear]
@@ -292,8 +293,9 @@ def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, image: Any
     places = studio.paths
 
     @show_errors
-    def choices() -> Any:
-        return gr.Dropdown(choices=[("none: the base alone", ""), *places.adapters(chat=True)], value="")
+    def choices(request: gr.Request) -> Any:
+        known, wanted = places.adapters(chat=True), request.query_params.get("adapter")
+        return gr.Dropdown(choices=[("none: the base alone", ""), *known], value=wanted if wanted in known else "")
 
     @show_errors
     def look_at(file: str | None) -> tuple[Any, ...]:

@@ -12,11 +12,9 @@ import gradio as gr
 from ....pipelines.compare import Comparison, ComparisonResult, compare, drawing_order
 from ....pipelines.generate import Recipe
 from ....pipelines.grids import MAX_COLUMNS
-from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.comparison import (
     FIELDS,
-    LIMITS,
     MAX_CELLS,
     NO_ADAPTER,
     NOTHING,
@@ -27,12 +25,18 @@ from ..backend.comparison import (
     runs_with_photos,
 )
 from ..backend.context import Studio
-from ..backend.paths import StudioPaths
+from ..backend.generated import find_generated_image
+from ..backend.numbers import LIMITS
 from ..backend.pipeline_worker import POLL_SECONDS, Job, JobStopped, PipelineWorker, run_in_background
-from ..backend.recipes import suggested_base_and_prompt
+from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
+from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
+from ..widgets.actions import act
+from ..widgets.drafts import keep_draft
 
-PROPOSED_VALUES = {"strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50"}
+PROPOSED_VALUES = {
+    "strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50", "sampler": "Model default\nDDIM\nEuler a",
+}  # fmt: skip
 HEADERS = ["X", "Y", "prompt fidelity (CLIP-T)", "likeness to the photos (CLIP-I)", "file"]
 STOP_TIMEOUT = 300  # seconds to wait until a drawing stops after its step
 
@@ -41,6 +45,8 @@ def propose_axis_values(what: str, prompt: str, adapter: str, known: Mapping[str
     """Values to begin with for what varies, a line each; and a hint."""
     if what == "prompt":
         return prompt, "One prompt per line."
+    if what == "sampler":
+        return PROPOSED_VALUES[what], f"Samplers, one per line. Known: {', '.join(SAMPLERS)}."
     if what in PROPOSED_VALUES:
         least, most, whole = LIMITS[what]
         return PROPOSED_VALUES[what], f"{'Whole numbers' if whole else 'Numbers'} from {least} to {most}, one per line."
@@ -82,24 +88,11 @@ def describe_result(plan: Comparison, result: ComparisonResult, seconds: float) 
     return "".join(message_html(line) for line in lines)
 
 
-def find_generated_image(paths: StudioPaths, name: str) -> str:
-    """The path of an image that was made here.
-
-    Raises:
-        UserError: when there is none of that name.
-    """
-    known = {file.name: str(file) for file in paths.generated_folder().glob("*.png")}
-    if name not in known:
-        raise UserError(f"There is no image named {str(name)[:80]!r}: choose a cell from the list.")
-    return known[name]
-
-
 def build(studio: Studio) -> None:
     """The page."""
     places, pipes = studio.paths, studio.worker
     running: dict[str | None, Job] = {}  # by session
 
-    @show_errors
     def draw_cells(request: gr.Request, base: str, adapter: str, strength: float, prompt: str, negative: str, seed: float, steps: float,
              guidance: float, width: float, height: float, x: str, x_values: str, y: str, y_values: str,
              photos: str, clip: str) -> Any:  # fmt: skip
@@ -107,7 +100,7 @@ def build(studio: Studio) -> None:
                                    x, x_values, y, y_values, photos, clip))  # fmt: skip
         session = request.session_hash
         try:
-            for now, shown in stream_comparison(plan, pipes, places.generated_folder()):
+            for now, shown in stream_comparison(plan, pipes, places.generated_folder(), studio.turns):
                 running[session] = now
                 yield shown
         finally:
@@ -116,7 +109,7 @@ def build(studio: Studio) -> None:
     @show_errors
     def propose_values(what: str, prompt: str, adapter: str) -> Any:
         text, hint = propose_axis_values(what, prompt, adapter, places.adapters())
-        return gr.Textbox(value=text, info=hint, interactive=what != NOTHING)
+        return gr.Textbox(value=text, info=hint)
 
     @show_errors
     def suit_adapter(name: str) -> tuple[Any, Any]:
@@ -126,7 +119,7 @@ def build(studio: Studio) -> None:
     def stop_drawing(request: gr.Request, times: float) -> float:
         end = time.monotonic() + STOP_TIMEOUT
         while (now := running.get(request.session_hash)) and time.monotonic() < end:
-            now.stopped = True
+            now.stopped = True  # whether it is at work or waits
             time.sleep(POLL_SECONDS)
         return times + 1
 
@@ -153,20 +146,23 @@ def build(studio: Studio) -> None:
     stops = gr.Number(0, label="Stops", visible="hidden")  # a State's change would cancel nothing
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    event = go.click(draw_cells, [*settings, *axes, *measures], results, api_name="compare", concurrency_id="device")
-    # What is at work ends by itself; only what still waits is cancelled, as Gradio at times says Error in every box otherwise.
+    act(
+        go, draw_cells, [*settings, *axes, *measures], results, results[0], api_name="compare", concurrency_limit=None
+    )  # fmt: skip
     stop.click(stop_drawing, stops, stops, **quiet)
-    stops.change(None, cancels=[event])
     base, adapter, prompt = settings[0], settings[1], settings[3]
     adapter.input(suit_adapter, adapter, [base, prompt], **quiet)
     for what, values in (axes[:2], axes[2:]):
         what.input(propose_values, [what, prompt, adapter], values, **quiet)
     for chosen in (left, right):
         chosen.input(show_pair, [left, right], slider, **quiet)
-    gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
+    loaded = gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
+    keep_draft("compare", [*settings, *axes, *measures], loaded)
 
 
-def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> Iterator[tuple[Job, tuple[Any, ...]]]:
+def stream_comparison(
+    plan: Comparison, pipes: PipelineWorker, folder: Path, turns: Turns | None = None
+) -> Iterator[tuple[Job, tuple[Any, ...]]]:
     """The drawing and what the page shows, while cells are drawn, and at last."""
     done: dict[Recipe, str] = {}
     began, seen, order = time.monotonic(), -1, drawing_order(plan.recipes)
@@ -174,7 +170,9 @@ def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> 
     drawing = Job(0)
     try:
         for now in run_in_background(
-            lambda drawing: compare(plan, drawer(pipes, folder, done, drawing)), sum(recipe.steps for recipe in order)
+            lambda drawing: compare(plan, drawer(pipes, folder, done, drawing)),
+            sum(recipe.steps for recipe in order),
+            turns,
         ):
             if isinstance(now, ComparisonResult):
                 yield drawing, (describe_result(plan, now, time.monotonic() - began), *result_values(plan, now))
@@ -184,7 +182,10 @@ def stream_comparison(plan: Comparison, pipes: PipelineWorker, folder: Path) -> 
             if seen > before >= 0:
                 named = zip(plan.recipes, plan.captions, strict=True)
                 shown = (gr.skip(), [(done[one], name) for one, name in named if one in done], *shown[2:])
-            yield drawing, (progress_bar(now.progress) + message_html(f"{seen} of {len(order)} images."), *shown)
+            yield (
+                drawing,
+                (progress_bar(now.progress, now.ahead) + message_html(f"{seen} of {len(order)} images."), *shown),
+            )
     except JobStopped:
         said = f"Stopped; {len(done)} of {len(order)} images are drawn and kept."
         yield drawing, (message_html(said), *(gr.skip(),) * len(emptied))
@@ -195,6 +196,8 @@ def result_values(plan: Comparison, result: ComparisonResult) -> list[Any]:
     cells = list(zip(result.files, plan.captions, strict=True))
     choices = [(f"{number}: {name}", Path(file).name) for number, (file, name) in enumerate(cells, 1)]
     first, last = result.files[0], result.files[-1]
+    alike = [file for file, one in zip(result.files, plan.recipes, strict=True) if one.seed == plan.recipes[0].seed]
+    last = alike[-1] if len(alike) > 1 else last  # of the same seed, where there is one
     chosen = [gr.Dropdown(choices=choices, value=Path(file).name) for file in (first, last)]
     return [result.grid, cells, score_table(plan, result), *chosen, (first, last)]
 
@@ -215,11 +218,11 @@ def setting_inputs() -> list[Any]:
         )
         negative = gr.Textbox(label="Negative prompt", lines=2, scale=1)
     with gr.Row():
-        seed = gr.Number(label="Seed (-1 = random)", value=0, precision=0, min_width=120, elem_id="compare-seed")
-        steps = gr.Number(label="Steps", value=25, precision=0, min_width=120, elem_id="compare-steps")
+        seed = gr.Number(label="Seed (-1 = random)", value=0, min_width=120, elem_id="compare-seed")
+        steps = gr.Number(label="Steps", value=25, min_width=120, elem_id="compare-steps")
         guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="compare-guidance")
-        width = gr.Number(label="Width (0 = model default)", value=0, precision=0, min_width=120)
-        height = gr.Number(label="Height (0 = same as width)", value=0, precision=0, min_width=120)
+        width = gr.Number(label="Width (0 = model default)", value=0, min_width=120)
+        height = gr.Number(label="Height (0 = same as width)", value=0, min_width=120)
     return [base, adapter, strength, prompt, negative, seed, steps, guidance, width, height]
 
 
@@ -231,7 +234,7 @@ def axis_inputs(side: str, what: str) -> list[Any]:
         chosen = gr.Dropdown(choices, value=what, label=f"{side} axis", elem_id=place)
         values = gr.Textbox(
             label=f"Values of {side}", value=PROPOSED_VALUES.get(what, ""), info="One per line.", lines=3, max_lines=12, scale=2,
-            interactive=what != NOTHING, elem_id=f"{place}-values",
+            elem_id=f"{place}-values",
         )  # fmt: skip
     return [chosen, values]
 

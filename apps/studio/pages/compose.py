@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ....toolkit.core.errors import UserError
+from ....toolkit.core.errors import UserError, list_names
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import AdapterFacts, read_facts
 from ....toolkit.formats.locate import adapter_facts, adapter_path
@@ -18,9 +18,13 @@ from ....training.config.checks import check_ranges
 from ....training.config.compose import ComposeConfig
 from ....training.runs import library
 from ..backend.context import Studio
-from ..backend.paths import UPLOADS_FOLDER, StudioPaths
+from ..backend.housekeeping import image_sets
+from ..backend.numbers import whole
+from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
+from ..widgets.actions import act
+from ..widgets.drafts import keep_draft
 
 EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
 TABLE = ["adapter", "mean weight", "least", "greatest"]
@@ -46,6 +50,21 @@ def source_facts(paths: StudioPaths, name: str) -> AdapterFacts:
     return facts if facts.base or entry is None else replace(facts, base=entry.base)
 
 
+def collision_note(paths: StudioPaths, names: list[str] | None) -> str:
+    """That adapters of different subjects share a trigger word, so that it will call a mixture of them."""
+    by_word: dict[str, list[str]] = {}
+    for name in names or ():
+        if word := source_facts(paths, name).token:
+            by_word.setdefault(word, []).append(name)
+    shared = {word: own for word, own in by_word.items() if len(own) > 1}
+    return "".join(
+        message_html(
+            f"{list_names(own)} share the trigger word {word}: it will call a mixture of what they learned.", "loud"
+        )
+        for word, own in shared.items()
+    )
+
+
 def parse_weights(text: str, count: int) -> tuple[float, ...]:
     """The numbers in a box, one for each adapter.
 
@@ -63,12 +82,6 @@ def parse_weights(text: str, count: int) -> tuple[float, ...]:
     if not all(map(math.isfinite, weights)):
         raise UserError(f"The weights {text!r} are not all finite: write plain numbers, such as 0.6 0.4.")
     return weights
-
-
-def image_sets(paths: StudioPaths) -> list[str]:
-    """Sets of images that were uploaded."""
-    folder = paths.runs / UPLOADS_FOLDER
-    return sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
 
 
 def resolve_images(paths: StudioPaths, chosen: str | None, typed: str) -> Path:
@@ -110,7 +123,7 @@ def parse_config(
         settings["weights"] = parse_weights(values["weights"] or "", len(names))
     if how == LEARNED:
         settings["images"] = resolve_images(paths, values["set"], values["folder"] or "")
-        settings |= {"steps": int(values["steps"] or 0), "learning_rate": float(values["rate"] or 0)}
+        settings |= {"steps": whole("Steps", values["steps"]), "learning_rate": float(values["rate"] or 0)}
     for key, own, said in (("token", values["token"], first.token), ("class_noun", values["noun"], first.class_noun)):
         if words := (own or "").strip() or said:
             settings[key] = words
@@ -119,7 +132,7 @@ def parse_config(
         adapters=tuple(source_path(paths, name) for name in names),
         # An adapter's own spelling of its base stays, for the others' are compared with it.
         base=checked if values["base"] else base,
-        max_rank=int(values["rank"] or 0),
+        max_rank=whole("Limit rank", values["rank"]),
         **settings,
     )
 
@@ -228,11 +241,11 @@ def weighting_inputs() -> list[Any]:
                 label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="compose-folder"
             )
         with gr.Row():
-            steps = gr.Number(100, label="Steps", precision=0, minimum=1, elem_id="compose-steps")
+            steps = gr.Number(100, label="Steps", elem_id="compose-steps")
             rate = gr.Number(0.05, label="Learning rate of the weights", elem_id="compose-rate")
     with gr.Row():
         rank = gr.Number(
-            0, label="Limit rank (0 = keep all)", precision=0, minimum=0, elem_id="compose-rank",
+            0, label="Limit rank (0 = keep all)", elem_id="compose-rank",
             info="Without a cut the sum is exact and has the sum of the ranks.",
         )  # fmt: skip
         base = gr.Dropdown(
@@ -255,17 +268,15 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
     """What the buttons do."""
     places = studio.paths
 
-    @show_errors
     def compose(names: list[str] | None, how: str, weights: str, chosen: str | None, folder: str, steps: float,
                 rate: float, rank: float, base: str, token: str, noun: str, name: str) -> tuple[str, str]:  # fmt: skip
         values = {"weights": weights, "set": chosen, "folder": folder, "steps": steps, "rate": rate, "rank": rank,
                   "base": base, "token": token, "noun": noun}  # fmt: skip
-        config = parse_config(places, names, how, values, name)
+        config = parse_config(places, names, how, values, to_slug(name))
         check_ranges(config)
         check_compose(config)  # the queue does so only for weights that are learned
         return enqueue_run(studio, config)
 
-    @show_errors
     def show_composition(name: str | None) -> tuple[str, list[list[Any]]]:
         if not name:
             return message_html("No run has been composed yet."), []
@@ -284,7 +295,6 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
             *show_composition(value),
         )
 
-    @show_errors
     def refresh_runs(chosen: str | None) -> tuple[Any, ...]:
         runs = composed_runs(places)
         value = chosen if chosen in runs else (runs[0] if runs else None)
@@ -297,8 +307,10 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
     # Through the queue, for outside of it Gradio shows no error's sentence.
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     names, chosen = boxes[0], boxes[3]
-    go.click(compose, [*boxes, run], [started, run], api_name="compose")
-    done.input(show_composition, done, [said, table], **quiet)
-    again.click(refresh_runs, done, [done, said, table, names], **quiet)
+    act(go, compose, [*boxes, run], [started, run], started, api_name="compose")
+    act(done.input, show_composition, done, [said, table], said)
+    act(again, refresh_runs, done, [done, said, table, names], said)
     page = gr.context.Context.root_block
-    page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
+    loaded = page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
+    keep_draft("compose", boxes, loaded)
+    act(names.input, lambda wanted: collision_note(places, wanted), names, [started], started)

@@ -1,117 +1,212 @@
-"""Generate: images with any base and any number of adapters, and their settings back from an image."""
+"""Generate: images with any base and any number of adapters, all that was made here, and the settings of each back by a click."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ....pipelines.generate import parse_recipe, read_recipe
+from ....pipelines.generate import parse_recipe
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.context import Studio
-from ..backend.pipeline_worker import Job, JobStopped, run_in_background, save_images
-from ..backend.recipes import build_recipe, suggested_base_and_prompt
+from ..backend.generated import find_generated_image, generated_thumbnails
+from ..backend.pipeline_worker import BATCH, Job, JobStopped, run_in_background, save_images
+from ..backend.recipes import SAMPLERS, build_recipe, recalled_adapters, sampler_name, suggested_base_and_prompt
+from ..backend.turns import calling_client
 from ..render.messages import message_html, progress_bar, show_errors
-from ..widgets.adapter_rows import AdapterRows, row_values, row_visibility
+from ..widgets.actions import act, beside
+from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
 
 MAX_IMAGES = 64  # images at once
+SETTINGS = 10  # boxes before the adapters'
 
 
 class GeneratePage:
     """What the page's events do."""
 
     def __init__(self, studio: Studio) -> None:
-        self.paths, self.worker = studio.paths, studio.worker
+        self.studio, self.paths, self.worker = studio, studio.paths, studio.worker
 
     def make_images(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
-                      width: float, height: float, *rows: Any) -> Any:  # fmt: skip
-        """Draws; yields progress, then the images and their seed."""
-        if not 1 <= n <= MAX_IMAGES:
-            raise UserError(f"The number of images must be between 1 and {MAX_IMAGES}, not {n:g}.")
+                      width: float, height: float, sampler: str, *rows: Any) -> Iterator[Any]:  # fmt: skip
+        """Draws; yields progress and the images as they come, then all of them and their seed."""
+        if not 1 <= (n or 0) <= MAX_IMAGES or n != int(n):
+            raise UserError(f"The number of images must be a whole number from 1 to {MAX_IMAGES}, not {n}.")
         values = {
-            "steps": steps, "guidance_scale": guidance, "width": width, "height": height,
-            "seed": random.randrange(2**31) if seed < 0 else seed,
+            "steps": steps, "guidance_scale": guidance, "width": width, "height": height, "seed": seed, "scheduler": sampler,
         }  # fmt: skip
-        recipe = build_recipe(self.paths, base, prompt, negative, values, rows)
-        batches = -(-int(n) // 4)
+        recipe = build_recipe(self.paths, base, prompt or "", negative or "", values, rows)
+        kept: list[str] = []
+        folder, count, key, shown = self.paths.generated_folder(), int(n), calling_client().page, 0
+
+        def work(drawing: Job) -> Any:
+            return self.worker.draw(
+                recipe, count, drawing, lambda made: kept.extend(save_images(made, folder, "picture"))
+            )
+
         try:
-            for now in run_in_background(
-                lambda drawing: self.worker.draw(recipe, int(n), drawing), batches * recipe.steps
-            ):
+            for now in run_in_background(work, -(-count // BATCH) * recipe.steps, self.studio.turns):
                 if isinstance(now, Job):
-                    yield progress_bar(now.progress), gr.skip(), gr.skip()
+                    self.studio.jobs[key] = now
+                    images, shown = list(kept) if len(kept) > shown else gr.skip(), len(kept)
+                    yield progress_bar(now.progress, now.ahead), images, gr.skip()
                 else:
-                    yield (
-                        message_html(f"Seed {recipe.seed}."),
-                        save_images(now, self.paths.generated_folder(), "picture"),
-                        recipe.seed,
-                    )
+                    yield message_html(f"{count} images, seed {recipe.seed}."), list(kept), recipe.seed
         except JobStopped:
-            yield message_html("Stopped."), gr.skip(), gr.skip()
+            text = f"Stopped: {len(kept)} of {count} images are drawn and kept."
+            yield message_html(text), list(kept) if kept else gr.skip(), recipe.seed
+        finally:
+            self.studio.jobs.pop(key, None)
+
+    def stop(self) -> Any:
+        """Stops what this page draws, or waits for."""
+        job = self.studio.jobs.get(calling_client().page)
+        if job is None:
+            return message_html("Nothing is being drawn.")
+        job.stopped = True
+        return message_html("Stopping after this denoising step; what is drawn is kept.")
 
     def recall_settings(self, file: str | None) -> tuple[Any, ...]:
         """The settings of an image, for every box, and for how many rows are shown."""
         if not file:
             raise UserError("Drop a PNG that was made here, or by rankfold sample.")
-        recipe = parse_recipe(Path(file))
+        try:
+            recipe = parse_recipe(Path(file))
+        except UserError as error:  # where it was uploaded to helps nobody
+            raise UserError(str(error).replace(f"--from {file}", Path(file).name)) from error
         if recipe.references:
             raise UserError(
                 "This image was made from reference images, for which there is no place here yet: `rankfold sample --from` repeats it."
             )
-        names = [self.paths.adapter_name(path) for path in recipe.adapters]  # before anything that it names is read
+        names = recalled_adapters(self.paths, recipe)
         self.paths.base(recipe.base)
-        read_recipe(Path(file))
         values = (
             recipe.base, recipe.prompt, recipe.negative_prompt, recipe.seed, 1, recipe.steps, recipe.guidance_scale,
-            recipe.width, recipe.height,
+            recipe.width, recipe.height, sampler_name(recipe.scheduler),
         )  # fmt: skip
         rows = row_values(names, recipe.strengths)
         return message_html(f"The settings of {Path(file).name}."), *values, *rows, *row_visibility(max(1, len(names)))
 
-    def suggest_base_and_prompt(self, name: str) -> tuple[Any, Any]:
+    def recall_made(self, event: gr.SelectData) -> tuple[Any, ...]:
+        """The settings of an image that was clicked."""
+        caption = event.value.get("caption") if isinstance(event.value, dict) else ""
+        return self.recall_settings(find_generated_image(self.paths, str(caption)))
+
+    def suggest_base_and_prompt(self, name: str) -> tuple[Any, ...]:
         """Base and prompt that an adapter was made for."""
-        return suggested_base_and_prompt(self.paths, name)
+        return *suggested_base_and_prompt(self.paths, name), ""
+
+
+class GenerateBoxes:
+    """The page's boxes."""
+
+    def __init__(self, studio: Studio) -> None:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=300):
+                self.build_settings(studio)
+            with gr.Column(scale=6, min_width=300):
+                self.said = gr.HTML(label="Progress", elem_id="progress")
+                self.gallery = gr.Gallery(
+                    label="Results",
+                    columns=2,
+                    height="max-content",
+                    format="png",
+                    elem_id="pictures",
+                    object_fit="contain",
+                )
+                self.dropped = gr.File(
+                    label="Drop an image to reuse its settings", file_types=[".png"], elem_id="dropped", height=150
+                )
+        self.made = gr.Gallery(
+            label="Everything made here: click an image to reuse its settings", columns=8, height="max-content", elem_id="made",
+            object_fit="cover", allow_preview=False, buttons=[], fit_columns=False,
+        )  # fmt: skip
+        self.last = gr.Number(visible=False)
+
+    def build_settings(self, studio: Studio) -> None:
+        """What decides an image."""
+        self.prompt = gr.Textbox(label="Prompt", value="a sks creature on the beach", lines=3, elem_id="prompt")
+        self.base = gr.Dropdown(
+            [*EMBEDDED], value="tiny", allow_custom_value=True, label="Base model", elem_id="base",
+            info="Embedded, a hub id, or a folder.",
+        )  # fmt: skip
+        self.adapters = AdapterRows(studio.paths)
+        with gr.Row():
+            self.n = gr.Number(label="Images", value=4, min_width=90, elem_id="n")
+            self.steps = gr.Number(label="Steps", value=25, min_width=90, elem_id="steps")
+            self.seed = gr.Number(label="Seed (-1 = random)", value=-1, min_width=120, elem_id="seed")
+        with gr.Row():
+            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
+            self.stop = gr.Button("Stop", variant="stop", elem_id="generate-stop")
+        with gr.Accordion("More settings", open=False, elem_id="generate-more"):
+            self.negative = gr.Textbox(label="Negative prompt", lines=2, elem_id="negative")
+            with gr.Row():
+                self.guidance = gr.Number(label="Guidance", value=2.0, min_width=110, elem_id="guidance")
+                self.sampler = gr.Dropdown(
+                    [*SAMPLERS], value=next(iter(SAMPLERS)), label="Sampler", allow_custom_value=True, min_width=150,
+                    elem_id="sampler",
+                )  # fmt: skip
+            with gr.Row():
+                self.width = gr.Number(label="Width (0 = model default)", value=0, min_width=130, elem_id="width")
+                self.height = gr.Number(label="Height (0 = same as width)", value=0, min_width=130, elem_id="height")
+
+    @property
+    def boxes(self) -> list[Any]:
+        """In the order in which `make_images` takes them."""
+        return [
+            self.base, self.prompt, self.negative, self.seed, self.n, self.steps, self.guidance, self.width, self.height,
+            self.sampler, *self.adapters.boxes,
+        ]  # fmt: skip
 
 
 def build(studio: Studio) -> None:
     """The page."""
-    generate = GeneratePage(studio)
-    adapters = AdapterRows(studio.paths)
-    with gr.Row():
-        base = gr.Dropdown([*EMBEDDED], value="tiny", allow_custom_value=True, label="Base model", elem_id="base")
-        prompt = gr.Textbox(label="Prompt", value="a sks creature on the beach", lines=2, scale=2, elem_id="prompt")
-        negative = gr.Textbox(label="Negative prompt", lines=2, scale=1)
-    with gr.Row():
-        seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, min_width=120, elem_id="seed")
-        n = gr.Number(label="Images", value=4, precision=0, minimum=1, maximum=MAX_IMAGES, min_width=120, elem_id="n")
-        steps = gr.Number(label="Steps", value=25, precision=0, minimum=1, min_width=120, elem_id="steps")
-        guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="guidance")
-        width = gr.Number(label="Width (0 = model default)", value=0, precision=0, min_width=120)
-        height = gr.Number(label="Height (0 = same as width)", value=0, precision=0, min_width=120)
-    with gr.Row():
-        go = gr.Button("Generate", variant="primary", elem_id="generate")
-        stop = gr.Button("Stop", variant="stop")
-    said = gr.HTML(label="Progress", elem_id="progress")
-    gallery = gr.Gallery(label="Results", columns=4, height="max-content", format="png", elem_id="pictures")
-    with gr.Row():
-        dropped = gr.File(label="Drop an image to reuse its settings", file_types=[".png"], elem_id="dropped")
+    generate, page = GeneratePage(studio), GenerateBoxes(studio)
+    said, boxes, adapters = page.said, page.boxes, page.adapters
+    draft = gr.BrowserState(None, storage_key="rankfold-generate", secret="rankfold")
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
-    boxes = [base, prompt, negative, seed, n, steps, guidance, width, height, *adapters.boxes]
-    last = gr.Number(visible=False)
-    event = go.click(
-        show_errors(generate.make_images), boxes, [said, gallery, last], api_name="generate", concurrency_id="device"
-    )
-    stop.click(None, cancels=[event])
-    dropped.upload(show_errors(generate.recall_settings), dropped, [said, *boxes, *adapters.length], api_name="recall")
-    adapters.names[0].input(
-        show_errors(generate.suggest_base_and_prompt),
+    def restore(kept: Any, request: gr.Request) -> tuple[Any, ...]:
+        return restored_boxes(generate, adapters, kept, request.query_params.get("adapter"))
+
+    @show_errors
+    def list_made() -> Any:
+        return generated_thumbnails(studio.paths)
+
+    act(
+        page.go, generate.make_images, boxes, [said, page.gallery, page.last], said, api_name="generate", concurrency_limit=None
+    ).then(list_made, None, page.made, **quiet)  # fmt: skip
+    act(page.stop, generate.stop, None, [said], said, queue=False)
+    recalled = [said, *boxes, *adapters.length]
+    act(page.dropped.upload, generate.recall_settings, page.dropped, recalled, said, api_name="recall")
+    act(page.made.select, generate.recall_made, None, recalled, said)
+    act(
+        adapters.names[0].input,
+        generate.suggest_base_and_prompt,
         adapters.names[0],
-        [base, prompt],
-        api_visibility="private",
-        queue=False,
+        [page.base, page.prompt, said],
+        said,
     )
-    page = gr.context.Context.root_block
-    page.load(adapters.choices, None, adapters.names, api_visibility="private", show_progress="hidden")
+    gr.on([box.change for box in boxes], None, boxes, draft, js="(...values) => [values]", **quiet)
+    root = gr.context.Context.root_block
+    root.load(beside(restore, 0, len(recalled)), draft, recalled, **quiet)
+    root.load(list_made, None, page.made, **quiet)
+
+
+def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wanted: str | None) -> tuple[Any, ...]:
+    """What every box held when this browser last saw the page, and the adapter that its address names."""
+    known, values, rows = generate.paths.adapters(), [gr.skip()] * SETTINGS, []
+    if isinstance(kept, list) and len(kept) == SETTINGS + 3 * ROWS:
+        values = kept[:SETTINGS]
+        rows = [
+            (name, strength) for _, name, strength in zip(*[iter(kept[SETTINGS:])] * 3, strict=True) if name in known
+        ]
+    if wanted:
+        generate.paths.adapter(wanted)
+        base, prompt = suggested_base_and_prompt(generate.paths, wanted)
+        values, rows = [base, prompt, *values[2:]], [(wanted, 1.0)]
+    strengths = [strength if isinstance(strength, int | float) else 1.0 for _, strength in rows]
+    return "", *values, *adapters.filled([name for name, _ in rows], strengths)

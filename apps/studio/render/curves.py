@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 52, 26, 14
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 220, 62, 26, 16
 MAX_POINTS = 500  # points of a curve
 COLOURS = ("#2563eb", "#d97706", "#059669", "#db2777")
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -47,7 +47,7 @@ def draw_curves(title: str, curves: dict[str, Curve], *, faint: Sequence[str] = 
     parts = [axis(low, high, left, right)]
     for number, (name, (x, y)) in enumerate(curves.items()):
         points = " ".join(place(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b))
-        style = 'stroke-width="1" opacity=".35"' if name in faint else 'stroke-width="2"'
+        style = 'stroke-width="1" opacity=".55"' if name in faint else 'stroke-width="2"'
         colour = COLOURS[number % len(COLOURS)]
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" {style}/>')
         if len(x) == 1:

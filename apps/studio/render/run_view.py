@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.records import parse_record
 from ....toolkit.core.run_folder import LIVE_STATES, Run
 from ....training.config.base import LoopConfig
+from ....training.config.compose import ComposeConfig, ComposeInstructConfig
+from ....training.config.images import DiffusionConfig
+from ....training.config.instruct import ConversationConfig
+from ....training.config.subject import SubjectConfig
 from ....training.config.yaml_file import from_yaml
 from ....training.launch.queue import OUTPUT_FILE, queued_runs
 from .curves import draw_curves, smooth
@@ -131,9 +136,9 @@ def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
         place = [one.folder.name for one in queued_runs(run.folder.parent)]
         if run.folder.name in place:
             facts.append(f"number {place.index(run.folder.name) + 1} in the queue")
-    text = f'<div class="state" role="status"><b>{html.escape(state or "unknown")}</b>' + "".join(
-        f"<span>{html.escape(fact)}</span>" for fact in facts
-    )
+    name = html.escape(run.folder.name)
+    text = f"<h2>{name}</h2>" + '<div class="state" role="status"><b>' + html.escape(state or "unknown") + "</b>"
+    text += "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
     text += f'</div><progress max="{total or 1}" value="{step}" aria-label="steps done"></progress>'
     if state == "lost":
         text += message_html(
@@ -142,8 +147,43 @@ def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
         )
     if state == "failed":
         text += message_html(redact_secrets(str(status.get("error") or "It failed.")), "fault")
-    name = html.escape(run.folder.name)
-    return text + f'<p><a href="/?clone={name}">Train again with these settings</a></p>'
+    config = read_config(run)
+    return text + message_html(what_it_is(config)) + links_html(run.folder.name, state, config)
+
+
+def what_it_is(config: LoopConfig) -> str:
+    """What a run learns or is made of, in a line."""
+    if isinstance(config, ComposeConfig | ComposeInstructConfig):
+        names = [Path(one).name if Path(one).name != "adapter" else Path(one).parent.name for one in config.adapters]
+        weights = config.weights or ()
+        parts = [f"{name} ({weight:g})" for name, weight in zip(names, weights, strict=True)] if weights else names
+        how = (
+            "fixed weights"
+            if weights
+            else "weights learned from images"
+            if config.images is not None
+            else "equal weights"
+        )
+        return f"Composed of {', '.join(parts)}, {how}."
+    if isinstance(config, SubjectConfig):
+        return f'Trained as "a {config.token} {config.class_noun}" on {Path(config.base).name}, {config.adapter} of rank {config.rank}.'
+    if isinstance(config, ConversationConfig):
+        return f"A task for {Path(config.base).name}, from {config.data.name if config.data else 'no data'}."
+    return ""
+
+
+def links_html(name: str, state: str, config: LoopConfig) -> str:
+    """Where one goes from here."""
+    target = quote(name)
+    links = []
+    if state == "done" and isinstance(config, DiffusionConfig):
+        links += [f'<a class="go" href="/generate?adapter={target}">Generate with this adapter</a>']
+        links += [f'<a href="/library?adapter={target}">Export or keep it</a>']
+    if state == "done" and isinstance(config, ConversationConfig):
+        links.append(f'<a class="go" href="/chat?adapter={target}">Chat with this adapter</a>')
+    if isinstance(config, SubjectConfig):
+        links.append(f'<a href="/train?clone={target}">Train again with these settings</a>')
+    return f'<p class="links">{"".join(links)}</p>' if links else ""
 
 
 def speed_facts(run: Run, rows: MetricsFollower, steps_left: int) -> list[str]:
@@ -193,7 +233,7 @@ def curves_html(rows: MetricsFollower) -> str:
         }
         if losses:
             text += draw_curves("Loss at fixed noise", losses)
-    return text or message_html("No step has been logged yet.")
+    return f'<div class="curves">{text}</div>' if text else message_html("No step has been logged yet.")
 
 
 def newest_previews(run: Run) -> tuple[tuple[str, str], ...]:

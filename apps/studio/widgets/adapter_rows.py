@@ -11,6 +11,7 @@ from ....toolkit.core.errors import UserError
 from ..backend.paths import StudioPaths
 
 ROWS = 24  # all are there from the start, hidden until they are asked for
+RANGE = (-2.0, 3.0)  # of the strengths that a slider shows; it grows for others
 
 
 class AdapterRows:
@@ -19,14 +20,14 @@ class AdapterRows:
     def __init__(self, paths: StudioPaths, label: str = "adapter") -> None:
         self.paths, self.rows = paths, []
         for number in range(ROWS):
-            with gr.Row(visible=number == 0) as row:
-                on = gr.Checkbox(label="Enabled", value=True, scale=0, min_width=70)
-                name = gr.Dropdown(
-                    [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, elem_id=f"{label}-{number + 1}"
-                )
-                slider = gr.Slider(-1, 2, 1, step=0.05, label="strength", scale=3)
-                strength = gr.Number(1, label="strength, any value", step=0.05, scale=1, min_width=120)
-                slider.input(None, slider, strength, js="(value) => value", api_visibility="private", queue=False)
+            with gr.Group(visible=number == 0) as row:
+                with gr.Row():
+                    name = gr.Dropdown(
+                        [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, min_width=180,
+                        elem_id=f"{label}-{number + 1}",
+                    )  # fmt: skip
+                    on = gr.Checkbox(label="Enabled", value=True, scale=1, min_width=130)
+                strength = gr.Slider(*RANGE, 1, step=0.05, label=f"strength {number + 1}")
             self.rows.append((row, on, name, strength))
         self.more = gr.Button("Add adapter", size="sm")
         self.count = gr.State(1)
@@ -49,8 +50,14 @@ class AdapterRows:
 
     def choices(self) -> list[Any]:
         """The adapters as they are now, for every row."""
-        names = list(self.paths.adapters())
-        return [gr.Dropdown(choices=["", *names]) for _ in range(ROWS)]
+        return [gr.Dropdown(choices=["", *self.paths.adapters()]) for _ in range(ROWS)]
+
+    def filled(self, names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
+        """Every row's boxes with the adapters that are there now, these of them chosen; and how many rows are shown."""
+        choices = ["", *self.paths.adapters()]
+        rows = row_values(names, strengths)
+        rows[1::3] = [gr.Dropdown(choices=choices, value=name) for name in rows[1::3]]
+        return [*rows, *row_visibility(max(1, len(names)))]
 
 
 def row_visibility(count: int) -> list[Any]:
@@ -69,5 +76,7 @@ def row_values(names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
     rows: list[Any] = []
     for number in range(ROWS):
         there = number < len(names)
-        rows += [there or number == 0, names[number] if there else None, strengths[number] if there else 1.0]
+        strength = float(strengths[number]) if there else 1.0
+        slider = gr.Slider(value=strength, minimum=min(RANGE[0], strength), maximum=max(RANGE[1], strength))
+        rows += [there or number == 0, names[number] if there else None, slider]
     return rows

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import yaml
 
 from ....toolkit.adapters.registry import adapter_names, make_config, option_help
 from ....toolkit.core.errors import UserError
@@ -14,6 +18,7 @@ from ....toolkit.vlm.model import EMBEDDED as EMBEDDED_VISION
 from ....training.config.base import LoopConfig
 from ....training.config.checks import check_ranges
 from ....training.config.yaml_file import METHODS
+from ..backend.paths import StudioPaths, check_name, to_slug
 from ..render.messages import message_html, show_errors
 from .fields import (
     SWITCH,
@@ -26,61 +31,83 @@ from .fields import (
     to_input_value,
     values_to_yaml,
 )
+from .groups import grouped
 
 ADAPTER_TABLE = ["field", "value", "meaning"]
 
 
-class Form:
-    """The widgets of one method. `basic` stand open, all others behind a search."""
+@dataclass(frozen=True)
+class External:
+    """A setting whose box is no plain one and stands elsewhere on the page."""
 
-    def __init__(self, method: str, basic: tuple[str, ...], hidden: tuple[str, ...] = ("out",)) -> None:
-        self.method = method
+    box: Any
+    to_value: Callable[[Any], Any]
+    """The setting, as YAML has it, that the box means."""
+    to_box: Callable[[Any], Any]
+    """What the box holds for a setting."""
+
+
+class Form:
+    """The widgets of one method. `basic` stand open, all others under Advanced; `hidden` have no box of the form's own."""
+
+    def __init__(
+        self, method: str, basic: tuple[str, ...], hidden: tuple[str, ...] = ("out",), initial: dict[str, Any] | None = None
+    ) -> None:  # fmt: skip
+        """initial: settings that the boxes begin with, others than the defaults."""
+        self.method, self.initial = method, initial or {}
         self.fields = {f.name: f for f in fields_of(METHODS[method]) if f.name not in (*hidden, "adapter_options")}
         self.basic = [name for name in basic if name in self.fields]
         self.rest = [name for name in self.fields if name not in basic]
         self.widgets: dict[str, Any] = {}
+        self.external: dict[str, External] = {}
         self.has_adapter = "adapter" in self.fields
         self.id = method
 
     # -------------------------------------------------------------------------- building
 
     def build_basic(self) -> None:
-        """The settings that everybody looks at, and the adapter's own."""
+        """The settings that everybody looks at."""
         with gr.Row():
             for name in self.basic:
                 self.widgets[name] = self.widget(self.fields[name])
-        self.options = gr.Dataframe(
-            headers=ADAPTER_TABLE,
-            value=self.option_rows("moslora", {}) if self.has_adapter else [],
-            label="The adapter's own settings (leave a value empty for its default)",
-            interactive=True,
-            static_columns=[0, 2],
-            column_count=3,
-            wrap=True,
-            visible=self.has_adapter,
-            column_widths=["20%", "20%", "60%"],
-            elem_id=f"{self.id}-options",
-        )
 
     def build_rest(self) -> None:
-        """All other settings, with a search."""
-        with gr.Accordion("All settings", open=False, elem_id=f"{self.id}-all"):
+        """All other settings in groups, with a search, and the adapter's own."""
+        with gr.Accordion("Advanced: all settings", open=False, elem_id=f"{self.id}-all"):
             self.search = gr.Textbox(label="Search the settings", placeholder="warmup, mask, precision ...")
-            with gr.Row():
-                for name in self.rest:
-                    self.widgets[name] = self.widget(self.fields[name])
+            self.groups: list[Any] = []
+            for title, names in grouped(self.rest).items():
+                with gr.Group(elem_classes="settings") as group:
+                    gr.HTML(f"<h3>{title}</h3>", padding=True)
+                    with gr.Row():
+                        for name in names:
+                            self.widgets[name] = self.widget(self.fields[name])
+                self.groups.append(group)
+            self.options = gr.Dataframe(
+                headers=ADAPTER_TABLE,
+                value=self.option_rows("moslora", {}) if self.has_adapter else [],
+                label="The adapter's own settings (leave a value empty for its default)",
+                interactive=True,
+                static_columns=[0, 2],
+                column_count=3,
+                wrap=True,
+                visible=self.has_adapter,
+                column_widths=["20%", "20%", "60%"],
+                elem_id=f"{self.id}-options",
+            )
 
     def build_yaml(self) -> None:
         """The same as YAML, which is what is started, and as a command."""
-        default = values_to_yaml(self.method, {})
-        with gr.Row():
-            self.yaml = gr.Code(
-                value=default, language="yaml", label="The settings as YAML", lines=8,
-                interactive=True, elem_id=f"{self.id}-yaml", scale=1,
-            )  # fmt: skip
+        default = values_to_yaml(self.method, self.initial)
+        with gr.Accordion("Command and YAML", open=False, elem_id=f"{self.id}-texts"):
             self.command = gr.Textbox(
-                label="The same in a terminal", lines=8, interactive=False, elem_id=f"{self.id}-command", scale=1
-            )
+                label="The same in a terminal", lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id=f"{self.id}-command",
+                info="Gives the same adapter, to the bit.",
+            )  # fmt: skip
+            self.yaml = gr.Code(
+                value=default, language="yaml", label="The settings as YAML; download it and start it with: rankfold queue FILE",
+                lines=8, interactive=True, elem_id=f"{self.id}-yaml",
+            )  # fmt: skip
         self.message = gr.HTML(label="What is wrong with the settings", elem_id=f"{self.id}-said")
         self.written = gr.State((default, default))
         """YAML of the boxes, and text of the editor, when both last said the same."""
@@ -90,7 +117,7 @@ class Form:
         common: dict[str, Any] = {
             "label": field.label, "info": field.help, "elem_id": f"{self.id}-{field.name}",
         }  # fmt: skip
-        value = to_input_value(field, field.default)
+        value = to_input_value(field, self.initial.get(field.name, field.default))
         if field.name == "adapter":
             return gr.Dropdown(adapter_names(), value=value, **common, min_width=200)
         if field.name == "base":
@@ -103,9 +130,8 @@ class Form:
         if field.kind == "choice":
             return gr.Dropdown(list(field.choices), value=value, **common, min_width=200)
         if field.kind in ("whole", "number"):
-            whole = 0 if field.kind == "whole" else None
             unset = "the base's own" if field.optional else None
-            return gr.Number(value=value, precision=whole, placeholder=unset, **common, min_width=200)
+            return gr.Number(value=value, placeholder=unset, **common, min_width=200)
         lines = 2 if field.kind in ("texts", "mapping") else 1
         return gr.Textbox(value=value, lines=lines, **common, min_width=200)
 
@@ -120,7 +146,7 @@ class Form:
     @property
     def boxes(self) -> list[Any]:
         """The adapter's own settings and all boxes, in the order in which `boxes_yaml` takes them."""
-        return [self.options, *self.widgets.values()]
+        return [self.options, *self.widgets.values(), *(one.box for one in self.external.values())]
 
     @property
     def sides(self) -> list[Any]:
@@ -135,6 +161,8 @@ class Form:
         for name, box in self.widgets.items():
             if name not in elsewhere:
                 box.input(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
+        for one in self.external.values():
+            one.box.change(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
         self.options.input(show_errors(self.from_boxes), inputs, written, **quiet)
         if self.has_adapter:
             self.widgets["adapter"].input(
@@ -146,7 +174,8 @@ class Form:
             [self.command, self.message, self.written, *self.boxes],
             **quiet,
         )
-        self.search.input(self.filter_fields, self.search, [self.widgets[name] for name in self.rest], **quiet)
+        shown = [*(self.widgets[name] for name in self.rest), *self.groups]
+        self.search.input(self.filter_fields, self.search, shown, **quiet)
 
     def adapter_chosen(self, adapter: str) -> list[list[str]]:
         """Another adapter, its own settings."""
@@ -166,9 +195,10 @@ class Form:
         Raises:
             UserError: for a box that holds no value of its setting.
         """
-        own = {
-            name: from_input_value(self.fields[name], value) for name, value in zip(self.widgets, values, strict=True)
-        }
+        own: dict[str, Any] = {}
+        for name, value in zip((*self.widgets, *self.external), values, strict=True):
+            outer = self.external.get(name)
+            own[name] = outer.to_value(value) if outer else from_input_value(self.fields[name], value)
         if self.has_adapter:
             known = option_help(own["adapter"])
             rows = options.values.tolist() if hasattr(options, "values") else options
@@ -186,6 +216,8 @@ class Form:
         """
         boxed = self.boxes_yaml(*boxes)
         before, shown = written
+        if text != shown:
+            text = self.with_external(text, boxed)
         edited = text != shown and self.normal_yaml(text) != boxed
         if edited and boxed != before:
             raise UserError(
@@ -202,8 +234,16 @@ class Form:
     def normal_yaml(self, text: str) -> str:
         """The YAML that the boxes have for what this one says."""
         values = config_values(self.config(text))
-        return values_to_yaml(
-            self.method, {k: v for k, v in values.items() if k in self.fields or k == "adapter_options"}
+        known = (*self.fields, *self.external, "adapter_options")
+        return values_to_yaml(self.method, {k: v for k, v in values.items() if k in known})
+
+    def with_external(self, text: str, boxed: str) -> str:
+        """The text with the settings that have their boxes elsewhere, where it does not say them itself."""
+        said, own = (yaml.safe_load(one) for one in (text, boxed))
+        self.config(text)
+        missing = {name: own[name] for name in self.external if name in own and name not in said}
+        return (
+            text.rstrip("\n") + "\n" + yaml.safe_dump(missing, sort_keys=False, allow_unicode=True) if missing else text
         )
 
     def from_editor(self, text: str, written: tuple[str, str]) -> tuple[Any, ...]:
@@ -221,6 +261,8 @@ class Form:
         values = config_values(config)
         options = self.option_rows(values["adapter"], values["adapter_options"]) if self.has_adapter else gr.skip()
         boxes = [to_input_value(self.fields[name], values[name]) for name in self.widgets]
+        said = yaml.safe_load(text)
+        boxes += [one.to_box(values[name]) if name in said else gr.skip() for name, one in self.external.items()]
         return (self.command_text(text), "", (self.normal_yaml(text), text), options, *boxes)
 
     def config(self, text: str) -> LoopConfig:
@@ -241,13 +283,20 @@ class Form:
         return shlex.join(config_command(self.config(text)))
 
     def filter_fields(self, wanted: str) -> list[Any]:
-        """Which boxes the search shows."""
+        """Which boxes the search shows, and then which of the groups."""
         words = wanted.lower().split()
-        return [
-            gr.update(
-                visible=all(
-                    word in f"{field.label} {field.name} {field.help}".lower().replace("_", " ") for word in words
-                )
-            )
-            for field in (self.fields[name] for name in self.rest)
-        ]
+        found = {
+            name: all(word in f"{field.label} {field.name} {field.help}".lower().replace("_", " ") for word in words)
+            for name, field in ((name, self.fields[name]) for name in self.rest)
+        }
+        groups = [any(found[name] for name in names) for names in grouped(self.rest).values()]
+        return [gr.update(visible=is_shown) for is_shown in (*found.values(), *groups)]
+
+
+def run_name_box(form: Form, paths: StudioPaths, value: str, place: str) -> Any:
+    """The box with the run's name, which is the form's setting of where it goes."""
+    box = gr.Textbox(label="Name of the run", value=value, elem_id=place)
+    form.external["out"] = External(
+        box, lambda wish: str(paths.runs / check_name(to_slug(wish), "run")), lambda out: Path(out).name
+    )
+    return box

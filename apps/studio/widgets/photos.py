@@ -17,19 +17,36 @@ from ....toolkit.diffusion.load import EMBEDDED as EMBEDDED_BASES
 from ....toolkit.vlm.model import EMBEDDED, available_bases
 from ....training.config.defaults import EMBEDDED_SETTINGS
 from ..backend.context import Studio
+from ..backend.housekeeping import (
+    delete_set,
+    deletion_of_set,
+    free_set_name,
+    image_sets,
+    own_set,
+    remove_image,
+    rename_set,
+    set_folder,
+)
+from ..backend.paths import to_slug
 from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_background
 from ..render.messages import message_html, progress_bar, show_errors
+from .actions import act
+from .deletion import Deletion
 from .form import Form
 from .uploads import crop_preview, scan_folder, store_uploads, write_captions
 
 SIDE = 160  # pixels of a thumbnail
+FIRST_SET = "images-1"  # the name of a first set
 SMALL = 64  # pixels: smaller images are pointed out
 
 
 def folder_outputs(folder: Path, refused: list[str]) -> tuple[Any, ...]:
     """The folder, its images, its captions, and what was noticed."""
     found = scan_folder(folder)
-    images = [(crop_preview(one, SIDE), f"{one.path.name}, {one.width} x {one.height}") for one in found]
+    images = [
+        (crop_preview(one, SIDE), f"{one.path.name}, {one.width} x {one.height}: {one.caption or 'no caption'}")
+        for one in found
+    ]
     bare = sum(not one.caption for one in found)
     lines = [f"{len(found)} images."]
     if bare:
@@ -66,27 +83,41 @@ class PhotoStep:
 
     def __init__(self, studio: Studio) -> None:
         self.paths, self.loaded = studio.paths, studio.model_cache
-        self.folder = gr.State("")
+        self.turns = studio.turns
+        self.folder, self.chosen = gr.State(""), gr.State("")
         with gr.Row():
             with gr.Column():
                 self.files = gr.File(
-                    label="Images, captions or a zip", file_count="multiple", elem_id="files",
+                    label="Images, captions or a zip", file_count="multiple", elem_id="files", height=180,
                     file_types=["image", ".zip", ".txt"],
                 )  # fmt: skip
-                self.set_name = gr.Textbox(label="Name of this set of images", value="my-subject", elem_id="set-name")
-                self.add = gr.Button("Add these images", variant="primary", elem_id="add")
+                with gr.Row():
+                    self.set_name = gr.Textbox(
+                        label="Name of this set of images", value=FIRST_SET, elem_id="set-name", scale=2, min_width=160
+                    )
+                    self.add = gr.Button("Add these images", variant="primary", elem_id="add", scale=1, min_width=160)
             with gr.Column():
+                self.known = gr.Dropdown(
+                    [], label="Or a set that is here", allow_custom_value=True, elem_id="known-sets"
+                )
                 self.typed = gr.Textbox(
                     label="Or a folder on this machine", placeholder="/home/me/photos/cat", elem_id="folder"
                 )
                 self.use_folder_button = gr.Button("Use this folder", elem_id="use-folder")
         self.findings = gr.HTML(label="What was noticed", elem_id="findings")
+        with gr.Column(visible=False) as self.present:
+            self.build_present()
+        self.message = gr.HTML(label="Captions written", elem_id="captions-said")
+
+    def build_present(self) -> None:
+        """The images that are there, with their captions."""
         self.gallery = gr.Gallery(
-            label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops"
-        )
+            label="As training will see them", columns=6, height="max-content", object_fit="contain", elem_id="crops",
+            allow_preview=False, buttons=[], fit_columns=False,
+        )  # fmt: skip
         self.captions = gr.Dataframe(
             headers=["image", "caption"], label="Captions", interactive=True, static_columns=[0], column_count=2,
-            wrap=True, elem_id="captions",
+            wrap=True, elem_id="captions", column_widths=["30%", "70%"],
         )  # fmt: skip
         with gr.Row():
             self.write = gr.Button("Save the captions", elem_id="save-captions")
@@ -96,7 +127,14 @@ class PhotoStep:
                 elem_id="caption-model",
             )  # fmt: skip
             self.ask = gr.Button("Write missing captions", elem_id="write-captions")
-        self.message = gr.HTML(label="Captions written", elem_id="captions-said")
+        with gr.Accordion("Remove an image; rename or delete this set", open=False, elem_id="set-actions"), gr.Row():
+            with gr.Column(min_width=200):
+                self.remove = gr.Button("Remove the chosen image", size="sm", elem_id="remove-image", interactive=False)
+            with gr.Column(min_width=200):
+                self.new_name = gr.Textbox(label="New name of this set", elem_id="set-new-name")
+                self.rename = gr.Button("Rename", size="sm", elem_id="set-rename")
+            with gr.Column(min_width=200):
+                self.deletion = Deletion("Delete this set", "set")
 
     @property
     def outputs(self) -> list[Any]:
@@ -105,40 +143,108 @@ class PhotoStep:
 
     def wire(self, form: Form) -> None:
         """What the buttons do. form: the settings, for the subject's words."""
-        self.add.click(show_errors(self.add_files), [self.files, self.set_name], self.outputs, api_name="upload")
-        self.use_folder_button.click(show_errors(self.use_folder), self.typed, self.outputs, api_name="use_folder")
-        self.write.click(
-            show_errors(self.save_captions), [self.folder, self.captions], self.outputs, api_visibility="private"
-        )
+        shown, said = [*self.outputs, self.message], self.message
+        act(
+            self.add, self.add_files, [self.files, self.set_name, self.folder], [*shown, self.set_name], said, api_name="upload"
+        )  # fmt: skip
+        act(self.use_folder_button, self.use_folder, self.typed, shown, said, api_name="use_folder")
+        act(self.known.input, self.open_set, self.known, [*shown, self.set_name], said)
+        act(self.write, self.save_captions, [self.folder, self.captions], shown, said)
+        self.wire_set(shown)
 
-        @show_errors
         def write_missing(folder: str, table: Any, model: str, text: str) -> Iterator[Any]:
             yield from self.write_missing_captions(folder, table, model, form.config(text))
 
-        self.ask.click(
-            write_missing, [self.folder, self.captions, self.model, form.yaml], [self.captions, self.message],
-            api_visibility="private", concurrency_id="device",
+        act(
+            self.ask, write_missing, [self.folder, self.captions, self.model, form.yaml], [self.captions, self.message],
+            said, concurrency_limit=None,
         )  # fmt: skip
         load = gr.context.Context.root_block.load
         load(lambda: gr.Dropdown(choices=available_bases()), None, self.model, api_visibility="private",
              show_progress="hidden", queue=False)  # fmt: skip
+        load(
+            self.begin, None, [self.known, self.set_name], api_visibility="private", show_progress="hidden", queue=False
+        )
+        self.folder.change(
+            lambda folder: (gr.Column(visible=bool(folder)), gr.Dropdown(choices=image_sets(self.paths))), self.folder,
+            [self.present, self.known], api_visibility="private", show_progress="hidden", queue=False,
+        )  # fmt: skip
 
-    def add_files(self, files: list[str] | None, name: str) -> tuple[Any, ...]:
-        """Uploaded files into a set."""
+    def wire_set(self, shown: list[Any]) -> None:
+        """What changes a set as a whole."""
+        said, quiet = self.message, {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        self.gallery.select(show_errors(self.choose_image), self.folder, [self.chosen, self.remove], **quiet)
+        act(self.remove, self.remove_chosen, [self.folder, self.chosen], [*shown, self.remove], said)
+        act(self.rename, self.rename_chosen, [self.folder, self.new_name], [*shown, self.set_name, self.new_name], said)
+        self.deletion.wire(
+            lambda folder: deletion_of_set(self.paths, self.chosen_set(folder)),
+            lambda folder: delete_set(self.paths, self.chosen_set(folder)),
+            self.folder, said, lambda: ("", [], [], ""), self.outputs,
+        )  # fmt: skip
+
+    def begin(self) -> tuple[Any, Any]:
+        """The sets that there are, and a name for another."""
+        free = free_set_name(self.paths)
+        return gr.Dropdown(choices=image_sets(self.paths), value=None), gr.skip() if free == FIRST_SET else free
+
+    def add_files(self, files: list[str] | None, wish: str, folder: str) -> tuple[Any, ...]:
+        """Uploaded files into a new set, or into the one that is open."""
         if not files:
             raise UserError("No file has been chosen: drop images, captions (.txt) or a zip into the box.")
-        folder = self.paths.upload_folder(name)
-        return folder_outputs(folder, store_uploads(files, folder))
+        name = to_slug(wish)
+        if name in image_sets(self.paths) and own_set(self.paths, Path(folder or "/")) != name:
+            raise UserError(
+                f"There is a set named {name} already: choose it from the sets that are here to add to it, or give another name."
+            )
+        place = self.paths.upload_folder(name)
+        outputs = folder_outputs(place, store_uploads(files, place))
+        return *outputs, message_html(f"Kept in the set {name}."), name
+
+    def open_set(self, name: str | None) -> tuple[Any, ...]:
+        """A set that is there."""
+        return *folder_outputs(set_folder(self.paths, name or ""), []), "", name
 
     def use_folder(self, text: str) -> tuple[Any, ...]:
         """A folder that was typed."""
-        return folder_outputs(self.paths.readable_folder(text, "The folder"), [])
+        return *folder_outputs(self.paths.readable_folder(text, "The folder"), []), ""
+
+    def show_folder(self, folder: str) -> tuple[Any, ...]:
+        """A folder that another part of the page has chosen."""
+        return folder_outputs(self.chosen_folder(folder), []) if folder else ("", [], [], "")
+
+    def choose_image(self, folder: str, event: gr.SelectData) -> tuple[str, Any]:
+        """The image that was clicked."""
+        names = [one.path.name for one in scan_folder(self.chosen_folder(folder))]
+        name = names[event.index] if isinstance(event.index, int) and event.index < len(names) else ""
+        return name, gr.Button(f"Remove {name}" if name else "Remove the chosen image", interactive=bool(name))
+
+    def remove_chosen(self, folder: str, name: str) -> tuple[Any, ...]:
+        """An image out of its set."""
+        path = self.chosen_folder(folder)
+        text = remove_image(self.paths, path, name)
+        return *folder_outputs(path, []), message_html(text), gr.Button("Remove the chosen image", interactive=False)
+
+    def rename_chosen(self, folder: str, wish: str) -> tuple[Any, ...]:
+        """Another name for the set."""
+        path = rename_set(self.paths, self.chosen_set(folder), to_slug(wish))
+        return *folder_outputs(path, []), message_html(f"This set is now {path.name}."), path.name, ""
+
+    def chosen_set(self, folder: str) -> str:
+        """The set that is open.
+
+        Raises:
+            UserError: when it is none of the studio's own.
+        """
+        path = self.chosen_folder(folder)
+        if not (name := own_set(self.paths, path)):
+            raise UserError(f"{path} is a folder of yours: the studio renames and deletes only sets that it was given.")
+        return name
 
     def save_captions(self, folder: str, table: Any) -> tuple[Any, ...]:
         """The table's captions beside the images."""
         path = self.chosen_folder(folder)
         write_captions(path, {str(row[0]): str(row[1] or "") for row in table.values.tolist()})
-        return folder_outputs(path, [])
+        return *folder_outputs(path, []), message_html("The captions are saved.")
 
     def save_edited(self, folder: str, table: Any) -> str:
         """Writes the captions of the table that are others than those beside the images; says how many."""
@@ -164,9 +270,10 @@ class PhotoStep:
         if not missing:
             raise UserError("Every image has a caption: empty those in the table that should be rewritten.")
         try:
-            for now in run_in_background(partial(caption_rows, rows, path, base, config, self.loaded), missing):
+            work = partial(caption_rows, rows, path, base, config, self.loaded)
+            for now in run_in_background(work, missing, self.turns):
                 if isinstance(now, Job):
-                    yield rows, progress_bar(now.progress)
+                    yield rows, progress_bar(now.progress, now.ahead)
                 else:
                     yield rows, message_html(f"{now} captions written by {model}: read them, then save them.")
         except JobStopped:

@@ -20,7 +20,7 @@ from ....toolkit.data.subjects import Sample, load_image
 MAX_FILES = 2000
 MAX_BYTES = 2 * 2**30  # of all that a zip unpacks to
 MAX_FILE_BYTES = 200 * 2**20
-ALLOWED_SUFFIXES = (*SUFFIXES, *SIDECARS, ".jsonl", ".csv")
+ALLOWED_SUFFIXES = (*SUFFIXES, *SIDECARS, ".jsonl", ".json", ".csv")
 MAX_FINGERPRINT_DISTANCE = 4  # bits of 64 in which the fingerprints of near duplicates differ at most
 
 
