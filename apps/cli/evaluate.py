@@ -44,7 +44,7 @@ class EvaluateOptions:
     width: Annotated[int, Ge(0), Le(16384)] = 0
     """Width and height of the images in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """dtype; unset means the one that the adapter was trained in."""
+    """dtype; unset means the one that the adapter was trained in; fp32 where it does not say, and on a CPU."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the first image."""
     out: Path | None = None

@@ -47,7 +47,7 @@ class SampleOptions:
     height: Annotated[int, Ge(0), Le(16384)] = 0
     """Their height in pixels; 0 means as high as wide."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """dtype; unset means the one that the adapters were trained in, or fp32 where they differ or do not say."""
+    """dtype; unset means the one that the adapters were trained in; fp32 where they differ or do not say, and on a CPU."""
     out: Path = Path("samples")
     """Folder for the images."""
     grid: bool = False
