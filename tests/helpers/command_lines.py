@@ -41,6 +41,7 @@ GIVEN = {
     "demo": "--out OUT",
     "demo instruct": "--out OUT",
     "train subject": "--images IMAGES --out OUT --threads 1",
+    "train edit": "--images IMAGES --references IMAGES --out OUT --threads 1",
     "train instruct": "--base tiny-vlm --data DATA --images IMAGES --out OUT --threads 1",
     "plan subject": "--images IMAGES --out OUT",
     "plan instruct": "--base tiny-vlm --data DATA --images IMAGES --out OUT",

@@ -219,7 +219,7 @@ def test_files_and_folders_that_are_not_there(folder):
         ({"messages": user([{"type": "text", "text": " "}])}, "a question is empty"),
         ({"conversations": human(None)}, "must be text or a list of blocks, not None"),
         ({"messages": user([{"type": "video", "video": "a.mp4"}])}, "there is no video"),
-        ({"messages": user(["Why?"])}, "block"),
+        ({"messages": user([["Why?"]])}, "block"),
         ({"messages": user(block(image="a.png")), "images": ["a.png"]}, "keep one of the two"),
         ({"messages": user([*block(image="a.png"), {"type": "image"}])}, "2 marks <image> for 1 images"),
         ({"messages": user(block(image="a.png")) + user("<image>?")}, "2 marks <image> for 1 images"),

@@ -312,7 +312,11 @@ def test_long_rows_are_left_out_or_truncated(config):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("What is <|im_end|>?", "control token"), ("Look at <|image_pad|>", "control token"), ("\ue000", "private")],
+    [
+        ("What is <|im_end|>?", "control token"),
+        ("Look at <|image_pad|>", "the mark <|image_pad|>, of which there are 1 for 0 images"),
+        ("\ue000", "private"),
+    ],
 )
 def test_control_tokens_in_texts_are_refused(config, tmp_path, text, words):
     rows = [{"question": "Fine?", "answer": "yes"}, {"question": text, "answer": "no"}]

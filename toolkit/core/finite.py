@@ -12,5 +12,6 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
     Their sum is then finite, too, unless it overflows; in fp64 that of fp32 and smaller numbers cannot.
     """
+    tensor = tensor.detach()
     tensor = tensor.float() if tensor.element_size() == 1 else tensor  # fp8 has no sums
     return math.isfinite(float(tensor.sum())) or math.isfinite(float(tensor.sum(dtype=torch.float64)))

@@ -67,7 +67,7 @@ class DiffusionConfig(LoopConfig):
     """Timestep shift of flow models: above 1 trains more at high noise, as large images need; auto: as the base samples; unset: its own."""
     preview_prompts: tuple[str, ...] = ("a {token} {noun} on the beach", "a {token} {noun} in the snow")
     """Prompts of the previews; {token} and {noun} are filled in."""
-    preview_steps: Annotated[AutoInt, Ge(1), Le(1000)] = AUTO
+    preview_steps: Annotated[AutoInt, Ge(1)] = AUTO
     """Denoising steps per preview; unset: the base's own."""
     guidance_scale: AutoFloat = AUTO
     """Guidance of previews and class images, and of `rankfold sample --run`; unset: the stock pipeline's own."""
