@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ...toolkit.core import locks
 from ...toolkit.core.errors import UserError
@@ -172,6 +173,7 @@ def claim_run(run: Run) -> bool:
 def spawn_run(run: Run, device: str) -> None:
     """Starts a run as a process of its own and waits for its end."""
     run.set_status(device=device)  # the run's own process says that it is starting
+    turn = run.status().get("queued")
     environment = (
         os.environ
         | {name: device for name in DEVICE_VARIABLES}
@@ -188,13 +190,20 @@ def spawn_run(run: Run, device: str) -> None:
         )
     code = child.wait()
     locks.release(run.claim_file)
-    if code > 0 and run.status().get("state") not in ("failed", "stopped", "done") and not run.is_live():
+    ended = ("failed", "stopped", "done")
+    if code > 0 and is_turn(run, turn) and run.status().get("state") not in ended and not run.is_live():
         run.set_status(state="failed", error=last_line(run.folder / OUTPUT_FILE))
+
+
+def is_turn(run: Run, turn: Any) -> bool:
+    """Whether the run still has this turn: one that was lost may be in the queue again before its process has ended."""
+    return run.status().get("queued") == turn
 
 
 def run_queued(folder: Path) -> None:
     """What the process of a queued run does: begins it, or goes on from its newest checkpoint."""
     run = Run.open(folder)
+    turn = run.status().get("queued")
     try:
         from_yaml(run.config_file)  # before the import, which takes long, for it may be broken
         from .start import resume
@@ -203,7 +212,7 @@ def run_queued(folder: Path) -> None:
     except UserError as error:
         # A worker that was killed may have left a process that has the run by now: it has not failed.
         others = run.is_live() and run.status().get("pid") != os.getpid()
-        if not others and run.status().get("state") != "failed":
+        if not others and is_turn(run, turn) and run.status().get("state") != "failed":
             run.set_status(state="failed", error=str(error))
         raise
 
