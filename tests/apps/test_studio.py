@@ -413,6 +413,7 @@ def test_axe_finds_nothing_while_a_toast_and_errors_are_open(server, browser, tm
         assert opened.locator("#run-name textarea, #run-name input").first.input_value()  # and nothing was emptied
         opened.locator("#files input[type=file]").set_input_files(str(tmp_path / "page.exe"))
         opened.locator(".toast-body").first.wait_for()
+        opened.wait_for_timeout(700)  # it fades in, and half faded nothing has its contrast
         assert not faults_of(opened), theme
         opened.close()
 
