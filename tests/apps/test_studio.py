@@ -99,7 +99,9 @@ def page(browser):
     yield opened
     opened.close()
     assert not [url for url in foreign if not url.startswith(("data:", "blob:"))]
-    assert not faults
+    # A page that is left breaks off what it still asks: Gradio's client says so in two messages.
+    left = any(text.startswith("AbortError: signal is aborted") for text in faults)
+    assert not [text for text in faults if not (left and text.startswith(("AbortError", "Unexpected error Connection")))]
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def test_the_whole_story(page, browser, images, tmp_path):
         draw(page, address, tmp_path / "runs" / "_made")
         compare(page, address)
         load(export(page, address, tmp_path))
-        page.goto("about:blank")
+        page.close()
 
 
 def draw(page, address, made):
@@ -398,7 +400,7 @@ def test_nothing_from_a_link_or_an_image_becomes_part_of_a_page(server, page, tm
     page.locator("#progress .fault").wait_for()
     assert "<img src=" in page.locator("#progress").inner_text()
     assert not page.locator("#hostile").count()
-    page.goto("about:blank")
+    page.close()
 
 
 def test_axe_finds_nothing_while_a_toast_and_errors_are_open(server, browser, tmp_path):
@@ -476,7 +478,7 @@ def test_what_came_into_a_box_by_other_ways_than_keys_is_trained(server, page):
     page.goto(f"{address}/train")
     page.get_by_text("4 images.").wait_for()
     assert token.input_value() == "qvx"
-    page.goto("about:blank")
+    page.close()
 
 
 @pytest.mark.timeout(900)
@@ -519,7 +521,7 @@ def test_a_walk_by_keyboard_alone_from_the_start_page_to_a_run(server, page):
     page.keyboard.press("Enter")
     page.get_by_role("link", name="Watch it").wait_for()
     stop(queue.Run(max((server[0] / "runs").glob("run-*"), key=lambda path: path.stat().st_mtime)))
-    page.goto("about:blank")
+    page.close()
 
 
 @pytest.mark.timeout(900)
@@ -542,7 +544,7 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#generate").click()
     page.locator("#progress .fault").wait_for()
     assert page.locator("#pictures img").count()  # an error empties nothing
-    page.goto("about:blank")
+    page.close()
 
 
 @pytest.mark.timeout(900)
@@ -651,7 +653,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_dis
         steps = [row["step"] for row in run.metrics() if "loss" in row]
         assert steps == sorted(set(steps))
         assert steps[-1] == 80
-        page.goto("about:blank")
+        page.close()
 
 
 def test_strangers_see_nothing(tmp_path):
