@@ -101,7 +101,9 @@ def page(browser):
     assert not [url for url in foreign if not url.startswith(("data:", "blob:"))]
     # A page that is left breaks off what it still asks: Gradio's client says so in two messages.
     left = any(text.startswith("AbortError: signal is aborted") for text in faults)
-    assert not [text for text in faults if not (left and text.startswith(("AbortError", "Unexpected error Connection")))]
+    assert not [
+        text for text in faults if not (left and text.startswith(("AbortError", "Unexpected error Connection")))
+    ]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from short_runs import adapter, train_until
 
@@ -13,7 +14,6 @@ from rankfold.toolkit.core.run_folder import Run
 from rankfold.training.evaluation import measuring
 from rankfold.training.launch.cross_validation import cross_validate
 from rankfold.training.launch.start import preflight, resume, train
-from rankfold.training.subject import previews
 from rankfold.training.subject.loss_measuring import LossMeasurement
 
 
@@ -23,7 +23,7 @@ def measured(config):
 
 
 def test_nothing_is_drawn_and_the_least_loss_is_kept(measured, monkeypatch):
-    monkeypatch.setattr(previews, "draw_images", lambda *_, **__: pytest.fail("an image was drawn"))
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", lambda *_, **__: pytest.fail("an image was drawn"))
     run = train(replace(measured, keep="best"))
     base, *steps = measuring.load_measurements(run, LossMeasurement)
     assert (base.step, [one.step for one in steps]) == (0, [2, 4, 6])

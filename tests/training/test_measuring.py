@@ -22,7 +22,7 @@ from rankfold.training.evaluation.measuring import (
 )
 from rankfold.training.launch.cross_validation import cross_validate
 from rankfold.training.launch.start import preflight, resume, train
-from rankfold.training.subject.measuring import split_measured_photos
+from rankfold.training.subject.held_out import split_measured_photos
 
 PROMPTS = tuple(f"prompt {number}" for number in range(8))
 
@@ -242,11 +242,11 @@ def test_the_loss_at_fixed_noise(measured):
 
 def test_a_measurement_that_was_lost_is_made_again(measured, monkeypatch):
     """The process ends between a checkpoint and its measurement, also that of the last step, and the kept step is the same."""
-    from rankfold.training.subject.measuring import SubjectMeasuring
+    from rankfold.training.subject.image_measuring import ImageMeasuring
 
     whole = train(replace(measured, keep="best"))
     for lost in (4, 6):
-        original = SubjectMeasuring.measure
+        original = ImageMeasuring.measure
 
         def ending(self, run, step, lost=lost, original=original):
             if step == lost:
@@ -255,7 +255,7 @@ def test_a_measurement_that_was_lost_is_made_again(measured, monkeypatch):
 
         out = measured.out.with_name(f"lost-{lost}")
         with monkeypatch.context() as patch:
-            patch.setattr(SubjectMeasuring, "measure", ending)
+            patch.setattr(ImageMeasuring, "measure", ending)
             with pytest.raises(KeyboardInterrupt):
                 train(replace(measured, keep="best", out=out))
         run = resume(out)

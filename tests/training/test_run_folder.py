@@ -35,7 +35,7 @@ from rankfold.training.launch.start import check_resume, compose, resume, train
 from rankfold.training.launch.trained_on import load_data, with_held_out
 from rankfold.training.runs import library
 from rankfold.training.runs.begin import check_out, prepare_folder
-from rankfold.training.subject.measuring import split_measured_photos
+from rankfold.training.subject.held_out import split_measured_photos
 
 
 def expect_refusal(capsys, *words):

@@ -17,7 +17,7 @@ from ..config.instruct import ConversationConfig
 from ..config.shares import split_share
 from ..config.subject import SubjectConfig
 from ..engine.optimizer import optimizer_notice
-from ..subject.measuring import split_measured_photos
+from ..subject.held_out import split_measured_photos
 from ..subject.summary import ImageSummary, summarize_images
 
 

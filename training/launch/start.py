@@ -55,7 +55,7 @@ from ..search.subject import SearchTask
 from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
 from ..subject.denoising import check_compile
-from ..subject.measuring import split_measured_photos
+from ..subject.held_out import split_measured_photos
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
 from .notices import announce

@@ -31,7 +31,7 @@ from ..config.subject import SubjectConfig
 from ..engine.checkpoint import newest_checkpoint
 from ..engine.loop import check_same_config, comparable_config
 from ..runs import library
-from ..subject.measuring import split_measured_photos
+from ..subject.held_out import split_measured_photos
 
 HASH_DIGITS = 16  # hexadecimal digits of an item's hash: data sets have a million of them
 READERS = 8  # files read at once

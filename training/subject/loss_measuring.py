@@ -9,7 +9,7 @@ import torch
 from ...toolkit.core.run_folder import Run
 from ..evaluation import measuring
 from ..evaluation.measuring import StepChoice
-from .measuring import StepMeasuring
+from .step_measuring import StepMeasuring
 
 MIN_CLUSTERS = 3  # images, of which intervals can be over images
 

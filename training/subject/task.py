@@ -16,8 +16,10 @@ from ..config.subject import SubjectConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
 from .adapter import SubjectAdapter
+from .held_out import held_out_samples, measured_prompts, split_measured_photos
+from .image_measuring import ImageMeasuring
 from .loss_measuring import LossMeasuring
-from .measuring import StepMeasuring, SubjectMeasuring, held_out_samples, measured_prompts, split_measured_photos
+from .step_measuring import StepMeasuring
 from .training import ImageTraining, prepare_image_training
 
 
@@ -58,7 +60,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
         trained = [sample.path for sample in samples if not sample.flip]
         self.measuring: StepMeasuring | None = None
         if test:
-            self.measuring = SubjectMeasuring(
+            self.measuring = ImageMeasuring(
                 config, training, accelerator, self.save_adapter, test=test, photos=photos, trained=trained
             )
         elif config.evaluate_every:

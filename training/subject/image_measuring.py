@@ -1,0 +1,77 @@
+"""A subject measured by images that are drawn while it is learned, beside the validation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from accelerate import Accelerator
+
+from ...toolkit.core.run_folder import Run
+from ...toolkit.data.images import load_rgb
+from ...toolkit.metrics.clip import ClipScorer
+from ..config.subject import SubjectConfig
+from ..evaluation import measuring
+from ..evaluation.measuring import Measurement, StepChoice, ValidationScorer
+from ..evaluation.subject import SubjectTest
+from .step_measuring import StepMeasuring
+from .training import ImageTraining
+
+
+class ImageMeasuring(StepMeasuring):
+    """Likeness and prompt fidelity of images that are drawn, beside the validation loss."""
+
+    kind = Measurement
+
+    def __init__(
+        self,
+        config: SubjectConfig,
+        training: ImageTraining,
+        accelerator: Accelerator,
+        save: Callable[[Path], None],
+        *,
+        test: SubjectTest,
+        photos: Sequence[Path],
+        trained: Sequence[Path],
+    ) -> None:
+        """photos: that likeness is measured by; trained: that are trained on."""
+        super().__init__(config, training, accelerator, save)
+        self.test, self.photos, self.trained = test, photos, trained
+        self.scorer: ValidationScorer | None = None
+        """Loaded with the first measurement, by the process that measures."""
+
+    def has_stopped_improving(self, run: Run) -> bool:
+        return measuring.has_stopped_improving(measuring.Series.load(run), self.config.patience)
+
+    def choose_step(self, run: Run) -> StepChoice:
+        return measuring.choose_step([measuring.Series.load(run)])
+
+    def measure(self, run: Run, step: int) -> None:
+        """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
+        texts = self.test.texts(token=True)
+        images = self.training.draw(texts, [self.config.seed + 5000 + number for number in range(len(texts))])
+        losses, _ = self.loss.measure()
+        if not self.accelerator.is_main_process:
+            return
+        self.scorer = self.scorer or self.load_scorer()
+        one = self.scorer.measure(step, images)
+        measuring.record_measurement(run, one, self.save)
+        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
+        run.append_metrics(step=step, likeness_real=self.scorer.real, **means, **losses)
+        run.append_log(
+            f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}  "
+            f"validation loss {losses['validation_loss']:.4f}"
+        )
+        if self.config.tracker != "none":
+            self.accelerator.log(means | losses, step=step)
+
+    def load_scorer(self) -> ValidationScorer:
+        """What images are measured by."""
+        return ValidationScorer(
+            ClipScorer(self.config.evaluate_clip or None),
+            [load_rgb(path) for path in self.photos],
+            self.test.texts(token=True),
+            self.test.texts(token=False),
+            [load_rgb(path) for path in self.trained],
+        )
