@@ -4,8 +4,8 @@
 
 k adapters (LoRA, random, on attention and feed-forward layers) are kept as run folders and as diffusers files. Of one image of 10
 steps, alternating: ours with k adapters, a pipeline with no adapter at all, stock diffusers with k active adapters, and stock
-diffusers behind fuse_lora. And of loading one adapter, and of loading and fusing it: our folder against load_lora_weights of the
-same adapter's file.
+diffusers behind fuse_lora. And of loading one adapter, of loading and fusing it, and of switching between two that are loaded: our folders
+against load_lora_weights and set_adapters with the same adapters' files.
 Printed: medians of the rounds' ratios and their spread.
 """
 
@@ -102,6 +102,25 @@ def loading(base: str, folder: Path, rounds: int) -> dict[str, object]:
     return {"loading": median_and_range(list(loaded)), "loading and fusing": median_and_range(list(fused))}
 
 
+def switching(base: str, folders: list[Path], rounds: int) -> dict[str, float]:
+    """Seconds of ours over seconds of stock, from one of two loaded adapters to the other, neither of them fused."""
+    first, second = (load_pipeline(Recipe(prompt="", base=base)) for _ in range(2))
+    names = ["adapter_0", "adapter_1"]
+    for name, folder in zip(names, folders, strict=True):
+        native.load_into_pipeline(first, folder / "native", name)
+        second.load_lora_weights(str(folder / "diffusers"), adapter_name=name)
+    ratios = []
+    for number in range(2 * rounds):
+        wanted = names[number % 2]
+        sides = {
+            "ours": lambda name=wanted: native.set_strengths(first, {own: float(own == name) for own in names}),
+            "stock": lambda name=wanted: second.set_adapters(name),
+        }
+        times = {side: seconds(sides[side]) for side in (sides if number % 2 else list(sides)[::-1])}
+        ratios.append(times["ours"] / times["stock"])
+    return median_and_range(ratios[2:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapters", nargs="+", type=int, default=[1, 2, 3])
@@ -113,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found: dict[str, object] = {"base": options.base, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as place:
-        folders = make_adapters(options.base, max(options.adapters), Path(place))
+        folders = make_adapters(options.base, max(2, max(options.adapters)), Path(place))
         for count in options.adapters:
             own = folders[:count]
             sides = {
@@ -136,6 +155,7 @@ def main() -> None:
             found[f"{count} adapters"] = result
             print(count, json.dumps(result), flush=True)
         found["ours over stock"] = loading(options.base, folders[0], options.rounds)
+        found["ours over stock"]["switching"] = switching(options.base, folders[:2], options.rounds)
         print(json.dumps(found["ours over stock"]))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,10 +41,10 @@ def app(argv: list[str]) -> None:
     options = parse_options(AppOptions, argv, "app")
     password = os.environ.get("RANKFOLD_PASSWORD", "")
     check_access(options, password)
-    check_port(options.host, options.port)
     from ...training.launch.queue import check_runs_folder
 
     check_runs_folder(options.runs)
+    check_port(options.host, options.port)
     demo, settings = prepare_launch(options, password)
     address = f"http://{options.host}:{options.port}"
     print(f"The studio is at {address}  (runs in {options.runs}; Ctrl-C ends it, not the runs)")

@@ -84,5 +84,5 @@ def test_a_family_is_one_file(copy):
     helper = copy / "tests" / "helpers" / "tiny_families.py"
     helper.write_text(helper.read_text(encoding="utf-8") + "\n\n" + builder, encoding="utf-8")
     ((_, file, *chosen),) = commands(page)
-    names = "predicts or encodes or (trains and moslora)"
+    names = "predicts or encodes or trains"
     pytest_in(copy, file, chosen[0], f"{chosen[1]} and ({names})")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 TITLES = {
-    "sd": "Stable Diffusion 1.x, 2.x", "sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux-dev": "FLUX.1",
+    "sd": "Stable Diffusion 1.x, 2.x", "sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux-dev": "FLUX.1, FLUX.1 Kontext",
     "flux2-klein": "FLUX.2", "sana": "Sana", "qwen-image": "Qwen-Image", "lumina2": "Lumina Image 2", "z-image": "Z-Image",
 }  # fmt: skip
 METHODS = {"lora": {}, "dora": {}, "loha": {}, "lokr": {}, "glora": {"c": "none", "d": "none", "e": "none"}}

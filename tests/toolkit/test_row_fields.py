@@ -238,6 +238,7 @@ def test_images_beyond_the_memory_lie_on_disk(folder, tmp_path, monkeypatch):
 
     from rankfold.toolkit.data import image_store
     from rankfold.toolkit.data.videos import Video, medium_bytes
+    from rankfold.training.evaluation.items import read_items
 
     raw = [(folder / name).read_bytes() for name in ("a.png", "b.png", "a.png")]
     pq.write_table(pa.table({"image": raw, "question": ["Q"] * 3, "answer": ["A"] * 3}), tmp_path / "x.parquet")
@@ -252,6 +253,9 @@ def test_images_beyond_the_memory_lie_on_disk(folder, tmp_path, monkeypatch):
     assert check_images([row.images[0] for row in kept], PlanMemory(tmp_path / "x.parquet"))[
         kept[2].images[0]
     ].size == (32, 24)
+    questions = read_items(tmp_path / "x.parquet", None)
+    assert [isinstance(item.conversation.images[0], bytes) for item in questions] == [True, False, False]
+    assert questions[0].cluster == questions[2].cluster != questions[1].cluster
     film = image_store.ImageStore(0).keep(Video((raw[0], raw[1]), 2.0))
     assert medium_bytes(film) == raw[0] + raw[1]
     assert not any(isinstance(frame, bytes) for frame in film.source)

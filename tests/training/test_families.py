@@ -144,13 +144,38 @@ def test_prompts_of_other_lengths_do_not_change_each_other(folder):
 # ---------------------------------------------------------------------------------------------- training
 
 
-ADAPTERS = ("lora", "moslora", "fvae", "loratrf", "glora")
+OTHERS = ("lora", "fvae", "loratrf", "glora")
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_trains_and_is_used(folder, photos, tmp_path, adapter):
-    """Two steps on denoiser and text encoders; the adapter, on a stock pipeline, changes the image."""
-    run = train(a_config(folder, photos, tmp_path / "run", adapter=adapter, train_text_encoder=True))
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """A run of two steps on a family's denoiser, and on its text encoders where asked for; trained once."""
+    made = {}
+
+    def run(folder, adapter="moslora", *, text):
+        if (folder, adapter, text) not in made:
+            config = a_config(folder, photos, tmp_path_factory.mktemp("trained") / "run", adapter=adapter)
+            made[folder, adapter, text] = train(replace(config, train_text_encoder=text))
+        return made[folder, adapter, text]
+
+    return run
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_trains_and_is_used(folders, trained, name):
+    """MoSLoRA, and one other adapter in turn."""
+    for adapter in ("moslora", OTHERS[list(BUILDERS).index(name) % len(OTHERS)]):
+        changes_the_image(folders(name), trained(folders(name), adapter, text=True))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("adapter", OTHERS)
+def test_every_adapter_trains_and_is_used(folder, trained, adapter):
+    changes_the_image(folder, trained(folder, adapter, text=True))
+
+
+def changes_the_image(folder, run):
+    """The adapter of denoiser and text encoders, on a stock pipeline."""
     model = open_model(str(folder))
     assert check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
     recipe = Recipe(prompt=PROMPT, base=str(folder), steps=2, width=SIDE)
@@ -175,8 +200,14 @@ def test_layers_without_a_part_carry_no_adapter(folder, photos, tmp_path, capsys
     assert known.get(type(task.training.model).__name__, "") in said
 
 
-def test_resume_is_exact(folder, photos, tmp_path):
-    """With previews from cached words on the way."""
+RESUMED = ("sdxl", "sd3", "flux-dev", "flux2-klein", "z-image")
+ALIKE = [pytest.param(name, marks=pytest.mark.campaign) for name in BUILDERS if name not in RESUMED]
+
+
+@pytest.mark.parametrize("name", [*RESUMED, *ALIKE])
+def test_resume_is_exact(folders, photos, tmp_path, name):
+    """Where batches hold more than latents and one prompt's states; with previews from cached words on the way."""
+    folder = folders(name)
     config = a_config(folder, photos, tmp_path / "a", steps=4, preview_every=2, preview_steps=1, checkpoint_every=2)
     whole, part = train(config), train_until(replace(config, out=tmp_path / "b"), 2)
     resume(part.folder)
@@ -187,8 +218,8 @@ def test_resume_is_exact(folder, photos, tmp_path):
     assert [f.read_bytes() for f in samples[0]] == [f.read_bytes() for f in samples[1]]
 
 
-def test_exports_to_stock_diffusers(folder, photos, tmp_path):
-    run = train(a_config(folder, photos, tmp_path / "run"))
+def test_exports_to_stock_diffusers(folder, trained, tmp_path):
+    run = trained(folder, text=False)
     proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", width=SIDE)
     assert proof.reader == "diffusers"
     assert proof.layers > 0
@@ -215,8 +246,8 @@ def test_two_processes_give_the_same_curve(folders, photos, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["diffusers", "peft", "kohya"])
-def test_exports_text_encoders_or_says_why_not(folder, photos, tmp_path, format):
-    run = train(a_config(folder, photos, tmp_path / "run", train_text_encoder=True))
+def test_exports_text_encoders_or_says_why_not(folder, trained, tmp_path, format):
+    run = trained(folder, text=True)
     model = open_model(str(folder))
     readable = {"diffusers": {model.denoiser_name, *model.lora_text_encoders}, "kohya": set(model.kohya_prefixes)}
     if format == "peft" or {model.denoiser_name, *model.text_encoders()} <= readable[format]:

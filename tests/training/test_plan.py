@@ -152,14 +152,14 @@ def test_fitting_takes_no_more_than_it_must(photos, tmp_path):
     whole = plan(config)
     gib = whole.peak / 2**30
     assert fit_to_memory(whole, gib * 1.01) == ([], whole)
-    smallest = fit_to_memory(whole, gib * 0.2)[1].config
-    assert (smallest.batch_size, smallest.gradient_accumulation) == (1, 8)  # a step sees as many images as before
+    smallest = fit_to_memory(whole, gib * 0.2)[1]
+    assert (smallest.config.batch_size, smallest.config.gradient_accumulation) == (1, 8)  # as many images in a step
+    with pytest.raises(UserError, match=r"still takes .* lower --resolution"):
+        fit_to_memory(smallest, gib / 1000)
     flags, estimate = fit_to_memory(whole, gib * 0.7)
     assert flags == ["--precision bf16"]
     assert estimate.config == replace(config, precision="bf16")
     assert estimate.peak <= 0.7 * whole.peak
-    with pytest.raises(UserError, match=r"still takes .* lower --resolution"):
-        fit_to_memory(whole, gib / 1000)
 
 
 def test_a_plan_carries_out_a_step_only_where_it_is_another(photos, tmp_path):

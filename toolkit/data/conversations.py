@@ -147,7 +147,7 @@ def read_conversations(
                 raise UserError(f"{place}: {error} (--skip-bad leaves such rows out.)") from error
             faults.append(f"{place}: {error}")
             continue
-        rows.append(replace(parsed, images=tuple(store.keep(medium) for medium in parsed.images)))
+        rows.append(replace(parsed, images=store.keep_all(parsed.images)))
     check_columns_met(columns, seen, file)
     if not rows:
         raise UserError(f"{file}: none of its {len(faults)} rows can be used. {faults[0] if faults else ''}".strip())

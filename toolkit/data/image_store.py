@@ -6,6 +6,7 @@ A data set of any size is planned and trained on so: what stays in memory are it
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..core.files import write_atomic
@@ -36,6 +37,10 @@ class ImageStore:
                 return medium
             return replace(medium, source=tuple(self.keep_image(frame) for frame in medium.source))
         return self.keep_image(medium)
+
+    def keep_all(self, media: Sequence[Medium]) -> tuple[Medium, ...]:
+        """Those of a row."""
+        return tuple(self.keep(medium) for medium in media)
 
     def keep_image(self, source: ImageSource) -> ImageSource:
         """One image; a path stays what it is."""

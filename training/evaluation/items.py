@@ -20,6 +20,7 @@ from ...toolkit.core.randomness import permutation
 from ...toolkit.data.choices import choice_letter, choice_question, read_choices
 from ...toolkit.data.conversations import Conversation, data_folder, parse_conversation, reference_answers
 from ...toolkit.data.image_checks import PlanMemory, check_images
+from ...toolkit.data.image_store import ImageStore
 from ...toolkit.data.images import ImageSource, image_size, load_rgb
 from ...toolkit.data.row_fields import UnusedFields
 from ...toolkit.data.row_files import check_columns_met, read_rows, rename_columns
@@ -88,6 +89,7 @@ class ItemFile:
     faults: list[str] = field(default_factory=list)
     """One sentence for each row that was left out."""
     unused: UnusedFields = field(default_factory=UnusedFields)
+    store: ImageStore = field(default_factory=ImageStore)
     indices: int = 0
     """Answers that were read as the index of an option, from 0."""
 
@@ -135,21 +137,21 @@ def read_item_file(
     Raises:
         UserError: for a row that cannot be used, an image that is not sound among them.
     """
-    folder, found, seen = Path(images or data_folder(Path(file), split)), ItemFile(), set[str]()
-    rows = [(place, rename_columns(row, columns, seen)) for place, row in read_rows(Path(file), split=split)]
-    check_columns_met(columns, seen, Path(file))
-    for place, row in rows:
+    folder, found, seen, count = Path(images or data_folder(Path(file), split)), ItemFile(), set[str](), 0
+    for place, row in read_rows(Path(file), split=split):
+        count += 1
         try:
-            found.items += row_items(row, folder, place, ask_short, found)
+            found.items += row_items(rename_columns(row, columns, seen), folder, place, ask_short, found)
         except UserError as error:
             fault = str(error) if str(error).startswith(place) else f"{place}: {error}"
             if not skip_bad:
                 raise UserError(fault) from error
             found.faults.append(fault)
+    check_columns_met(columns, seen, Path(file))
     drop_faulty_images(Path(file), found, skip_bad=skip_bad)
     if not found.items:
         raise UserError(
-            f"{file}: none of its {len(rows)} rows is a question that can be asked. {' '.join(found.faults[:1])}".strip()
+            f"{file}: none of its {count} rows is a question that can be asked. {' '.join(found.faults[:1])}".strip()
         )
     return found
 
@@ -159,7 +161,13 @@ def row_items(row: Any, images: Path, place: str, ask_short: bool, found: ItemFi
     row = settle_row(row) if isinstance(row, dict) else row
     if isinstance(row, dict) and isinstance(row.get("question"), str) and not row.get("objects"):
         return [parse_item(row, images, place, ask_short, found)]
-    return conversation_items(parse_conversation(row, images, place, found.unused), ask_short=ask_short)
+    return conversation_items(read_row(row, images, place, found), ask_short=ask_short)
+
+
+def read_row(row: Any, images: Path, place: str, found: ItemFile) -> Conversation:
+    """A row as a conversation, its images' bytes on disk where they would fill the memory."""
+    parsed = parse_conversation(row, images, place, found.unused)
+    return replace(parsed, images=found.store.keep_all(parsed.images))
 
 
 def conversation_items(row: Conversation, *, ask_short: bool = False) -> list[Item]:
@@ -208,7 +216,7 @@ def parse_item(row: dict[str, Any], images: Path, place: str, ask_short: bool, f
     question = str(row["question"])
     words = question_text(question, kind, options, ask_short)
     given = {key: value for key, value in row.items() if key not in ("answers", "answer", "choices", "options")}
-    asked = parse_conversation(given | {"question": words, "answer": references[0]}, images, place, found.unused)
+    asked = read_row(given | {"question": words, "answer": references[0]}, images, place, found)
     asked = asked.until(len(asked.messages) - 1)
     split = str(row.get("split", row.get("category", "")))
     return Item(asked, question, kind, tuple(references), options, split, image_cluster(asked))

@@ -14,6 +14,7 @@ from .training import ImageTraining
 DRAWS = 9  # of noise and timestep for each image, a third of them in each band
 BANDS = ("clean", "middle", "noisy")  # thirds of the way from image to noise
 MAX_IMAGES = 16  # of each kind that are measured
+BATCHES_AT_ONCE = 4
 STREAM = 12  # of the randomness that is drawn here
 
 
@@ -43,8 +44,8 @@ class ValidationLoss:
         return {name: float(values.mean()) for name, values in losses.items()} | named, held_out_ND
 
     def losses(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """The loss of each row, (B,), as many at a time as a training step has."""
-        rows = self.training.config.batch_size
+        """The loss of each row, (B,), a few batches at a time: without gradients they take less memory than a training step."""
+        rows = BATCHES_AT_ONCE * self.training.config.batch_size
         return torch.cat([self.training.losses_on(batch, rows) for batch in batches])
 
 
