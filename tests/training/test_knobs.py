@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from settings import quick_config
 from short_runs import train_until
-from tiny_families import build
 from torch import nn
 
 from rankfold.toolkit.adapters.attach import adapter_layers
@@ -115,12 +114,12 @@ def test_preservation_in_training(config):
 
 @pytest.mark.campaign  # more than a minute of compiling
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
-def test_compiled_blocks_learn_the_same(images, tmp_path):
+def test_compiled_blocks_learn_the_same(folders, images, tmp_path):
     """Blocks that diffusers names (a UNet's) and blocks in a transformer's own list; previews in between go on without harm."""
     for name in ("sd", "sd3-without-t5"):
         config = quick_config(
             SubjectConfig,
-            base=str(build(name, tmp_path / name)),
+            base=str(folders(name)),
             images=images,
             steps=4,
             batch_size=2,

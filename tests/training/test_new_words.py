@@ -13,7 +13,7 @@ from family_runs import a_config
 from safetensors.torch import load_file
 from settings import quick_config
 from short_runs import train_until
-from tiny_families import SIDE, build
+from tiny_families import SIDE
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, generate, load_pipeline
@@ -101,8 +101,8 @@ numpy.save({str(tmp_path / "there.npy")!r}, image)
 
 
 @pytest.mark.parametrize(("family", "keys"), [("sdxl", {"clip_l", "clip_g"}), ("flux-dev", {"<sks>"})])
-def test_families_with_several_encoders(family, keys, photos, tmp_path):
-    folder = build(family, tmp_path / "base")
+def test_families_with_several_encoders(family, keys, folders, photos, tmp_path):
+    folder = folders(family)
     config = a_config(folder, photos, tmp_path / "run", token="<sks>", num_vectors=3, learning_rate=0.05)
     run = train(config)
     proof = export_adapter(run.adapter, str(folder), "diffusers", tmp_path / "export", prompt=PROMPT, width=SIDE)
@@ -134,13 +134,13 @@ def test_composing_carries_the_words(config, tmp_path):
         load_pipeline(replace(recipe, adapters=(str(first.adapter), str(again.adapter)), strengths=(1.0, 1.0)))
 
 
-def test_words_that_cannot_be_learned(config, tmp_path):
+def test_words_that_cannot_be_learned(config, folders, tmp_path):
     with pytest.raises(UserError, match="is a word that the base's text_encoder knows already"):
         preflight(replace(config, token="creature</w>"))
     with pytest.raises(UserError, match="is not a single word"):
         preflight(replace(config, token="sks one"))
     with pytest.raises(UserError, match="A SanaPipeline cannot learn new tokens"):
-        preflight(replace(config, base=str(build("sana", tmp_path / "sana"))))
+        preflight(replace(config, base=str(folders("sana"))))
     own = shutil.copytree(config.images, tmp_path / "own")
     for path in own.glob("*.png"):
         path.with_suffix(".txt").write_text("a sks creature")

@@ -6,7 +6,7 @@ from itertools import combinations, product
 import pytest
 import torch
 from settings import quick_config
-from tiny_families import BUILDERS, SIDE, build
+from tiny_families import BUILDERS, SIDE
 
 from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.core.errors import UserError
@@ -67,14 +67,14 @@ def name_of(row):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
-def test_every_pair_of_options(row, photos, tmp_path):
-    train_row(row, photos, tmp_path)
+def test_every_pair_of_options(row, folders, photos, tmp_path):
+    train_row(row, folders, photos, tmp_path)
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, marks=MARKS[row["family"]]) for row in COMPILED], ids=name_of)
-def test_compiled(row, photos, tmp_path):
+def test_compiled(row, folders, photos, tmp_path):
     torch._dynamo.reset()
-    train_row(row | {"compile": True}, photos, tmp_path, adapters=("moslora", "lora", "glora", "loratrf"))
+    train_row(row | {"compile": True}, folders, photos, tmp_path, adapters=("moslora", "lora", "glora", "loratrf"))
 
 
 def test_what_cannot_be_compiled_is_refused(photos, tmp_path):
@@ -84,11 +84,11 @@ def test_what_cannot_be_compiled_is_refused(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def train_row(row, photos, tmp_path, adapters=ADAPTERS):
+def train_row(row, folders, photos, tmp_path, adapters=ADAPTERS):
     row, prompts = dict(row), tmp_path / "prompts.txt"
     prompts.write_text("a {token} {noun} on the beach\n")
     family = row.pop("family")
-    base = build(family, tmp_path / "base")
+    base = folders(family)
     config = quick_config(
         SubjectConfig,
         base=str(base),

@@ -10,7 +10,6 @@ from family_runs import a_config
 from forked import in_two_processes, run_in_two_processes
 from shares import write_share
 from short_runs import adapter, write_config
-from tiny_families import build
 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
@@ -30,13 +29,13 @@ BASES = {  # family -> adapter, and settings of its own
 }
 
 
-def test_a_shared_base_gives_the_same_curve(photos, tmp_path):
+def test_a_shared_base_gives_the_same_curve(folders, photos, tmp_path):
     ones, files = {}, []
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a {token} {noun} on the beach\n")
     measured = {"evaluate_images": photos, "evaluate_prompts": str(prompts), "evaluate_clip": "embedded"}
     for name, (kind, own) in BASES.items():
-        base = build(name, tmp_path / f"{name}-base")
+        base = folders(name)
         config = replace(
             a_config(base, photos, tmp_path / name, adapter=kind, **own, **measured), steps=3, batch_size=4, log_every=1
         )
@@ -62,9 +61,9 @@ def test_a_shared_base_gives_the_same_curve(photos, tmp_path):
 
 
 @pytest.mark.campaign  # minutes of compiling
-def test_a_shared_base_compiles(photos, tmp_path):
+def test_a_shared_base_compiles(folders, photos, tmp_path):
     for name in ("sd", "sd3"):
-        base = build(name, tmp_path / f"{name}-base")
+        base = folders(name)
         config = replace(a_config(base, photos, tmp_path / name), steps=3, batch_size=4, log_every=1)
         one, shared = train(config), replace(config, out=tmp_path / f"{name}-two", shard_base=True, compile=True)
         run_in_two_processes(
@@ -74,8 +73,8 @@ def test_a_shared_base_compiles(photos, tmp_path):
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_each_process_holds_its_share(photos, tmp_path):
-    base = build("flux-dev", tmp_path / "base")
+def test_each_process_holds_its_share(folders, photos, tmp_path):
+    base = folders("flux-dev")
     config = replace(a_config(base, photos, tmp_path / "run"), batch_size=2, shard_base=True)
     in_two_processes(partial(write_share, config, tmp_path / "share"), tmp_path)
     shares = [json.loads((tmp_path / f"share{rank}").read_text(encoding="utf-8")) for rank in range(2)]
