@@ -32,7 +32,7 @@ from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
 from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
 from ..widgets.actions import act
-from ..widgets.drafts import keep_draft
+from ..widgets.filling import keep_draft
 
 PROPOSED_VALUES = {
     "strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50", "sampler": "Model default\nDDIM\nEuler a",
@@ -156,8 +156,8 @@ def build(studio: Studio) -> None:
         what.input(propose_values, [what, prompt, adapter], values, **quiet)
     for chosen in (left, right):
         chosen.input(show_pair, [left, right], slider, **quiet)
-    loaded = gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
-    keep_draft("compare", [*settings, *axes, *measures], loaded)
+    keep_draft("compare", [*settings, *axes, *measures])
+    gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
 
 
 def stream_comparison(

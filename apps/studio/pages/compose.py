@@ -24,9 +24,10 @@ from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
 from ..widgets.actions import act
-from ..widgets.drafts import keep_draft
+from ..widgets.filling import fill_on_load, keep_draft, suggest_next
 
 EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
+FIRST = "composed-1"  # the name of a first run
 TABLE = ["adapter", "mean weight", "least", "greatest"]
 
 
@@ -211,7 +212,7 @@ def build(studio: Studio) -> None:
     boxes = [names, *weighting_inputs()]
     gr.Markdown("## 3. Start")
     with gr.Row():
-        run = gr.Textbox(label="Name of the run", value="composed-1", elem_id="compose-name")
+        run = gr.Textbox(label="Name of the run", value=FIRST, elem_id="compose-name")
         go = gr.Button("Compose", variant="primary", elem_id="compose-start")
     started = gr.HTML(label="Started", elem_id="compose-started")
     gr.Markdown("## What a composed run was made of")
@@ -277,21 +278,24 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
         check_compose(config)  # the queue does so only for weights that are learned
         return enqueue_run(studio, config)
 
+    def compose_shown(*shown: Any) -> tuple[Any, ...]:
+        link, free = compose(*shown)
+        return link, [shown[-1], free]
+
     def show_composition(name: str | None) -> tuple[str, list[list[Any]]]:
         if not name:
             return message_html("No run has been composed yet."), []
         rows, lines = describe_composition(places, name)
         return "".join(map(message_html, lines)), rows
 
-    @show_errors
     def load_page(request: gr.Request) -> tuple[Any, ...]:
         runs, wanted = composed_runs(places), request.query_params.get("run")
         value = wanted if wanted in runs else (runs[0] if runs else None)
         return (
-            gr.Dropdown(choices=list(places.adapters())),
-            gr.Dropdown(choices=["", *image_sets(places)], value=""),
-            places.free_name("composed-1"),
-            gr.Dropdown(choices=runs, value=value),
+            gr.update(choices=list(places.adapters())),
+            gr.update(choices=["", *image_sets(places)]),
+            places.free_name(FIRST),
+            gr.update(choices=runs, value=value),
             *show_composition(value),
         )
 
@@ -304,13 +308,12 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
             gr.Dropdown(choices=list(places.adapters())),
         )
 
-    # Through the queue, for outside of it Gradio shows no error's sentence.
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    names, chosen = boxes[0], boxes[3]
-    act(go, compose, [*boxes, run], [started, run], started, api_name="compose")
+    names, chosen, upcoming = boxes[0], boxes[3], gr.JSON(visible=False, label="Values that a page fills in")
+    given = [*boxes, run]
+    suggest_next(act(go, compose_shown, given, [started, upcoming], started), upcoming, run)
+    gr.on([], show_errors(compose), given, [started, run], api_name="compose")
     act(done.input, show_composition, done, [said, table], said)
     act(again, refresh_runs, done, [done, said, table, names], said)
-    page = gr.context.Context.root_block
-    loaded = page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
-    keep_draft("compose", boxes, loaded)
+    keep_draft("compose", boxes)
+    fill_on_load(load_page, None, [names, chosen, run, done], [said, table])
     act(names.input, lambda wanted: collision_note(places, wanted), names, [started], started)

@@ -17,8 +17,9 @@ from ..backend.pipeline_worker import BATCH, Job, JobStopped, run_in_background,
 from ..backend.recipes import SAMPLERS, build_recipe, recalled_adapters, sampler_name, suggested_base_and_prompt
 from ..backend.turns import calling_client
 from ..render.messages import message_html, progress_bar, show_errors
-from ..widgets.actions import act, beside
+from ..widgets.actions import act
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
+from ..widgets.filling import fill_on_load
 
 MAX_IMAGES = 64  # images at once
 SETTINGS = 10  # boxes before the adapters'
@@ -191,9 +192,8 @@ def build(studio: Studio) -> None:
         said,
     )
     gr.on([box.change for box in boxes], None, boxes, draft, js="(...values) => [values]", **quiet)
-    root = gr.context.Context.root_block
-    root.load(beside(restore, 0, len(recalled)), draft, recalled, **quiet)
-    root.load(list_made, None, page.made, **quiet)
+    fill_on_load(restore, draft, boxes, [*adapters.length, said], said)
+    gr.context.Context.root_block.load(list_made, None, page.made, **quiet)
 
 
 def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wanted: str | None) -> tuple[Any, ...]:
@@ -209,4 +209,4 @@ def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wan
         base, prompt = suggested_base_and_prompt(generate.paths, wanted)
         values, rows = [base, prompt, *values[2:]], [(wanted, 1.0)]
     strengths = [strength if isinstance(strength, int | float) else 1.0 for _, strength in rows]
-    return "", *values, *adapters.filled([name for name, _ in rows], strengths)
+    return *values, *adapters.filled([name for name, _ in rows], strengths), ""
