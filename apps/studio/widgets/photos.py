@@ -195,7 +195,10 @@ class PhotoStep:
                 f"There is a set named {name} already: choose it from the sets that are here to add to it, or give another name."
             )
         place = self.paths.upload_folder(name)
-        outputs = folder_outputs(place, store_uploads(files, place))
+        said = store_uploads(files, place)
+        if not place.is_dir():
+            raise UserError(" ".join(["No set was made, for nothing of this can be used.", *said]))
+        outputs = folder_outputs(place, said)
         return *outputs, message_html(f"Kept in the set {name}."), name
 
     def open_set(self, name: str | None) -> tuple[Any, ...]:

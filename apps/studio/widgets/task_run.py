@@ -97,10 +97,12 @@ def add_rows(paths: StudioPaths, files: list[str] | None, wish: str) -> tuple[st
         raise UserError(f"There is a set named {name} already: give another name.")
     folder = paths.upload_folder(name)
     refused = store_uploads(files, folder)
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jsonl", ".json", ".csv"))
+    kept = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [path for path in kept if path.suffix.lower() in (".jsonl", ".json", ".csv")]
     if not found:
-        delete_set(paths, name)
-        raise UserError("There are no rows among these files: add a .json, .jsonl or .csv.")
+        if kept:
+            delete_set(paths, name)
+        raise UserError(" ".join(["There are no rows among these files: add a .json, .jsonl or .csv.", *refused]))
     said = message_html(f"{found[0].name} is kept in the set {name}.") + "".join(
         message_html(one, "fault") for one in refused
     )
