@@ -222,9 +222,10 @@ class SubjectPage:
             return *leave, self.paths.free_name(FIRST), *[gr.skip()] * 6
         config: Any = self.form.config(kept)
         options, *boxes = self.form.from_yaml(kept)[3 : 4 + len(self.form.widgets)]
-        shown = self.photos.show_folder(str(config.images or ""))
-        present = gr.Column(visible=config.images is not None)
-        return chosen_card(config.base), options, *boxes, config.out.name, present, *shown, gr.skip()
+        filled = (chosen_card(config.base), options, *boxes, config.out.name)
+        if config.images is None:  # somebody may be adding some
+            return *filled, *[gr.skip()] * 6
+        return *filled, gr.Column(visible=True), *self.photos.show_folder(str(config.images)), gr.skip()
 
     def restored_settings(self, draft: str | None) -> str:
         """What was on the page last, for another run, as far as it can be read; '' for nothing."""
