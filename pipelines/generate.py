@@ -271,6 +271,8 @@ def generate_batch(
     height = recipe.height or width
     start = None
     if recipe.image:
+        check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
+        check_start_of_base(type(pipe).__name__, pipeline_family(pipe).title, masked=bool(recipe.mask))
         base = open_model(pipe.name_or_path)
         height = recipe.height or start_size(recipe.image, width, base.latent_scale * base.patch_size)
         start = load_start(recipe.image, recipe.mask, recipe.image_strength, (width, height))

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
+from rankfold.pipelines.generate import read_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.embedded import world
 from rankfold.training.config.yaml_file import from_yaml
@@ -573,7 +574,11 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#n input").fill("40")
     page.locator("#steps input").fill("6")
     page.locator("#seed input").fill("11")
+    page.locator("#generate-start button").first.click()
+    page.locator("#start-image input[type=file]").set_input_files(str(server[0] / "photos" / "0.png"))
+    page.locator("#start-image img").wait_for()
     page.locator("#generate").click()
+    page.locator("#live img").wait_for()
     page.locator("#pictures img").first.wait_for()
     page.locator("#generate-stop").click()
     page.get_by_text(re.compile(r"Stopped: \d+ of 40 images are drawn and kept")).wait_for()
@@ -581,10 +586,13 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#prompt textarea").fill("something else")
     page.locator("#made button").first.click()
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a red creature in the snow'")
+    [made, *_] = sorted((server[0] / "runs" / "_made").glob("*.png"))
+    assert read_recipe(made).image_strength == 0.6
     page.locator("#steps input").fill("0")
     page.locator("#generate").click()
     page.locator("#progress .fault").wait_for()
     assert page.locator("#pictures img").count()  # an error empties nothing
+    page.wait_for_timeout(1000)  # what follows an answer is not cut off
     page.goto("about:blank")
 
 

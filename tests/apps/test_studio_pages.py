@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -19,8 +20,10 @@ from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import StudioPaths
 from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, ModelCache, PipelineWorker
 from rankfold.apps.studio.backend.recipes import recalled_adapters
+from rankfold.apps.studio.backend.start_images import keep_start, kept_start
 from rankfold.apps.studio.pages import chat as chat_page
 from rankfold.apps.studio.pages import compose as compose_page
+from rankfold.apps.studio.pages import generate as generate_page
 from rankfold.apps.studio.pages import library as library_page
 from rankfold.apps.studio.pages.chat import ChatModels, ChatModelSpec, ChatState, PartialAnswers
 from rankfold.pipelines.chat import answers, open_chat
@@ -200,6 +203,40 @@ def test_mistakes_in_composing(places, names, how, values, run, sentence):
 def test_what_was_not_composed_is_said(places):
     with pytest.raises(UserError, match="mine was not composed"):
         compose_page.describe_composition(places, "mine")
+
+
+# ---------------------------------------------------------------------------------------------- generate
+
+
+def test_a_card_adds_its_adapter_and_offers_its_trigger_words(places):
+    generate = generate_page.GeneratePage(Studio(places, start_workers=False))
+    names = [one.name for one in generate.cards()]
+    assert {"mine", "bent"} <= set(names)
+    assert "colours" not in names
+    rows = [value for _ in range(24) for value in (True, "", 1.0)]
+    click = SimpleNamespace(index=names.index("mine"))
+    said, offer, words, *changes = generate.add_card(click, 1, *rows)
+    assert "mine is added" in said
+    assert (offer.value, words) == ("Put “sks creature” into the prompt", "sks creature")
+    assert changes[:3] == [True, "mine", 1.0]
+    rows[1] = "bent"
+    _, _, _, *changes = generate.add_card(click, 1, *rows)
+    assert changes[3:6] == [True, "mine", 1.0]
+    assert changes[72] == 2  # rows that are shown
+    rows[1] = "mine"
+    with pytest.raises(UserError, match="among the adapters already"):
+        generate.add_card(click, 1, *rows)
+
+
+def test_what_an_image_starts_from_is_kept_and_found_by_name_alone(places, image, tmp_path):
+    kept = keep_start(places, image, "The image")
+    assert kept_start(places, kept) == kept
+    assert keep_start(places, image, "The image") == kept
+    with pytest.raises(UserError, match="is not here"):
+        kept_start(places, image)
+    (tmp_path / "page.png").write_text("no image")
+    with pytest.raises(UserError, match="The mask cannot be used"):
+        keep_start(places, str(tmp_path / "page.png"), "The mask")
 
 
 # ---------------------------------------------------------------------------------------------- chat

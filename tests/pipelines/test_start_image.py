@@ -97,12 +97,12 @@ def test_several_are_each_as_if_alone_and_in_the_images_shape(base, photo, tmp_p
         (["--image", "PHOTO", "--base", "LUMINA"], "no pipeline that makes images from an image"),
     ],
 )
-def test_mistakes_are_named_before_a_model_is_loaded(words, sentence, photo, lumina, tmp_path, capsys):
+def test_mistakes_are_named_before_a_model_is_loaded(words, sentence, photo, lumina, tmp_path, capsys, monkeypatch):
     Image.new("L", (8, 8)).save(tmp_path / "small.png")
     places = {"PHOTO": photo[0], "MASK": photo[1], "SMALL": tmp_path / "small.png", "LUMINA": lumina}
     given = [str(places.get(word, word)) for word in words]
-    with pytest.raises(SystemExit) as caught, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diffusers.DiffusionPipeline, "from_pretrained", None)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", None)
+    with pytest.raises(SystemExit) as caught:
         main(["sample", "--prompt", "x", "--out", str(tmp_path / "out"), *given])
     assert caught.value.code == 2
     assert sentence in capsys.readouterr().err

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ....pipelines.chat import open_chat
 from ....pipelines.generate import Recipe, load_pipeline
 from ....toolkit.core.errors import UserError
-from ....toolkit.data.images import READ_ERRORS
 from ....toolkit.formats.folder_report import inspect_adapter
 from ....toolkit.formats.report import Report
 from ....toolkit.formats.write import FORMATS
-from ....training.runs import library
+from ..backend.adapter_cards import adapter_cards
 from ..backend.adapter_export import export_files, require_base
 from ..backend.adapter_list import AdapterEntry, add_to_library, find_adapter, import_file, list_adapters
 from ..backend.bases import known_bases
 from ..backend.context import Studio
-from ..backend.generated import thumbnail
 from ..backend.housekeeping import delete_entry, deletion_of_entry, rename_entry
 from ..backend.paths import StudioPaths, to_slug
 from ..backend.turns import calling_client
@@ -55,34 +49,6 @@ def table_row(one: AdapterEntry) -> list[str]:
     if facts.composed_of:
         kind += f", composed of {len(facts.composed_of)}"
     return [one.name, "library" if one.run is None else "runs", facts.base or "-", one.trigger or "-", kind]
-
-
-def adapter_cards(found: Iterable[AdapterEntry], paths: StudioPaths) -> list[tuple[Image.Image, str]]:
-    """A card for each adapter: an image of what it makes, its name, base and trigger."""
-    return [
-        (card_image(one, paths), " · ".join([one.name, *filter(None, (Path(one.facts.base).name, one.trigger))]))
-        for one in found
-    ]
-
-
-def card_image(one: AdapterEntry, paths: StudioPaths) -> Image.Image:
-    """The newest preview of an adapter's run, its thumbnail in the library, or a plain tile."""
-    if one.run is None:
-        entry = library.read_entry(one.path.parent)
-        file = entry.thumbnail if entry else None
-    else:
-        file = library.newest_preview(paths.runs / one.run)
-    if file is not None:
-        # Not the path: the library may lie in a hidden folder, of which Gradio shows nothing.
-        with suppress(*READ_ERRORS, Image.DecompressionBombError):
-            return thumbnail(file, file.stat().st_mtime_ns)
-    return plain_tile(one.name)
-
-
-def plain_tile(name: str) -> Image.Image:
-    """A tile in a colour of its own."""
-    hue = zlib.crc32(name.encode()) % 360
-    return Image.new("RGB", (160, 160), f"hsl({hue}, 35%, 62%)")
 
 
 # ---------------------------------------------------------------------------------------------- inspect
