@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
 from ..widgets.actions import act
+from ..widgets.compose_preview import ComposePreview
 from ..widgets.filling import fill_on_load, keep_draft, suggest_next
 
 EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
 FIRST = "composed-1"  # the name of a first run
+VALUES = ("weights", "set", "folder", "steps", "rate", "rank", "base", "token", "noun")  # boxes of step 2
 TABLE = ["adapter", "mean weight", "least", "greatest"]
 
 
@@ -210,6 +213,7 @@ def build(studio: Studio) -> None:
     )
     gr.Markdown("## 2. How much of each")
     boxes = [names, *weighting_inputs()]
+    preview = ComposePreview(studio)
     gr.Markdown("## 3. Start")
     with gr.Row():
         run = gr.Textbox(label="Name of the run", value=FIRST, elem_id="compose-name")
@@ -224,6 +228,23 @@ def build(studio: Studio) -> None:
         headers=TABLE, label="What it was made of", interactive=False, wrap=True, elem_id="composed-of"
     )
     wire_events(studio, boxes, run, go, started, done, again, said, table)
+    wire_preview(studio, preview, boxes)
+
+
+def wire_preview(studio: Studio, preview: ComposePreview, boxes: list[Any]) -> None:
+    """What the preview's button does."""
+
+    def draw_preview(names: list[str] | None, how: str, *values: Any) -> Iterator[Any]:
+        *settings, prompt, seed = values
+        free = studio.paths.free_name(FIRST)
+        config = parse_config(studio.paths, names, how, dict(zip(VALUES, settings, strict=True)), free)
+        check_compose(config)
+        yield from preview.draw(config, names or [], prompt, seed)
+
+    act(
+        preview.go, draw_preview, [*boxes, preview.prompt, preview.seed], [preview.said, preview.image], preview.said,
+        concurrency_limit=None,
+    )  # fmt: skip
 
 
 def weighting_inputs() -> list[Any]:
@@ -271,9 +292,8 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
 
     def compose(names: list[str] | None, how: str, weights: str, chosen: str | None, folder: str, steps: float,
                 rate: float, rank: float, base: str, token: str, noun: str, name: str) -> tuple[str, str]:  # fmt: skip
-        values = {"weights": weights, "set": chosen, "folder": folder, "steps": steps, "rate": rate, "rank": rank,
-                  "base": base, "token": token, "noun": noun}  # fmt: skip
-        config = parse_config(places, names, how, values, to_slug(name))
+        given = (weights, chosen, folder, steps, rate, rank, base, token, noun)
+        config = parse_config(places, names, how, dict(zip(VALUES, given, strict=True)), to_slug(name))
         check_ranges(config)
         check_compose(config)  # the queue does so only for weights that are learned
         return enqueue_run(studio, config)

@@ -19,6 +19,7 @@ from ..backend.adapter_list import AdapterEntry, add_to_library, find_adapter, i
 from ..backend.bases import known_bases
 from ..backend.context import Studio
 from ..backend.housekeeping import delete_entry, deletion_of_entry, rename_entry
+from ..backend.hub_push import check_repository, hub_token, push_files
 from ..backend.paths import StudioPaths, to_slug
 from ..backend.turns import calling_client
 from ..render.messages import message_html, show_errors
@@ -36,6 +37,8 @@ FORMAT_LABELS = {
     "kohya-full": "kohya-full: whole weight changes",
     "kohya-glora": "kohya-glora: GLoRA's own factors",
 }
+PUSH_LABEL = """(name, hidden) => ({__type__: "update", value: name.trim()
+  ? `Push to ${name.trim()} (${hidden ? "private" : "public"})` : "Push"})"""
 Rows = list[list[Any]]
 
 
@@ -209,6 +212,16 @@ class LibraryPage:
         self.files = gr.File(
             label="Files to download", file_count="multiple", interactive=False, elem_id="export-files"
         )
+        with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="push"), gr.Row():
+            with gr.Column(scale=2, min_width=240):
+                self.repository = gr.Textbox(
+                    label="Repository", placeholder="USER/NAME", elem_id="push-repository",
+                    info="It gets the adapter above, in the format chosen above, with a model card.",
+                )  # fmt: skip
+            with gr.Column(scale=1, min_width=200):
+                self.private = gr.Checkbox(label="Private", value=True, elem_id="push-private")
+                self.push_go = gr.Button("Push", elem_id="push-go")
+        self.push_said = gr.HTML(label="Pushed", elem_id="push-said")
 
     def build_manage(self) -> None:
         """Adapters of the library renamed and deleted; those of runs are on the Watch page."""
@@ -287,6 +300,14 @@ class LibraryPage:
             )
         return "".join(map(message_html, lines)), files
 
+    def push(self, repository: str | None, private: bool, *export: Any) -> str:
+        """Exports an adapter, proves it, and uploads it to the hub."""
+        name = check_repository(repository)
+        hub_token()  # before the work
+        one = find_adapter(self.paths, export[0])
+        _, files = self.export(*export)
+        return message_html(push_files(one, files, name, private=private))
+
     def rename_kept(self, name: str | None, wish: str) -> tuple[Any, ...]:
         """Another name for an adapter of the library."""
         new = to_slug(wish)
@@ -323,6 +344,12 @@ class LibraryPage:
         act(
             self.export_go, self.export, boxes, [self.export_said, self.files], self.export_said, api_name="export",
             concurrency_limit=None,
+        )  # fmt: skip
+        act(
+            self.push_go, self.push, [self.repository, self.private, *boxes], [self.push_said], self.push_said, concurrency_limit=None
+        )  # fmt: skip
+        gr.on(
+            [self.repository.change, self.private.change], None, [self.repository, self.private], self.push_go, js=PUSH_LABEL, **quiet
         )  # fmt: skip
         act(
             self.rename, self.rename_kept, [self.kept, self.new_name], [self.manage_said, *self.lists, self.new_name], self.manage_said
