@@ -31,8 +31,18 @@ from ..toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from .fuse import fuse_adapters
 from .place import place_pipeline
 from .regions import Region, denoise_by_region
+from .start_image import (
+    StartImage,
+    check_start,
+    check_start_of_base,
+    load_start,
+    start_kwargs,
+    start_pipeline,
+    start_size,
+)
 
 TEXT_CHUNK = "rankfold"
+OnStep = Callable[[Any, torch.Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +72,25 @@ class Recipe:
     """First seed and number of the images made together with this one: a batch of another size rounds differently."""
     references: tuple[str, ...] = ()
     """Images that it is made from, in the order of the family's stock pipeline."""
+    image: str = ""
+    """An image that it starts from, instead of noise alone; its shape is the image's where no height is given."""
+    image_strength: float = 0.6
+    """How much noise is put on that image: 1 leaves nothing of it."""
+    mask: str = ""
+    """An image, as large, that is white where that one is made anew; without it, it is made anew everywhere."""
     ignore_unused: bool = False
     """Whether a LoRA file may hold tensors that this base has no place for; otherwise it is refused."""
     hashes: tuple[str, ...] = ()
     """Content hash of each adapter, filled in when the image is made."""
     reference_hashes: tuple[str, ...] = ()
     """Content hash of each reference, likewise."""
+    start_hashes: tuple[str, ...] = ()
+    """Content hashes of image and mask, likewise."""
+
+    @property
+    def start_files(self) -> tuple[str, ...]:
+        """Image and mask, as far as there are any."""
+        return tuple(path for path in (self.image, self.mask) if path)
 
 
 def denoise(
@@ -81,28 +104,35 @@ def denoise(
     height: int = 0,
     negative: Sequence[str] | PromptEmbeds | None = None,
     output_type: str = "pil",
-    on_step: Callable[[], None] | None = None,
+    on_step: OnStep | None = None,
     references: Sequence[Image.Image] = (),
+    start: StartImage | None = None,
 ) -> Any:
     """Images from a stock pipeline, one per prompt (texts, or embeds (B, ...)), each from the noise of its own seed.
 
-    width: pixels; also the height, where that is 0. on_step: called behind every denoising step; what it raises ends the images.
-    references: images that all of them are made from.
+    width: pixels; also the height, where that is 0. on_step: called behind every denoising step with the pipeline and the latents; what
+    it raises ends the images. references: images that all of them are made from. start: the image that all of them start from.
     """
+    family = pipeline_family(pipe)
+    if start is None:
+        given = family.image_kwargs(references, width, height or width)
+    else:
+        pipe = start_pipeline(pipe, masked=start.mask is not None)
+        given = start_kwargs(pipe, start, len(seeds))
 
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
-            on_step()
+            on_step(pipe, values["latents"])
         if step == pipe.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
     with oom_context(f"drawing {len(seeds)} image{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
         return pipe(
-            **pipeline_family(pipe).call_kwargs(prompts, negative, guidance_scale),
+            **family.call_kwargs(prompts, negative, guidance_scale),
             generator=[generator(seed, 101) for seed in seeds],
             num_inference_steps=steps,
-            **pipeline_family(pipe).image_kwargs(references, width, height or width),
+            **given,
             output_type=output_type,
             callback_on_step_end=on_step_end,
         ).images
@@ -140,6 +170,8 @@ def load_pipeline(recipe: Recipe) -> Any:
     base.check_side(recipe.height, "--height")
     base.check_steps(recipe.steps, "--steps")
     base.check_references([image_size(Path(path)) for path in recipe.references])
+    if recipe.image:
+        check_start_of_base(base.index["_class_name"], base.title, masked=bool(recipe.mask))
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
@@ -198,10 +230,13 @@ def check_recipe(recipe: Recipe) -> None:
         load_rgb(Path(reference))
     if recipe.references and recipe.regions:
         raise UserError("--reference does not work with --regions: leave one of the two out.")
+    check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
+    if recipe.image and (recipe.references or recipe.regions):
+        raise UserError("--image does not work with --reference or --regions: leave one of the two out.")
 
 
 def generate(
-    recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8, on_step: Callable[[], None] | None = None
+    recipe: Recipe, n: int = 1, *, pipe: Any = None, batch: int = 8, on_step: OnStep | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
     """`n` images from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
     with oom_context("", lambda: memory_advice(recipe)):
@@ -226,7 +261,7 @@ def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
 
 
 def generate_batch(
-    recipe: Recipe, batch: tuple[int, int], pipe: Any, on_step: Callable[[], None] | None = None
+    recipe: Recipe, batch: tuple[int, int], pipe: Any, on_step: OnStep | None = None
 ) -> list[tuple[Image.Image, Recipe]]:
     """Images of the seeds batch[0], batch[0] + 1, ... (batch[1] of them), made in one go."""
     width = recipe.width or native_resolution(pipe)
@@ -234,9 +269,16 @@ def generate_batch(
     seeds = list(range(batch[0], sum(batch)))
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
     height = recipe.height or width
+    start = None
+    if recipe.image:
+        check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
+        check_start_of_base(type(pipe).__name__, pipeline_family(pipe).title, masked=bool(recipe.mask))
+        base = open_model(pipe.name_or_path)
+        height = recipe.height or start_size(recipe.image, width, base.latent_scale * base.patch_size)
+        start = load_start(recipe.image, recipe.mask, recipe.image_strength, (width, height))
     common: Any = {
         "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": width, "height": height,
-        "output_type": "np", "on_step": on_step, "references": load_references(recipe, pipe),
+        "output_type": "np", "on_step": on_step, "references": load_references(recipe, pipe), "start": start,
     }  # fmt: skip
     if recipe.regions:
         if type(pipe).__name__ != "StableDiffusionPipeline":
@@ -262,6 +304,7 @@ def generate_batch(
         hashes=hashes,
         scheduler=type(pipe.scheduler).__name__,
         reference_hashes=tuple(file_hash(Path(path)) for path in recipe.references),
+        start_hashes=tuple(file_hash(Path(path)) for path in recipe.start_files),
     )
     return [(image, replace(whole, seed=seed)) for image, seed in zip(images, seeds, strict=True)]
 
@@ -306,10 +349,11 @@ def read_recipe(path: Path) -> Recipe:
         UserError: when the file is no PNG of ours, or an adapter it names has changed since.
     """
     recipe = parse_recipe(path)
-    for reference, known in zip(recipe.references, recipe.reference_hashes, strict=True):
-        if not is_file(Path(reference)) or file_hash(Path(reference)) != known:
+    known = (*recipe.reference_hashes, *recipe.start_hashes)
+    for given, expected in zip((*recipe.references, *recipe.start_files), known, strict=True):
+        if not is_file(Path(given)) or file_hash(Path(given)) != expected:
             raise UserError(
-                f"The reference {reference} is gone or has changed since {path} was made, so the image cannot be repeated."
+                f"The image {given} is gone or has changed since {path} was made from it, so it cannot be repeated."
             )
     for folder, expected in zip(recipe.adapters, recipe.hashes, strict=True):
         check_adapter(Path(folder))
@@ -343,6 +387,8 @@ def parse_recipe(path: Path) -> Recipe:
         ) from error
     if len(recipe.references) != len(recipe.reference_hashes):
         raise UserError(f"--from {path}: its references and their hashes are not equally many.")
+    if len(recipe.start_files) != len(recipe.start_hashes):
+        raise UserError(f"--from {path}: the images that it starts from and their hashes are not equally many.")
     if not len(recipe.adapters) == len(recipe.strengths) == len(recipe.hashes):
         raise UserError(f"--from {path}: its adapters, their strengths and their hashes are not equally many.")
     return recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from ...toolkit.core.errors import UserError
 from .options import parse_options
@@ -26,6 +26,12 @@ class SampleOptions:
     """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
     reference: tuple[Path, ...] = ()
     """Images that it is made from, for bases that take them (FLUX.1 Kontext one, FLUX.2 klein several)."""
+    image: Path | None = None
+    """An image that it starts from, in whose shape it is unless --height is given, for bases whose stock pipelines do so."""
+    image_strength: Annotated[float, Gt(0), Le(1)] | None = None
+    """How much noise is put on --image: little keeps it, 1 leaves nothing of it; unset means 0.6. --steps times this are taken."""
+    mask: Path | None = None
+    """An image as large as --image, white where it is made anew and black where it stays."""
     base: str | None = None
     """Base model; unset means the run's, or 'tiny'."""
     prompt: str | None = None
@@ -92,6 +98,8 @@ def sampling_recipe(options: SampleOptions) -> Any:
         adapters.insert(0, str(run.finished_adapter()))
         base, prompt = base or config.base, prompt or config.prompt
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    if options.image_strength and not options.image:
+        raise UserError("--image-strength says how far an image is changed: give the image, too, by --image.")
     if prompt is None and options.regions:
         prompt = ""
     for path in adapters:
@@ -109,6 +117,9 @@ def sampling_recipe(options: SampleOptions) -> Any:
         strengths=tuple(strengths),
         ignore_unused=options.ignore_unused,
         references=tuple(str(path.absolute()) for path in options.reference),
+        image=str(options.image.absolute()) if options.image else "",
+        image_strength=options.image_strength or Recipe.image_strength,
+        mask=str(options.mask.absolute()) if options.mask else "",
         regions=tuple(parse_region(text) for text in options.regions),
         steps=options.steps,
         guidance_scale=4.0 if guidance_scale is None else guidance_scale,

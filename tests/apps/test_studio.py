@@ -18,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
+from rankfold.pipelines.generate import read_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.embedded import world
 from rankfold.training.config.yaml_file import from_yaml
@@ -424,12 +425,7 @@ def test_axe_finds_nothing_while_a_toast_and_errors_are_open(server, browser, tm
 
 def started(page, server, name):
     """The config of the run that the page starts under this name."""
-    box = page.locator("#run-name textarea, #run-name input").first
-    for _ in range(3):  # a page that still loads suggests a name of its own
-        box.fill(name)
-        page.wait_for_timeout(800)
-        if box.input_value() == name:
-            break
+    page.locator("#run-name textarea, #run-name input").first.fill(name)
     page.locator("#start").click()
     page.locator(f'#started a[href="/watch?run={name}"]').wait_for()
     run = queue.Run(server[0] / "runs" / name)
@@ -480,6 +476,54 @@ def test_what_came_into_a_box_by_other_ways_than_keys_is_trained(server, page):
     page.goto(f"{address}/train")
     page.get_by_text("4 images.").wait_for()
     assert token.input_value() == "qvx"
+    page.close()
+
+
+TYPED = {  # what is filled in by itself when a page has loaded, and what else is there
+    "train": ("#run-name", "#set-name", "#subject-token"), "train?tab=task": ("#task-name",), "compose": ("#compose-name",),
+    "generate": ("#prompt", "#negative"), "compare": ("#compare-prompt",),
+}  # fmt: skip
+
+COMMAND = "text => `${document.querySelector('#subject-command textarea')?.value} `.includes(text)"
+SLOW_ANSWERS = """const ask = window.fetch; window.fetch = (...what) => String(what[0].url || what[0]).includes("predict")
+  ? new Promise((go) => setTimeout(go, 700)).then(() => ask(...what)) : ask(...what);"""
+
+
+def test_what_is_typed_while_a_page_loads_stays(server, page):
+    """Names and drafts come late; what nobody has touched is filled, and the texts follow."""
+    folder, address, _ = server
+    page.set_default_timeout(20_000)
+    for name in ("run-1", "task-1", "composed-1", "_pictures/images-1"):
+        (folder / "runs" / name).mkdir(parents=True, exist_ok=True)
+
+    def box(place):
+        return page.locator(f"{place} textarea, {place} input").first
+
+    for path, places in TYPED.items():  # a draft of each
+        page.goto(f"{address}/{path}")
+        box(places[0]).wait_for()
+        page.wait_for_timeout(900)
+        for place in (place for place in places if box(place).is_visible()):
+            box(place).fill("draft")
+        if path == "train":
+            page.locator("#subject-texts").get_by_text("Command and YAML").click()
+            page.wait_for_function(COMMAND, arg="--token draft")
+        page.wait_for_timeout(500)
+    page.add_init_script(SLOW_ANSWERS)
+    for path, (first, *others) in TYPED.items():
+        page.goto(f"{address}/{path}")
+        box(first).fill("typed", timeout=SLOW)
+        page.wait_for_timeout(1500)
+        for place in (place for place in others if box(place).is_visible()):
+            wanted = "images-2" if place == "#set-name" else "draft"
+            page.wait_for_function("([box, text]) => box.value === text", arg=[box(place).element_handle(), wanted])
+        if path == "train":
+            page.locator("#subject-texts").get_by_text("Command and YAML").click()
+            page.wait_for_function(COMMAND, arg="--token draft")
+            page.wait_for_function(COMMAND, arg="/typed ")
+        assert box(first).input_value() == "typed", path
+    for name in ("run-1", "task-1", "composed-1", "_pictures/images-1"):
+        (folder / "runs" / name).rmdir()
     page.close()
 
 
@@ -534,7 +578,11 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#n input").fill("40")
     page.locator("#steps input").fill("6")
     page.locator("#seed input").fill("11")
+    page.locator("#generate-start button").first.click()
+    page.locator("#start-image input[type=file]").set_input_files(str(server[0] / "photos" / "0.png"))
+    page.locator("#start-image img").wait_for()
     page.locator("#generate").click()
+    page.locator("#live img").wait_for()
     page.locator("#pictures img").first.wait_for()
     page.locator("#generate-stop").click()
     page.get_by_text(re.compile(r"Stopped: \d+ of 40 images are drawn and kept")).wait_for()
@@ -542,6 +590,8 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#prompt textarea").fill("something else")
     page.locator("#made button").first.click()
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a red creature in the snow'")
+    [made, *_] = sorted((server[0] / "runs" / "_made").glob("*.png"))
+    assert read_recipe(made).image_strength == 0.6
     page.locator("#steps input").fill("0")
     page.locator("#generate").click()
     page.locator("#progress .fault").wait_for()

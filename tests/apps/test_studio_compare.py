@@ -54,6 +54,25 @@ def boxes(**values):
 # ---------------------------------------------------------------------------------------------- axes
 
 
+def test_a_third_axis_is_a_block_of_rows_for_each_value(places):
+    plan = comparison.parse_comparison(places, boxes(y="guidance", y_values="1\n2", z="steps", z_values="2\n3"))
+    assert len(plan.recipes) == 8
+    assert plan.rows.labels == (
+        "steps 2; guidance 1",
+        "steps 2; guidance 2",
+        "steps 3; guidance 1",
+        "steps 3; guidance 2",
+    )
+    assert [(one.steps, one.guidance_scale, one.seed) for one in plan.recipes] == [
+        (steps, guidance, seed) for steps in (2, 3) for guidance in (1.0, 2.0) for seed in (0, 1)
+    ]
+    assert "steps" not in plan.heading
+    with pytest.raises(UserError, match="X varies the seed and Z the seed"):
+        comparison.parse_comparison(places, boxes(z="seed", z_values="4"))
+    with pytest.raises(UserError, match="2 x 40 are 80 cells"):
+        comparison.parse_comparison(places, boxes(z="steps", z_values="\n".join(map(str, range(1, 41)))))
+
+
 @pytest.mark.parametrize(
     ("what", "text", "values", "labels"),
     [

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -19,10 +20,13 @@ from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import StudioPaths
 from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, ModelCache, PipelineWorker
 from rankfold.apps.studio.backend.recipes import recalled_adapters
+from rankfold.apps.studio.backend.start_images import keep_start, kept_start
 from rankfold.apps.studio.pages import chat as chat_page
 from rankfold.apps.studio.pages import compose as compose_page
+from rankfold.apps.studio.pages import generate as generate_page
 from rankfold.apps.studio.pages import library as library_page
 from rankfold.apps.studio.pages.chat import ChatModels, ChatModelSpec, ChatState, PartialAnswers
+from rankfold.apps.studio.widgets.compose_preview import ComposePreview
 from rankfold.pipelines.chat import answers, open_chat
 from rankfold.pipelines.generate import Recipe, denoise, load_pipeline
 from rankfold.toolkit.core.errors import UserError
@@ -197,9 +201,62 @@ def test_mistakes_in_composing(places, names, how, values, run, sentence):
     assert not (places.runs / "x").exists()
 
 
+def test_a_preview_is_the_weighted_sum(places):
+    """The adapters at the composition's weights; what cannot be known yet is refused."""
+    with gr.Blocks():
+        preview = ComposePreview(Studio(places, start_workers=False))
+    values = ALIKE | {"weights": "0.75 -0.5"}
+    config = compose_page.parse_config(places, ["mine", "bent"], "Custom weights", values, "x")
+    recipe = preview.recipe(config, ["mine", "bent"], "", 3)
+    assert recipe.strengths == (0.75, -0.5)
+    assert (recipe.prompt, recipe.seed) == ("a sks creature and a sks2 creature", 3)
+    alike = compose_page.parse_config(places, ["mine", "bent"], "Equal", ALIKE, "x")
+    assert preview.recipe(alike, ["mine", "bent"], "b", 3).strengths == (0.5, 0.5)
+    *_, (said, image) = preview.draw(alike, ["mine", "bent"], "b", 3)
+    assert "It is not kept" in said
+    assert image.size == (64, 64)
+    with pytest.raises(UserError, match="known when they are learned"):
+        preview.recipe(replace(alike, images=places.runs), ["mine", "bent"], "b", 3)
+    assert not (places.runs / "x").exists()
+
+
 def test_what_was_not_composed_is_said(places):
     with pytest.raises(UserError, match="mine was not composed"):
         compose_page.describe_composition(places, "mine")
+
+
+# ---------------------------------------------------------------------------------------------- generate
+
+
+def test_a_card_adds_its_adapter_and_offers_its_trigger_words(places):
+    generate = generate_page.GeneratePage(Studio(places, start_workers=False))
+    names = [one.name for one in generate.cards()]
+    assert {"mine", "bent"} <= set(names)
+    assert "colours" not in names
+    rows = [value for _ in range(24) for value in (True, "", 1.0)]
+    click = SimpleNamespace(index=names.index("mine"))
+    said, offer, words, *changes = generate.add_card(click, 1, *rows)
+    assert "mine is added" in said
+    assert (offer.value, words) == ("Put “sks creature” into the prompt", "sks creature")
+    assert changes[:3] == [True, "mine", 1.0]
+    rows[1] = "bent"
+    _, _, _, *changes = generate.add_card(click, 1, *rows)
+    assert changes[3:6] == [True, "mine", 1.0]
+    assert changes[72] == 2  # rows that are shown
+    rows[1] = "mine"
+    with pytest.raises(UserError, match="among the adapters already"):
+        generate.add_card(click, 1, *rows)
+
+
+def test_what_an_image_starts_from_is_kept_and_found_by_name_alone(places, image, tmp_path):
+    kept = keep_start(places, image, "The image")
+    assert kept_start(places, kept) == kept
+    assert keep_start(places, image, "The image") == kept
+    with pytest.raises(UserError, match="is not here"):
+        kept_start(places, image)
+    (tmp_path / "page.png").write_text("no image")
+    with pytest.raises(UserError, match="The mask cannot be used"):
+        keep_start(places, str(tmp_path / "page.png"), "The mask")
 
 
 # ---------------------------------------------------------------------------------------------- chat
@@ -500,6 +557,52 @@ def test_a_file_of_another_tool_is_imported(places, tmp_path):
     (tmp_path / "no.safetensors").write_text("nothing")
     with pytest.raises(UserError, match=r"^no\.safetensors is"):
         library_page.import_file(str(tmp_path / "no.safetensors"), "no", base, "")
+
+
+def test_a_push_names_its_repository_and_is_private(places, monkeypatch):
+    """All but the network: what the hub's client would be called with, and what lies in the folder that it is given."""
+    import huggingface_hub
+
+    calls = []
+
+    class Hub:
+        public = False
+
+        def __init__(self, token):
+            calls.append(token)
+
+        def create_repo(self, name, **more):
+            calls.append((name, more))
+
+        def repo_info(self, name):
+            return SimpleNamespace(private=not Hub.public)
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            calls.append(
+                (repo_id, sorted(path.name for path in folder_path.iterdir()), (folder_path / "README.md").read_text())
+            )
+
+    with gr.Blocks():
+        push = library_page.LibraryPage(Studio(places, start_workers=False)).push
+    export = ("mine", "diffusers", False, 0.05, False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="no token of the Hugging Face Hub"):
+        push("me/cat", True, *export)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    for wrong in ("cat", "me/../cat", "", None, "a/b/c"):
+        with pytest.raises(UserError, match="give it as USER/NAME"):
+            push(wrong, True, *export)
+    assert "mine is at me/cat, private" in push(" me/cat ", True, *export)
+    token, created, (name, files, card) = calls
+    assert (token, created) == ("hf_x", ("me/cat", {"private": True, "exist_ok": True}))
+    assert (name, files) == ("me/cat", ["README.md", "mine.safetensors"])
+    assert "instance_prompt: 'sks creature'" in card
+    assert str(places.runs) not in card
+    Hub.public = True
+    with pytest.raises(UserError, match="there already and public"):
+        push("me/cat", True, *export)
+    assert len(calls) == 5  # nothing was uploaded
 
 
 def test_an_image_knows_its_adapter_by_content_wherever_it_lies(places):

@@ -284,6 +284,53 @@ def test_images_and_captions_are_kept(tmp_path):
     assert [(one.path.name, one.width, one.caption) for one in found] == [("a.png", 32, "a sks cat"), ("b.png", 48, "")]
 
 
+def test_folders_in_a_zip_are_used_or_named(tmp_path):
+    """Names that several folders have stay apart with their captions; prompts of kohya's folders are captions."""
+    archive = write_zip(
+        tmp_path / "a.zip",
+        {
+            "one/a.png": png(), "one/a.txt": "first", "two/a.png": png(48), "10_sks dog/b.png": png(40), "10_sks dog/c.png": png(44),
+            "10_sks dog/c.txt": "own", "three/alone.txt": "x", "one/metadata.jsonl": "", "two/metadata.jsonl": "",
+        },
+    )  # fmt: skip
+    said = " ".join(uploads.store_uploads([archive], tmp_path / "kept"))
+    found = {one.path.name: one.caption for one in uploads.scan_folder(tmp_path / "kept")}
+    assert found == {"one-a.png": "first", "two-a.png": "", "b.png": "sks dog", "c.png": "own"}
+    assert "the 10 repeats are not used" in said
+    assert "one/metadata.jsonl is not used" in said
+    assert "alone.txt is not kept" in said
+
+
+def test_a_failed_upload_leaves_nothing(tmp_path, monkeypatch):
+    """Neither an empty set nor half a one; what was there before stays."""
+    folder, (first, second) = tmp_path / "kept", (tmp_path / "b.png", tmp_path / "c.png")
+    for file in (first, second):
+        file.write_bytes(png())
+    write = uploads.write_atomic
+
+    def full(path, data):
+        if path.name == "c.png":
+            raise UserError("No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(uploads, "write_atomic", full)
+    with pytest.raises(UserError, match="No space"):
+        uploads.store_uploads([first, second], folder)
+    assert not folder.exists()
+    uploads.store_uploads([first], folder)
+    with pytest.raises(UserError, match="No space"):
+        uploads.store_uploads([first, second], folder)
+    assert [path.name for path in folder.iterdir()] == ["b.png"]
+    assert "neither an image" in uploads.store_uploads([archive_of_nothing(tmp_path)], tmp_path / "none")[0]
+    assert not (tmp_path / "none").exists()
+
+
+def archive_of_nothing(folder):
+    file = folder / "page.html"
+    file.write_text("no image")
+    return file
+
+
 @pytest.mark.parametrize("name", ["../a.png", "/a.png", "x/../../a.png", "..\\a.png"])
 def test_a_zip_that_leads_out_is_refused(tmp_path, name):
     archive = write_zip(tmp_path / "a.zip", {"good.png": png(), name: png()})
@@ -291,7 +338,7 @@ def test_a_zip_that_leads_out_is_refused(tmp_path, name):
     folder.mkdir()
     with pytest.raises(UserError, match="leads out of its folder"):
         uploads.store_uploads([archive], folder)
-    assert not list(folder.iterdir())
+    assert not folder.exists()
 
 
 def test_bombs_are_refused(tmp_path, monkeypatch):
@@ -308,7 +355,7 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
     for words, files in cases.items():
         with pytest.raises(UserError, match=words):
             uploads.store_uploads([write_zip(tmp_path / "a.zip", files)], folder)
-        assert not list(folder.iterdir())
+        assert not folder.exists()
     (tmp_path / "b.zip").write_bytes(b"no zip")
     with pytest.raises(UserError, match="is not a valid zip"):
         uploads.store_uploads([tmp_path / "b.zip"], folder)
@@ -328,7 +375,7 @@ def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
     except UserError:
         refused = ["refused"]
     assert refused
-    assert not list((tmp_path / "kept").iterdir())
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize(
@@ -348,7 +395,7 @@ def test_what_is_no_image_is_refused_with_its_name(tmp_path, name, data, words):
     (said,) = uploads.store_uploads([file], tmp_path / "kept")
     assert said.startswith(name)
     assert words in said
-    assert not list((tmp_path / "kept").iterdir())
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_image_of_200_megapixels_is_refused(tmp_path):

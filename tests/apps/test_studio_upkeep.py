@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -30,6 +31,8 @@ from rankfold.apps.studio.backend.turns import MAX_OF_PAGE, Client, Turns
 from rankfold.apps.studio.pages.watch import WatchPage
 from rankfold.apps.studio.render.messages import redact_secrets
 from rankfold.apps.studio.render.previews import at_step, step_slider
+from rankfold.apps.studio.render.run_view import Views
+from rankfold.apps.studio.widgets import zoom_chart
 from rankfold.apps.studio.widgets.fields import to_input_value
 from rankfold.apps.studio.widgets.photos import PhotoStep
 from rankfold.apps.studio.widgets.subject_run import SubjectPage
@@ -426,3 +429,33 @@ def test_status_of_a_composition_says_what_it_is(places):
     assert "Composed of a (0.75), b (-0.5), fixed weights." in status
     assert 'href="/generate?adapter=whole"' in status
     assert json.dumps(status)
+
+
+# ---------------------------------------------------------------------------------------------- charts
+
+
+def test_charts_to_zoom_into_hold_what_was_measured(places):
+    """The validation curve among them; what is no number is left out, and a region that is dragged over is what is shown."""
+    run = make_run(places, "measured", "done")
+    rows = [{"step": step, "loss": value} for step, value in ((1, 0.5), (2, float("nan")), (3, 0.25))]
+    rows += [
+        {
+            "step": step,
+            "likeness": 0.1,
+            "prompt_fidelity": 0.2,
+            "validation_loss": 0.4,
+            "training_loss": 0.3,
+            "likeness_real": 0.9,
+        }
+        for step in (0, 3)
+    ]
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts = Views().view(run).charts
+    assert set(charts) <= set(zoom_chart.TITLES)
+    loss = zoom_chart.chart_table(charts["Loss"])
+    assert loss[loss.curve == "raw"][["step", "value"]].values.tolist() == [[1.0, 0.5], [3.0, 0.25]]
+    noise = zoom_chart.chart_table(charts["Loss at fixed noise"])
+    assert noise[noise.curve == "held out"][["step", "value"]].values.tolist() == [[0.0, 0.4], [3.0, 0.4]]
+    assert set(noise.curve) == {"held out", "trained on"}
+    assert {*loss.curve, *noise.curve} <= set(zoom_chart.COLOURS)
+    assert zoom_chart.zoom(SimpleNamespace(index=[1, 2])).constructor_args["x_lim"] == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -101,19 +102,30 @@ def axis_setting(axis: Axis, value: Any) -> dict[str, Any]:
     return {} if axis.what == NOTHING else {FIELDS[axis.what]: value}
 
 
-def check_axes(columns: Axis, rows: Axis) -> None:
-    """Raises UserError for axes that make no grid."""
+def check_axes(columns: Axis, *others: Axis) -> None:
+    """Raises UserError for axes that make no grid. others: Y, and Z."""
     if columns.what == NOTHING:
         raise UserError("Nothing varies along X: choose what should.")
-    if rows.what != NOTHING and FIELDS[columns.what] == FIELDS[rows.what]:
-        raise UserError(
-            f"X varies the {columns.what} and Y the {rows.what}, which is the same setting: choose another for Y."
-        )
-    cells = len(columns.values) * len(rows.values)
-    if cells > MAX_CELLS:
-        raise UserError(
-            f"{len(columns.values)} x {len(rows.values)} are {cells} cells, more than {MAX_CELLS}: take fewer."
-        )
+    sides = list(zip("XYZ", (columns, *others), strict=False))
+    for place, (side, axis) in enumerate(sides):
+        for earlier, known in sides[:place]:
+            if NOTHING not in (axis.what, known.what) and FIELDS[known.what] == FIELDS[axis.what]:
+                raise UserError(
+                    f"{earlier} varies the {known.what} and {side} the {axis.what}, which is the same setting: choose another for {side}."
+                )
+    counts = [len(axis.values) for _, axis in sides]
+    if math.prod(counts) > MAX_CELLS:
+        counted = " x ".join(str(count) for count in counts if count > 1)
+        raise UserError(f"{counted} are {math.prod(counts)} cells, more than {MAX_CELLS}: take fewer.")
+
+
+def stack_rows(rows: Axis, blocks: Axis) -> Axis:
+    """Y and Z as the rows of one sheet: a block of Y's rows for each value of Z."""
+    if NOTHING in (rows.what, blocks.what):
+        return blocks if rows.what == NOTHING else rows
+    labels = tuple(f"{block}; {row}" for block in blocks.labels for row in rows.labels)
+    values = tuple((block, row) for block in blocks.values for row in rows.values)
+    return Axis(f"{blocks.what}, {rows.what}", labels, values)
 
 
 # ---------------------------------------------------------------------------------------------- what is asked for
@@ -139,6 +151,8 @@ class ComparisonInputs:
     y_values: str = ""
     photos: str = ""
     clip: str = ""
+    z: str = NOTHING
+    z_values: str = ""
 
 
 def parse_comparison(paths: StudioPaths, boxes: ComparisonInputs) -> Comparison:
@@ -150,8 +164,10 @@ def parse_comparison(paths: StudioPaths, boxes: ComparisonInputs) -> Comparison:
     known = paths.adapters()
     columns = parse_axis("X", boxes.x, boxes.x_values, known)
     rows = parse_axis("Y", boxes.y, boxes.y_values, known)
-    check_axes(columns, rows)
-    recipes = cell_recipes(paths, boxes, columns, rows, known)
+    blocks = parse_axis("Z", boxes.z, boxes.z_values, known)
+    axes = (columns, rows, blocks)
+    check_axes(*axes)
+    recipes = cell_recipes(paths, boxes, axes, known)
     photos = run_photos(paths, boxes.photos) if boxes.photos else ()
     clip = parse_clip_model(paths, recipes[0].base, boxes.clip or "")
     if photos and not clip:
@@ -161,13 +177,14 @@ def parse_comparison(paths: StudioPaths, boxes: ComparisonInputs) -> Comparison:
         )
     used = dict.fromkeys(path for recipe in recipes for path in recipe.adapters)
     tokens = tuple(token for path in used for token in adapter_facts(adapter_path(Path(path))).tokens)
-    return Comparison(columns, rows, recipes, describe_settings(boxes, columns, rows, recipes[0]), tokens, clip, photos)
+    heading = describe_settings(boxes, axes, recipes[0])
+    return Comparison(columns, stack_rows(rows, blocks), recipes, heading, tokens, clip, photos)
 
 
 def cell_recipes(
-    paths: StudioPaths, boxes: ComparisonInputs, columns: Axis, rows: Axis, known: Mapping[str, Path]
+    paths: StudioPaths, boxes: ComparisonInputs, axes: tuple[Axis, Axis, Axis], known: Mapping[str, Path]
 ) -> tuple[Recipe, ...]:
-    """The recipe of every cell, row by row.
+    """The recipe of every cell, row by row. axes: X, Y and Z.
 
     Raises:
         UserError: for a setting that does not fit, or a strength that varies where there is no adapter.
@@ -181,14 +198,16 @@ def cell_recipes(
     numbers: dict[str, Any] = {what: parse_number(what, getattr(boxes, what)) for what in ("steps", "width", "height")}
     numbers["guidance_scale"] = parse_number("guidance", boxes.guidance)
     numbers["seed"] = parse_seed(boxes.seed)
-    prompts = [axis.values[0] for axis in (columns, rows) if axis.what == "prompt"] or [boxes.prompt or ""]
+    prompts = [axis.values[0] for axis in axes if axis.what == "prompt"] or [boxes.prompt or ""]
     base = build_recipe(paths, boxes.base, prompts[0], boxes.negative or "", numbers, ())
+    columns, rows, blocks = axes
     cells = [
-        own | axis_setting(columns, column) | axis_setting(rows, row)
+        own | axis_setting(blocks, block) | axis_setting(rows, row) | axis_setting(columns, column)
+        for block in blocks.values
         for row in rows.values
         for column in columns.values
     ]
-    if "strength" in (columns.what, rows.what) and not any(cell["adapter"] for cell in cells):
+    if "strength" in [axis.what for axis in axes] and not any(cell["adapter"] for cell in cells):
         raise UserError("The strength varies, and there is no adapter: choose one.")
     return tuple(cell_recipe(base, cell, known) for cell in cells)
 
@@ -201,9 +220,9 @@ def cell_recipe(base: Recipe, cell: Mapping[str, Any], known: Mapping[str, Path]
     return replace(base, adapters=(str(known[cell["adapter"]]),), strengths=(cell["strength"],), **others)
 
 
-def describe_settings(boxes: ComparisonInputs, columns: Axis, rows: Axis, recipe: Recipe) -> str:
+def describe_settings(boxes: ComparisonInputs, axes: tuple[Axis, Axis, Axis], recipe: Recipe) -> str:
     """What all cells have, in a line. recipe: of one of them."""
-    varied = {FIELDS[axis.what] for axis in (columns, rows) if axis.what != NOTHING}
+    varied = {FIELDS[axis.what] for axis in axes if axis.what != NOTHING}
     bare = boxes.adapter in (None, "", NO_ADAPTER)
     said = {
         "base": Path(recipe.base).name if Path(recipe.base).is_absolute() else recipe.base,

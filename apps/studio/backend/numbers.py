@@ -11,7 +11,7 @@ from ....toolkit.core.errors import UserError
 MAX_SEED = 2**32 - 1
 LIMITS = {  # least, most, whether whole
     "strength": (-10, 10, False), "seed": (0, MAX_SEED, True), "guidance": (0, 100, False), "steps": (1, 1000, True),
-    "width": (0, 4096, True), "height": (0, 4096, True),
+    "image strength": (0.01, 1, False), "width": (0, 4096, True), "height": (0, 4096, True),
 }  # fmt: skip
 
 

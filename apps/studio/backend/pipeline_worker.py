@@ -16,6 +16,7 @@ from PIL import Image
 from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_image
 from ....toolkit.core.devices import release_memory
 from ....toolkit.formats.locate import adapter_path, content_hash
+from .live_preview import LivePreview
 from .turns import Turns, calling_client
 
 POLL_SECONDS = 0.2  # seconds between reports of progress
@@ -34,6 +35,7 @@ class Job:
         self.total, self.done, self.stopped = max(1, total), 0, False
         self.ahead = 0
         """Calls that come before it."""
+        self.preview = LivePreview()
 
     def step(self) -> None:
         """One more denoising step is done.
@@ -44,6 +46,15 @@ class Job:
         self.done += 1
         if self.stopped:
             raise JobStopped
+
+    def look(self, pipe: Any, latents: Any) -> None:
+        """One more denoising step is done, with these latents.
+
+        Raises:
+            Stopped: see `step`.
+        """
+        self.step()
+        self.preview.look(pipe, latents)
 
     @property
     def progress(self) -> float:
@@ -87,7 +98,7 @@ class PipelineWorker:
             pipe = self.pipeline(recipe)
             for start in range(0, n, BATCH):
                 own = replace(recipe, seed=recipe.seed + start)
-                batch = generate(own, min(BATCH, n - start), pipe=pipe, batch=BATCH, on_step=drawing.step)
+                batch = generate(own, min(BATCH, n - start), pipe=pipe, batch=BATCH, on_step=drawing.look)
                 made += batch
                 if keep is not None:
                     keep(batch)

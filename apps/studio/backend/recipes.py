@@ -72,6 +72,9 @@ def build_recipe(
         height=parse_number("height", values["height"]),
         seed=parse_seed(values["seed"]),
         scheduler=parse_sampler(values.get("scheduler", "")),
+        image=values.get("image", ""),
+        mask=values.get("mask", ""),
+        image_strength=parse_number("image strength", values.get("image_strength", Recipe.image_strength)),
         precision=adapter_precision(adapter_paths),
     )
 

@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ....toolkit.core import locks
@@ -27,6 +29,13 @@ def make_temporary_folder() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
+
+
+@contextmanager
+def temporary_subfolder(name: str) -> Iterator[Path]:
+    """A folder for a moment, where only this user can read."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=os.environ.get("GRADIO_TEMP_DIR")) as folder:
+        yield Path(folder)
 
 
 def is_used(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_backgr
 from ..backend.turns import Turns
 from ..render.messages import message_html, show_errors
 from ..widgets.actions import act
+from ..widgets.filling import fill_on_load
 
 MAX_TOKENS = 4096  # of an answer
 SIDE = 320  # pixels of the image on the page
@@ -292,10 +293,11 @@ def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, image: Any
     """What the boxes beside the conversation do."""
     places = studio.paths
 
-    @show_errors
     def choices(request: gr.Request) -> Any:
         known, wanted = places.adapters(chat=True), request.query_params.get("adapter")
-        return gr.Dropdown(choices=[("none: the base alone", ""), *known], value=wanted if wanted in known else "")
+
+        chosen = {"value": wanted} if wanted in known else {}
+        return gr.update(choices=[("none: the base alone", ""), *known], **chosen)
 
     @show_errors
     def look_at(file: str | None) -> tuple[Any, ...]:
@@ -315,5 +317,4 @@ def wire_boxes(studio: Studio, tuned: Any, base: Any, precision: Any, image: Any
             lambda: (ChatState(), [], [], message_html("Another model: a new conversation.")), None, columns, **quiet
         )
     compare.input(lambda on: gr.update(visible=on), compare, columns[2], **quiet)
-    page = gr.context.Context.root_block
-    page.load(choices, None, tuned, api_visibility="private", show_progress="hidden", concurrency_limit=None)
+    fill_on_load(choices, None, [tuned], [])

@@ -1,4 +1,4 @@
-"""Compare: one sheet of images over one or two things that vary, and what was measured on each image."""
+"""Compare: one sheet of images over up to three things that vary, and what was measured on each image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ....pipelines.compare import Comparison, ComparisonResult, compare, drawing_order
+from ....pipelines.compare import CellScores, Comparison, ComparisonResult, compare, drawing_order
 from ....pipelines.generate import Recipe
 from ....pipelines.grids import MAX_COLUMNS
 from ....toolkit.diffusion.load import EMBEDDED
@@ -32,7 +32,7 @@ from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
 from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
 from ..widgets.actions import act
-from ..widgets.drafts import keep_draft
+from ..widgets.filling import keep_draft
 
 PROPOSED_VALUES = {
     "strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50", "sampler": "Model default\nDDIM\nEuler a",
@@ -75,6 +75,12 @@ def score_table(plan: Comparison, result: ComparisonResult) -> list[list[Any]]:
     return rows
 
 
+def score_words(scores: CellScores) -> str:
+    """A cell's scores, as they stand below its image."""
+    likeness = "" if scores.likeness is None else f", likeness {scores.likeness:.3f}"
+    return f"prompt {scores.fidelity:.3f}{likeness}"
+
+
 def describe_result(plan: Comparison, result: ComparisonResult, seconds: float) -> str:
     """What was done, in a line or two."""
     lines = [f"{len(plan.recipes)} cells in {format_duration(seconds)}; the sheet is {Path(result.grid).name}."]
@@ -88,76 +94,86 @@ def describe_result(plan: Comparison, result: ComparisonResult, seconds: float) 
     return "".join(message_html(line) for line in lines)
 
 
-def build(studio: Studio) -> None:
-    """The page."""
-    places, pipes = studio.paths, studio.worker
-    running: dict[str | None, Job] = {}  # by session
+class ComparePage:
+    """What the page's events do."""
 
-    def draw_cells(request: gr.Request, base: str, adapter: str, strength: float, prompt: str, negative: str, seed: float, steps: float,
-             guidance: float, width: float, height: float, x: str, x_values: str, y: str, y_values: str,
-             photos: str, clip: str) -> Any:  # fmt: skip
-        plan = parse_comparison(places, ComparisonInputs(base, adapter, strength, prompt, negative, seed, steps, guidance, width, height,
-                                   x, x_values, y, y_values, photos, clip))  # fmt: skip
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.paths = studio, studio.paths
+        self.running: dict[str | None, Job] = {}  # by session
+
+    def draw_cells(self, request: gr.Request, *boxes: Any) -> Any:
+        """Draws; yields what the page shows. boxes: in the order of `ComparisonInputs`."""
+        plan = parse_comparison(self.paths, ComparisonInputs(*boxes))
         session = request.session_hash
         try:
-            for now, shown in stream_comparison(plan, pipes, places.generated_folder(), studio.turns):
-                running[session] = now
+            for now, shown in stream_comparison(
+                plan, self.studio.worker, self.paths.generated_folder(), self.studio.turns
+            ):
+                self.running[session] = now
                 yield shown
         finally:
-            running.pop(session, None)
+            self.running.pop(session, None)
 
-    @show_errors
-    def propose_values(what: str, prompt: str, adapter: str) -> Any:
-        text, hint = propose_axis_values(what, prompt, adapter, places.adapters())
-        return gr.Textbox(value=text, info=hint)
-
-    @show_errors
-    def suit_adapter(name: str) -> tuple[Any, Any]:
-        return (gr.skip(), gr.skip()) if name == NO_ADAPTER else suggested_base_and_prompt(places, name)
-
-    @show_errors
-    def stop_drawing(request: gr.Request, times: float) -> float:
+    def stop_drawing(self, request: gr.Request, times: float) -> float:
+        """Stops what this page draws, or waits for."""
         end = time.monotonic() + STOP_TIMEOUT
-        while (now := running.get(request.session_hash)) and time.monotonic() < end:
+        while (now := self.running.get(request.session_hash)) and time.monotonic() < end:
             now.stopped = True  # whether it is at work or waits
             time.sleep(POLL_SECONDS)
         return times + 1
 
-    @show_errors
-    def show_pair(left: str | None, right: str | None) -> Any:
-        return (
-            (find_generated_image(places, left), find_generated_image(places, right)) if left and right else gr.skip()
-        )
+    def propose_values(self, what: str, prompt: str, adapter: str) -> Any:
+        """Values to begin with for an axis."""
+        text, hint = propose_axis_values(what, prompt, adapter, self.paths.adapters())
+        return gr.Textbox(value=text, info=hint)
 
-    @show_errors
-    def list_choices() -> tuple[Any, Any]:
-        return gr.Dropdown(choices=[NO_ADAPTER, *places.adapters()]), gr.Dropdown(
-            choices=["", *runs_with_photos(places)]
-        )
+    def suit_adapter(self, name: str) -> tuple[Any, Any]:
+        """Base and prompt that an adapter was made for."""
+        return (gr.skip(), gr.skip()) if name == NO_ADAPTER else suggested_base_and_prompt(self.paths, name)
 
+    def show_pair(self, left: str | None, right: str | None) -> Any:
+        """Two cells under the slider."""
+        if not left or not right:
+            return gr.skip()
+        return find_generated_image(self.paths, left), find_generated_image(self.paths, right)
+
+    def list_choices(self) -> tuple[Any, Any]:
+        """The adapters, and the runs with photos, that there are now."""
+        adapters, runs = self.paths.adapters(), runs_with_photos(self.paths)
+        return gr.Dropdown(choices=[NO_ADAPTER, *adapters]), gr.Dropdown(choices=["", *runs])
+
+
+def build(studio: Studio) -> None:
+    """The page."""
+    page = ComparePage(studio)
     settings = setting_inputs()
-    axes = [*axis_inputs("X", "seed"), *axis_inputs("Y", NOTHING)]
+    axes = [axis_inputs("X", "seed"), axis_inputs("Y", NOTHING), axis_inputs("Z", NOTHING)]
     measures = measure_inputs()
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare-go")
         stop = gr.Button("Stop", variant="stop", elem_id="compare-stop")
+    wire(page, settings, axes, measures, go, stop)
+
+
+def wire(
+    page: ComparePage, settings: list[Any], axes: list[list[Any]], measures: list[Any], go: Any, stop: Any
+) -> None:
+    """What happens."""
     results = result_outputs()
     left, right, slider = results[4:]
     stops = gr.Number(0, label="Stops", visible="hidden")  # a State's change would cancel nothing
-
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-    act(
-        go, draw_cells, [*settings, *axes, *measures], results, results[0], api_name="compare", concurrency_limit=None
-    )  # fmt: skip
-    stop.click(stop_drawing, stops, stops, **quiet)
+    boxes = [*settings, *axes[0], *axes[1], *measures, *axes[2]]  # Z last, for programs that know of no such
+    act(go, page.draw_cells, boxes, results, results[0], api_name="compare", concurrency_limit=None)
+    stop.click(show_errors(page.stop_drawing), stops, stops, **quiet)
     base, adapter, prompt = settings[0], settings[1], settings[3]
-    adapter.input(suit_adapter, adapter, [base, prompt], **quiet)
-    for what, values in (axes[:2], axes[2:]):
-        what.input(propose_values, [what, prompt, adapter], values, **quiet)
+    adapter.input(show_errors(page.suit_adapter), adapter, [base, prompt], **quiet)
+    for what, values in axes:
+        what.input(show_errors(page.propose_values), [what, prompt, adapter], values, **quiet)
     for chosen in (left, right):
-        chosen.input(show_pair, [left, right], slider, **quiet)
-    loaded = gr.context.Context.root_block.load(list_choices, None, [adapter, measures[0]], **quiet)
-    keep_draft("compare", [*settings, *axes, *measures], loaded)
+        chosen.input(show_errors(page.show_pair), [left, right], slider, **quiet)
+    keep_draft("compare", boxes)
+    gr.context.Context.root_block.load(show_errors(page.list_choices), None, [adapter, measures[0]], **quiet)
 
 
 def stream_comparison(
@@ -194,12 +210,17 @@ def stream_comparison(
 def result_values(plan: Comparison, result: ComparisonResult) -> list[Any]:
     """Sheet, gallery, table, the two choices and the slider of what has been drawn."""
     cells = list(zip(result.files, plan.captions, strict=True))
+    scored = (
+        [(file, f"{name} · {score_words(one)}") for (file, name), one in zip(cells, result.scores, strict=True)]
+        if result.scores
+        else cells
+    )
     choices = [(f"{number}: {name}", Path(file).name) for number, (file, name) in enumerate(cells, 1)]
     first, last = result.files[0], result.files[-1]
     alike = [file for file, one in zip(result.files, plan.recipes, strict=True) if one.seed == plan.recipes[0].seed]
     last = alike[-1] if len(alike) > 1 else last  # of the same seed, where there is one
     chosen = [gr.Dropdown(choices=choices, value=Path(file).name) for file in (first, last)]
-    return [result.grid, cells, score_table(plan, result), *chosen, (first, last)]
+    return [result.grid, scored, score_table(plan, result), *chosen, (first, last)]
 
 
 def setting_inputs() -> list[Any]:
@@ -227,7 +248,7 @@ def setting_inputs() -> list[Any]:
 
 
 def axis_inputs(side: str, what: str) -> list[Any]:
-    """What varies along X or Y, and with which values."""
+    """What varies along X, Y or Z, and with which values; Z makes a block of rows for each."""
     place = f"compare-{side.lower()}"
     choices = [*FIELDS] if side == "X" else [NOTHING, *FIELDS]
     with gr.Row():

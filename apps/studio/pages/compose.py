@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from ..backend.paths import StudioPaths, to_slug
 from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
 from ..widgets.actions import act
-from ..widgets.drafts import keep_draft
+from ..widgets.compose_preview import ComposePreview
+from ..widgets.filling import fill_on_load, keep_draft, suggest_next
 
 EQUAL, CUSTOM, LEARNED = "Equal", "Custom weights", "Learn from images"
+FIRST = "composed-1"  # the name of a first run
+VALUES = ("weights", "set", "folder", "steps", "rate", "rank", "base", "token", "noun")  # boxes of step 2
 TABLE = ["adapter", "mean weight", "least", "greatest"]
 
 
@@ -209,9 +213,10 @@ def build(studio: Studio) -> None:
     )
     gr.Markdown("## 2. How much of each")
     boxes = [names, *weighting_inputs()]
+    preview = ComposePreview(studio)
     gr.Markdown("## 3. Start")
     with gr.Row():
-        run = gr.Textbox(label="Name of the run", value="composed-1", elem_id="compose-name")
+        run = gr.Textbox(label="Name of the run", value=FIRST, elem_id="compose-name")
         go = gr.Button("Compose", variant="primary", elem_id="compose-start")
     started = gr.HTML(label="Started", elem_id="compose-started")
     gr.Markdown("## What a composed run was made of")
@@ -223,6 +228,23 @@ def build(studio: Studio) -> None:
         headers=TABLE, label="What it was made of", interactive=False, wrap=True, elem_id="composed-of"
     )
     wire_events(studio, boxes, run, go, started, done, again, said, table)
+    wire_preview(studio, preview, boxes)
+
+
+def wire_preview(studio: Studio, preview: ComposePreview, boxes: list[Any]) -> None:
+    """What the preview's button does."""
+
+    def draw_preview(names: list[str] | None, how: str, *values: Any) -> Iterator[Any]:
+        *settings, prompt, seed = values
+        free = studio.paths.free_name(FIRST)
+        config = parse_config(studio.paths, names, how, dict(zip(VALUES, settings, strict=True)), free)
+        check_compose(config)
+        yield from preview.draw(config, names or [], prompt, seed)
+
+    act(
+        preview.go, draw_preview, [*boxes, preview.prompt, preview.seed], [preview.said, preview.image], preview.said,
+        concurrency_limit=None,
+    )  # fmt: skip
 
 
 def weighting_inputs() -> list[Any]:
@@ -270,12 +292,15 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
 
     def compose(names: list[str] | None, how: str, weights: str, chosen: str | None, folder: str, steps: float,
                 rate: float, rank: float, base: str, token: str, noun: str, name: str) -> tuple[str, str]:  # fmt: skip
-        values = {"weights": weights, "set": chosen, "folder": folder, "steps": steps, "rate": rate, "rank": rank,
-                  "base": base, "token": token, "noun": noun}  # fmt: skip
-        config = parse_config(places, names, how, values, to_slug(name))
+        given = (weights, chosen, folder, steps, rate, rank, base, token, noun)
+        config = parse_config(places, names, how, dict(zip(VALUES, given, strict=True)), to_slug(name))
         check_ranges(config)
         check_compose(config)  # the queue does so only for weights that are learned
         return enqueue_run(studio, config)
+
+    def compose_shown(*shown: Any) -> tuple[Any, ...]:
+        link, free = compose(*shown)
+        return link, [shown[-1], free]
 
     def show_composition(name: str | None) -> tuple[str, list[list[Any]]]:
         if not name:
@@ -283,15 +308,14 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
         rows, lines = describe_composition(places, name)
         return "".join(map(message_html, lines)), rows
 
-    @show_errors
     def load_page(request: gr.Request) -> tuple[Any, ...]:
         runs, wanted = composed_runs(places), request.query_params.get("run")
         value = wanted if wanted in runs else (runs[0] if runs else None)
         return (
-            gr.Dropdown(choices=list(places.adapters())),
-            gr.Dropdown(choices=["", *image_sets(places)], value=""),
-            places.free_name("composed-1"),
-            gr.Dropdown(choices=runs, value=value),
+            gr.update(choices=list(places.adapters())),
+            gr.update(choices=["", *image_sets(places)]),
+            places.free_name(FIRST),
+            gr.update(choices=runs, value=value),
             *show_composition(value),
         )
 
@@ -304,13 +328,12 @@ def wire_events(studio: Studio, boxes: list[Any], run: Any, go: Any, started: An
             gr.Dropdown(choices=list(places.adapters())),
         )
 
-    # Through the queue, for outside of it Gradio shows no error's sentence.
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    names, chosen = boxes[0], boxes[3]
-    act(go, compose, [*boxes, run], [started, run], started, api_name="compose")
+    names, chosen, upcoming = boxes[0], boxes[3], gr.JSON(visible=False, label="Values that a page fills in")
+    given = [*boxes, run]
+    suggest_next(act(go, compose_shown, given, [started, upcoming], started), upcoming, run)
+    gr.on([], show_errors(compose), given, [started, run], api_name="compose")
     act(done.input, show_composition, done, [said, table], said)
     act(again, refresh_runs, done, [done, said, table, names], said)
-    page = gr.context.Context.root_block
-    loaded = page.load(load_page, None, [names, chosen, run, done, said, table], **quiet)
-    keep_draft("compose", boxes, loaded)
+    keep_draft("compose", boxes)
+    fill_on_load(load_page, None, [names, chosen, run, done], [said, table])
     act(names.input, lambda wanted: collision_note(places, wanted), names, [started], started)

@@ -8,17 +8,22 @@ from typing import Any
 
 import gradio as gr
 
-from ....pipelines.generate import parse_recipe
+from ....pipelines.generate import Recipe, parse_recipe
+from ....pipelines.start_image import check_start
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
+from ..backend.adapter_cards import adapter_cards
+from ..backend.adapter_list import AdapterEntry, list_adapters
 from ..backend.context import Studio
 from ..backend.generated import find_generated_image, generated_thumbnails
 from ..backend.pipeline_worker import BATCH, Job, JobStopped, run_in_background, save_images
 from ..backend.recipes import SAMPLERS, build_recipe, recalled_adapters, sampler_name, suggested_base_and_prompt
+from ..backend.start_images import keep_start, kept_start
 from ..backend.turns import calling_client
 from ..render.messages import message_html, progress_bar, show_errors
-from ..widgets.actions import act, beside
+from ..widgets.actions import act
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
+from ..widgets.filling import fill_on_load
 
 MAX_IMAGES = 64  # images at once
 SETTINGS = 10  # boxes before the adapters'
@@ -31,16 +36,23 @@ class GeneratePage:
         self.studio, self.paths, self.worker = studio, studio.paths, studio.worker
 
     def make_images(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
-                      width: float, height: float, sampler: str, *rows: Any) -> Iterator[Any]:  # fmt: skip
-        """Draws; yields progress and the images as they come, then all of them and their seed."""
+                      width: float, height: float, sampler: str, *more: Any) -> Iterator[Any]:  # fmt: skip
+        """Draws; yields progress, the images as they come and a preview, then all of them and their seed.
+
+        more: the rows of adapters; then the image that it starts from, the mask, and how far it is changed.
+        """
+        *rows, image, mask, far = more
         if not 1 <= (n or 0) <= MAX_IMAGES or n != int(n):
             raise UserError(f"The number of images must be a whole number from 1 to {MAX_IMAGES}, not {n}.")
         values = {
             "steps": steps, "guidance_scale": guidance, "width": width, "height": height, "seed": seed, "scheduler": sampler,
+            "image": keep_start(self.paths, image, "The image"), "mask": keep_start(self.paths, mask, "The mask"), "image_strength": far,
         }  # fmt: skip
-        recipe = build_recipe(self.paths, base, prompt or "", negative or "", values, rows)
+        recipe = build_recipe(self.paths, base, prompt or "", negative or "", values, tuple(rows))
+        check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
         kept: list[str] = []
         folder, count, key, shown = self.paths.generated_folder(), int(n), calling_client().page, 0
+        steps, seen = max(1, int(recipe.steps * (far if image else 1))), ""
 
         def work(drawing: Job) -> Any:
             return self.worker.draw(
@@ -48,18 +60,28 @@ class GeneratePage:
             )
 
         try:
-            for now in run_in_background(work, -(-count // BATCH) * recipe.steps, self.studio.turns):
+            for now in run_in_background(work, -(-count // BATCH) * steps, self.studio.turns):
                 if isinstance(now, Job):
                     self.studio.jobs[key] = now
                     images, shown = list(kept) if len(kept) > shown else gr.skip(), len(kept)
-                    yield progress_bar(now.progress, now.ahead), images, gr.skip()
+                    before, seen = seen, now.preview.html
+                    yield (
+                        progress_bar(now.progress, now.ahead),
+                        images,
+                        gr.skip(),
+                        seen if seen != before else gr.skip(),
+                    )
                 else:
-                    yield message_html(f"{count} images, seed {recipe.seed}."), list(kept), recipe.seed
+                    yield message_html(f"{count} images, seed {recipe.seed}."), list(kept), recipe.seed, ""
         except JobStopped:
             text = f"Stopped: {len(kept)} of {count} images are drawn and kept."
-            yield message_html(text), list(kept) if kept else gr.skip(), recipe.seed
+            yield message_html(text), list(kept) if kept else gr.skip(), recipe.seed, ""
         finally:
             self.studio.jobs.pop(key, None)
+
+    def make_from_noise(self, *boxes: Any) -> Iterator[Any]:
+        """The same for programs, without an image to start from."""
+        yield from self.make_images(*boxes, None, None, Recipe.image_strength)
 
     def stop(self) -> Any:
         """Stops what this page draws, or waits for."""
@@ -88,12 +110,36 @@ class GeneratePage:
             recipe.width, recipe.height, sampler_name(recipe.scheduler),
         )  # fmt: skip
         rows = row_values(names, recipe.strengths)
-        return message_html(f"The settings of {Path(file).name}."), *values, *rows, *row_visibility(max(1, len(names)))
+        start = (kept_start(self.paths, recipe.image), kept_start(self.paths, recipe.mask), recipe.image_strength)
+        shown = row_visibility(max(1, len(names)))
+        return message_html(f"The settings of {Path(file).name}."), *values, *rows, *start, *shown
 
     def recall_made(self, event: gr.SelectData) -> tuple[Any, ...]:
         """The settings of an image that was clicked."""
         caption = event.value.get("caption") if isinstance(event.value, dict) else ""
         return self.recall_settings(find_generated_image(self.paths, str(caption)))
+
+    def add_card(self, event: gr.SelectData, count: int, *rows: Any) -> tuple[Any, ...]:
+        """The adapter of a card, in the first row that is free; and the button that puts its trigger words into the prompt."""
+        cards = self.cards()
+        if not isinstance(event.index, int) or event.index >= len(cards):
+            raise UserError("The cards have changed: reload the page.")
+        one = cards[event.index]
+        names = [name or "" for name in rows[1::3]]
+        if one.name in names[:count]:
+            raise UserError(f"{one.name} is among the adapters already.")
+        place = next((number for number, name in enumerate(names) if not name), None)
+        if place is None:
+            raise UserError(f"There are {ROWS} adapters already, as many as this page shows.")
+        changes = [gr.skip()] * len(rows)
+        changes[3 * place : 3 * place + 3] = [True, one.name, 1.0]
+        offer = gr.Button(f"Put “{one.trigger}” into the prompt", visible=bool(one.trigger))
+        said = message_html(f"{one.name} is added, for the base {one.facts.base or 'that it was made for'}.")
+        return said, offer, one.trigger, *changes, *row_visibility(max(count, place + 1))
+
+    def cards(self) -> list[AdapterEntry]:
+        """The adapters that have a card."""
+        return [one for one in list_adapters(self.paths).values() if not one.is_chat]
 
     def suggest_base_and_prompt(self, name: str) -> tuple[Any, ...]:
         """Base and prompt that an adapter was made for."""
@@ -109,6 +155,7 @@ class GenerateBoxes:
                 self.build_settings(studio)
             with gr.Column(scale=6, min_width=300):
                 self.said = gr.HTML(label="Progress", elem_id="progress")
+                self.live = gr.HTML(label="While it is drawn", elem_id="live")
                 self.gallery = gr.Gallery(
                     label="Results",
                     columns=2,
@@ -134,6 +181,13 @@ class GenerateBoxes:
             info="Embedded, a hub id, or a folder.",
         )  # fmt: skip
         self.adapters = AdapterRows(studio.paths)
+        with gr.Accordion("All adapters: click a card to add one", open=False, elem_id="lora-cards"):
+            self.cards = gr.Gallery(
+                label="Adapters", columns=3, height="max-content", object_fit="cover", allow_preview=False, buttons=[],
+                fit_columns=False, elem_id="cards",
+            )  # fmt: skip
+        self.trigger = gr.State("")
+        self.offer = gr.Button("Put the trigger words into the prompt", size="sm", visible=False, elem_id="offer")
         with gr.Row():
             self.n = gr.Number(label="Images", value=4, min_width=90, elem_id="n")
             self.steps = gr.Number(label="Steps", value=25, min_width=90, elem_id="steps")
@@ -141,6 +195,14 @@ class GenerateBoxes:
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", elem_id="generate")
             self.stop = gr.Button("Stop", variant="stop", elem_id="generate-stop")
+        with gr.Accordion("Start from an image", open=False, elem_id="generate-start"):
+            with gr.Row():
+                looks: dict[str, Any] = {"type": "filepath", "sources": ["upload"], "height": 180, "min_width": 140}
+                self.image = gr.Image(label="Image", elem_id="start-image", **looks)
+                self.mask = gr.Image(label="Mask: white is made anew (optional)", elem_id="start-mask", **looks)
+            self.far = gr.Slider(
+                0.05, 1, 0.6, step=0.05, label="Image strength: how far it is changed", elem_id="start-strength"
+            )
         with gr.Accordion("More settings", open=False, elem_id="generate-more"):
             self.negative = gr.Textbox(label="Negative prompt", lines=2, elem_id="negative")
             with gr.Row():
@@ -161,6 +223,11 @@ class GenerateBoxes:
             self.sampler, *self.adapters.boxes,
         ]  # fmt: skip
 
+    @property
+    def start(self) -> list[Any]:
+        """What it starts from: behind the boxes, and not among what the browser keeps."""
+        return [self.image, self.mask, self.far]
+
 
 def build(studio: Studio) -> None:
     """The page."""
@@ -176,11 +243,12 @@ def build(studio: Studio) -> None:
     def list_made() -> Any:
         return generated_thumbnails(studio.paths)
 
-    act(
-        page.go, generate.make_images, boxes, [said, page.gallery, page.last], said, api_name="generate", concurrency_limit=None
-    ).then(list_made, None, page.made, **quiet)  # fmt: skip
+    shown, pressed = [said, page.gallery, page.last, page.live], [*boxes, *page.start]
+    event = act(page.go, generate.make_images, pressed, shown, said, concurrency_limit=None)
+    gr.on([], show_errors(generate.make_from_noise), boxes, shown, api_name="generate", concurrency_limit=None)
+    event.then(list_made, None, page.made, **quiet)
     act(page.stop, generate.stop, None, [said], said, queue=False)
-    recalled = [said, *boxes, *adapters.length]
+    recalled = [said, *boxes, *page.start, *adapters.length]
     act(page.dropped.upload, generate.recall_settings, page.dropped, recalled, said, api_name="recall")
     act(page.made.select, generate.recall_made, None, recalled, said)
     act(
@@ -190,10 +258,17 @@ def build(studio: Studio) -> None:
         [page.base, page.prompt, said],
         said,
     )
+    added = [said, page.offer, page.trigger, *adapters.boxes, *adapters.length]
+    act(page.cards.select, generate.add_card, [adapters.count, *adapters.boxes], added, said)
+    page.offer.click(
+        lambda prompt, words: (f"{prompt}, {words}" if prompt.strip() else f"a {words}", gr.Button(visible=False)),
+        [page.prompt, page.trigger], [page.prompt, page.offer], queue=False, **quiet,
+    )  # fmt: skip
     gr.on([box.change for box in boxes], None, boxes, draft, js="(...values) => [values]", **quiet)
+    fill_on_load(restore, draft, boxes, [*adapters.length, said], said)
     root = gr.context.Context.root_block
-    root.load(beside(restore, 0, len(recalled)), draft, recalled, **quiet)
     root.load(list_made, None, page.made, **quiet)
+    root.load(show_errors(lambda: adapter_cards(generate.cards(), studio.paths)), None, page.cards, **quiet)
 
 
 def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wanted: str | None) -> tuple[Any, ...]:
@@ -209,4 +284,4 @@ def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wan
         base, prompt = suggested_base_and_prompt(generate.paths, wanted)
         values, rows = [base, prompt, *values[2:]], [(wanted, 1.0)]
     strengths = [strength if isinstance(strength, int | float) else 1.0 for _, strength in rows]
-    return "", *values, *adapters.filled([name for name, _ in rows], strengths)
+    return *values, *adapters.filled([name for name, _ in rows], strengths), ""

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ....pipelines.chat import open_chat
 from ....pipelines.generate import Recipe, load_pipeline
 from ....toolkit.core.errors import UserError
-from ....toolkit.data.images import READ_ERRORS
 from ....toolkit.formats.folder_report import inspect_adapter
 from ....toolkit.formats.report import Report
 from ....toolkit.formats.write import FORMATS
-from ....training.runs import library
+from ..backend.adapter_cards import adapter_cards
 from ..backend.adapter_export import export_files, require_base
 from ..backend.adapter_list import AdapterEntry, add_to_library, find_adapter, import_file, list_adapters
 from ..backend.bases import known_bases
 from ..backend.context import Studio
-from ..backend.generated import thumbnail
 from ..backend.housekeeping import delete_entry, deletion_of_entry, rename_entry
+from ..backend.hub_push import check_repository, hub_token, push_files
 from ..backend.paths import StudioPaths, to_slug
 from ..backend.turns import calling_client
 from ..render.messages import message_html, show_errors
@@ -42,6 +37,8 @@ FORMAT_LABELS = {
     "kohya-full": "kohya-full: whole weight changes",
     "kohya-glora": "kohya-glora: GLoRA's own factors",
 }
+PUSH_LABEL = """(name, hidden) => ({__type__: "update", value: name.trim()
+  ? `Push to ${name.trim()} (${hidden ? "private" : "public"})` : "Push"})"""
 Rows = list[list[Any]]
 
 
@@ -55,34 +52,6 @@ def table_row(one: AdapterEntry) -> list[str]:
     if facts.composed_of:
         kind += f", composed of {len(facts.composed_of)}"
     return [one.name, "library" if one.run is None else "runs", facts.base or "-", one.trigger or "-", kind]
-
-
-def adapter_cards(found: Iterable[AdapterEntry], paths: StudioPaths) -> list[tuple[Image.Image, str]]:
-    """A card for each adapter: an image of what it makes, its name, base and trigger."""
-    return [
-        (card_image(one, paths), " · ".join([one.name, *filter(None, (Path(one.facts.base).name, one.trigger))]))
-        for one in found
-    ]
-
-
-def card_image(one: AdapterEntry, paths: StudioPaths) -> Image.Image:
-    """The newest preview of an adapter's run, its thumbnail in the library, or a plain tile."""
-    if one.run is None:
-        entry = library.read_entry(one.path.parent)
-        file = entry.thumbnail if entry else None
-    else:
-        file = library.newest_preview(paths.runs / one.run)
-    if file is not None:
-        # Not the path: the library may lie in a hidden folder, of which Gradio shows nothing.
-        with suppress(*READ_ERRORS, Image.DecompressionBombError):
-            return thumbnail(file, file.stat().st_mtime_ns)
-    return plain_tile(one.name)
-
-
-def plain_tile(name: str) -> Image.Image:
-    """A tile in a colour of its own."""
-    hue = zlib.crc32(name.encode()) % 360
-    return Image.new("RGB", (160, 160), f"hsl({hue}, 35%, 62%)")
 
 
 # ---------------------------------------------------------------------------------------------- inspect
@@ -243,6 +212,16 @@ class LibraryPage:
         self.files = gr.File(
             label="Files to download", file_count="multiple", interactive=False, elem_id="export-files"
         )
+        with gr.Accordion("Push to the Hugging Face Hub", open=False, elem_id="push"), gr.Row():
+            with gr.Column(scale=2, min_width=240):
+                self.repository = gr.Textbox(
+                    label="Repository", placeholder="USER/NAME", elem_id="push-repository",
+                    info="It gets the adapter above, in the format chosen above, with a model card.",
+                )  # fmt: skip
+            with gr.Column(scale=1, min_width=200):
+                self.private = gr.Checkbox(label="Private", value=True, elem_id="push-private")
+                self.push_go = gr.Button("Push", elem_id="push-go")
+        self.push_said = gr.HTML(label="Pushed", elem_id="push-said")
 
     def build_manage(self) -> None:
         """Adapters of the library renamed and deleted; those of runs are on the Watch page."""
@@ -321,6 +300,14 @@ class LibraryPage:
             )
         return "".join(map(message_html, lines)), files
 
+    def push(self, repository: str | None, private: bool, *export: Any) -> str:
+        """Exports an adapter, proves it, and uploads it to the hub."""
+        name = check_repository(repository)
+        hub_token()  # before the work
+        one = find_adapter(self.paths, export[0])
+        _, files = self.export(*export)
+        return message_html(push_files(one, files, name, private=private))
+
     def rename_kept(self, name: str | None, wish: str) -> tuple[Any, ...]:
         """Another name for an adapter of the library."""
         new = to_slug(wish)
@@ -357,6 +344,12 @@ class LibraryPage:
         act(
             self.export_go, self.export, boxes, [self.export_said, self.files], self.export_said, api_name="export",
             concurrency_limit=None,
+        )  # fmt: skip
+        act(
+            self.push_go, self.push, [self.repository, self.private, *boxes], [self.push_said], self.push_said, concurrency_limit=None
+        )  # fmt: skip
+        gr.on(
+            [self.repository.change, self.private.change], None, [self.repository, self.private], self.push_go, js=PUSH_LABEL, **quiet
         )  # fmt: skip
         act(
             self.rename, self.rename_kept, [self.kept, self.new_name], [self.manage_said, *self.lists, self.new_name], self.manage_said

@@ -24,6 +24,7 @@ from ..render.run_cards import run_choices
 from ..render.run_view import MAX_AGE_SECONDS, Views
 from ..widgets.actions import act, beside
 from ..widgets.deletion import Deletion
+from ..widgets.zoom_chart import ZoomChart
 
 TICK = 2.0  # seconds
 OUTPUTS = 13
@@ -180,6 +181,7 @@ def build(studio: Studio) -> None:
                     )  # fmt: skip
                     step = gr.Slider(0, 1, 0, step=1, label="Previews at step", elem_id="step", visible=False)
             curves = gr.HTML(label="Curves", elem_id="curves")
+            zoomed = ZoomChart()
             with gr.Accordion("All previews, newest first", open=False):
                 gallery = gr.Gallery(
                     label="All previews", columns=4, height="max-content", format="png", elem_id="all-previews"
@@ -203,6 +205,7 @@ def build(studio: Studio) -> None:
     refresh.click(show_errors(watch.list_runs), None, runs, api_name="runs", **QUIET)
     for button, request in ((stop, "stop"), (sample, "sample"), (save, "save")):
         act(button, watch.request_handler(request), name, [said], said, api_name=request)
+    zoomed.wire(name, lambda run: watch.views.view(watch.paths.run(run)).charts)
     wire_manage(watch, manage, again, [name, seen, runs, said])
 
 

@@ -6,8 +6,7 @@ import html
 import json
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from ....training.config.instruct import ConversationConfig
 from ....training.config.subject import SubjectConfig
 from ....training.config.yaml_file import from_yaml
 from ....training.launch.queue import OUTPUT_FILE, queued_runs
-from .curves import draw_curves, smooth
+from .curves import Curve, draw_curves, smooth
 from .messages import format_duration, message_html, redact_secrets
 
 MAX_AGE_SECONDS = 1.0  # seconds for which a view serves everybody
@@ -42,6 +41,8 @@ class View:
     previews: tuple[tuple[str, str], ...]
     """Files with their captions."""
     log: str
+    charts: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    """Curves by chart and name, for who looks closer."""
 
     @property
     def parts(self) -> tuple[str, str, tuple[tuple[str, str], ...], str, str]:
@@ -122,7 +123,9 @@ class Views:
 def build_view(run: Run, rows: MetricsFollower) -> View:
     """A run, drawn."""
     state = run.state()
-    return View(state, status_html(run, state, rows), curves_html(rows), newest_previews(run), log_text(run, state))
+    charts = run_charts(rows)
+    shown = status_html(run, state, rows), curves_html(charts), newest_previews(run), log_text(run, state)
+    return View(state, *shown, charts)
 
 
 def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
@@ -207,32 +210,31 @@ def read_config(run: Run) -> LoopConfig:
         return LoopConfig(batch_size=1)
 
 
-def curves_html(rows: MetricsFollower) -> str:
-    """The loss, raw and smoothed, and what was measured."""
+def run_charts(rows: MetricsFollower) -> dict[str, dict[str, Curve]]:
+    """The loss, raw and smoothed, and what was measured: curves by chart and name."""
     x, y = rows.steps, rows.losses
-    text = draw_curves("Loss", {"raw": (x, y), "smoothed": (x, smooth(y))}, faint=("raw",))
-    if rows.measured:
-        steps = [row["step"] for row in rows.measured]
-        likeness: dict[str, tuple[Sequence[float], Sequence[float]]] = {
-            "likeness": (steps, [row["likeness"] for row in rows.measured])
-        }
-        real = rows.measured[-1].get("likeness_real")
-        if real is not None and len(steps) > 1:
-            likeness["real photos"] = (steps, [real] * len(steps))
-        fidelity = [row["prompt_fidelity"] for row in rows.measured]
-        text += draw_curves("Likeness to held-out photos (CLIP-I)", likeness)
-        text += draw_curves("Prompt fidelity (CLIP-T)", {"fidelity": (steps, fidelity)})
-        losses = {
-            label: (steps, [row[name] for row in rows.measured])
-            for label, name in (
-                ("held out", "validation_loss"),
-                ("trained on", "training_loss"),
-                ("class", "class_loss"),
-            )
-            if all(name in row for row in rows.measured)
-        }
-        if losses:
-            text += draw_curves("Loss at fixed noise", losses)
+    charts: dict[str, dict[str, Curve]] = {"Loss": {"raw": (x, y), "smoothed": (x, smooth(y))}}
+    if not rows.measured:
+        return charts
+    steps = [row["step"] for row in rows.measured]
+    likeness: dict[str, Curve] = {"likeness": (steps, [row["likeness"] for row in rows.measured])}
+    real = rows.measured[-1].get("likeness_real")
+    if real is not None and len(steps) > 1:
+        likeness["real photos"] = (steps, [real] * len(steps))
+    charts["Likeness to held-out photos (CLIP-I)"] = likeness
+    charts["Prompt fidelity (CLIP-T)"] = {"fidelity": (steps, [row["prompt_fidelity"] for row in rows.measured])}
+    names = (("held out", "validation_loss"), ("trained on", "training_loss"), ("class", "class_loss"))
+    charts["Loss at fixed noise"] = {
+        label: (steps, [row[name] for row in rows.measured])
+        for label, name in names
+        if all(name in row for row in rows.measured)
+    }
+    return charts
+
+
+def curves_html(charts: dict[str, dict[str, Curve]]) -> str:
+    """The charts as small images."""
+    text = "".join(draw_curves(title, curves, faint=("raw",)) for title, curves in charts.items())
     return f'<div class="curves">{text}</div>' if text else message_html("No step has been logged yet.")
 
 

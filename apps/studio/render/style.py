@@ -115,6 +115,7 @@ a.card:hover { border-color: var(--primary-500); }
   border-bottom: 1px solid var(--border-color-primary); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 table.rows p { margin: .15rem 0; } mark { background: #dcfce7; color: #14532d; border-radius: 4px; padding: 0 .2rem; }
 .dark mark { background: #14532d; color: #dcfce7; }
+.live { max-width: 100%; width: 192px; border-radius: 8px; image-rendering: auto; }
 progress { width: 100%; height: .8rem; accent-color: var(--primary-600); } .dark progress { accent-color: var(--primary-300); }
 .curve { margin: .4rem 0 1rem; } .curve svg { width: 100%; height: auto; } .curve figcaption { font-weight: 600; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 1.2rem; }

@@ -109,8 +109,9 @@ class Form:
                 lines=8, interactive=True, elem_id=f"{self.id}-yaml",
             )  # fmt: skip
         self.message = gr.HTML(label="What is wrong with the settings", elem_id=f"{self.id}-said")
-        self.written = gr.State((default, default))
-        """YAML of the boxes, and text of the editor, when both last said the same."""
+        self.written = gr.JSON([default, default], visible=False, label="What was written last")
+        """YAML of the boxes, and text of the editor, when both last said the same. In the browser, as these are: a State might already
+        hold what an answer on its way there says, and the editor's text would be taken for somebody's own."""
 
     def widget(self, field: Field) -> Any:
         """The box of a setting."""
@@ -156,14 +157,12 @@ class Form:
     def wire(self, elsewhere: tuple[str, ...] = ()) -> None:
         """Boxes write the YAML, the YAML writes the boxes; the command follows. elsewhere: boxes that the page wires itself."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-        inputs = [self.yaml, *self.boxes]
-        written = self.sides
-        for name, box in self.widgets.items():
-            if name not in elsewhere:
-                box.input(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
-        for one in self.external.values():
-            one.box.change(show_errors(self.from_boxes), inputs, written, trigger_mode="always_last", **quiet)
-        self.options.input(show_errors(self.from_boxes), inputs, written, **quiet)
+        inside = [box for name, box in self.widgets.items() if name not in elsewhere]
+        # A text box tells of keys only by its input event; by its change also of what was pasted, dictated or filled in.
+        changes = [box.change if isinstance(box, gr.Textbox) else box.input for box in inside]
+        changes += [self.options.input, *(one.box.change for one in self.external.values())]
+        inputs = [self.written, self.yaml, *self.boxes]
+        gr.on(changes, show_errors(self.from_boxes), inputs, self.sides, trigger_mode="always_last", **quiet)
         if self.has_adapter:
             self.widgets["adapter"].input(
                 show_errors(self.adapter_chosen), self.widgets["adapter"], self.options, **quiet
@@ -181,10 +180,12 @@ class Form:
         """Another adapter, its own settings."""
         return self.option_rows(adapter, {})
 
-    def from_boxes(self, before: str, *boxes: Any) -> tuple[Any, ...]:
+    def from_boxes(self, written: tuple[str, str], before: str, *boxes: Any) -> tuple[Any, ...]:
         """YAML, command, what is wrong, and what was written, from what the boxes hold."""
         try:
             text = self.boxes_yaml(*boxes)
+            if text == written[0]:  # the boxes were filled from it; the editor keeps its own words
+                return gr.skip(), self.command_text(text), "", gr.skip()
             return text, self.command_text(text), "", (text, text)
         except UserError as error:
             return before, "", message_html(str(error), "fault"), gr.skip()
@@ -216,9 +217,10 @@ class Form:
         """
         boxed = self.boxes_yaml(*boxes)
         before, shown = written
-        if text != shown:
+        typed = text.strip() != shown.strip()  # the editor drops the last line break
+        if typed:
             text = self.with_external(text, boxed)
-        edited = text != shown and self.normal_yaml(text) != boxed
+        edited = typed and self.normal_yaml(text) != boxed
         if edited and boxed != before:
             raise UserError(
                 "The boxes and the YAML were both changed and say different things: undo one of the two changes, or copy it to the other."
@@ -248,7 +250,7 @@ class Form:
 
     def from_editor(self, text: str, written: tuple[str, str]) -> tuple[Any, ...]:
         """The same as `from_yaml`, where the text is another than the boxes' own."""
-        if text == written[1]:
+        if text.strip() == written[1].strip():
             return tuple(gr.skip() for _ in range(3 + len(self.boxes)))
         return self.from_yaml(text)
 

@@ -32,6 +32,7 @@ from ..backend.pipeline_worker import Job, JobStopped, ModelCache, run_in_backgr
 from ..render.messages import message_html, progress_bar, show_errors
 from .actions import act
 from .deletion import Deletion
+from .filling import fill_on_load
 from .form import Form
 from .uploads import crop_preview, scan_folder, store_uploads, write_captions
 
@@ -162,9 +163,7 @@ class PhotoStep:
         load = gr.context.Context.root_block.load
         load(lambda: gr.Dropdown(choices=available_bases()), None, self.model, api_visibility="private",
              show_progress="hidden", queue=False)  # fmt: skip
-        load(
-            self.begin, None, [self.known, self.set_name], api_visibility="private", show_progress="hidden", queue=False
-        )
+        fill_on_load(self.begin, None, [self.known, self.set_name], [])
         self.folder.change(
             lambda folder: (gr.Column(visible=bool(folder)), gr.Dropdown(choices=image_sets(self.paths))), self.folder,
             [self.present, self.known], api_visibility="private", show_progress="hidden", queue=False,
@@ -184,8 +183,7 @@ class PhotoStep:
 
     def begin(self) -> tuple[Any, Any]:
         """The sets that there are, and a name for another."""
-        free = free_set_name(self.paths)
-        return gr.Dropdown(choices=image_sets(self.paths), value=None), gr.skip() if free == FIRST_SET else free
+        return gr.update(choices=image_sets(self.paths)), free_set_name(self.paths)
 
     def add_files(self, files: list[str] | None, wish: str, folder: str) -> tuple[Any, ...]:
         """Uploaded files into a new set, or into the one that is open."""
@@ -197,7 +195,10 @@ class PhotoStep:
                 f"There is a set named {name} already: choose it from the sets that are here to add to it, or give another name."
             )
         place = self.paths.upload_folder(name)
-        outputs = folder_outputs(place, store_uploads(files, place))
+        said = store_uploads(files, place)
+        if not place.is_dir():
+            raise UserError(" ".join(["No set was made, for nothing of this can be used.", *said]))
+        outputs = folder_outputs(place, said)
         return *outputs, message_html(f"Kept in the set {name}."), name
 
     def open_set(self, name: str | None) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ from ..backend.turns import calling_client
 from ..render.messages import format_duration, message_html, name_settings, show_errors
 from .actions import act, beside
 from .fields import config_values, values_to_yaml
+from .filling import fill_on_load, suggest_next
 from .form import External, Form, run_name_box
 from .photos import PhotoStep
 
@@ -111,10 +112,11 @@ class SubjectPage:
         gr.on([photos.folder.change, base.change], show_errors(self.warn), warned, self.warning, queue=False, **quiet)
         sides = [form.written, form.yaml, *form.boxes]
         act(self.ask, self.estimate_shown, sides, [*form.sides, self.taken], self.taken, concurrency_limit=None)
-        act(
-            self.begin, self.start_shown, [photos.folder, photos.captions, *sides], [*form.sides, self.started, self.name],
-            self.started,
+        names = gr.JSON(visible=False, label="Values that a page fills in")
+        event = act(
+            self.begin, self.start_shown, [photos.folder, photos.captions, *sides], [*form.sides, self.started, names], self.started
         )  # fmt: skip
+        suggest_next(event, names, self.name)
         # The same for programs, by the YAML alone.
         gr.on([], show_errors(self.estimate_run), [photos.folder, form.yaml], self.taken, api_name="plan")
         gr.on(
@@ -125,16 +127,21 @@ class SubjectPage:
             api_name="start",
         )
         form.yaml.change(None, form.yaml, self.draft, js="(text) => [text]", **quiet)
-        page = gr.context.Context.root_block
-        outputs = [photos.present, photos.gallery, photos.captions, photos.findings, *self.filled, self.started]
-        page.load(beside(self.load, len(outputs) - 1, len(outputs)), self.draft, outputs, queue=False, **quiet).then(
-            show_errors(self.base_cards), base, self.cards, queue=False, **quiet
-        ).then(
-            show_errors(self.warn), warned, self.warning, queue=False, **quiet
-        )  # apart, for the cards ask the device, and until then somebody may have written into a box
+        self.wire_loading(sides, warned)
         form.yaml.blur(
             beside(lambda folder: photos.show_folder(folder)[1:], 2, 3), photos.folder, photos.outputs[1:], **quiet
         )
+
+    def wire_loading(self, sides: list[Any], warned: list[Any]) -> None:
+        """What was on the page last; then the texts, which follow the boxes; then what takes its time."""
+        form, photos, quiet = self.form, self.photos, {"api_visibility": "private", "show_progress": "hidden"}
+        boxes = [self.cards, form.options, *form.widgets.values(), self.name]
+        others = [photos.present, *photos.outputs, self.started]
+        fill_on_load(self.load, self.draft, boxes, others, self.started).then(
+            beside(form.settle, 2, 4), sides, form.sides, queue=False, **quiet
+        ).then(
+            show_errors(self.base_choices), None, self.cards, queue=False, **quiet
+        ).then(show_errors(self.warn), warned, self.warning, queue=False, **quiet)  # fmt: skip
 
     # -------------------------------------------------------------------------- what the events do
 
@@ -161,9 +168,12 @@ class SubjectPage:
 
     def base_cards(self, base: str) -> Any:
         """The cards, with the base's own chosen."""
-        free, known = memory_gib(), known_bases()
-        chosen = base if base in {card.name for card in known} else None
-        return gr.Radio(choices=[(describe_base(card, free), card.name) for card in known], value=chosen)
+        return gr.Radio(choices=self.base_choices()["choices"], value=chosen_card(base))
+
+    def base_choices(self) -> dict[str, Any]:
+        """The cards as they are now: what is here, and what fits into the memory that is free."""
+        free = memory_gib()
+        return gr.update(choices=[(describe_base(card, free), card.name) for card in known_bases()])
 
     def warn(self, folder: str, base: str) -> str:
         """That an embedded base does not know photos, where there are photos."""
@@ -189,12 +199,12 @@ class SubjectPage:
             return estimate(replace(config, images=Path(folder) if folder else None), self.paths)  # type: ignore[type-var]
 
     def start_shown(self, folder: str, table: Any, written: Any, text: str, *boxes: Any) -> tuple[Any, ...]:
-        """Starts the run on the page, with the captions as they are shown."""
+        """Starts the run on the page, with the captions as they are shown. Gives its name, as it was typed, and the next, too."""
         settled = self.form.settle(written, text, *boxes)
         config: Any = self.form.config(settled[0])
         said = self.photos.save_edited(folder, table) if str(config.images or "") == folder else ""
         link, free = self.begin_run(str(config.images or ""), settled[0], config.out.name)
-        return *settled, said + link, free
+        return *settled, said + link, [boxes[1 + len(self.form.widgets)], free]
 
     def begin_run(self, folder: str, text: str, name: str) -> tuple[str, str]:
         """Starts a run."""
@@ -204,20 +214,18 @@ class SubjectPage:
         return enqueue_run(self.studio, check_paths(config, self.paths, to_slug(name)))
 
     def load(self, draft: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """The settings of the run that the page's address names, those that were on the page last, or those to begin with."""
+        """For the boxes: the settings of the run that the page's address names, or that were on the page last, or only a free name."""
         name = request.query_params.get("clone")
         kept = cloned_settings(self.paths, self.form, name) if name else self.restored_settings(draft)
-        if not kept:  # the boxes are as they were built, or somebody has begun to fill them: they stay
-            free = self.paths.free_name(FIRST)
-            first = {"out": str(self.paths.runs / free)}
-            kept = values_to_yaml(self.form.method, self.form.initial | first)
-            command, said, written, _, *boxes = self.form.from_yaml(kept)
-            boxes = [*(gr.skip() for _ in boxes[:-2]), *(gr.skip() if free == FIRST else one for one in boxes[-2:])]
-            return *(gr.skip(),) * 4, kept, command, said, written, gr.skip(), *boxes, gr.skip()
+        if not kept:  # the boxes are as they were built
+            leave = [gr.skip()] * (2 + len(self.form.widgets))
+            return *leave, self.paths.free_name(FIRST), *[gr.skip()] * 6
         config: Any = self.form.config(kept)
-        _, gallery, captions, findings = self.photos.show_folder(str(config.images or ""))
-        present = gr.Column(visible=config.images is not None)
-        return present, gallery, captions, findings, kept, *self.form.from_yaml(kept), gr.skip()
+        options, *boxes = self.form.from_yaml(kept)[3 : 4 + len(self.form.widgets)]
+        filled = (chosen_card(config.base), options, *boxes, config.out.name)
+        if config.images is None:  # somebody may be adding some
+            return *filled, *[gr.skip()] * 6
+        return *filled, gr.Column(visible=True), *self.photos.show_folder(str(config.images)), gr.skip()
 
     def restored_settings(self, draft: str | None) -> str:
         """What was on the page last, for another run, as far as it can be read; '' for nothing."""
@@ -228,6 +236,11 @@ class SubjectPage:
         except UserError:
             return ""
         return settings_for(self.form, self.paths, config, config.out.name) if draft else ""
+
+
+def chosen_card(base: str) -> str | None:
+    """The card of a base."""
+    return base if base in {card.name for card in known_bases()} else None
 
 
 def settings_for(form: Form, paths: StudioPaths, config: LoopConfig, name: str) -> str:

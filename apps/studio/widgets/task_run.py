@@ -16,9 +16,11 @@ from ..backend.submit import enqueue_run
 from ..render.messages import message_html, show_errors
 from ..render.rows import rows_html
 from .actions import act
+from .filling import fill_on_load, suggest_next
 from .form import Form, run_name_box
 from .uploads import store_uploads
 
+FIRST = "task-1"  # the name of a first run
 TASK = ("base", "data", "images", "steps")
 
 
@@ -33,7 +35,8 @@ def task_tab(studio: Studio) -> None:
 
     def start_shown(written: Any, text: str, *boxes: Any) -> tuple[Any, ...]:
         settled = form.settle(written, text, *boxes)
-        return *settled, *begin_task(settled[0], form.config(settled[0]).out.name)
+        link, free = begin_task(settled[0], form.config(settled[0]).out.name)
+        return *settled, link, [boxes[-1], free]
 
     def show_rows(written: Any, text: str, *boxes: Any) -> str:
         config: Any = check_paths(form.config(form.settle(written, text, *boxes)[0]), places, places.free_name("look"))
@@ -66,7 +69,7 @@ def task_tab(studio: Studio) -> None:
     form.build_rest()
     gr.Markdown("## 3. Start")
     with gr.Row():
-        name = run_name_box(form, places, "task-1", "task-name")
+        name = run_name_box(form, places, FIRST, "task-name")
         begin = gr.Button("Start", variant="primary", size="lg", elem_id="start-task")
     started = gr.HTML(label="Started", elem_id="task-started")
     form.build_yaml()
@@ -74,10 +77,14 @@ def task_tab(studio: Studio) -> None:
     sides = [form.written, form.yaml, *form.boxes]
     data, images = form.widgets["data"], form.widgets["images"]
     act(add, lambda given, wish: add_rows(places, given, wish), [files, set_name], [data, images, rows], rows).then(
-        show_errors(form.from_boxes), [form.yaml, *form.boxes], form.sides, api_visibility="private", show_progress="hidden"
+        show_errors(form.from_boxes), sides, form.sides, api_visibility="private", show_progress="hidden"
     )  # fmt: skip
     act(look, show_rows, sides, [rows], rows)
-    act(begin, start_shown, sides, [*form.sides, started, name], started)
+    names = gr.JSON(visible=False, label="Values that a page fills in")
+    suggest_next(act(begin, start_shown, sides, [*form.sides, started, names], started), names, name)
+    fill_on_load(lambda: places.free_name(FIRST), None, [name], []).then(
+        show_errors(form.from_boxes), sides, form.sides, api_visibility="private", show_progress="hidden", queue=False
+    )
     gr.on([], show_errors(begin_task), [form.yaml, name], [started, name], api_name="start_task")
 
 
@@ -90,10 +97,12 @@ def add_rows(paths: StudioPaths, files: list[str] | None, wish: str) -> tuple[st
         raise UserError(f"There is a set named {name} already: give another name.")
     folder = paths.upload_folder(name)
     refused = store_uploads(files, folder)
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jsonl", ".json", ".csv"))
+    kept = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [path for path in kept if path.suffix.lower() in (".jsonl", ".json", ".csv")]
     if not found:
-        delete_set(paths, name)
-        raise UserError("There are no rows among these files: add a .json, .jsonl or .csv.")
+        if kept:
+            delete_set(paths, name)
+        raise UserError(" ".join(["There are no rows among these files: add a .json, .jsonl or .csv.", *refused]))
     said = message_html(f"{found[0].name} is kept in the set {name}.") + "".join(
         message_html(one, "fault") for one in refused
     )

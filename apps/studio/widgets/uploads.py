@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,8 +13,8 @@ from PIL import Image
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.files import write_atomic
-from ....toolkit.data.captions import SIDECARS, read_captions
-from ....toolkit.data.image_folder import SUFFIXES, image_fault
+from ....toolkit.data.captions import SIDECARS, TABLES, read_captions
+from ....toolkit.data.image_folder import REPEATS, SUFFIXES, image_fault
 from ....toolkit.data.images import image_size, load_rgb
 from ....toolkit.data.subjects import Sample, load_image
 
@@ -37,30 +38,90 @@ class UploadedImage:
 
 
 def store_uploads(files: Sequence[str | Path], folder: Path) -> list[str]:
-    """Puts images and captions into a folder; returns a sentence for each that was refused.
+    """Puts images and captions into a folder, all in one; returns a sentence for each that was refused or is not used as it was given.
 
     Raises:
-        UserError: for a zip that is none, is too large, or leads out of its folder.
+        UserError: for a zip that is none, is too large, or leads out of its folder, or a full disk. What was new is gone then.
     """
-    refused = []
-    for file in map(Path, files):
-        if file.suffix.lower() == ".zip":
-            kept = list(unpack_zip(file))
-        elif file.suffix.lower() in ALLOWED_SUFFIXES:
-            kept = [(file.name, file.read_bytes())]
+    said: list[str] = []
+    made: list[Path] = []
+    try:
+        for file in map(Path, files):
+            for name, data in unpacked(file, said):
+                path = folder / name
+                if path in made:
+                    said.append(f"{name} was given twice: the first is kept. Rename the other.")
+                    continue
+                if not path.exists():
+                    made.append(path)
+                write_atomic(path, data)
+                if path.suffix.lower() in SUFFIXES and (fault := image_fault(path)):
+                    path.unlink()
+                    said.append(f"{name}: {fault}")
+        return said + drop_orphans(folder, made)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def drop_orphans(folder: Path, made: Sequence[Path]) -> list[str]:
+    """Deletes new captions that belong to no image, for with them no set can be read; returns a sentence for each."""
+    stems = {path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES} if folder.is_dir() else set()
+    orphans = [path for path in made if path.suffix.lower() in (".txt", ".caption") and path.stem not in stems]
+    for path in orphans:
+        path.unlink(missing_ok=True)
+    return [f"{path.name} is not kept: there is no image of its name. Add both together." for path in orphans]
+
+
+def unpacked(file: Path, said: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of an uploaded file, or of those in a zip. said: sentences of what is not used as it was given."""
+    if file.suffix.lower() == ".zip":
+        given = list(unpack_zip(file))
+        names = flat_names([path for path, _ in given], said)
+        captioned = {path.with_suffix("") for path, _ in given if path.suffix.lower() in SIDECARS}
+        for path, data in given:
+            if path not in names:
+                continue
+            yield names[path], data
+            prompt = REPEATS.fullmatch(path.parent.name)
+            if prompt and path.suffix.lower() in SUFFIXES and path.with_suffix("") not in captioned:
+                yield f"{PurePosixPath(names[path]).stem}.txt", prompt[2].encode()
+    elif file.suffix.lower() in ALLOWED_SUFFIXES:
+        yield file.name, file.read_bytes()
+    else:
+        said.append(f"{file.name}: neither an image, a caption (.txt) nor a zip.")
+
+
+def flat_names(paths: Sequence[PurePosixPath], said: list[str]) -> dict[PurePosixPath, str]:
+    """A name in one folder for each of a zip's files; those that share theirs with another are called by their folder, too.
+
+    said: is told of tables that then belong to no images, and of repeats, which a set does not have.
+    """
+    counts = Counter(path.name for path in paths)
+    clashing = {PurePosixPath(name).stem for name, count in counts.items() if count > 1}
+    names = {}
+    for path in paths:
+        folder = "-".join(path.parent.parts).replace(" ", "-")
+        if path.name in TABLES and counts[path.name] > 1:
+            said.append(f"{path} is not used, for there are several of its name: give each folder as a set of its own.")
+        elif path.stem in clashing and folder:
+            names[path] = f"{folder}-{path.name}"
         else:
-            refused.append(f"{file.name}: neither an image, a caption (.txt) nor a zip.")
-            continue
-        for name, data in kept:
-            write_atomic(folder / name, data)
-            if Path(name).suffix.lower() in SUFFIXES and (fault := image_fault(folder / name)):
-                (folder / name).unlink()
-                refused.append(f"{name}: {fault}")
-    return refused
+            names[path] = path.name
+    for name in dict.fromkeys(path.parent.name for path in paths):
+        if (found := REPEATS.fullmatch(name)) and int(found[1]) != 1:
+            said.append(
+                f"{name}: its images get the caption {found[2]!r}; the {found[1]} repeats are not used, a set counts each image once."
+            )
+    return names
 
 
-def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the images and captions in a zip, folders left out.
+def unpack_zip(file: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Paths and contents of the images and captions in a zip.
 
     Raises:
         UserError: see `store_uploads`. Nothing has been unpacked then.
@@ -69,10 +130,10 @@ def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(file) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             for entry in entries:
-                path = PurePosixPath(entry.filename.replace("\\", "/"))
+                path = entry_path(entry)
                 if path.is_absolute() or ".." in path.parts:
                     raise UserError(f"{file.name} holds the name {entry.filename!r}, which leads out of its folder.")
-            entries = [e for e in entries if is_wanted(PurePosixPath(e.filename.replace("\\", "/")))]
+            entries = [e for e in entries if is_wanted(entry_path(e))]
             if len(entries) > MAX_FILES:
                 raise UserError(f"{file.name} holds {len(entries)} files, more than {MAX_FILES}.")
             if sum(entry.file_size for entry in entries) > MAX_BYTES:
@@ -82,9 +143,14 @@ def unpack_zip(file: Path) -> Iterator[tuple[str, bytes]]:
                     data = opened.read(MAX_FILE_BYTES + 1)  # what it says of its own size may be a lie
                 if len(data) > MAX_FILE_BYTES:
                     raise UserError(f"{file.name}: {entry.filename} unpacks to more than {MAX_FILE_BYTES >> 20} MiB.")
-                yield PurePosixPath(entry.filename.replace("\\", "/")).name, data
+                yield entry_path(entry), data
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
         raise UserError(f"{file.name} is not a valid zip file, or has a password.") from error
+
+
+def entry_path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """Where a zip's entry lies in it."""
+    return PurePosixPath(entry.filename.replace("\\", "/"))
 
 
 def is_wanted(path: PurePosixPath) -> bool:
