@@ -97,12 +97,14 @@ def denoise(
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
+    family = pipeline_family(pipe)
     with oom_context(f"drawing {len(seeds)} image{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
         return pipe(
-            **pipeline_family(pipe).call_kwargs(prompts, negative, guidance_scale),
+            **family.call_kwargs(prompts, negative, guidance_scale),
+            **family.text_kwargs(pipe),
             generator=[generator(seed, 101) for seed in seeds],
             num_inference_steps=steps,
-            **pipeline_family(pipe).image_kwargs(references, width, height or width),
+            **family.image_kwargs(references, width, height or width),
             output_type=output_type,
             callback_on_step_end=on_step_end,
         ).images

@@ -21,12 +21,14 @@ from ...toolkit.metrics.clip import ClipScorer
 from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..engine.processes import broadcast_first
 from ..evaluation import measuring
-from ..evaluation.measuring import Measurement, StepChoice, ValidationScorer
+from ..evaluation.measuring import Measurement, PairScorer, StepChoice, ValidationScorer
 from ..evaluation.subject import SubjectTest, read_prompts
+from .previews import load_pairs
 from .training import ImageTraining
 from .validation_loss import ValidationLoss
 
 MIN_PHOTOS = 4  # of which one can be held out
+MEASURED_PAIRS = 16  # of the held-out pairs that are drawn
 
 
 def split_measured_photos(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Sample], list[Path]]:
@@ -55,6 +57,23 @@ def split_measured_photos(config: SubjectConfig, samples: list[Sample]) -> tuple
         )
     out = set(Random(f"{config.seed}/measured by").sample(files, max(1, len(files) // 5)))
     return [sample for sample in samples if sample.path not in out], sorted(out)
+
+
+def measured_pairs(config: SubjectConfig, held_out: Sequence[Sample]) -> list[Sample]:
+    """The held-out images with references, of which the first are drawn and measured; none where none are drawn.
+
+    Raises:
+        UserError: for held-out images of which some have references and some have none, and prompts beside them.
+    """
+    pairs = [sample for sample in held_out if sample.references]
+    if not pairs or config.evaluate_prompts == NO_PROMPTS:
+        return []
+    if config.evaluate_prompts:
+        raise UserError(
+            f"--evaluate-prompts {config.evaluate_prompts} is of subjects: images with references are measured by their captions. Leave "
+            "it out, or say none, which measures the validation loss alone."
+        )
+    return pairs[:MEASURED_PAIRS]
 
 
 def held_out_samples(config: SubjectConfig, samples: list[Sample]) -> list[Sample]:
@@ -131,10 +150,30 @@ class StepMeasuring(ABC):
         print(measuring.describe_choice(choice))
 
 
-class SubjectMeasuring(StepMeasuring):
+class ImageMeasuring(StepMeasuring):
     """Likeness and prompt fidelity of images that are drawn, beside the validation loss."""
 
     kind = Measurement
+
+    def has_stopped_improving(self, run: Run) -> bool:
+        return measuring.has_stopped_improving(measuring.Series.load(run), self.config.patience)
+
+    def choose_step(self, run: Run) -> StepChoice:
+        return measuring.choose_step([measuring.Series.load(run)])
+
+    def record(self, run: Run, one: Measurement, losses: dict[str, float], *, real: float, **more: float) -> None:
+        """Writes a measurement and the losses beside it down, and keeps the adapter as it is. more: other figures, for the curves."""
+        measuring.record_measurement(run, one, self.save)
+        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)} | more
+        run.append_metrics(step=one.step, likeness_real=real, **means, **losses)
+        said = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
+        run.append_log(f"step {one.step}  {said}  validation loss {losses['validation_loss']:.4f}")
+        if self.config.tracker != "none":
+            self.accelerator.log(means | losses, step=one.step)
+
+
+class SubjectMeasuring(ImageMeasuring):
+    """Of a subject, in the scenes of the test prompts."""
 
     def __init__(
         self,
@@ -153,12 +192,6 @@ class SubjectMeasuring(StepMeasuring):
         self.scorer: ValidationScorer | None = None
         """Loaded with the first measurement, by the process that measures."""
 
-    def has_stopped_improving(self, run: Run) -> bool:
-        return measuring.has_stopped_improving(measuring.Series.load(run), self.config.patience)
-
-    def choose_step(self, run: Run) -> StepChoice:
-        return measuring.choose_step([measuring.Series.load(run)])
-
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
         texts = self.test.texts(token=True)
@@ -167,16 +200,7 @@ class SubjectMeasuring(StepMeasuring):
         if not self.accelerator.is_main_process:
             return
         self.scorer = self.scorer or self.load_scorer()
-        one = self.scorer.measure(step, images)
-        measuring.record_measurement(run, one, self.save)
-        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
-        run.append_metrics(step=step, likeness_real=self.scorer.real, **means, **losses)
-        run.append_log(
-            f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}  "
-            f"validation loss {losses['validation_loss']:.4f}"
-        )
-        if self.config.tracker != "none":
-            self.accelerator.log(means | losses, step=step)
+        self.record(run, self.scorer.measure(step, images), losses, real=self.scorer.real)
 
     def load_scorer(self) -> ValidationScorer:
         """What images are measured by."""
@@ -187,3 +211,35 @@ class SubjectMeasuring(StepMeasuring):
             self.test.texts(token=False),
             [load_rgb(path) for path in self.trained],
         )
+
+
+class EditMeasuring(ImageMeasuring):
+    """Of images made from the references of held-out pairs: likeness to the target, and to the reference."""
+
+    def __init__(
+        self,
+        config: SubjectConfig,
+        training: ImageTraining,
+        accelerator: Accelerator,
+        save: Callable[[Path], None],
+        pairs: Sequence[Sample],
+    ) -> None:
+        super().__init__(config, training, accelerator, save)
+        self.pairs = pairs
+        self.scorer: PairScorer | None = None
+
+    def measure(self, run: Run, step: int) -> None:
+        """Draws the pairs, writes their figures down and keeps the adapter as it is."""
+        captions = [sample.caption or "" for sample in self.pairs]
+        images = self.training.draw(captions, [self.config.seed + 5000 + at for at in range(len(captions))], self.pairs)
+        losses, _ = self.loss.measure()
+        if not self.accelerator.is_main_process:
+            return
+        self.scorer = self.scorer or PairScorer(
+            ClipScorer(self.config.evaluate_clip or None),
+            *load_pairs(self.config, self.pairs, self.training.model),
+            captions,
+        )
+        one, faithfulness = self.scorer.measure(step, images)
+        more = {"faithfulness": faithfulness, "likeness_unchanged": self.scorer.unchanged}
+        self.record(run, one, losses, real=self.scorer.real, **more)
