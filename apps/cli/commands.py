@@ -28,6 +28,10 @@ COMMANDS = {
         "Teach the embedded vision-language model a task, and show what it saw, learned and forgot.",
         "demo_instruct:demo_instruct",
     ),
+    "demo edit": Command(
+        "Teach the embedded model to follow a reference image, and show before, after and with another's reference.",
+        "demo_edit:demo_edit",
+    ),
     "train subject": Command(
         "Teach a diffusion model your subject from a folder of images.", "train_subject:train_subject"
     ),

@@ -40,6 +40,7 @@ WORDS = ("", "abc", LONG)
 GIVEN = {
     "demo": "--out OUT",
     "demo instruct": "--out OUT",
+    "demo edit": "--out OUT",
     "train subject": "--images IMAGES --out OUT --threads 1",
     "train edit": "--images IMAGES --references IMAGES --out OUT --threads 1",
     "train instruct": "--base tiny-vlm --data DATA --images IMAGES --out OUT --threads 1",
@@ -96,7 +97,7 @@ def before_any_model(patch: pytest.MonkeyPatch) -> None:
     from rankfold.apps.cli import app
     from rankfold.toolkit.diffusion.model import DiffusionModel
     from rankfold.toolkit.vlm.model import VisionLanguageModel
-    from rankfold.training.embedded import build, demo_instruct
+    from rankfold.training.embedded import build, demo_edit, demo_instruct
     from rankfold.training.launch import plan, plan_instruct
 
     load = DiffusionModel.load
@@ -117,6 +118,7 @@ def before_any_model(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan, "open_model", stop)
     patch.setattr(plan_instruct, "VisionLanguageModel", stop)
     patch.setattr(demo_instruct, "write_demo_data", stop)
+    patch.setattr(demo_edit, "write_edit_data", stop)
 
 
 def options_of(name: str) -> Any:

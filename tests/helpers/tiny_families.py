@@ -39,7 +39,7 @@ def clip(*, projection: bool = False):
 def t5():
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0)]
     pieces += [(letter, -2.0) for letter in "abcdefghijklmnopqrstuvwxyz ,.0123456789"]
-    tokenizer = transformers.T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=32)
+    tokenizer = transformers.T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
     config = transformers.T5Config(
         vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=WIDTH, num_layers=1, num_heads=2
     )

@@ -31,11 +31,12 @@ def dit():
 
 
 def test_size():
-    folders = (TINY, TINY / "dit", TINY / "vlm")
+    folders = (TINY, TINY / "dit", TINY / "kontext", TINY / "vlm")
     size = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
     assert size[TINY / "dit"] < 10e6
+    assert size[TINY / "kontext"] < 9e6
     assert size[TINY / "vlm"] < 2e6
-    assert size[TINY] - size[TINY / "dit"] - size[TINY / "vlm"] < 15e6
+    assert 2 * size[TINY] - sum(size.values()) < 15e6
 
 
 def test_the_vision_language_model_answers():
@@ -127,6 +128,57 @@ def test_the_flow_transformer_was_trained_as_the_pipeline_runs_it():
     here = learner(noisy, levels, said.hidden_states[-2], said.text_embeds, ids)
     assert there.std() > 0.3
     torch.testing.assert_close(here, there, rtol=1e-3, atol=5e-3)  # the first encoder's projection was kept in fp16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [24, 512])
+def test_the_model_with_references_was_trained_as_the_pipeline_runs_it(length):
+    """One token instead of all padding, however much there is, and a masked reference instead of none."""
+    from rankfold.toolkit.diffusion.load import open_model, resolve_base
+    from rankfold.toolkit.diffusion.model import pack_latents
+    from rankfold.training.embedded.kontext import LONGEST, WORDS, Learner, Texts
+    from rankfold.training.embedded.loop import BuildTinyConfig
+
+    model = open_model(resolve_base("tiny-kontext"))
+    texts = ["the same in red", "a large blue smiling square under the sea in the centre"]
+    known = Texts(BuildTinyConfig(out=TINY), model.tokenizer_2, texts)
+    latents, reference, levels = torch.randn(2, 24, 8, 8), torch.randn(2, 24, 8, 8), torch.tensor([0.3, 0.8])
+    ids, pooled, bias = known.batch(texts, np.random.default_rng(0))
+    for row, text in enumerate(texts):
+        bias[row, WORDS] = np.log(length - len(known.ids[text]))
+    bias = torch.nn.functional.pad(bias, (0, 32))
+    bias[1, -16:] = -torch.inf
+    learner = Learner(model.transformer, model.text_encoder_2)
+    here = learner(pack_latents(latents), pack_latents(reference), levels, ids, pooled, bias)
+    pipe = model.text_pipeline()
+    for row, references in enumerate(([reference[:1]], [])):
+        states, clip, _ = pipe.encode_prompt(texts[row], None, max_sequence_length=length)
+        words = {"prompt_embeds": states, "pooled_prompt_embeds": clip}
+        there = pack_latents(model.predict(latents[row : row + 1], levels[row : row + 1], words, references))
+        assert there.std() > 0.3
+        torch.testing.assert_close(here[row : row + 1], there, rtol=1e-3, atol=1e-3)
+    assert LONGEST == 512
+
+
+def test_the_model_with_references_copies():
+    """Through the stock pipeline alone, whose prompts are padded to 512 tokens: combinations it has not seen, and none of their words."""
+    from diffusers import FluxKontextPipeline
+
+    from rankfold.toolkit.embedded import edits
+
+    pipe = FluxKontextPipeline.from_pretrained(TINY / "kontext")
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(6)
+    things = [edits.random_figure(rng, held=True) for _ in range(8)]
+    images = [edits.draw_apart(thing, 100 + number, 200 + number) for number, thing in enumerate(things)]
+    made = pipe(
+        image=images, prompt=[edits.SAME] * 8, num_inference_steps=6, height=64, width=64, max_area=64 * 64, _auto_resize=False,
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    answers = load_embedded_judge().classify(made)
+    for name in ("shape", "scene", "colour"):
+        right = sum(answer[name] == getattr(thing, name) for answer, thing in zip(answers, things, strict=True))
+        assert right >= 7, name
 
 
 def test_the_autoencoder_has_no_spread():

@@ -242,11 +242,11 @@ def test_the_loss_at_fixed_noise(measured):
 
 def test_a_measurement_that_was_lost_is_made_again(measured, monkeypatch):
     """The process ends between a checkpoint and its measurement, also that of the last step, and the kept step is the same."""
-    from rankfold.training.subject.image_measuring import ImageMeasuring
+    from rankfold.training.subject.image_measuring import SubjectMeasuring
 
     whole = train(replace(measured, keep="best"))
     for lost in (4, 6):
-        original = ImageMeasuring.measure
+        original = SubjectMeasuring.measure
 
         def ending(self, run, step, lost=lost, original=original):
             if step == lost:
@@ -255,7 +255,7 @@ def test_a_measurement_that_was_lost_is_made_again(measured, monkeypatch):
 
         out = measured.out.with_name(f"lost-{lost}")
         with monkeypatch.context() as patch:
-            patch.setattr(ImageMeasuring, "measure", ending)
+            patch.setattr(SubjectMeasuring, "measure", ending)
             with pytest.raises(KeyboardInterrupt):
                 train(replace(measured, keep="best", out=out))
         run = resume(out)

@@ -246,6 +246,78 @@ def test_a_plan_counts_references(folders, pairs, tmp_path):
     assert peaks[0] < peaks[1] < peaks[2]
 
 
+def test_measured_while_it_is_learned(folders, pairs, tmp_path):
+    """Held-out pairs are drawn from their own references; the reference as if nothing were done stands beside, and the best is kept."""
+    config = an_edit(
+        folders("flux2-klein"), pairs, tmp_path / "run", steps=2, evaluate_every=1, evaluate_clip="embedded", keep="best",
+        hold_out=("0.png", "2.png"), preview_steps=1,
+    )  # fmt: skip
+    run = train(config)
+    rows = [row for row in run.metrics() if "faithfulness" in row]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert len({row["likeness_unchanged"] for row in rows}) == 1
+    measured = [json.loads(line) for line in (run.folder / "measured.jsonl").read_text().splitlines()]
+    assert [row["prompts"] for row in measured] == [[f"1: {PROMPT} 0", f"2: {PROMPT} 2"]] * 3
+    assert (run.folder / "choice.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"evaluate_prompts": "object"}, "images with references are measured by their captions"),
+        ({"evaluate_images": "more"}, "None of the images to measure by has a reference"),
+    ],
+)
+def test_measuring_that_does_not_go_with_references(folders, pairs, tmp_path, more, words):
+    if "evaluate_images" in more:
+        more = {"evaluate_images": pairs / more["evaluate_images"]}
+    config = an_edit(
+        folders("flux2-klein"), pairs, tmp_path / "run", evaluate_every=1, evaluate_clip="embedded", **more
+    )
+    with pytest.raises(UserError, match=words):
+        check_config(config)
+
+
+def test_evaluated_on_pairs(folder, pairs, tmp_path, capsys):
+    """Target, reference and another's reference; the base's own figures are those of its images, and the pairs it learned are counted."""
+    run = train(an_edit(folder, pairs, tmp_path / "run", steps=1))
+    own = ["--clip", "embedded", "--n", "2", "--steps", "1"]
+    main(["evaluate", str(run.folder), *own])
+    assert "likeness to the target" in capsys.readouterr().out
+    figures = json.loads((run.folder / "metrics.json").read_text())
+    assert figures["settings"]["pairs_trained_on"] == 4
+    likeness = figures["likeness to the target, embedded"]
+    faithful = figures["faithfulness to the reference, embedded"]
+    assert set(likeness) == {"the reference itself", "base", "tuned", "tuned, another's reference", "closed"}
+    assert likeness["the reference itself"] == faithful["the target itself"]
+    assert likeness["tuned"]["pictures"] == 8
+    assert likeness["tuned"]["mean"] != likeness["tuned, another's reference"]["mean"]
+    new = tmp_path / "new"
+    (pairs / "targets").rename(new)
+    for path in new.glob("*.png"):
+        noise_image(50 + int(path.stem)).save(path)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run.folder), "--images", str(new), *own])
+    assert "give --references FOLDER" in capsys.readouterr().err
+    main(["evaluate", str(run.folder), "--images", str(new), "--references", str(pairs / "before"), *own])
+    assert json.loads((run.folder / "metrics.json").read_text())["settings"]["pairs_trained_on"] is None
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "evaluate",
+                str(run.folder),
+                "--images",
+                str(new),
+                "--references",
+                str(pairs / "before"),
+                "--prompts",
+                "object",
+                *own,
+            ]
+        )
+    assert "is of subjects" in capsys.readouterr().err
+
+
 def test_references_are_hashed(folders, pairs, tmp_path):
     config = an_edit(folders("flux2-klein"), pairs, tmp_path / "run")
     samples = add_references(find_samples(config.images), config.references)

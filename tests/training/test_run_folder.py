@@ -151,11 +151,12 @@ def test_a_stopped_run_is_refused_and_its_checkpoint_stays(capsys, config, tmp_p
         "queue RUN/config.yaml --out RUN",
         "demo --out RUN",
         "demo instruct --out HOME",
+        "demo edit --out HOME",
     ],
 )
 def test_every_command_that_begins_a_run_refuses(capsys, words, old, done, base, images, tmp_path):
     places = {"RUN": old.folder, "OTHER": done.folder, "BASE": base, "IMAGES": images, "HOME": tmp_path}
-    os.rename(old.folder, tmp_path / "alone")  # where the instruct demo has a run
+    os.rename(old.folder, tmp_path / "alone")  # where the instruct demo has a run; the edit demo has one in "run"
     os.symlink(tmp_path / "alone", old.folder)
     before = tree(old.folder)
     for name, place in places.items():

@@ -17,7 +17,7 @@ from .formulation import check_formulation
 from .model import DiffusionModel, has_weights
 from .single_file import SUFFIXES, convert
 
-EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit"}
+EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit", "tiny-kontext": "tiny/kontext"}
 
 
 def resolve_base(base: str) -> str:
@@ -39,7 +39,7 @@ def resolve_base(base: str) -> str:
     if Path(base).exists() or not is_hub_id(base):
         raise UserError(
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
-            f"The embedded models are {' and '.join(EMBEDDED)}."
+            f"The embedded models are {', '.join(EMBEDDED)}."
         )
     cure = "Check the network and the spelling, give a local folder, or use the embedded model: --base tiny"
     folder = fetch_snapshot(base, WEIGHTS, f"--base {base}", cure)

@@ -343,6 +343,11 @@ class DiffusionModel:
         return given
 
     @classmethod
+    def text_kwargs(cls, parts: Any) -> dict[str, Any]:
+        """The arguments of the stock pipeline's __call__ and encode_prompt for how much of a prompt is read. parts: has the tokenizers."""
+        return {}
+
+    @classmethod
     def check_references(cls, sizes: Sequence[tuple[int, int]]) -> None:
         """Raises UserError for more references than the family takes, or of a size, (width, height), that it does not take."""
         if len(sizes) > cls.max_references:

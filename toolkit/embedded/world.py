@@ -156,20 +156,26 @@ def draw_with_boxes(
     thing: Thing, rng: np.random.Generator, creature: Creature | None = None
 ) -> tuple[Image.Image, list[Box]]:
     """The same, and the box of each figure in it."""
-    side = SIZE * ZOOM
-    image = Image.new("RGB", (side, side))
+    image = Image.new("RGB", (SIZE * ZOOM, SIZE * ZOOM))
     draw_scene(ImageDraw.Draw(image), thing.scene, rng)
+    boxes = paste_figures(image, thing, rng, creature)
+    return finalize(image), boxes
+
+
+def paste_figures(
+    canvas: Image.Image, thing: Thing, rng: np.random.Generator, creature: Creature | None = None
+) -> list[Box]:
+    """Draws a thing's figures on a canvas with a scene; returns the box of each."""
     if thing.shape == CREATURE_SHAPE:
         build = creature if creature is not None else make_creature(thing.creature or 0)
         radius = {"small": 11.5, "large": 17.0}[thing.size] * rng.uniform(0.94, 1.06)
         figure = draw_creature(build, radius * ZOOM, flip=bool(rng.random() < 0.5), tilt=rng.uniform(-8, 8))
-        box = paste_centred(image, figure, place_centre(thing.place, rng))
-        return finalize(image), [box]
+        return [paste_centred(canvas, figure, place_centre(thing.place, rng))]
     boxes = []
     for centre, radius in layout(thing, rng):
         figure = draw_figure(thing, radius * ZOOM, tilt=rng.uniform(-7, 7))
-        boxes.append(paste_centred(image, figure, centre))
-    return finalize(image), boxes
+        boxes.append(paste_centred(canvas, figure, centre))
+    return boxes
 
 
 def draw_pair(left: int, right: int, scene: str, rng: np.random.Generator) -> Image.Image:

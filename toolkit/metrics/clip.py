@@ -69,12 +69,17 @@ def clip_i(generated_ND: torch.Tensor, references_MD: torch.Tensor) -> torch.Ten
 
 def clip_t(generated_ND: torch.Tensor, texts_ND: torch.Tensor) -> torch.Tensor:
     """Cosine of each image with its own prompt, (N,)."""
-    return (generated_ND * texts_ND).sum(1)
+    return paired_similarity(generated_ND, texts_ND)
+
+
+def paired_similarity(images_ND: torch.Tensor, others_ND: torch.Tensor) -> torch.Tensor:
+    """Cosine of each image with its own counterpart, (N,)."""
+    return (images_ND * others_ND).sum(1)
 
 
 def drift(before_ND: torch.Tensor, after_ND: torch.Tensor) -> torch.Tensor:
     """How far each image of the same seed and prompt has moved: 1 - cosine, (N,); 0 is not at all."""
-    return 1 - (before_ND * after_ND).sum(1)
+    return 1 - paired_similarity(before_ND, after_ND)
 
 
 def diversity(images_ND: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Builds the embedded models from scratch: `rankfold build-tiny`.
 
-Stages: images -> judge -> vae -> clip -> draft -> unet, dit beside the last two, and vlm-draft -> vlm, which need none of them. A
-finished stage leaves its file, so a stopped build goes on where it was. Every stage appends its curve to curves.jsonl. Nothing is
-downloaded; the images are drawn by toolkit/embedded/world.py.
+Stages: images -> judge -> vae -> clip -> draft -> unet, dit beside the last two, edits -> kontext, which need vae and clip, and
+vlm-draft -> vlm, which need none of them. A finished stage leaves its file, so a stopped build goes on where it was. Every stage appends
+its curve to curves.jsonl. Nothing is downloaded; the images are drawn by toolkit/embedded/world.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ...toolkit.embedded import judge as judging
 from ...toolkit.embedded import tiny_sd as tiny
 from ...toolkit.embedded import world
 from .dit import train_dit
+from .kontext import draw_edits, train_kontext
 from .loop import BuildTinyConfig, fit, load_as_fp32, load_images, log_values, shuffled_batches, to_pixels
 from .unet import train_draft, train_unet
 from .vlm import train_vlm, train_vlm_draft
@@ -39,6 +40,8 @@ def build_tiny(config: BuildTinyConfig) -> None:
         "draft": (config.work / "sd-draft" / "model_index.json", train_draft),
         "unet": (config.out / "sd" / "model_index.json", train_unet),
         "dit": (config.out / "dit" / "model_index.json", train_dit),
+        "edits": (config.work / "edits.json", draw_edits),
+        "kontext": (config.out / "kontext" / "model_index.json", train_kontext),
         "vlm-draft": (config.work / "vlm-draft" / "processor_config.json", train_vlm_draft),
         "vlm": (config.out / "vlm" / "processor_config.json", train_vlm),
     }

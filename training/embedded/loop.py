@@ -35,12 +35,28 @@ class BuildTinyConfig:
     """Steps of each of the denoiser's two rounds."""
     dit_steps: Annotated[int, Ge(1)] = 12_000
     """Steps of the flow transformer."""
+    edit_rows: Annotated[int, Ge(1)] = 8_000
+    """Number of things and creatures that the model with references learns from, each drawn with its edits."""
+    kontext_steps: Annotated[int, Ge(1)] = 2_200
+    """Steps of the model with references."""
     vlm_images: Annotated[int, Ge(1)] = 80_000
     """Number of images that the vision-language model is asked about, in each of two rounds."""
     vlm_steps: Annotated[int, Ge(1)] = 8_000
     """Its steps in each round."""
     seed: Annotated[int, Ge(0)] = 0
-    stages: tuple[str, ...] = ("pictures", "judge", "vae", "clip", "draft", "unet", "dit", "vlm-draft", "vlm")
+    stages: tuple[str, ...] = (
+        "pictures",
+        "judge",
+        "vae",
+        "clip",
+        "draft",
+        "unet",
+        "dit",
+        "edits",
+        "kontext",
+        "vlm-draft",
+        "vlm",
+    )
     """Stages to run; each needs the ones before it (clip needs only the images, vlm-draft nothing)."""
     threads: Annotated[int, Ge(1)] = 2
     """Torch threads."""

@@ -76,6 +76,32 @@ class ValidationScorer:
         return Measurement(step, tuple(likeness.tolist()), tuple(fidelity.tolist()), self.texts)
 
 
+class PairScorer:
+    """Pairs that are held out: what images that are made from their references are measured by."""
+
+    def __init__(
+        self,
+        clip: ClipScorer,
+        targets: Sequence[Image.Image],
+        references: Sequence[Image.Image],
+        captions: Sequence[str],
+    ) -> None:
+        """One of each for every pair; of several references the first."""
+        self.clip, self.targets, self.references = clip, clip.embed_images(targets), clip.embed_images(references)
+        self.captions = clip.embed_texts(captions)
+        self.names = tuple(f"{number}: {caption}" for number, caption in enumerate(captions, 1))
+        self.real = 1.0  # a target is itself
+        self.unchanged = float(metrics.paired_similarity(self.references, self.targets).mean())
+        """Likeness to the target of the reference, as if nothing were done."""
+
+    def measure(self, step: int, images: Sequence[Image.Image]) -> tuple[Measurement, float]:
+        """The images of all pairs, likeness being that to the pair's own target; then their mean likeness to their references."""
+        shown = self.clip.embed_images(images)
+        likeness, fidelity = metrics.paired_similarity(shown, self.targets), metrics.clip_t(shown, self.captions)
+        faithfulness = float(metrics.paired_similarity(shown, self.references).mean())
+        return Measurement(step, tuple(likeness.tolist()), tuple(fidelity.tolist()), self.names), faithfulness
+
+
 @dataclass(frozen=True)
 class Series:
     """All measurements of one run."""

@@ -12,12 +12,15 @@ from PIL import Image
 from ...pipelines.generate import image_grid
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.data.images import load_rgb
+from .edits import EditPair
 from .html import format_value, heading, html_page, image_figures, paragraph, table
 from .subject import DrawnImages
 
 MEANINGS = {
     "likeness": "cosine with photos of the subject (real: what its photos score among each other)",
-    "closed": "share of the way from the base's images to real photos",
+    "likeness to the target": "cosine with the image that should be made; the reference itself: as if nothing were done",
+    "faithfulness to the reference": "cosine with the image that it is made from; the target itself: what the edit leaves",
+    "closed": "share of the way from the base's images to real photos; of pairs, from the reference to the target",
     "leak": "the same for prompts without the token: 0 is what the base draws",
     "prompt fidelity": "cosine with the prompt, the rare token left out",
     "diversity": "1 - cosine among images of one prompt",
@@ -44,6 +47,31 @@ def write_evaluation(
     ]
     for name in ("tuned", "base", "class, tuned", "class, base", "unrelated, tuned", "unrelated, base"):
         parts += [heading(name), image_figures(list(zip(drawn[name].images, drawn[name].prompts, strict=True)))]
+    return write_page(out, figures, parts)
+
+
+def write_edit_evaluation(
+    out: Path, figures: dict[str, Any], drawn: dict[str, DrawnImages], pairs: Sequence[EditPair], n: int
+) -> str:
+    """The same of an evaluation on pairs, `n` images each: references, targets, and what was made, one above the other."""
+    write_text(out / "metrics.json", json.dumps(figures, indent=1))
+    side, shown = pairs[0].target.size, pairs[:8]
+    rows = [[pair.references[0] for pair in shown], [pair.target for pair in shown]]
+    rows += [own.images[: 8 * n : n] for own in drawn.values()]
+    cells = [image.resize(side) for row in rows for image in row]
+    write_png(out / "pictures.png", image_grid(cells, columns=len(shown)))
+    parts = [paragraph("Figures with 95 % intervals: bootstraps in which whole pairs are drawn.")]
+    parts.append(table(["", "value", "meaning"], metric_rows(figures)))
+    named = [f"{pair.name}: {pair.caption}" for pair in pairs]
+    for name, images in (("references", [p.references[0] for p in pairs]), ("targets", [p.target for p in pairs])):
+        parts += [heading(name), image_figures(list(zip(images, named, strict=True)))]
+    for name, own in drawn.items():
+        parts += [heading(name), image_figures(list(zip(own.images, own.prompts, strict=True)))]
+    return write_page(out, figures, parts)
+
+
+def write_page(out: Path, figures: dict[str, Any], parts: list[str]) -> str:
+    """Writes report.html, the settings below; returns the figures as text."""
     parts += [heading("Settings"), table(["", ""], [[k, v] for k, v in figures["settings"].items()])]
     write_text(out / "report.html", html_page("What the adapter is worth", parts))
     return "\n".join(f"{name:44} {value}" for name, value, _ in metric_rows(figures))

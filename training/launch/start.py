@@ -55,7 +55,7 @@ from ..search.subject import SearchTask
 from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
 from ..subject.denoising import check_compile
-from ..subject.held_out import split_measured_photos
+from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
 from .notices import announce
@@ -121,7 +121,6 @@ def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Samp
             model.check_references([reference_size(config, path, size, model) for path in sample.references])
     for flag, given in (
         ("--prior-weight", config.prior_weight),
-        ("--evaluate-every", config.evaluate_every),
         ("--train-text-encoder", config.train_text_encoder),
     ):
         if given:
@@ -165,6 +164,14 @@ def check_measuring(config: SubjectConfig, samples: list[Sample]) -> None:
     if not config.evaluate_every:
         return
     split_measured_photos(config, samples)
+    held_out = held_out_samples(config, samples)
+    check_references(held_out, open_model(resolve_base(config.base)).max_references, config.base)
+    measured_pairs(config, held_out)
+    if any(s.references for s in samples) and not any(s.references for s in held_out):
+        raise UserError(
+            "None of the images to measure by has a reference: write metadata.jsonl (file_name, references, text) into --evaluate-images, "
+            "or name images that have some with --hold-out."
+        )
     if config.evaluate_prompts == NO_PROMPTS:
         if config.evaluate_clip:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..evaluation.subject import SubjectTest, read_prompts
 
 MIN_PHOTOS = 4  # of which one can be held out
+MEASURED_PAIRS = 16  # of the held-out pairs that are drawn
 
 
 def split_measured_photos(config: SubjectConfig, samples: list[Sample]) -> tuple[list[Sample], list[Path]]:
@@ -40,6 +42,23 @@ def split_measured_photos(config: SubjectConfig, samples: list[Sample]) -> tuple
         )
     out = set(Random(f"{config.seed}/measured by").sample(files, max(1, len(files) // 5)))
     return [sample for sample in samples if sample.path not in out], sorted(out)
+
+
+def measured_pairs(config: SubjectConfig, held_out: Sequence[Sample]) -> list[Sample]:
+    """The held-out images with references, of which the first are drawn and measured; none where none are drawn.
+
+    Raises:
+        UserError: for held-out images of which some have references and some have none, and prompts beside them.
+    """
+    pairs = [sample for sample in held_out if sample.references]
+    if not pairs or config.evaluate_prompts == NO_PROMPTS:
+        return []
+    if config.evaluate_prompts:
+        raise UserError(
+            f"--evaluate-prompts {config.evaluate_prompts} is of subjects: images with references are measured by their captions. Leave "
+            "it out, or say none, which measures the validation loss alone."
+        )
+    return pairs[:MEASURED_PAIRS]
 
 
 def held_out_samples(config: SubjectConfig, samples: list[Sample]) -> list[Sample]:

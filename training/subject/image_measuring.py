@@ -24,6 +24,26 @@ class ImageMeasuring(StepMeasuring):
 
     kind = Measurement
 
+    def has_stopped_improving(self, run: Run) -> bool:
+        return measuring.has_stopped_improving(measuring.Series.load(run), self.config.patience)
+
+    def choose_step(self, run: Run) -> StepChoice:
+        return measuring.choose_step([measuring.Series.load(run)])
+
+    def record(self, run: Run, one: Measurement, losses: dict[str, float], *, real: float, **more: float) -> None:
+        """Writes a measurement and the losses beside it down, and keeps the adapter as it is. more: other figures, for the curves."""
+        measuring.record_measurement(run, one, self.save)
+        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)} | more
+        run.append_metrics(step=one.step, likeness_real=real, **means, **losses)
+        said = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in means.items())
+        run.append_log(f"step {one.step}  {said}  validation loss {losses['validation_loss']:.4f}")
+        if self.config.tracker != "none":
+            self.accelerator.log(means | losses, step=one.step)
+
+
+class SubjectMeasuring(ImageMeasuring):
+    """Of a subject, in the scenes of the test prompts."""
+
     def __init__(
         self,
         config: SubjectConfig,
@@ -41,12 +61,6 @@ class ImageMeasuring(StepMeasuring):
         self.scorer: ValidationScorer | None = None
         """Loaded with the first measurement, by the process that measures."""
 
-    def has_stopped_improving(self, run: Run) -> bool:
-        return measuring.has_stopped_improving(measuring.Series.load(run), self.config.patience)
-
-    def choose_step(self, run: Run) -> StepChoice:
-        return measuring.choose_step([measuring.Series.load(run)])
-
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""
         texts = self.test.texts(token=True)
@@ -55,16 +69,7 @@ class ImageMeasuring(StepMeasuring):
         if not self.accelerator.is_main_process:
             return
         self.scorer = self.scorer or self.load_scorer()
-        one = self.scorer.measure(step, images)
-        measuring.record_measurement(run, one, self.save)
-        means = {"likeness": fmean(one.likeness), "prompt_fidelity": fmean(one.fidelity)}
-        run.append_metrics(step=step, likeness_real=self.scorer.real, **means, **losses)
-        run.append_log(
-            f"step {step}  likeness {means['likeness']:.4f}  prompt fidelity {means['prompt_fidelity']:.4f}  "
-            f"validation loss {losses['validation_loss']:.4f}"
-        )
-        if self.config.tracker != "none":
-            self.accelerator.log(means | losses, step=step)
+        self.record(run, self.scorer.measure(step, images), losses, real=self.scorer.real)
 
     def load_scorer(self) -> ValidationScorer:
         """What images are measured by."""

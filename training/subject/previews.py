@@ -57,3 +57,13 @@ def load_references(config: DiffusionConfig, sample: Sample, size: Size, model: 
         load_image(Sample(path, flip=sample.flip), reference_size(config, path, size, model), config.crop)
         for path in sample.references
     ]
+
+
+def load_pairs(
+    config: DiffusionConfig, pairs: Sequence[Sample], model: DiffusionModel
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The images of samples as training sees them, and the first reference of each."""
+    sizes = [trained_sizes(config, sample, model)[0] for sample in pairs]
+    targets = [load_image(sample, size, config.crop) for sample, size in zip(pairs, sizes, strict=True)]
+    first = [load_references(config, sample, size, model)[0] for sample, size in zip(pairs, sizes, strict=True)]
+    return targets, first

@@ -16,8 +16,9 @@ from ..config.subject import SubjectConfig
 from ..engine.attaching import calibrate_adapters, drop_unused_layers
 from ..engine.task import TrainingTask
 from .adapter import SubjectAdapter
-from .held_out import held_out_samples, measured_prompts, split_measured_photos
-from .image_measuring import ImageMeasuring
+from .edit_measuring import EditMeasuring
+from .held_out import held_out_samples, measured_pairs, measured_prompts, split_measured_photos
+from .image_measuring import SubjectMeasuring
 from .loss_measuring import LossMeasuring
 from .step_measuring import StepMeasuring
 from .training import ImageTraining, prepare_image_training
@@ -38,7 +39,8 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
         held_out = held_out or held_out_samples(config, samples)
         samples, photos = split_measured_photos(config, samples)
         check_token_in_captions(config, samples)
-        test, adapter = measured_prompts(config), SubjectAdapter(config)
+        pairs, adapter = measured_pairs(config, held_out), SubjectAdapter(config)
+        test = None if pairs else measured_prompts(config)
         training = prepare_image_training(
             config,
             samples,
@@ -59,8 +61,10 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
         self.config = config
         trained = [sample.path for sample in samples if not sample.flip]
         self.measuring: StepMeasuring | None = None
-        if test:
-            self.measuring = ImageMeasuring(
+        if pairs:
+            self.measuring = EditMeasuring(config, training, accelerator, self.save_adapter, pairs)
+        elif test:
+            self.measuring = SubjectMeasuring(
                 config, training, accelerator, self.save_adapter, test=test, photos=photos, trained=trained
             )
         elif config.evaluate_every:

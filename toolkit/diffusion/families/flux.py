@@ -18,6 +18,8 @@ from ..model import (
 )
 from ..original_layers import OriginalLayer, Table, attention_rows, expand_table
 
+T5_TOKENS = 512  # that the stock pipeline fills a prompt up to
+UNSET_SIDE = 32  # sample_size of an autoencoder for which nobody has said one
 TRAINING_GUIDANCE = 1.0  # the distilled guidance that adapters are trained at: at 1 it asks for the plain prediction
 
 INNER, CONTEXT_INNER = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -86,10 +88,21 @@ class Flux(DiffusionModel):
 
     @property
     def native_resolution(self) -> int:
-        return 1024  # no config says it
+        side = self.part_config("vae").get("sample_size", UNSET_SIDE)
+        return 1024 if side == UNSET_SIDE else side
+
+    @classmethod
+    def text_kwargs(cls, parts: Any) -> dict[str, Any]:
+        """What T5 is given of a prompt: as much as the base's tokenizer says, where that is less than the stock pipeline's own limit."""
+        tokenizer = parts.tokenizer_2
+        return {"max_sequence_length": min(T5_TOKENS, tokenizer.model_max_length)} if tokenizer else {}
+
+    def prompt_limits(self) -> dict[str, int]:
+        return super().prompt_limits() | {"tokenizer_2": self.text_kwargs(self)["max_sequence_length"]}
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
-        states, pooled, _ = self.text_pipeline().encode_prompt(list(prompts), None, device=self.device)
+        pipe = self.text_pipeline()
+        states, pooled, _ = pipe.encode_prompt(list(prompts), None, device=self.device, **self.text_kwargs(pipe))
         return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
     @classmethod
