@@ -107,6 +107,13 @@ def image_items(config: DiffusionConfig, samples: list[Sample], base: str) -> di
     if measured is not None:
         found = find_samples(measured, skip_bad=config.skip_bad, option="--evaluate-images")
         items |= hash_files({f"--evaluate-images {sample.path.name}": sample.path for sample in found})
+        items |= hash_files(
+            {
+                f"reference {number} of --evaluate-images {sample.path.name}": path
+                for sample in found
+                for number, path in enumerate(sample.references, 1)
+            }
+        )
     prompts = Path(getattr(config, "evaluate_prompts", ""))
     return items | hash_files({f"the prompts {prompts.name}": prompts} if prompts.is_file() else {})
 
