@@ -199,6 +199,7 @@ def test_three_rows_never_make_sure(values, clusters):
 
 
 def test_share_is_wilsons_where_rows_are_independent():
+    assert statistics.mean_with_interval([30.0] * 3, "abc")["high"] == 30  # decibels are no shares
     own = statistics.mean_with_interval([1.0] * 8 + [0.0] * 2, "abcdefghij")
     assert (own["low"], own["high"], own["mean"], own["rows"]) == (*statistics.wilson_interval(8, 10), 0.8, 10)
 

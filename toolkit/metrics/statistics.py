@@ -54,7 +54,7 @@ def mean_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict
         low, high = wilson_interval(sum(values), len(values))
     else:
         low, high = cluster_interval(values, clusters)
-        if low == high:  # all alike: the bootstrap would be sure after three rows
+        if low == high and 0 <= mean <= 1:  # shares all alike: the bootstrap would be sure after three rows
             low, high = wilson_interval(mean * count, count)
     return {"mean": mean, "low": low, "high": high, "rows": len(values)}
 
