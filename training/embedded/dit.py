@@ -13,7 +13,7 @@ from torch import nn
 
 from ...toolkit.diffusion.noise import FlowNoise
 from ...toolkit.embedded import tiny_dit
-from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled_batches
+from .loop import BuildTinyConfig, copy_average, fit, load_as_fp32, shuffled_batches
 from .unet import encode_all
 
 
@@ -133,10 +133,7 @@ def save_pipeline(config: BuildTinyConfig, learner: Learner, average: Any, folde
 
     tokenizer = CLIPTokenizer.from_pretrained(config.out / "sd" / "tokenizer")
     shadow = Learner(tiny_dit.make_transformer(), tiny_dit.make_second_encoder(tokenizer))
-    average.store(learner.parameters())
-    average.copy_to(learner.parameters())
-    shadow.load_state_dict(learner.state_dict())
-    average.restore(learner.parameters())
+    copy_average(average, learner, shadow)
     vae = AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float16)
     vae.register_to_config(shift_factor=0.0)  # the pipeline adds it to every latent
     pipeline = StableDiffusion3Pipeline(

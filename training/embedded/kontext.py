@@ -16,7 +16,7 @@ from ...toolkit.diffusion.model import pack_latents
 from ...toolkit.diffusion.noise import FlowNoise
 from ...toolkit.embedded import edits, tiny_kontext, world
 from ...toolkit.embedded import tiny_sd as tiny
-from .loop import BuildTinyConfig, fit, load_as_fp32, shuffled_batches, to_pixels
+from .loop import BuildTinyConfig, copy_average, fit, load_as_fp32, shuffled_batches, to_pixels
 
 WORDS = 13  # tokens of words that training looks at; then one that stands for all padding
 SIDE = 4  # tokens on a side of an image
@@ -171,10 +171,7 @@ def save_pipeline(config: BuildTinyConfig, learner: Learner, average: Any, token
     from transformers import CLIPTextModel, CLIPTokenizer
 
     shadow = Learner(tiny_kontext.make_transformer(), tiny_kontext.make_word_encoder(tokenizer))
-    average.store(learner.parameters())
-    average.copy_to(learner.parameters())
-    shadow.load_state_dict(learner.state_dict())
-    average.restore(learner.parameters())
+    copy_average(average, learner, shadow)
     vae = AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float16)
     vae.register_to_config(shift_factor=0.0)  # the pipeline adds it to every latent
     pipeline = FluxKontextPipeline(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -135,3 +135,11 @@ def load_as_fp32(folder: Path) -> None:
     path.write_text(
         json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"dtype": "float32"}, indent=2), encoding="utf-8"
     )
+
+
+def copy_average(average: Any, learner: nn.Module, shadow: nn.Module) -> None:
+    """Gives `shadow` the weights that an EMAModel has averaged of `learner`, and the learner's buffers."""
+    average.store(learner.parameters())
+    average.copy_to(learner.parameters())
+    shadow.load_state_dict(learner.state_dict())
+    average.restore(learner.parameters())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...toolkit.embedded import tiny_sd as tiny
-from .loop import BuildTinyConfig, fit, load_as_fp32, load_images, shuffled_batches, to_pixels
+from .loop import BuildTinyConfig, copy_average, fit, load_as_fp32, load_images, shuffled_batches, to_pixels
 
 
 @torch.no_grad()
@@ -101,11 +101,8 @@ def save_pipeline(config: BuildTinyConfig, unet: nn.Module, average, folder: Pat
     from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    average.store(unet.parameters())
-    average.copy_to(unet.parameters())
     shadow = tiny.make_unet()
-    shadow.load_state_dict(unet.state_dict())
-    average.restore(unet.parameters())
+    copy_average(average, unet, shadow)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(config.out / "sd" / "vae", dtype=torch.float16),
         text_encoder=CLIPTextModel.from_pretrained(config.out / "sd" / "text_encoder", dtype=torch.float16),

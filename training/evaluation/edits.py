@@ -17,7 +17,7 @@ from ...pipelines.generate import Recipe, check_finite, denoise, max_batch_size,
 from ...toolkit.metrics.clip import ClipScorer, paired_similarity
 from ...toolkit.metrics.dino import ImageScorer
 from ..engine.processes import map_distributed
-from .subject import DrawnImages, mean_with_interval
+from .subject import DrawnImages, drawing_settings, mean_with_interval
 
 WAYS = ("base", "tuned", "tuned, another's reference")
 
@@ -113,16 +113,8 @@ def pair_settings(
     recipe: Recipe, pairs: Sequence[EditPair], n: int, trained_on: int | None, scorers: Sequence[ImageScorer]
 ) -> dict[str, Any]:
     """What somebody would need to measure the same again. trained_on: how many pairs the adapter has learned from, where that is known."""
-    return {
-        "base": recipe.base,
-        "adapters": list(recipe.adapters),
-        "strengths": list(recipe.strengths),
-        "seed": recipe.seed,
-        "precision": recipe.precision,
-        "steps": recipe.steps,
-        "guidance_scale": recipe.guidance_scale,
+    return drawing_settings(recipe, scorers) | {
         "pairs": [pair.name for pair in pairs],
         "pairs_trained_on": trained_on,
         "pictures_a_pair": n,
-        "backbones": [scorer.name for scorer in scorers],
     }

@@ -224,6 +224,18 @@ def evaluation_settings(
     """What somebody would need to measure the same again."""
     hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in trained_on}
     seen = sum(hashlib.sha256(path.read_bytes()).hexdigest() in hashes for path in references)
+    return drawing_settings(recipe, scorers) | {
+        "prompts": list(test.prompts),
+        "pictures_a_prompt": test.n,
+        "token": test.token,
+        "noun": test.noun,
+        "references": len(references),
+        "references_trained_on": seen if trained_on else None,
+    }
+
+
+def drawing_settings(recipe: Recipe, scorers: Sequence[ImageScorer]) -> dict[str, Any]:
+    """What images were drawn with, and what they were measured by."""
     return {
         "base": recipe.base,
         "adapters": list(recipe.adapters),
@@ -232,11 +244,5 @@ def evaluation_settings(
         "precision": recipe.precision,
         "steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
-        "prompts": list(test.prompts),
-        "pictures_a_prompt": test.n,
-        "token": test.token,
-        "noun": test.noun,
-        "references": len(references),
-        "references_trained_on": seen if trained_on else None,
         "backbones": [scorer.name for scorer in scorers],
     }

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from accelerate import Accelerator
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.subjects import Sample
 from ...toolkit.metrics.clip import ClipScorer
-from ..config.subject import SubjectConfig
 from ..evaluation.measuring import PairScorer
 from .image_measuring import ImageMeasuring
 from .previews import load_pairs
-from .training import ImageTraining
 
 
+@dataclass(eq=False)
 class EditMeasuring(ImageMeasuring):
     """Of images made from the references of held-out pairs: likeness to the target, and to the reference."""
 
-    def __init__(
-        self,
-        config: SubjectConfig,
-        training: ImageTraining,
-        accelerator: Accelerator,
-        save: Callable[[Path], None],
-        pairs: Sequence[Sample],
-    ) -> None:
-        super().__init__(config, training, accelerator, save)
-        self.pairs = pairs
-        self.scorer: PairScorer | None = None
+    pairs: Sequence[Sample]
+    scorer: PairScorer | None = None
+    """Loaded with the first measurement, by the process that measures."""
 
     def measure(self, run: Run, step: int) -> None:
         """Draws the pairs, writes their figures down and keeps the adapter as it is."""

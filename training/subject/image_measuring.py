@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-
-from accelerate import Accelerator
 
 from ...toolkit.core.run_folder import Run
 from ...toolkit.data.images import load_rgb
 from ...toolkit.metrics.clip import ClipScorer
-from ..config.subject import SubjectConfig
 from ..evaluation import measuring
 from ..evaluation.measuring import Measurement, StepChoice, ValidationScorer
 from ..evaluation.subject import SubjectTest
 from .step_measuring import StepMeasuring
-from .training import ImageTraining
 
 
 class ImageMeasuring(StepMeasuring):
@@ -41,25 +38,17 @@ class ImageMeasuring(StepMeasuring):
             self.accelerator.log(means | losses, step=one.step)
 
 
+@dataclass(eq=False)
 class SubjectMeasuring(ImageMeasuring):
     """Of a subject, in the scenes of the test prompts."""
 
-    def __init__(
-        self,
-        config: SubjectConfig,
-        training: ImageTraining,
-        accelerator: Accelerator,
-        save: Callable[[Path], None],
-        *,
-        test: SubjectTest,
-        photos: Sequence[Path],
-        trained: Sequence[Path],
-    ) -> None:
-        """photos: that likeness is measured by; trained: that are trained on."""
-        super().__init__(config, training, accelerator, save)
-        self.test, self.photos, self.trained = test, photos, trained
-        self.scorer: ValidationScorer | None = None
-        """Loaded with the first measurement, by the process that measures."""
+    test: SubjectTest
+    photos: Sequence[Path]
+    """That likeness is measured by."""
+    trained: Sequence[Path]
+    """That are trained on."""
+    scorer: ValidationScorer | None = None
+    """Loaded with the first measurement, by the process that measures."""
 
     def measure(self, run: Run, step: int) -> None:
         """Draws the test prompts, writes their figures down and keeps the adapter as it is."""

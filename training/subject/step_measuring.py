@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from accelerate import Accelerator
 
@@ -19,23 +20,21 @@ from .training import ImageTraining
 from .validation_loss import ValidationLoss
 
 
+@dataclass(eq=False)
 class StepMeasuring(ABC):
     """Measurements of one training, from its base on."""
 
-    kind: type[Any]
+    kind: ClassVar[type[Any]]
     """What a measurement is written down as."""
+    config: SubjectConfig
+    training: ImageTraining
+    accelerator: Accelerator
+    save: Callable[[Path], None]
+    """Writes the adapter as it is."""
 
-    def __init__(
-        self,
-        config: SubjectConfig,
-        training: ImageTraining,
-        accelerator: Accelerator,
-        save: Callable[[Path], None],
-    ) -> None:
-        """save: writes the adapter as it is."""
-        self.config, self.training, self.accelerator, self.save = config, training, accelerator, save
+    def __post_init__(self) -> None:
         self.started = False
-        self.loss = ValidationLoss(training, config.seed, config.class_prompt)
+        self.loss = ValidationLoss(self.training, self.config.seed, self.config.class_prompt)
 
     @abstractmethod
     def measure(self, run: Run, step: int) -> None:
