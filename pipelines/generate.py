@@ -127,7 +127,6 @@ def denoise(
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
-    family = pipeline_family(pipe)
     with oom_context(f"drawing {len(seeds)} image{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
         return pipe(
             **family.call_kwargs(prompts, negative, guidance_scale),

@@ -9,9 +9,9 @@ seed; another creature and another seed in each round. Measured from outside, so
 
 - seconds, processor seconds (of all threads) and peak memory (resident, of all its processes) of the commands,
 - images/s: from two runs of different length, so that what comes before and after the steps falls out,
-- likeness to ten photos that no side has seen, and prompt fidelity, by `rankfold evaluate` on the file that came out.
+- the distance to ten photos that no side has seen that is closed, and prompt fidelity, by `rankfold evaluate` on the file that came out.
 
-Printed: medians (least to most) of each side, and of the rounds' ratios of each peer to ours.
+Printed: medians (least to most) of each side, and of each peer against ours round by round: ratios of costs, differences of quality.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from rankfold.toolkit.embedded import world  # noqa: E402
 
 SHORT = 20
 """Steps of the run that start-up is told by."""
+QUALITIES = ("closed", "prompt fidelity")
 NEEDS = {
     "ours": ("rankfold",),
     "script": ("diffusers", "peft", "accelerate", "transformers", "torch", "torchvision"),
@@ -131,21 +132,25 @@ def judge(folder: Path, name: str) -> dict[str, float]:
 
 
 def read_figures(file: Path) -> dict[str, float]:
+    """The distance to the photos that is closed (0 the base, 1 the photos themselves), and prompt fidelity."""
     found = json.loads(file.read_text(encoding="utf-8"))
-    return {"likeness": found["likeness"], "prompt fidelity": found["prompt_fidelity"]}
+    (likeness,) = (value for name, value in found.items() if name.startswith("likeness"))
+    return {"closed": likeness["closed"], "prompt fidelity": found["prompt fidelity"]["tuned"]["mean"]}
 
 
 def summarize(rows: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Medians and ranges of the sides, and of the peers over ours within a round."""
+    """Medians and ranges of the sides, and of the peers' costs over ours, and qualities less ours, within a round."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for load, rounds in rows.items():
         found[load] = {}
         for name in rounds[0] if rounds else ():
             for key in rounds[0][name]:
                 found[load][f"{name}: {key}"] = median_and_range([row[name][key] for row in rounds])
-                if name != "ours" and key != "last":
-                    ratios = [row[name][key] / row["ours"][key] for row in rounds]
-                    found[load][f"{name} / ours: {key}"] = median_and_range(ratios)
+                pairs = [(row[name][key], row["ours"][key]) for row in rounds]
+                if name != "ours" and key in QUALITIES:
+                    found[load][f"{name} - ours: {key}"] = median_and_range([theirs - mine for theirs, mine in pairs])
+                elif name != "ours" and key != "last":
+                    found[load][f"{name} / ours: {key}"] = median_and_range([theirs / mine for theirs, mine in pairs])
     return found
 
 
