@@ -180,7 +180,9 @@ def changes_the_image(folder, run):
     assert check_adapter_folder(run.adapter) == [model.denoiser_name, *model.text_encoders()]
     recipe = Recipe(prompt=PROMPT, base=str(folder), steps=2, width=SIDE)
     ((plain, _),) = generate(recipe)
-    ((tuned, _),) = generate(replace(recipe, adapters=(str(run.adapter),), strengths=(1.0,)))
+    ((tuned, _),) = generate(
+        replace(recipe, adapters=(str(run.adapter),), strengths=(8.0,))
+    )  # above what 8 bits round away
     assert plain.tobytes() != tuned.tobytes()
 
 
