@@ -7,7 +7,8 @@ examples/dreambooth; without it that side is left out); PEFT's LoRA and LyCORIS'
 the attention layers of denoiser and text encoder of the embedded Stable Diffusion base, five photos, batch 4, the same rate, prompt and
 seed; another creature and another seed in each round. Measured from outside, so that each side is asked the same way:
 
-- seconds, processor seconds (of all threads) and peak memory (resident, of all its processes) of the commands,
+- seconds to the file and to the end of training (`first seconds`; only ours then exports, and proves the file), processor seconds (of
+  all threads) and peak memory (resident, of all its processes) of the commands,
 - images/s: from two runs of different length, so that what comes before and after the steps falls out,
 - the distance to ten photos that no side has seen that is closed, and prompt fidelity, by `rankfold evaluate` on the file that came out.
 
@@ -149,7 +150,7 @@ def summarize(rows: dict[str, list[dict]]) -> dict[str, dict[str, dict[str, floa
                 pairs = [(row[name][key], row["ours"][key]) for row in rounds]
                 if name != "ours" and key in QUALITIES:
                     found[load][f"{name} - ours: {key}"] = median_and_range([theirs - mine for theirs, mine in pairs])
-                elif name != "ours" and key != "last":
+                elif name != "ours":
                     found[load][f"{name} / ours: {key}"] = median_and_range([theirs / mine for theirs, mine in pairs])
     return found
 
