@@ -169,6 +169,7 @@ def run_ours(base: str, data: Path, steps: int, threads: int) -> dict:
     from accelerate import Accelerator
 
     from rankfold.toolkit.core.run_folder import Run
+    from rankfold.training.config.defaults import resolve_defaults
     from rankfold.training.config.instruct import InstructConfig
     from rankfold.training.engine.loop import Loop
     from rankfold.training.instruct.prepare import prepare_instruct
@@ -180,7 +181,7 @@ def run_ours(base: str, data: Path, steps: int, threads: int) -> dict:
             preview_every=0, checkpoint_every=10**6, log_every=10**6,
             weight_decay=0.0, workers=2,
         )  # fmt: skip
-        config, inputs = prepare_instruct(config)
+        config, inputs = prepare_instruct(resolve_defaults(config))
         task = InstructTask(config, *inputs, Accelerator(cpu=True))
         run = Run(Path(folder))
         run.claim()
