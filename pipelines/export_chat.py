@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils import ModulesToSaveWrapper
 from PIL import Image
 from torch import nn
@@ -83,6 +83,14 @@ class ChatProof:
             raise UserError(PROOF_FAILED.format(self.path))
 
 
+def check_format(format: str) -> None:
+    """Raises UserError for a format that vision-language models are not exported in."""
+    if format not in FORMATS:
+        raise UserError(
+            f"--format {format} is not one of a vision-language model: choose {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
+        )
+
+
 @oom_context("exporting the adapter")
 def export_chat(folder: Path, base: str, format: str, out: Path, *, dtype: str | None = None) -> ChatProof:
     """Writes the adapter of `folder`, proves what was written, and puts it into its place.
@@ -92,10 +100,7 @@ def export_chat(folder: Path, base: str, format: str, out: Path, *, dtype: str |
     Raises:
         UserError: for an unknown format, an adapter that the format cannot say, and when the proof fails; nothing is left then.
     """
-    if format not in FORMATS:
-        raise UserError(
-            f"--format {format} is not one of a vision-language model: choose {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
-        )
+    check_format(format)
     if dtype is not None and format != "merged":
         raise UserError(
             f"--dtype is of the weights of a merged model; a folder of format {format} is always fp32: leave it out."
@@ -231,15 +236,7 @@ def write_peft(vision: VisionLanguageModel, path: Path, base: str, dtype: str | 
     Raises:
         UserError: when the adapter is not a plain LoRA.
     """
-    part = Part(vision.model, fold(vision.model, ADAPTER), ADAPTER)
-    try:
-        check_representable(part, "peft")
-    except UserError as error:
-        homeless = any(c.bias is not None and part.layer(name).bias is None for name, c in part.folded.items())
-        raise UserError(
-            f"{str(error).split(': use')[0]}. {NO_BIAS_ADVICE if homeless else 'Use --format merged.'}"
-        ) from error
-    state, config = peft_state(part)
+    state, config = peft_state(plain_lora(vision, ADAPTER))
     for name, module in full_modules(vision.model).items():
         own = module.modules_to_save[ADAPTER].state_dict()
         state |= {f"{name}.{key}": value.detach().float().cpu() for key, value in own.items()}
@@ -249,8 +246,51 @@ def write_peft(vision: VisionLanguageModel, path: Path, base: str, dtype: str | 
     return lambda: load_peft(vision, path)
 
 
+def plain_lora(vision: VisionLanguageModel, adapter: str) -> Part:
+    """The adapter's changes.
+
+    Raises:
+        UserError: when they are not a plain LoRA.
+    """
+    part = Part(vision.model, fold(vision.model, adapter), adapter)
+    try:
+        check_representable(part, "peft")
+    except UserError as error:
+        homeless = any(c.bias is not None and part.layer(name).bias is None for name, c in part.folded.items())
+        raise UserError(
+            f"{str(error).split(': use')[0]}. {NO_BIAS_ADVICE if homeless else 'Use --format merged.'}"
+        ) from error
+    return part
+
+
+def check_exportable(vision: VisionLanguageModel, format: str, adapter: str) -> None:
+    """Checks that an adapter on a model, which may be without numbers, can be written in a format.
+
+    Raises:
+        UserError: as the format's writer does, but for what numbers decide.
+    """
+    if format == "peft":
+        plain_lora(vision, adapter)
+    elif format == "vllm":
+        served_lora(vision, adapter)
+    else:
+        fold(vision.model, adapter)
+
+
 def write_vllm(vision: VisionLanguageModel, path: Path, base: str, dtype: str | None) -> Callable[[], Any]:
     """A LoRA folder that vLLM serves; returns what loads it.
+
+    Raises:
+        UserError: as `served_lora` does.
+    """
+    state, config = served_lora(vision, ADAPTER)
+    config.base_model_name_or_path = base_name(base)
+    write_state(path, state, config)
+    return lambda: load_peft(vision, path)
+
+
+def served_lora(vision: VisionLanguageModel, adapter: str) -> tuple[dict[str, torch.Tensor], LoraConfig]:
+    """Tensors and config of the LoRA that vLLM serves.
 
     Raises:
         UserError: when vLLM would not serve all of the adapter, or with other images than it was trained on.
@@ -264,11 +304,7 @@ def write_vllm(vision: VisionLanguageModel, path: Path, base: str, dtype: str | 
             "vLLM gives images to the base's own processor, without the padding to squares that the adapter was trained with: use "
             "--format merged."
         )
-    part = Part(vision.model, fold(vision.model, ADAPTER), ADAPTER)
-    state, config = vllm_state(part, vision.family.language)
-    config.base_model_name_or_path = base_name(base)
-    write_state(path, state, config)
-    return lambda: load_peft(vision, path)
+    return vllm_state(Part(vision.model, fold(vision.model, adapter), adapter), vision.family.language)
 
 
 def load_peft(vision: VisionLanguageModel, path: Path) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +102,16 @@ class Proof:
         """Raises UserError when the file does not do what the adapter does."""
         if fault := self.fault():
             raise UserError(PROOF_FAILED.format(self.path, fault))
+
+
+def print_proof(proof: Any) -> None:
+    """The outcome of an export: a Proof, or a ChatProof.
+
+    Raises:
+        UserError: when what was written does not do what the adapter does.
+    """
+    proof.check()
+    print(proof.path, *getattr(proof, "token_files", ()), *proof.summary(), sep="\n")
 
 
 @dataclass(frozen=True)

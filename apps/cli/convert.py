@@ -35,7 +35,7 @@ def convert(argv: list[str]) -> None:
 
     options = parse_options(Options, argv, "convert")
     from ...pipelines.convert import convert as convert_adapter
-    from .export import print_proof
+    from ...pipelines.proof import print_proof
 
     print_proof(
         convert_adapter(

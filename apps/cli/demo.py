@@ -12,7 +12,6 @@ from annotated_types import Ge
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
 from ...training.embedded.demo import DEMO_SETTINGS
-from .export import print_proof
 from .options import OverwriteOption, parse_options
 from .outcome import print_outcome
 
@@ -55,6 +54,7 @@ def run_demo(config: DemoConfig) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     from ...pipelines.export import export_adapter
+    from ...pipelines.proof import print_proof
     from ...training.embedded.demo import measure_before_and_after
     from ...training.launch.start import train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
@@ -34,45 +34,17 @@ def export(argv: list[str]) -> None:
         """dtype of the base in the proof; unset means the run's. The file is always fp32."""
 
     options = parse_options(Options, argv, "export")
-    from ...pipelines.export import export_adapter
+    from ...pipelines.proof import print_proof
     from ...toolkit.core.run_folder import Run
-    from ...training.config.instruct import ConversationConfig
-    from ...training.config.yaml_file import from_yaml
-    from ...training.runs.library import newest_preview
+    from ...training.launch.exports import export_run
 
-    run = Run.open(options.run)
-    config, adapter = from_yaml(run.config_file), run.finished_adapter()
-    if isinstance(config, ConversationConfig):
-        from ...pipelines.export_chat import export_chat
-
-        out = options.out or run.folder / "export"
-        print_proof(export_chat(adapter, config.base, options.format or "peft", out, dtype=options.dtype))
-        return
-    proof = export_adapter(
-        adapter,
-        config.base,
-        options.format or "diffusers",
-        options.out or default_file(run.folder, options.format or "diffusers"),
-        prompt=config.prompt,
+    proof = export_run(
+        Run.open(options.run),
+        options.format,
+        options.out,
+        dtype=options.dtype,
         max_error=options.max_error if options.approximate else None,
         drop_bias=options.drop_bias,
-        width=config.resolution,
-        precision=options.precision or config.precision,
-        title=run.folder.resolve().name,
-        thumbnail=newest_preview(run.folder),
+        precision=options.precision,
     )
     print_proof(proof)
-
-
-def default_file(run: Path, format: str) -> Path:
-    """Where an export goes that nobody says a place for; programs that show files in one list get the run's name."""
-    if not format.startswith(("kohya", "comfyui")):
-        return run / "export"
-    ending = format.removeprefix("kohya").removeprefix("-").replace("comfyui", "comfy")
-    return run / "export" / f"{run.resolve().name}{'_' if ending else ''}{ending}.safetensors"
-
-
-def print_proof(proof: Any) -> None:
-    """The outcome of an export."""
-    proof.check()
-    print(proof.path, *getattr(proof, "token_files", ()), *proof.summary(), sep="\n")

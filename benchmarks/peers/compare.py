@@ -2,13 +2,12 @@
 
     python benchmarks/peers/compare.py --script train_dreambooth_lora.py [--rounds 5] [--steps 300] [--out benchmarks/results/peers.json]
 
-Sides: `rankfold train subject` and `rankfold export`; diffusers' own DreamBooth LoRA script (--script, from diffusers'
+Sides: `rankfold train subject --export diffusers`; diffusers' own DreamBooth LoRA script (--script, from diffusers'
 examples/dreambooth; without it that side is left out); PEFT's LoRA and LyCORIS's in a plain loop (beside this file). All train rank 8 of
 the attention layers of denoiser and text encoder of the embedded Stable Diffusion base, five photos, batch 4, the same rate, prompt and
 seed; another creature and another seed in each round. Measured from outside, so that each side is asked the same way:
 
-- seconds to the file and to the end of training (`first seconds`; only ours then exports, and proves the file), processor seconds (of
-  all threads) and peak memory (resident, of all its processes) of the commands,
+- seconds to the file (ours proves it), processor seconds (of all threads) and peak memory (resident, of all its processes) of the command,
 - images/s: from two runs of different length, so that what comes before and after the steps falls out,
 - the distance to ten photos that no side has seen that is closed, and prompt fidelity, by `rankfold evaluate` on the file that came out.
 
@@ -123,7 +122,7 @@ def spinning(busy: bool):
 
 def judge(folder: Path, name: str) -> dict[str, float]:
     """Likeness and prompt fidelity of the file that a side has made."""
-    file = next((folder / name).glob("*.safetensors"))
+    file = next(path for path in (folder / name).rglob("*.safetensors") if path.name != "adapter_model.safetensors")
     words = [
         *RANKFOLD, "evaluate", str(file), "--base", "tiny", "--images", str(folder / "held out"), "--token", TOKEN,
         "--class-noun", NOUN, "--n", "2", "--out", str(folder / f"{name} judged"),

@@ -35,18 +35,9 @@ def ours(job: Job, out: Path) -> list[list[str]]:
         "--adapter", "lora", "--rank", str(job.rank), "--alpha", str(job.rank), "--steps", str(job.steps),
         "--batch-size", str(job.batch), "--learning-rate", str(job.rate), "--text-learning-rate", str(job.rate),
         "--lr-warmup-steps", "0", "--train-text-encoder", "--token", TOKEN, "--class-noun", NOUN, "--seed", str(job.seed),
-        "--preservation-weight", "0", "--preview-every", "0",
+        "--preservation-weight", "0", "--preview-every", "0", "--export", "diffusers",
     ]  # fmt: skip
-    export = [
-        *RANKFOLD,
-        "export",
-        str(out / "run"),
-        "--format",
-        "diffusers",
-        "--out",
-        str(out / "pytorch_lora_weights.safetensors"),
-    ]
-    return [train, export]
+    return [train]
 
 
 def script(job: Job, out: Path, file: Path) -> list[list[str]]:

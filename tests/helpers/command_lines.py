@@ -116,7 +116,7 @@ def before_any_model(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(app, "prepare_launch", stop)
     patch.setattr(build, "build_tiny", stop)
     patch.setattr(plan, "open_model", stop)
-    patch.setattr(plan_instruct, "VisionLanguageModel", stop)
+    patch.setattr(plan_instruct, "open_without_weights", stop)
     patch.setattr(demo_instruct, "write_demo_data", stop)
     patch.setattr(demo_edit, "write_edit_data", stop)
 

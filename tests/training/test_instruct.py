@@ -738,3 +738,12 @@ def test_a_frame_keeps_what_a_processor_would_crop(tmp_path):
             pixels.append(chat.processor_inputs([text], [[image]], padding_side="right")["pixel_values"])
     assert torch.equal(pixels[0], pixels[2])
     assert (pixels[1] - pixels[3]).abs().max() > 0.5
+
+
+def test_exports_when_done(config):
+    run = train(replace(config, steps=1, export=("peft", "merged")))
+    assert run.status()["exports"] == {"peft": "export/peft", "merged": "export/merged"}
+    with pytest.raises(UserError, match="vLLM serves LoRA on the language model alone"):
+        preflight(replace(config, target_parts=("language-attention", "vision-attention"), export=("vllm",)))
+    with pytest.raises(UserError, match="--export kohya is not one of a vision-language model"):
+        preflight(replace(config, export=("kohya",)))

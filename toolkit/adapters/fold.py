@@ -29,7 +29,7 @@ def has_adapter(layer: BaseTunerLayer, adapter: str) -> bool:
 
 
 def fold(model: nn.Module, adapter: str = "default") -> Folded:
-    """The change of every adapted layer.
+    """The change of every adapted layer; of a model without numbers (torch's meta device) what kind of change each is.
 
     Raises:
         UserError: for an adapter that is not linear.
@@ -78,8 +78,8 @@ def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
 
 def to_cpu(change: Change) -> Change:
     """The change in fp32 (or finer) in main memory."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in vars(change).items() if value is not None}
-    return replace(change, **tensors)
+    tensors = {key: value.detach() for key, value in vars(change).items() if value is not None}
+    return replace(change, **{key: t if t.is_meta else t.cpu().contiguous() for key, t in tensors.items()})
 
 
 def base_weight(layer: BaseTunerLayer) -> torch.Tensor:

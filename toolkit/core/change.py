@@ -82,6 +82,11 @@ class Change:
         return self.rows is None and self.mask_up is None and self.dense is None
 
     @property
+    def changes_bias(self) -> bool:
+        """Whether it changes a bias; True where it has one without numbers (torch's meta device)."""
+        return self.bias is not None and (self.bias.is_meta or bool(self.bias.any()))
+
+    @property
     def is_zero(self) -> bool:
         """True when it changes nothing."""
         pairs = ((self.up, self.down), (self.mask_up, self.mask_down))

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.loha import LoHaLayer
+from peft.tuners.lokr import LoKrLayer
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
 from torch import nn
 
@@ -31,6 +34,16 @@ NAMES = {role: ending for ending, role in ENDINGS.items() if not ending.startswi
 """Role -> how LyCORIS ends the tensor's name."""
 Owner = tuple[str, OriginalLayer]
 """A layer's name in the file, and those of ours that it is."""
+NO_FACTORS = (
+    "--format {} holds LoRA, DoRA, LoHa and LoKr by their own factors, and this adapter is of another method: use --format kohya, or "
+    "kohya-full."
+)
+
+
+def check_factors(layer: nn.Module, format: str) -> None:
+    """Raises UserError when the method of an adapted layer has no factors that other tools know."""
+    if not isinstance(layer, (LoraLayer, LoHaLayer, LoKrLayer)):
+        raise UserError(NO_FACTORS.format(format))
 
 
 def adapter_files(path: Path, format: str) -> list[LoraFile]:
@@ -44,10 +57,7 @@ def adapter_files(path: Path, format: str) -> list[LoraFile]:
     try:
         return [read_lora(path / part) for part in check_adapter_folder(path)]
     except UserError as error:
-        raise UserError(
-            f"--format {format} holds LoRA, DoRA, LoHa and LoKr by their own factors, and this adapter is of another method: use --format "
-            "kohya, or kohya-full."
-        ) from error
+        raise UserError(NO_FACTORS.format(format)) from error
 
 
 def factors_state(files: Sequence[LoraFile], pipe: Any, format: str, prefixes: dict[str, str]) -> Tensors:

@@ -27,7 +27,7 @@ def vllm_state(part: Part, language: str) -> tuple[dict[str, torch.Tensor], Lora
         raise UserError(
             f"vLLM serves LoRA on the language model alone and would leave {other[0]} out without an error: use --format merged."
         )
-    if any(change.bias is not None and bool(change.bias.any()) for change in part.folded.values()):
+    if any(change.changes_bias for change in part.folded.values()):
         raise UserError("vLLM serves no LoRA that changes biases: use --format merged.")
     state, _ = peft_state(part)
     state = {name: tensor for name, tensor in state.items() if not name.endswith(".bias")}

@@ -134,8 +134,7 @@ def check_representable(part: Part, format: str) -> None:
                 f"The change of {name} is of full rank and has no exact plain LoRA: use --format {own} (the method's own factors), "
                 "kohya-full (whole changes), or --approximate."
             )
-        bias = change.bias is not None and bool(change.bias.any())
-        if bias and format.startswith(("kohya", "comfyui")) and part.layer(name).bias is None:
+        if change.changes_bias and format.startswith(("kohya", "comfyui")) and part.layer(name).bias is None:
             raise UserError(
                 f"The adapter gives {name} a bias that the base model's layer does not have, and {format} files cannot "
                 "represent that: use --format diffusers, or leave the bias changes out with --drop-bias."
@@ -332,18 +331,8 @@ def glora_tensors(layer: nn.Module, adapter: str, name: str, layers: int) -> Ten
     Raises:
         UserError: when the layer's structure has no such form.
     """
-    fits = (
-        layers == 1
-        and isinstance(layer, GloraLayer)
-        and layer.settings[adapter].form == "matmul"
-        and isinstance(layer.get_base_layer(), nn.Linear)
-    )
-    tensors = {k: v.detach().float().cpu() for k, v in layer.tensors(adapter).items()} if fits else {}  # type: ignore[operator]
-    if not fits or any(f"{p}_up" in tensors and f"{p}_down" not in tensors for p in "ab"):
-        raise UserError(
-            f"--format kohya-glora holds GLoRA in matmul form with A and B lora or none on linear layers of their own; {name} is none. "
-            "Use --format diffusers or kohya-full."
-        )
+    check_glora(layer, adapter, name, layers)
+    tensors = {k: v.detach().float().cpu() for k, v in layer.tensors(adapter).items()}  # type: ignore[operator]
     r, fan_in, fan_out = layer.r[adapter], layer.fan_in, layer.fan_out  # type: ignore[index]
     scale = layer.initial_scaling(adapter)  # type: ignore[operator]
     return {
@@ -353,3 +342,19 @@ def glora_tensors(layer: nn.Module, adapter: str, name: str, layers: int) -> Ten
         "b2.weight": tensors.get("b_down", torch.zeros(r, fan_in)),
         "alpha": torch.tensor(float(r)),
     }
+
+
+def check_glora(layer: nn.Module, adapter: str, name: str, layers: int = 1) -> None:
+    """Raises UserError when a layer's adapter is not GLoRA in the form that LyCORIS has; layers: see `glora_tensors`."""
+    fits = (
+        layers == 1
+        and isinstance(layer, GloraLayer)
+        and layer.settings[adapter].form == "matmul"
+        and isinstance(layer.get_base_layer(), nn.Linear)
+    )
+    tensors = layer.tensors(adapter) if fits else {}  # type: ignore[operator]
+    if not fits or any(f"{p}_up" in tensors and f"{p}_down" not in tensors for p in "ab"):
+        raise UserError(
+            f"--format kohya-glora holds GLoRA in matmul form with A and B lora or none on linear layers of their own; {name} is none. "
+            "Use --format diffusers or kohya-full."
+        )

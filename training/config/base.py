@@ -72,6 +72,8 @@ class LoopConfig:
     """Newest checkpoints that are kept."""
     preview_every: Annotated[int, Ge(0)] = 100
     """Steps between previews; 0 makes none."""
+    export: tuple[str, ...] = ()
+    """Formats that the adapter is also written in when the run is done, as `rankfold export` does: diffusers, kohya, comfyui, peft, ..."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Also log to this tracker, through accelerate."""
     threads: Annotated[int, Ge(0)] = 0

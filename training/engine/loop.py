@@ -47,6 +47,7 @@ NOT_IN_STATE = (
     "checkpoint_every",
     "preview_every",
     "log_every",
+    "export",
     "tracker",
     "threads",
     "workers",

@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.systems import max_open_files
 from ...toolkit.core.texts import read_text
+from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.vlm.chat_tokens import ChatTokens
 from ...toolkit.vlm.model import VisionLanguageModel, check_attention, resolve_vision_base
 from ..config.instruct import ConversationConfig, InstructConfig
@@ -188,3 +192,13 @@ def num_replayed(config: ConversationConfig, found: PreparedData) -> int:
 def rows_per_epoch(config: ConversationConfig, found: PreparedData) -> int:
     """Rows of one pass over the data, those of the replay counted."""
     return len(found.data) + num_replayed(config, found) + sum(seen for _, seen in found.seen_of_more)
+
+
+def open_without_weights(config: InstructConfig, folder: str) -> VisionLanguageModel:
+    """The base's real architecture, frozen and without numbers (torch's meta device)."""
+    dtype = DTYPES[config.precision]
+    vision = VisionLanguageModel(folder, dtype, "meta", **processor_options(config))
+    with torch.device("meta"):
+        vision._model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder)).to(dtype)
+    vision.model.requires_grad_(False)
+    return vision

@@ -43,7 +43,14 @@ def cross_validate(config: SubjectConfig, folds: int, *, overwrite: bool = False
     if not 2 <= folds <= len(files):
         raise UserError(f"--folds must be between 2 and the number of photos, {len(files)}, not {folds}.")
     own = [
-        replace(config, hold_out=tuple(files[k::folds]), out=config.out / "folds" / str(k), keep="last", patience=0)
+        replace(
+            config,
+            hold_out=tuple(files[k::folds]),
+            out=config.out / "folds" / str(k),
+            keep="last",
+            patience=0,
+            export=(),
+        )
         for k in range(folds)
     ]
     checked = [preflight(fold) for fold in own]

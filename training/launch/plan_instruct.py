@@ -9,17 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
-
 from ...toolkit.core.quantize import block_linears
 from ...toolkit.diffusion.model import DTYPES
-from ...toolkit.vlm.model import VisionLanguageModel
 from ..config.checks import check_ranges
 from ..config.defaults import resolve_defaults
 from ..config.instruct import InstructConfig
 from ..instruct.adapter import InstructAdapter
-from ..instruct.prepare import PreparedData, prepare_instruct, processor_options, rows_per_epoch
+from ..instruct.prepare import PreparedData, open_without_weights, prepare_instruct, rows_per_epoch
 from .plan import BYTES_PER_WEIGHT, OPTIMIZER_STATES
 from .start import check_settings
 
@@ -72,13 +68,8 @@ def plan_instruct(config: InstructConfig) -> InstructPlan:
     config = resolve_defaults(config)
     check_settings(config)
     config, (data, folder) = prepare_instruct(config)
-    vision = VisionLanguageModel(folder, DTYPES[config.precision], "meta", **processor_options(config))
-    with torch.device("meta"):
-        vision._model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder)).to(
-            DTYPES[config.precision]
-        )
+    vision = open_without_weights(config, folder)
     model: Any = vision.model
-    model.requires_grad_(False)
     base = frozen_bytes(model, config)
     adapter = InstructAdapter(config)
     adapter.attach(vision)

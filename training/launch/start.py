@@ -58,6 +58,7 @@ from ..subject.denoising import check_compile
 from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
+from .exports import check_exports, export_when_done
 from .notices import announce
 from .out_of_memory import run_out_of_memory
 from .trained_on import TrainingData, check_data, collect_training_data, load_data, save_data, with_held_out
@@ -235,7 +236,8 @@ def begin(
         )  # another number would add up in another order when the run goes on
         save_data(run, data)
     accelerator.wait_for_everyone()
-    return run_task(config, inputs, run, accelerator, make_task, keep)
+    run_task(config, inputs, run, accelerator, make_task, keep)
+    return finish(config, run, accelerator)
 
 
 def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = False) -> Run:
@@ -259,7 +261,10 @@ def run_fixed_composition(
 ) -> Run:
     """A composition by fixed weights, in a folder that `check_out` has let pass. keep, still_free: see `prepare_folder`."""
     make = compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed
-    return make(config, keep, still_free)
+    check_exports(config)
+    run = make(config, keep, still_free)
+    export_when_done(run, config.export)
+    return run
 
 
 def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_changes: bool = False) -> Run:
@@ -285,7 +290,8 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_
         if not begun:  # a queued run, or one that was killed before its first checkpoint
             announce(config, inputs, run)
     accelerator.wait_for_everyone()
-    return run_task(config, inputs, run, accelerator, make_task)
+    run_task(config, inputs, run, accelerator, make_task)
+    return finish(config, run, accelerator)
 
 
 def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, Inputs]:
@@ -334,6 +340,7 @@ def check_config(config: Any) -> None:
     else:
         config = resolve_defaults(config)
         (check_instruct_fixed if isinstance(config, ComposeInstructConfig) else check_fixed)(config)
+        check_exports(config)
 
 
 def preflight(config: Any) -> tuple[Any, Inputs]:
@@ -344,7 +351,9 @@ def preflight(config: Any) -> tuple[Any, Inputs]:
     if is_main_process():
         Run(config.out).check_not_live()
     prepare, _ = METHODS[type(config)]
-    return prepare(config)
+    config, inputs = prepare(config)
+    check_exports(config, inputs)
+    return config, inputs
 
 
 def check_settings(config: LoopConfig) -> None:
@@ -364,7 +373,7 @@ def run_task(
     accelerator: Accelerator,
     make_task: Callable[..., Any] | None,
     keep: Collection[str] = (),
-) -> Run:
+) -> None:
     """Builds the task, runs the loop, and leaves the outcome in status.json. keep: entries that `begin` has left where they were."""
     state, error, loop, is_main = "failed", "ended by the system", None, accelerator.is_main_process
     try:
@@ -392,6 +401,13 @@ def run_task(
         if is_main and not (state == "failed" and restore_previous(run, keep)):
             step = loop.step if loop else run.newest_step()
             run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
+
+
+def finish(config: LoopConfig, run: Run, accelerator: Accelerator) -> Run:
+    """What is left to do when the task, and the memory it took, are gone."""
+    accelerator.free_memory()
+    if accelerator.is_main_process:
+        export_when_done(run, config.export)
     accelerator.wait_for_everyone()  # whoever reads the run folder next finds it as the first process has left it
     return run
 

@@ -28,7 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Memory and speed": (
         "precision", "quantize", "gradient_checkpointing", "compile", "attention", "shard_base", "threads", "workers",
     ),
-    "Logging and checkpoints": ("log_every", "checkpoint_every", "keep_checkpoints", "tracker"),
+    "Logging and checkpoints": ("log_every", "checkpoint_every", "keep_checkpoints", "export", "tracker"),
 }  # fmt: skip
 OTHERS = "More"
 
