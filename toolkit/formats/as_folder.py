@@ -132,7 +132,7 @@ def fixed_state(folded: dict[str, Change]) -> tuple[dict[str, torch.Tensor], Fix
 
 def narrow_dense(change: Change) -> Change:
     """The change with a whole matrix (out, in) in bfloat16 where that says the same to the bit, as of files saved so; else in fp32."""
-    if change.dense is None:
+    if change.dense is None or change.dense.dtype == torch.bfloat16:
         return change
     half = change.dense.to(torch.bfloat16)
     same = torch.equal(half.to(change.dense.dtype), change.dense)

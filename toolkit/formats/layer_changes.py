@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,18 @@ ROWS = ("up", "rows", "mask_up", "bias", "dense")
 """Tensors of a change whose first dimension is the layer's outputs."""
 
 
+def widen_dense(change: Change) -> Change:
+    """The change with a whole matrix (out, in) in fp32."""
+    return change if change.dense is None else replace(change, dense=change.dense.float())
+
+
 @torch.no_grad()
-def matched_changes(file: LoraFile, match: Match, model: Any) -> Iterator[tuple[str, str, Change]]:
+def matched_changes(
+    file: LoraFile, match: Match, model: Any, hold: Callable[[Change], Change] = widen_dense
+) -> Iterator[tuple[str, str, Change]]:
     """(part, layer, its change) of every layer that the file changes.
+
+    hold: what is kept of each change as soon as it is read, since all whole matrices of a large file in fp32 may not fit the memory.
 
     Raises:
         UserError: for tensors that do not fit, are missing, or hold NaN or infinity; the sentence names the layer.
@@ -46,7 +55,7 @@ def matched_changes(file: LoraFile, match: Match, model: Any) -> Iterator[tuple[
         # Rows of nothing are a layer that was stacked with others and not trained.
         changing = [(name, own) for name, own in zip(place.layers, rows, strict=True) if changes_rows(own)]
         for name, own in changing or zip(place.layers, rows, strict=True):
-            yield place.part, name, own
+            yield place.part, name, hold(own)
 
 
 def place_change(file: LoraFile, layer: str, place: Place, modules: list[Any]) -> Change:

@@ -260,18 +260,20 @@ def check_shapes(infos: dict[str, TensorInfo]) -> None:
 
 
 def layer_change(tensors: Roles, scale: float, frozen: Frozen | None) -> Change:
-    """The change that a layer's tensors ask for; it sees the weight as (out, in * kernel).
+    """The change that a layer's tensors ask for, in fp32; it sees the weight as (out, in * kernel).
 
-    frozen may be None where the change does not depend on it.
+    A whole matrix that the file holds in bf16 stays so: it may be one of many gigabytes. frozen may be None where the change does not
+    depend on it.
 
     Raises:
         UserError: half a sentence, behind the layer's name: for tensors that do not fit the weight, or hold NaN or infinity.
     """
-    t = {role: tensor.to(torch.float32) for role, tensor in tensors.items()}
+    method, magnitude = method_of(tensors), bool({"magnitude", "dora_scale"} & tensors.keys())
+    whole = method.name == "full" and not magnitude and tensors["diff"].dtype == torch.bfloat16
+    t = {role: tensor if whole and role == "diff" else tensor.float() for role, tensor in tensors.items()}
     bad = [role for role, tensor in t.items() if not is_finite(tensor)] + ["alpha"] * (not math.isfinite(scale))
     if bad:
         raise NotFiniteError(f"holds NaN or infinity in {bad[0]}: the file is corrupted; take an earlier checkpoint")
-    method, magnitude = method_of(t), bool({"magnitude", "dora_scale"} & t.keys())
     plain = "mid" not in t and "bm" not in t and not magnitude
     mixes_weight = method.name == "glora" and bool(t["a1"].any() and t["a2"].any())
     if frozen is None and (magnitude or mixes_weight):

@@ -21,7 +21,7 @@ from ..diffusion.textual_inversion import load_token_embeddings
 from . import native, vlm_folder
 from .adapter_facts import AdapterFacts
 from .adapter_folder import check_adapter_folder, is_native, is_peft_folder
-from .layer_changes import matched_changes, scale_notes
+from .layer_changes import matched_changes, scale_notes, widen_dense
 from .locate import adapter_facts, adapter_path, content_hash
 from .match import match_pipeline
 from .peft_folder import peft_changes
@@ -88,11 +88,11 @@ def carried_changes(folder: Path, carrying: dict[str, Any], load: Callable[[], N
 
 
 def file_source(
-    path: Path, model: Any, *, ignore_unused: bool = False, hold: Callable[[Change], Change] = lambda change: change
+    path: Path, model: Any, *, ignore_unused: bool = False, hold: Callable[[Change], Change] = widen_dense
 ) -> AdapterSource:
     """A LoRA file, or a folder as PEFT saves it, for a model that carries no adapters; without name, hash and facts.
 
-    hold: what is kept of each change as soon as it is read, since all whole matrices of a large file in fp32 may not fit the memory.
+    hold: see `matched_changes`.
     """
     file = read_lora(path)
     match = match_pipeline(file, model, ignore_unused=ignore_unused)
@@ -100,8 +100,8 @@ def file_source(
         parts = peft_changes(file, match, model)
         return AdapterSource("", "", parts, notes=tuple(match.notes(file)))
     parts = {}
-    for part, name, change in matched_changes(file, match, model):
-        parts.setdefault(part, {})[name] = hold(change)
+    for part, name, change in matched_changes(file, match, model, hold):
+        parts.setdefault(part, {})[name] = change
     if not parts:
         raise UserError(
             f"{path} changes no layer: it brings words alone, which load_textual_inversion reads as files of their own."
