@@ -40,6 +40,7 @@ TRAINED: dict[str, list[str]] = {
     "fvae": ["train", "subject", *IMAGES, *STEPS, *PLAIN, "--adapter", "fvae"],
     "loratrf": ["train", "subject", *IMAGES, *STEPS, *PLAIN, "--adapter", "loratrf"],
     "glora": ["train", "subject", *IMAGES, *STEPS, *PLAIN, "--adapter", "glora", "--optimizer", "Prodigy"],
+    "exported": ["train", "subject", *IMAGES, *STEPS, *PLAIN, "--export", "diffusers"],
     "instruct": ["train", "instruct", *TALK, *STEPS, "--preview-every", "0"],
     "search": ["search", "subject", *IMAGES, *STEPS, *SMALL_SEARCH, "--preview-every", "0"],
     "weights learned": ["compose", "ONE", "OTHER", *IMAGES, *STEPS, "--preview-every", "0"],
@@ -159,7 +160,7 @@ def wait_for_moment(process: Any, run: Run, random: Random, seconds: float) -> N
 
 def files_of(out: Path) -> dict[str, str]:
     """Hashes of the adapters, measured values and images that a job has left."""
-    kinds = ("adapter/**/*.safetensors", "*.safetensors", "*.png", "structure.txt")
+    kinds = ("adapter/**/*.safetensors", "export/*.safetensors", "*.safetensors", "*.png", "structure.txt")
     found = [path for kind in kinds for path in out.glob(kind) if path.name != "pareto.png"]
     hashes = {str(path.relative_to(out)): hashlib.sha256(content(path, out)).hexdigest() for path in found}
     file = out / "measured.jsonl"
@@ -173,7 +174,7 @@ def files_of(out: Path) -> dict[str, str]:
 def content(path: Path, out: Path) -> bytes:
     """A file's bytes; of one for other tools those of its tensors, since its header has the date."""
     data = path.read_bytes()
-    exported = path.suffix == ".safetensors" and path.parent == out
+    exported = path.suffix == ".safetensors" and path.parent in (out, out / "export")
     return data[8 + int.from_bytes(data[:8], "little") :] if exported else data
 
 

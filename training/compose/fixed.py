@@ -73,7 +73,7 @@ def write_composition(
         save_composition(run.adapter, parts, config, sources, {"everywhere": weights}, facts)
         finish(run.adapter)
         run.discard_aside()
-        state, error = "done", None
+        state, error = "running" if config.export else "done", None
     except Exception as fault:
         error = str(fault)
         raise

@@ -33,27 +33,32 @@ Proven = Any  # a Proof, or a ChatProof
 def export_run(
     run: Run, format: str = "", out: Path | None = None, *, dtype: str | None = None, **options: Any
 ) -> Proven:
-    """Writes a run's adapter in a format, and proves what was written.
+    """Writes the adapter of a run that is done in a format, and proves what was written.
 
     format: '' for diffusers, or peft of a vision-language model; out: a folder, or the file, None for export/ in the run. dtype: see
-    `export_chat`. options: of `export_adapter`.
+    `export_chat`. options: of `export_adapter`, None for the run's own.
 
     Raises:
         UserError: as those do, and for a run that has no adapter yet.
     """
-    config, adapter = from_yaml(run.config_file), run.finished_adapter()
+    run.finished_adapter()
+    return write_export(run, format, out, dtype=dtype, **options)
+
+
+def write_export(run: Run, format: str, out: Path | None = None, *, dtype: str | None = None, **options: Any) -> Proven:
+    """The same, whatever state the run is in."""
+    config = from_yaml(run.config_file)
     if isinstance(config, ConversationConfig):
-        return chat.export_chat(adapter, config.base, format or "peft", out or run.folder / "export", dtype=dtype)
-    about: dict[str, Any] = {
+        return chat.export_chat(run.adapter, config.base, format or "peft", out or run.folder / "export", dtype=dtype)
+    format = format or "diffusers"
+    about = {
         "prompt": config.prompt,
         "width": config.resolution,
         "precision": config.precision,
         "title": run.folder.resolve().name,
         "thumbnail": newest_preview(run.folder),
-    }
-    format = format or "diffusers"
-    given = {name: value for name, value in options.items() if value is not None}
-    return export_adapter(adapter, config.base, format, out or default_file(run.folder, format), **about | given)
+    } | {name: value for name, value in options.items() if value is not None}
+    return export_adapter(run.adapter, config.base, format, out or default_file(run.folder, format), **about)
 
 
 def default_file(run: Path, format: str) -> Path:
@@ -65,22 +70,27 @@ def default_file(run: Path, format: str) -> Path:
 
 
 def export_when_done(run: Run, formats: tuple[str, ...]) -> None:
-    """Writes the adapter of a run that is done in these formats, and notes in its status what became of each.
+    """Writes the adapter of a run that has nothing else left to do in these formats; then the run is done, and its status has the files.
 
     Raises:
-        UserError: when one of them could not be written; the others are, and the adapter stays.
+        UserError: when one of them could not be written; the others are, and the run is done.
     """
-    made, faults = {}, []
-    for format in formats if run.status().get("state") == "done" else ():
-        try:
-            proof = export_run(run, format)
-            print_proof(proof)
-            made[format] = str(proof.path.relative_to(run.folder))
-        except UserError as error:
-            faults.append(f"--export {format}: {in_words_of_training(str(error))}")
-            run.append_log(faults[-1])
-    if made or faults:
-        run.set_status(exports=made, export_faults=faults)
+    made: dict[str, str] = {}
+    faults: list[str] = []
+    try:
+        for format in formats:
+            try:
+                proof = write_export(run, format)
+                print_proof(proof)
+                made[format] = str(proof.path.relative_to(run.folder))
+            except UserError as error:
+                faults.append(f"--export {format}: {in_words_of_training(str(error))}")
+                run.append_log(faults[-1])
+    except Exception as error:
+        faults.append(str(error))
+        raise
+    finally:
+        run.set_status(state="done", exports=made, export_faults=faults)
     if faults:
         raise UserError(f"{run.adapter} is done, but not all of its exports. {' '.join(faults)}")
 

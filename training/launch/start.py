@@ -236,8 +236,8 @@ def begin(
         )  # another number would add up in another order when the run goes on
         save_data(run, data)
     accelerator.wait_for_everyone()
-    run_task(config, inputs, run, accelerator, make_task, keep)
-    return finish(config, run, accelerator)
+    outcome = run_task(config, inputs, run, accelerator, make_task, keep)
+    return finish(config, run, accelerator, outcome)
 
 
 def compose(config: ComposeConfig | ComposeInstructConfig, *, overwrite: bool = False) -> Run:
@@ -263,7 +263,8 @@ def run_fixed_composition(
     make = compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed
     check_exports(config)
     run = make(config, keep, still_free)
-    export_when_done(run, config.export)
+    if config.export:
+        export_when_done(run, config.export)
     return run
 
 
@@ -290,8 +291,8 @@ def resume(folder: Path, make_task: Callable[..., Any] | None = None, *, accept_
         if not begun:  # a queued run, or one that was killed before its first checkpoint
             announce(config, inputs, run)
     accelerator.wait_for_everyone()
-    run_task(config, inputs, run, accelerator, make_task)
-    return finish(config, run, accelerator)
+    outcome = run_task(config, inputs, run, accelerator, make_task)
+    return finish(config, run, accelerator, outcome)
 
 
 def check_resume(folder: Path, *, accept_changes: bool = False) -> tuple[Any, Inputs]:
@@ -373,8 +374,11 @@ def run_task(
     accelerator: Accelerator,
     make_task: Callable[..., Any] | None,
     keep: Collection[str] = (),
-) -> None:
-    """Builds the task, runs the loop, and leaves the outcome in status.json. keep: entries that `begin` has left where they were."""
+) -> str:
+    """Builds the task, runs the loop, and leaves the outcome, 'done' or 'stopped', in status.json; one with exports to write still runs.
+
+    keep: entries that `begin` has left where they were.
+    """
     state, error, loop, is_main = "failed", "ended by the system", None, accelerator.is_main_process
     try:
         _, method_task = METHODS[type(config)]
@@ -389,7 +393,7 @@ def run_task(
             outcome = task.conclude(run, accelerator)
         if outcome == "done" and is_main and data:
             record_data_changes(run, data)
-        state, error = outcome, None
+        state, error = "running" if outcome == "done" and config.export else outcome, None
     except Exception as fault:
         lacking = run_out_of_memory(fault, config, run, building=loop is None)
         error = str(lacking or fault)
@@ -401,12 +405,13 @@ def run_task(
         if is_main and not (state == "failed" and restore_previous(run, keep)):
             step = loop.step if loop else run.newest_step()
             run.set_status(state=state, step=step, total=config.steps, error=error, processes=accelerator.num_processes)
+    return outcome
 
 
-def finish(config: LoopConfig, run: Run, accelerator: Accelerator) -> Run:
+def finish(config: LoopConfig, run: Run, accelerator: Accelerator, outcome: str) -> Run:
     """What is left to do when the task, and the memory it took, are gone."""
     accelerator.free_memory()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and outcome == "done" and config.export:
         export_when_done(run, config.export)
     accelerator.wait_for_everyone()  # whoever reads the run folder next finds it as the first process has left it
     return run
