@@ -581,6 +581,10 @@ def test_a_run_is_shown_from_its_folder(places, monkeypatch):
     failed = views.view(run)
     assert "&lt;b&gt;out of memory" in failed.status_html
     assert "at step 30" in failed.curves_html
+    run.set_status(state="done", exports={"kohya": "export/a.safetensors"}, export_faults=["--export peft: <i>no"])
+    done = views.view(run)
+    assert "Exported: export/a.safetensors" in done.status_html
+    assert "&lt;i&gt;no" in done.status_html
 
 
 def test_a_view_follows_a_run_that_goes_on_and_one_that_was_cut_back(places):

@@ -150,8 +150,17 @@ def status_html(run: Run, state: str, rows: MetricsFollower) -> str:
         )
     if state == "failed":
         text += message_html(redact_secrets(str(status.get("error") or "It failed.")), "fault")
+    text += exports_html(status)
     config = read_config(run)
     return text + message_html(what_it_is(config)) + links_html(run.folder.name, state, config)
+
+
+def exports_html(status: dict[str, Any]) -> str:
+    """The files for other tools that a run has written when it was done, and those that it could not."""
+    made, faults = status.get("exports"), status.get("export_faults")
+    text = message_html("Exported: " + ", ".join(map(str, made.values()))) if made and isinstance(made, dict) else ""
+    said = faults if isinstance(faults, list) else []
+    return text + "".join(message_html(redact_secrets(str(fault)), "fault") for fault in said)
 
 
 def what_it_is(config: LoopConfig) -> str:
