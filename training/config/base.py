@@ -71,7 +71,7 @@ class LoopConfig:
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     """Newest checkpoints that are kept."""
     preview_every: Annotated[int, Ge(0)] = 100
-    """Steps between previews; 0 makes none."""
+    """Steps between previews, the last of which is of the last step; 0 makes none."""
     export: tuple[str, ...] = ()
     """Formats that the adapter is also written in when the run is done, as `rankfold export` does: diffusers, kohya, comfyui, peft, ..."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"

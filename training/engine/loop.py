@@ -210,7 +210,7 @@ class Loop:
             )
         if self.step % config.checkpoint_every == 0 or stopping or ends or "save" in wanted:
             self.save_checkpoint()  # before anything that can be done without
-        due = config.preview_every and self.step % config.preview_every == 0
+        due = config.preview_every and (self.step % config.preview_every == 0 or ends)
         self.preview_wanted |= "sample" in wanted
         if due or self.agree(self.preview_wanted):
             self.preview_wanted = False
