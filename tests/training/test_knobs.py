@@ -490,8 +490,8 @@ def test_what_is_probably_not_meant_is_said(config, images, tmp_path, capsys):
     (photos / "0.txt").write_text("a photo of a sks dog")
     right = replace(wrong, learning_rate=1.0)
     assert said(right) == []
-    for name in ("masks", "more"):
-        (photos / name).mkdir()
+    for name in ("masks", "more/deep"):
+        (photos / name).mkdir(parents=True)
         Image.new("L", (64, 64), 255).save(photos / name / "0.png")
     (below,) = said(replace(right, masks=str(photos / "masks")))
     assert below == f"Not used, neither an image nor a caption of one: more/. ({photos})"

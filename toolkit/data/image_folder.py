@@ -174,7 +174,8 @@ def unused_names(folder: Path, files: list[Path], images: list[Path]) -> tuple[s
     stems = {path.stem for path in images}
     known = {*images, *(path for path in files if is_sidecar(path, stems) or path.suffix.lower() in UNREADABLE)}
     others = [path.name for path in files if path not in known and path.name not in TABLES]
-    return (*others, *(f"{path.name}/" for path in folders_below(folder)))
+    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return (*others, *(f"{path.name}/" for path in below if holds_images(path)))
 
 
 def check_overlooked(folder: Path, below: list[Path], *, has_images: bool, option: str) -> None:
@@ -192,6 +193,17 @@ def has_any_image(folder: Path) -> bool:
         return any(path.suffix.lower() in (*SUFFIXES, *UNREADABLE) for path in folder.iterdir() if path.is_file())
     except OSError:
         return False
+
+
+def holds_images(folder: Path, levels: int = 3) -> bool:
+    """Whether a folder, or one of so many levels below it, holds an image."""
+    if has_any_image(folder):
+        return True
+    try:
+        below = [path for path in folder.iterdir() if path.is_dir()] if levels else []
+    except OSError:
+        return False
+    return any(holds_images(path, levels - 1) for path in below)
 
 
 def image_fault(path: Path) -> str | None:
