@@ -51,6 +51,7 @@ def told(row):
          [("u", "a"), ("a", "b"), ("u", "Do\nthis"), ("a", "ok")], 0),
         ({"query": "<image>Q", "response": "R", "images": ["a.png"]}, [("u", "[I]Q"), ("a", "R")], 1),
         ({"prompt": [user("Q")], "completion": [said("R")], "images": ["a.png"]}, [("u", "[I]Q"), ("a", "R")], 1),
+        ({"prompt": [user("Q")], "answer": "R"}, [("u", "Q"), ("a", "R")], 0),
         ({"texts": [{"user": "q", "assistant": "a"}], "images": ["a.png"]}, [("u", "[I]q"), ("a", "a")], 1),
         ({"messages": [{**user("q"), "images": ["a.png"]}, said("x")]}, [("u", "[I]q"), ("a", "x")], 1),
         ({"messages": [user("q"), said("x", reasoning_content="hm")]}, [("u", "q"), ("a", "<think>\nhm\n</think>\n\nx")], 0),

@@ -314,12 +314,15 @@ def parse_pair(row: dict[str, Any], asked: str, used: set[str], unused: UnusedFi
     if asked == "instruction":
         used.update(row_fields.MORE_QUESTION)
     if isinstance(question, list) or (others and isinstance(row[others], list)):
-        used.add(others or asked)
+        answers = answered or others
+        if not answers:
+            raise UserError("the row has a question and no answer.")
+        used.add(answers)
+        said = row[answers]
         both = [question if isinstance(question, list) else [{"role": "user", "content": question}]]
-        said = row.get(others) if others else None
         both.append(said if isinstance(said, list) else [{"role": "assistant", "content": said}])
         if not all(isinstance(turn, dict) for part in both for turn in part):
-            raise UserError(f"the fields {asked} and {others} must be texts, or lists of messages.")
+            raise UserError(f"the fields {asked} and {answers} must be texts, or lists of messages.")
         parse_turns([turn for part in both for turn in part], unused, turns)
         return
     known = reference_answers(row)
