@@ -225,15 +225,20 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
         check_adapter(Path(path))
+    check_given_images(recipe)
+
+
+def check_given_images(recipe: Recipe) -> None:
+    """Raises UserError for references, a start image or a mask that cannot be used, or not together, whatever the base."""
+    if recipe.references and recipe.regions:
+        raise UserError("--reference does not work with --regions: leave one of the two out.")
+    if recipe.image and (recipe.references or recipe.regions):
+        raise UserError("--image does not work with --reference or --regions: leave one of the two out.")
     for reference in recipe.references:
         if not is_file(Path(reference)):
             raise UserError(f"--reference {reference} does not exist.")
         load_rgb(Path(reference))
-    if recipe.references and recipe.regions:
-        raise UserError("--reference does not work with --regions: leave one of the two out.")
     check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
-    if recipe.image and (recipe.references or recipe.regions):
-        raise UserError("--image does not work with --reference or --regions: leave one of the two out.")
 
 
 def generate(
@@ -271,8 +276,8 @@ def generate_batch(
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
     height = recipe.height or width
     start = None
+    check_given_images(recipe)  # the pipeline may have been loaded for another recipe
     if recipe.image:
-        check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
         check_start_of_base(type(pipe).__name__, pipeline_family(pipe).title, masked=bool(recipe.mask))
         base = open_model(pipe.name_or_path)
         height = recipe.height or start_size(recipe.image, width, base.latent_scale * base.patch_size)

@@ -22,6 +22,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.families import FAMILIES
+from rankfold.toolkit.diffusion.families.flux_2 import Flux2
 from rankfold.toolkit.diffusion.load import open_model, resolve_base
 from rankfold.toolkit.diffusion.model import pack_latents, pad_and_stack, unpack_latents
 from rankfold.toolkit.formats.adapter_folder import WEIGHTS, check_adapter_folder
@@ -41,7 +42,7 @@ def as_latents(model, tensor):
     side = SIDE // model.latent_scale
     if tensor.dim() == 4:
         return tensor
-    if type(model).__name__ == "Flux2Klein":
+    if isinstance(model, Flux2):
         return tensor.transpose(1, 2).reshape(len(tensor), -1, side, side)
     return unpack_latents(tensor, side, side)
 

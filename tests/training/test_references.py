@@ -15,6 +15,7 @@ from rankfold.pipelines.generate import Recipe, denoise, generate, read_recipe, 
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.references import add_references, reference_notes
 from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.diffusion.families.flux_2 import Flux2
 from rankfold.toolkit.diffusion.load import open_model
 from rankfold.training.launch.plan import plan
 from rankfold.training.launch.start import check_config, resume, train
@@ -22,7 +23,7 @@ from rankfold.training.launch.trained_on import collect_training_data
 from rankfold.training.subject.task import SubjectTask
 
 SIDE = 64  # pixels; FLUX.2's pipeline takes no smaller reference
-FAMILIES = ("flux2-klein", "flux-kontext")
+FAMILIES = ("flux2-klein", "flux2-dev", "flux-kontext")
 PROMPT = "make it blue"
 
 
@@ -97,7 +98,7 @@ def from_tokens(model, tokens, side):
     """Tokens of an image as latents."""
     from rankfold.toolkit.diffusion.model import unpack_latents
 
-    if type(model).__name__ == "Flux2Klein":
+    if isinstance(model, Flux2):
         return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
     return unpack_latents(tokens, side, side)
 

@@ -351,8 +351,9 @@ class DiffusionModel:
     def check_references(cls, sizes: Sequence[tuple[int, int]]) -> None:
         """Raises UserError for more references than the family takes, or of a size, (width, height), that it does not take."""
         if len(sizes) > cls.max_references:
-            takes = f"at most {cls.max_references}" if cls.max_references else "none"
-            raise UserError(f"{len(sizes)} reference images are given, and {cls.title} takes {takes}.")
+            given = "1 reference image is" if len(sizes) == 1 else f"{len(sizes)} reference images are"
+            cure = f"at most {cls.max_references}: leave some out" if cls.max_references else "none: leave them out"
+            raise UserError(f"{given} given, and {cls.title} takes {cure}, or take another base.")
 
     @classmethod
     def image_kwargs(cls, references: Sequence[Image.Image], width: int, height: int) -> dict[str, Any]:
