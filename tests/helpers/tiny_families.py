@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from tiny_vlms import mistral_3
+from tiny_vlms import mistral_3, qwen_2_5_vl
 from tokenizers import pre_tokenizers
 
 from rankfold.toolkit.embedded import tiny_sd as tiny
@@ -232,6 +232,17 @@ def qwen_image():
     )  # fmt: skip
 
 
+def qwen_image_edit(kind: type, **more):
+    parts = qwen_image().components
+    parts["text_encoder"], processor = qwen_2_5_vl()
+    wide = parts["text_encoder"].config.text_config.hidden_size
+    parts["transformer"] = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=wide,
+        axes_dims_rope=(4, 6, 6), **more,
+    )  # fmt: skip
+    return kind(**parts | {"processor": processor, "tokenizer": processor.tokenizer})
+
+
 def lumina_2():
     encoder, tokenizer = gemma()
     return diffusers.Lumina2Pipeline(
@@ -257,6 +268,19 @@ def z_image():
     )  # fmt: skip
 
 
+def chroma():
+    encoder, tokenizer = t5()
+    return diffusers.ChromaPipeline(
+        vae=vae(16, shift_factor=0.1, scaling_factor=0.4), text_encoder=encoder, tokenizer=tokenizer,
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6), approximator_num_channels=16, approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **FLOW),
+    )  # fmt: skip
+
+
 BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd": stable_diffusion,
     "sd-v": lambda: stable_diffusion("v_prediction"),
@@ -272,14 +296,20 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "lumina2": lumina_2,
     "z-image": z_image,
     "flux2-dev": flux_2_dev,
+    "chroma": chroma,
 }
+EDITORS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
+    "qwen-image-edit": lambda: qwen_image_edit(diffusers.QwenImageEditPipeline),
+    "qwen-image-edit-plus": lambda: qwen_image_edit(diffusers.QwenImageEditPlusPipeline, zero_cond_t=True),
+}
+"""Bases that draw nothing without references."""
 SIDE = 32  # of the images these models are tried with, pixels
 
 
 def build(name: str, folder: Path) -> Path:
     """Saves the pipeline of this name, its weights drawn from a seed."""
     torch.manual_seed(0)
-    pipe = BUILDERS[name]()
+    pipe = (BUILDERS | EDITORS)[name]()
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             for parameter in part.parameters():  # some layers begin at zero, which would hide what they do

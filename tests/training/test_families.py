@@ -14,7 +14,7 @@ from family_runs import a_config
 from forked import run_in_two_processes
 from PIL import Image
 from short_runs import train_until, write_config
-from tiny_families import BUILDERS, SIDE
+from tiny_families import BUILDERS, EDITORS, SIDE
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate
@@ -270,7 +270,7 @@ def test_packing_is_the_stock_one():
 
 
 def test_every_family_is_tried():
-    tried = {type(make()).__name__ for make in BUILDERS.values()}
+    tried = {type(make()).__name__ for make in (BUILDERS | EDITORS).values()}
     assert tried == {name for family in FAMILIES for name in family.pipelines}
     assert all(family.licence for family in FAMILIES)
 
