@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from PIL import Image
 
 from ..toolkit.adapters.approximate import linearize, low_rank_all
 from ..toolkit.adapters.fold import Folded, fold
@@ -46,7 +47,7 @@ from ..toolkit.formats.write import (
     drop_biases,
     write_lora,
 )
-from .generate import Recipe, adapter_precision, denoise, load_pipeline, native_resolution
+from .generate import Recipe, adapter_precision, denoise, load_pipeline, native_resolution, pipeline_family
 from .proof import Proof, compare_images, compare_weights
 
 ADAPTER = "adapter_0"
@@ -314,4 +315,7 @@ def diffusers_reads_kohya(pipe: Any) -> bool:
 @torch.no_grad()
 def draw_image(pipe: Any, prompt: str, width: int) -> np.ndarray:
     """One image, (1, width, width, 3) in 0..1, without rounding to bytes."""
-    return denoise(pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=width, output_type="np")
+    grey = [Image.new("RGB", (width, width), "grey")] * pipeline_family(pipe).min_references
+    return denoise(
+        pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=width, output_type="np", references=grey
+    )

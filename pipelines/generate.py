@@ -170,7 +170,8 @@ def load_pipeline(recipe: Recipe) -> Any:
     base.check_side(recipe.width, "--width")
     base.check_side(recipe.height, "--height")
     base.check_steps(recipe.steps, "--steps")
-    base.check_references([image_size(Path(path)) for path in recipe.references])
+    if recipe.references:
+        base.check_references([image_size(Path(path)) for path in recipe.references])
     if recipe.image:
         check_start_of_base(base.index["_class_name"], base.title, masked=bool(recipe.mask))
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
@@ -209,6 +210,13 @@ def sampling_pipeline(recipe: Recipe) -> Any:
     return pipe if recipe.regions else fuse_adapters(pipe)
 
 
+def drawing_pipeline(recipe: Recipe) -> Any:
+    """The same, for a recipe that is drawn as it stands: with the references that its base needs."""
+    check_given_images(recipe)
+    open_model(resolve_base(recipe.base)).check_references([image_size(Path(path)) for path in recipe.references])
+    return sampling_pipeline(recipe)
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what can be seen to be wrong without loading a model."""
     import diffusers
@@ -225,15 +233,20 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
     for path in recipe.adapters:
         check_adapter(Path(path))
+    check_given_images(recipe)
+
+
+def check_given_images(recipe: Recipe) -> None:
+    """Raises UserError for references, a start image or a mask that cannot be used, or not together, whatever the base."""
+    if recipe.references and recipe.regions:
+        raise UserError("--reference does not work with --regions: leave one of the two out.")
+    if recipe.image and (recipe.references or recipe.regions):
+        raise UserError("--image does not work with --reference or --regions: leave one of the two out.")
     for reference in recipe.references:
         if not is_file(Path(reference)):
             raise UserError(f"--reference {reference} does not exist.")
         load_rgb(Path(reference))
-    if recipe.references and recipe.regions:
-        raise UserError("--reference does not work with --regions: leave one of the two out.")
     check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
-    if recipe.image and (recipe.references or recipe.regions):
-        raise UserError("--image does not work with --reference or --regions: leave one of the two out.")
 
 
 def generate(
@@ -241,8 +254,8 @@ def generate(
 ) -> list[tuple[Image.Image, Recipe]]:
     """`n` images from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
     with oom_context("", lambda: memory_advice(recipe)):
-        pipe = pipe or sampling_pipeline(recipe)
-        made = []
+        pipe = pipe or drawing_pipeline(recipe)
+        made, batch = [], min(batch, pipeline_family(pipe).max_images_at_once)
         for start in range(recipe.seed, recipe.seed + n, batch):
             made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
         return made
@@ -258,7 +271,7 @@ def memory_advice(recipe: Recipe) -> str:
 def repeat(recipe: Recipe, *, pipe: Any = None) -> tuple[Image.Image, Recipe]:
     """The image that this recipe was written into, equal to the byte."""
     batch = recipe.batch or (recipe.seed, 1)
-    return generate_batch(recipe, batch, pipe or sampling_pipeline(recipe))[recipe.seed - batch[0]]
+    return generate_batch(recipe, batch, pipe or drawing_pipeline(recipe))[recipe.seed - batch[0]]
 
 
 def generate_batch(
@@ -271,8 +284,8 @@ def generate_batch(
     n, negative, guidance = len(seeds), recipe.negative_prompt, recipe.guidance_scale
     height = recipe.height or width
     start = None
+    check_given_images(recipe)  # the pipeline may have been loaded for another recipe
     if recipe.image:
-        check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
         check_start_of_base(type(pipe).__name__, pipeline_family(pipe).title, masked=bool(recipe.mask))
         base = open_model(pipe.name_or_path)
         height = recipe.height or start_size(recipe.image, width, base.latent_scale * base.patch_size)
@@ -311,11 +324,14 @@ def generate_batch(
 
 
 def load_references(recipe: Recipe, pipe: Any) -> list[Image.Image]:
-    """The recipe's references, turned as their EXIF says, at their own size cut to what makes whole tokens."""
+    """The recipe's references, turned as their EXIF says, at their own size cut to what makes whole tokens where the pipeline does not."""
     base = open_model(pipe.name_or_path) if recipe.references else None
     found = []
     for path in recipe.references:
         image = load_rgb(Path(path))
+        if base.own_reference_size(image.size):  # type: ignore[union-attr]
+            found.append(image)
+            continue
         unit = base.latent_scale * base.patch_size  # type: ignore[union-attr]
         size = (max(unit, image.width // unit * unit), max(unit, image.height // unit * unit))
         found.append(ImageOps.fit(image, size, Image.Resampling.LANCZOS))

@@ -25,7 +25,7 @@ class SampleOptions:
     regions: tuple[str, ...] = ()
     """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
     reference: tuple[Path, ...] = ()
-    """Images that it is made from, for bases that take them (FLUX.1 Kontext one, FLUX.2 klein several)."""
+    """Images that it is made from, for bases that take them (FLUX.1 Kontext one, FLUX.2 and Qwen-Image-Edit several)."""
     image: Path | None = None
     """An image that it starts from, in whose shape it is unless --height is given, for bases whose stock pipelines do so."""
     image_strength: Annotated[float, Gt(0), Le(1)] | None = None

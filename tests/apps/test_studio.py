@@ -141,6 +141,12 @@ def choose(page, place, text):
     page.get_by_role("option", name=re.compile(re.escape(text))).first.click()
 
 
+def type_choice(page, place, text):
+    """Types into a dropdown that takes other values than its choices."""
+    page.locator(f"{place} input").first.fill(text)
+    page.keyboard.press("Enter")
+
+
 @pytest.mark.timeout(900)
 def test_the_whole_story(page, browser, images, tmp_path):
     """Upload, have captions written, train, watch, reload, stop, resume, and images with two adapters."""
@@ -596,6 +602,77 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#generate").click()
     page.locator("#progress .fault").wait_for()
     assert page.locator("#pictures img").count()  # an error empties nothing
+    page.close()
+
+
+@pytest.mark.timeout(900)
+def test_references_in_train_generate_and_compare(server, page, tmp_path):
+    """Pairs uploaded and trained on; an image from a reference, by hand and by a program, which gives its reference back; a comparison."""
+    from gradio_client import Client, handle_file
+
+    folder, address, _ = server
+    files = []
+    for number, name in enumerate(("red", "blue")):
+        for place in ("after", "before"):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64), name).save(tmp_path / place / f"{number}.png")
+            (tmp_path / place / f"{number}.txt").write_text(f"the same in the snow {name}")
+        files.append(str(tmp_path / "before" / f"{number}.png"))
+    page.goto(f"{address}/train")
+    page.locator("#set-name input, #set-name textarea").first.fill("after")
+    page.locator("#files input[type=file]").set_input_files(
+        [str(path) for path in sorted((tmp_path / "after").iterdir())]
+    )
+    page.locator("#add").click()
+    page.get_by_text("Kept in the set after.").wait_for()
+    page.locator("#train-references button").first.click()
+    page.locator("#reference-set-name input, #reference-set-name textarea").first.fill("before")
+    page.locator("#reference-files input[type=file]").set_input_files(files)
+    page.locator("#add-references").click()
+    page.get_by_text("Kept in the set before.").wait_for()
+    page.locator('#base-cards input[value="tiny-kontext"]').check()
+    page.wait_for_function("document.querySelector('#subject-base input').value === 'tiny-kontext'")
+    run = started(page, server, "edit")
+    assert run.references == (folder / "runs" / "_pictures" / "before",)
+    page.goto(f"{address}/train?clone=edit")
+    page.locator("#train-references button").first.click()
+    page.locator("#reference-sets").get_by_text("before", exact=True).first.wait_for()
+    page.goto(f"{address}/generate")
+    type_choice(page, "#base", "tiny-kontext")
+    page.locator("#prompt textarea").fill("the same")
+    for box, value in (("n", "1"), ("steps", "2"), ("seed", "3")):
+        page.locator(f"#{box} input").fill(value)
+    page.locator("#generate-references button").first.click()
+    page.locator("#generate-reference-images input[type=file]").set_input_files(files[:1])
+    page.locator("#generate-reference-images img").first.wait_for()
+    page.locator("#generate").click()
+    page.locator("#pictures img").first.wait_for()
+    made = max((folder / "runs" / "_made").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    [kept] = read_recipe(made).references
+    program = Client(address, verbose=False)
+    call = {"base": "tiny-kontext", "prompt": "the same", "n": 1, "steps": 2, "seed": 3, "api_name": "/generate"}
+    [again] = program.predict(references=[handle_file(files[0])], **call)[1]
+    with Image.open(made) as own, Image.open(again["image"]) as other:
+        assert own.tobytes() == other.tobytes()
+    page.goto(f"{address}/generate")
+    page.locator("#dropped input[type=file]").set_input_files(str(made))
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'the same'")
+    page.locator("#generate-references button").first.click()
+    page.locator("#generate-reference-images img").first.wait_for()
+    type_choice(page, "#base", "tiny-dit")
+    page.locator("#generate").click()
+    page.get_by_text("1 reference image is given, and Stable Diffusion 3 takes none").wait_for()
+    page.goto(f"{address}/compare")
+    type_choice(page, "#compare-base", "tiny-kontext")
+    page.locator("#compare-steps input").fill("2")
+    page.locator("#compare-x-values textarea").fill("3\n4")
+    page.locator("#compare-references button").first.click()
+    page.locator("#compare-reference-images input[type=file]").set_input_files(files[:1])
+    page.locator("#compare-reference-images img").first.wait_for()
+    page.locator("#compare-go").click()
+    page.locator("#compare-cells img").nth(1).wait_for()
+    drawn = sorted((folder / "runs" / "_made").glob("*compare-*.png"))
+    assert kept in [path for one in drawn if "sheet" not in one.name for path in read_recipe(one).references]
     page.close()
 
 

@@ -529,6 +529,10 @@ def test_the_preset_follows_the_base_but_for_what_was_set():
     found = with_base_preset(values | {"rank": 5}, ("Standard", "tiny"), "some/model")
     assert found["learning_rate"] is None
     assert found["rank"] == 5
+    blank = config_values(SubjectConfig())  # what the demo's preset alone sets is not left on another base
+    assert [found[key] for key in ("train_text_encoder", "target_modules", "min_snr_gamma")] == [
+        blank[key] for key in ("train_text_encoder", "target_modules", "min_snr_gamma")
+    ]
     back = with_base_preset(found, ("Standard", "some/model"), "tiny")
     assert back["learning_rate"] == values["learning_rate"]
 

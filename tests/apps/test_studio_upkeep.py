@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,7 +36,8 @@ from rankfold.apps.studio.render.run_view import Views
 from rankfold.apps.studio.widgets import zoom_chart
 from rankfold.apps.studio.widgets.fields import to_input_value
 from rankfold.apps.studio.widgets.photos import PhotoStep
-from rankfold.apps.studio.widgets.subject_run import SubjectPage
+from rankfold.apps.studio.widgets.reference_sets import ReferenceSets
+from rankfold.apps.studio.widgets.subject_run import SubjectPage, cloned_settings
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
@@ -227,14 +229,15 @@ def settled(places, images, name, **values):
     """The YAML and the command that the Train page shows for these boxes."""
     with gr.Blocks():
         page = SubjectPage(Studio(places, start_workers=False))
-        page.photos = PhotoStep(page.studio)
+        page.photos, page.references = PhotoStep(page.studio), ReferenceSets(places)
         page.build_settings()
         page.build_start()
         page.wire()
     form = page.form
     own = {key: to_input_value(field, field.default) for key, field in form.fields.items()} | values
     boxes = [form.option_rows("moslora", {}), *(own[key] for key in form.widgets)]
-    boxes += [{"images": str(images or ""), "out": name}[key] for key in form.external]
+    other = {"images": str(images or ""), "out": name, "references": values.get("references", [])}
+    boxes += [other[key] for key in form.external]
     text, command, *_ = form.settle(form.written.value, form.written.value[1], *boxes)
     return text, command, page, boxes
 
@@ -298,6 +301,30 @@ def test_a_draft_comes_back(places, drawings):
         assert page.restored_settings(spoilt) == ""
     make_run(places, "mine", "done")
     assert page.form.config(page.restored_settings(text)).out.name == "mine-2"
+
+
+def test_references_of_the_page_are_the_commands_the_drafts_and_the_clones(places, drawings, tmp_path):
+    """And a draft, or a clone, whose references are gone is not filled in."""
+    before = make_set(places, "before", 3)
+    drawings = shutil.copytree(drawings, places.upload_folder("after") / "own")
+    for path in drawings.glob("*.png"):
+        path.with_suffix(".txt").write_text("the same in the snow")
+    text, command, page, boxes = settled(
+        places, drawings, "mine", base="tiny-kontext", references=[str(before)], class_noun="thing"
+    )
+    words = shlex.split(command)
+    assert words[words.index("--references") + 1] == str(before)
+    assert page.form.config(page.restored_settings(text)).references == (before,)
+    config = page.form.config(text)
+    page.begin_run(str(drawings), text, "mine")
+    assert page.paths.config("mine").references == (before,)
+    assert page.form.config(cloned_settings(places, page.form, "mine")).references == config.references
+    found = page.form.config(page.form.settle((text, text), "method: subject\ntoken: zwx\n", *boxes)[0])
+    assert found.references == (before,)
+    shutil.rmtree(before)
+    assert page.restored_settings(text) == ""
+    with pytest.raises(UserError, match=r"The references of mine in .* are no longer there"):
+        cloned_settings(places, page.form, "mine")
 
 
 def test_photos_and_an_embedded_base_are_warned_of(places, tmp_path):

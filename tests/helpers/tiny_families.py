@@ -9,6 +9,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
+from tiny_vlms import mistral_3, qwen_2_5_vl
 from tokenizers import pre_tokenizers
 
 from rankfold.toolkit.embedded import tiny_sd as tiny
@@ -168,22 +169,33 @@ def flux_kontext():
     return diffusers.FluxKontextPipeline(**flux().components)
 
 
-def flux_2_klein():
-    encoder, tokenizer = qwen3(28, head=True)  # the pipeline reads the states behind layers 9, 18 and 27
+def flux_2(kind: type, encoder, tokenizer, width: int, **more):
     autoencoder = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8,) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=4,
     )  # fmt: skip
     autoencoder.bn.running_mean.uniform_(-1, 1)
     autoencoder.bn.running_var.uniform_(0.5, 2)
-    return diffusers.Flux2KleinPipeline(
+    return kind(
         vae=autoencoder, text_encoder=encoder, tokenizer=tokenizer,
         transformer=diffusers.Flux2Transformer2DModel(
             in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=3 * WIDTH, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+            joint_attention_dim=3 * width, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), **more,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **FLOW),
     )  # fmt: skip
+
+
+def flux_2_dev():
+    encoder, processor = mistral_3(
+        num_hidden_layers=31, hidden_size=WIDTH, intermediate_size=WIDTH, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+    )  # fmt: skip  # the pipeline reads the states behind layers 10, 20 and 30
+    return flux_2(diffusers.Flux2Pipeline, encoder, processor, WIDTH, guidance_embeds=True)
+
+
+def flux_2_klein():
+    encoder, tokenizer = qwen3(28, head=True)  # the pipeline reads the states behind layers 9, 18 and 27
+    return flux_2(diffusers.Flux2KleinPipeline, encoder, tokenizer, WIDTH, guidance_embeds=False)
 
 
 def sana():
@@ -220,6 +232,17 @@ def qwen_image():
     )  # fmt: skip
 
 
+def qwen_image_edit(kind: type, **more):
+    parts = qwen_image().components
+    parts["text_encoder"], processor = qwen_2_5_vl()
+    wide = parts["text_encoder"].config.text_config.hidden_size
+    parts["transformer"] = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=wide,
+        axes_dims_rope=(4, 6, 6), **more,
+    )  # fmt: skip
+    return kind(**parts | {"processor": processor, "tokenizer": processor.tokenizer})
+
+
 def lumina_2():
     encoder, tokenizer = gemma()
     return diffusers.Lumina2Pipeline(
@@ -245,6 +268,19 @@ def z_image():
     )  # fmt: skip
 
 
+def chroma():
+    encoder, tokenizer = t5()
+    return diffusers.ChromaPipeline(
+        vae=vae(16, shift_factor=0.1, scaling_factor=0.4), text_encoder=encoder, tokenizer=tokenizer,
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=WIDTH, axes_dims_rope=(4, 6, 6), approximator_num_channels=16, approximator_hidden_dim=32,
+            approximator_layers=1,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **FLOW),
+    )  # fmt: skip
+
+
 BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd": stable_diffusion,
     "sd-v": lambda: stable_diffusion("v_prediction"),
@@ -259,14 +295,21 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "qwen-image": qwen_image,
     "lumina2": lumina_2,
     "z-image": z_image,
+    "flux2-dev": flux_2_dev,
+    "chroma": chroma,
 }
+EDITORS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
+    "qwen-image-edit": lambda: qwen_image_edit(diffusers.QwenImageEditPipeline),
+    "qwen-image-edit-plus": lambda: qwen_image_edit(diffusers.QwenImageEditPlusPipeline, zero_cond_t=True),
+}
+"""Bases that draw nothing without references."""
 SIDE = 32  # of the images these models are tried with, pixels
 
 
 def build(name: str, folder: Path) -> Path:
     """Saves the pipeline of this name, its weights drawn from a seed."""
     torch.manual_seed(0)
-    pipe = BUILDERS[name]()
+    pipe = (BUILDERS | EDITORS)[name]()
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             for parameter in part.parameters():  # some layers begin at zero, which would hide what they do

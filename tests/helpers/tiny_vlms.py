@@ -291,11 +291,11 @@ def llava_onevision():
     return ends(transformers.LlavaOnevisionForConditionalGeneration(config), tokenizer, "<|im_end|>"), processor
 
 
-def mistral_3():
+def mistral_3(**words):
     """Mistral Small 3: Pixtral's tower at the image's own shape, four patches a token, a token behind every row of them."""
     tokenizer = llama("[IMG]", "[IMG_BREAK]", "[IMG_END]", pad="<pad>")
     config = transformers.Mistral3Config(
-        text_config=text(transformers.MistralConfig, tokenizer, sliding_window=None),
+        text_config=text(transformers.MistralConfig, tokenizer, sliding_window=None, **words),
         vision_config=tower(transformers.PixtralVisionConfig, head_dim=WIDTH // 2, image_size=2 * SIDE),
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2, vision_feature_layer=-1,
     )  # fmt: skip

@@ -116,10 +116,12 @@ def lumina(tmp_path_factory):
 def test_families_without_such_a_pipeline_are_known():
     able = {name: [bool(start_pipeline_class(name, masked=masked)) for masked in (False, True)] for name in (
         "QwenImagePipeline", "ZImagePipeline", "SanaPipeline", "Lumina2Pipeline", "FluxKontextPipeline", "Flux2KleinPipeline",
+        "Flux2Pipeline",
     )}  # fmt: skip
     assert able == {
         "QwenImagePipeline": [True, True], "ZImagePipeline": [True, True], "SanaPipeline": [False, False],
         "Lumina2Pipeline": [False, False], "FluxKontextPipeline": [False, False], "Flux2KleinPipeline": [False, False],
+        "Flux2Pipeline": [False, False],
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from tiny_families import BUILDERS, SIDE
 from rankfold.pipelines.generate import denoise
 from rankfold.toolkit.adapters.attach import trainable_parameters
 from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.diffusion.families.flux_2 import Flux2
 from rankfold.toolkit.diffusion.load import open_model
 from rankfold.training.engine.loop import Loop
 from rankfold.training.launch.start import train
@@ -89,7 +90,7 @@ def as_grid(latents, model, height, width):
 
     if latents.dim() == 5:
         return latents[:, :, 0] if latents.shape[2] == 1 else latents[0].transpose(0, 1)
-    if latents.dim() == 3 and type(model).__name__ == "Flux2Klein":
+    if latents.dim() == 3 and isinstance(model, Flux2):
         return latents.transpose(1, 2).reshape(1, -1, height, width)
     return unpack_latents(latents, height, width) if latents.dim() == 3 else latents
 

@@ -14,7 +14,7 @@ from family_runs import a_config
 from forked import run_in_two_processes
 from PIL import Image
 from short_runs import train_until, write_config
-from tiny_families import BUILDERS, SIDE
+from tiny_families import BUILDERS, EDITORS, SIDE
 
 from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate
@@ -22,6 +22,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.families import FAMILIES
+from rankfold.toolkit.diffusion.families.flux_2 import Flux2
 from rankfold.toolkit.diffusion.load import open_model, resolve_base
 from rankfold.toolkit.diffusion.model import pack_latents, pad_and_stack, unpack_latents
 from rankfold.toolkit.formats.adapter_folder import WEIGHTS, check_adapter_folder
@@ -41,7 +42,7 @@ def as_latents(model, tensor):
     side = SIDE // model.latent_scale
     if tensor.dim() == 4:
         return tensor
-    if type(model).__name__ == "Flux2Klein":
+    if isinstance(model, Flux2):
         return tensor.transpose(1, 2).reshape(len(tensor), -1, side, side)
     return unpack_latents(tensor, side, side)
 
@@ -269,7 +270,7 @@ def test_packing_is_the_stock_one():
 
 
 def test_every_family_is_tried():
-    tried = {type(make()).__name__ for make in BUILDERS.values()}
+    tried = {type(make()).__name__ for make in (BUILDERS | EDITORS).values()}
     assert tried == {name for family in FAMILIES for name in family.pipelines}
     assert all(family.licence for family in FAMILIES)
 

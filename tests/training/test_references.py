@@ -9,12 +9,15 @@ from accelerate import Accelerator
 from family_runs import a_config
 from PIL import Image, ImageOps
 from short_runs import train_until
+from tiny_families import EDITORS
 
 from rankfold.apps.cli import main
+from rankfold.pipelines.export import export_adapter
 from rankfold.pipelines.generate import Recipe, denoise, generate, read_recipe, save_image
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.data.references import add_references, reference_notes
 from rankfold.toolkit.data.subjects import find_samples
+from rankfold.toolkit.diffusion.families.flux_2 import Flux2
 from rankfold.toolkit.diffusion.load import open_model
 from rankfold.training.launch.plan import plan
 from rankfold.training.launch.start import check_config, resume, train
@@ -22,7 +25,7 @@ from rankfold.training.launch.trained_on import collect_training_data
 from rankfold.training.subject.task import SubjectTask
 
 SIDE = 64  # pixels; FLUX.2's pipeline takes no smaller reference
-FAMILIES = ("flux2-klein", "flux-kontext")
+FAMILIES = ("flux2-klein", "flux2-dev", "flux-kontext", *EDITORS)
 PROMPT = "make it blue"
 
 
@@ -53,6 +56,17 @@ def an_edit(folder, pairs, out, **more):
     return a_config(folder, pairs / "targets", out, **(settings | more))
 
 
+@pytest.fixture(autouse=True)
+def small_references(monkeypatch):
+    """Qwen-Image-Edit's pipeline scales references to a megapixel, and for the text encoder to 384 pixels a side: here to less."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
+    scale = pipeline_qwenimage_edit.calculate_dimensions
+    monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: scale(96 * 96, ratio))
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 96 * 96)
+    monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", SIDE * SIDE)
+
+
 @pytest.fixture(params=FAMILIES)
 def folder(request, folders):
     return folders(request.param)
@@ -64,8 +78,9 @@ def test_the_model_is_given_what_the_stock_pipeline_gives_it(folder, size):
     model = open_model(str(folder))
     pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
     references = [noise_image(1, size), noise_image(2)][: model.max_references]
+    seen = model.prompts_see_references
     with torch.no_grad():
-        words = model.encode_prompts([PROMPT])
+        words = model.encode_prompts([PROMPT], references) if seen else model.encode_prompts([PROMPT])
     inputs, outputs, forward = [], [], model.denoiser.forward
 
     def recording(**given):
@@ -75,9 +90,13 @@ def test_the_model_is_given_what_the_stock_pipeline_gives_it(folder, size):
         return answer
 
     model.denoiser.forward = recording
-    denoise(pipe, words, seeds=[3], steps=2, guidance_scale=1.0, width=SIDE, negative=words, references=references)
+    given, sizes = [PROMPT] if seen else words, [model.own_reference_size(image.size) for image in references]
+    denoise(pipe, given, seeds=[3], steps=2, guidance_scale=1.0, width=SIDE, negative=given, references=references)
+    scaled = [
+        image.resize(own or image.size, Image.Resampling.LANCZOS) for image, own in zip(references, sizes, strict=True)
+    ]
     stock, said = inputs.copy(), outputs.copy()
-    latents = [model.encode_image(image)["mean"][None] for image in references]
+    latents = [model.encode_image(image)["mean"][None] for image in scaled]
     side = SIDE // model.latent_scale
     count = side**2 // model.patch_size**2
     for given, answer in zip(stock, said, strict=True):
@@ -87,7 +106,11 @@ def test_the_model_is_given_what_the_stock_pipeline_gives_it(folder, size):
         with torch.no_grad():
             guess = model.predict(noisy, given["timestep"], words, latents)
         (own,) = inputs
+        assert own.get("img_shapes") == given.get("img_shapes")
         for name in ("hidden_states", "timestep", "encoder_hidden_states", "txt_ids", "img_ids"):
+            if name not in given:
+                assert name.endswith("ids")
+                continue
             torch.testing.assert_close(own[name].float(), given[name].float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(guess, from_tokens(model, answer[:, :count], side), rtol=1e-3, atol=1e-4)
         assert answer.shape[1] > count
@@ -97,7 +120,7 @@ def from_tokens(model, tokens, side):
     """Tokens of an image as latents."""
     from rankfold.toolkit.diffusion.model import unpack_latents
 
-    if type(model).__name__ == "Flux2Klein":
+    if isinstance(model, Flux2):
         return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
     return unpack_latents(tokens, side, side)
 
@@ -108,7 +131,8 @@ def test_references_change_the_loss_and_the_gradient(folder, pairs, tmp_path):
     samples = add_references(find_samples(config.images), config.references)
     task = SubjectTask(config, samples, str(folder), Accelerator(cpu=True))
     batch = task.training.batch(0, [0, 1])
-    assert batch["reference_0"].shape == batch["mean"].shape
+    own_size = task.training.model.own_reference_size((SIDE, SIDE))
+    assert (batch["reference_0"].shape == batch["mean"].shape) == (own_size is None)
     with torch.no_grad():
         own = task.training.module(batch)
         other = task.training.module(batch | {"reference_0": batch["reference_0"].flip(0)})
@@ -143,6 +167,63 @@ def test_trains_resumes_and_draws(folder, pairs, tmp_path):
         read_recipe(tmp_path / "made.png")
     with pytest.raises(UserError, match="reference 1 of"):
         resume(whole.folder)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_prompts_are_encoded_with_their_own_references(folders, pairs, tmp_path, name):
+    """The same words are other states for each pair, as the stock pipeline itself makes them; mirrored, without the token, and dropped."""
+    for number in range(4):
+        (pairs / "targets" / f"{number}.txt").write_text("a sks thing in blue")
+    noise_image(7, (2 * SIDE, SIDE)).save(pairs / "before" / "1.png")
+    config = an_edit(
+        folders(name), pairs, tmp_path / "run", flip=True, preservation_weight=1.0, caption_dropout=0.5, batch_size=1,
+    )  # fmt: skip
+    samples = add_references(find_samples(config.images, flip=True), config.references)
+    training = SubjectTask(config, samples, str(folders(name)), Accelerator(cpu=True)).training
+    pipe = training.model.pipeline(*training.model.text_encoder_names)
+    found = {}
+    for sample in samples:
+        for text in (sample.caption, ""):
+            image = Image.open(sample.references[0])
+            image = ImageOps.mirror(image) if sample.flip else image
+            seen = training.model.seen_references(pipe, [image])
+            with torch.no_grad():
+                states, _ = pipe.encode_prompt([text], image=seen, device="cpu")
+            own = training.prompts.embeds_of(training.prompts.numbers_of([text], [sample]))
+            length = int(own["prompt_embeds_mask"].sum())
+            assert length == states.shape[1]
+            torch.testing.assert_close(own["prompt_embeds"][:, :length], states, rtol=1e-5, atol=1e-5)
+            found[text, sample.path.name, sample.flip] = states
+    assert len({states.flatten()[-8:].sum().item() for states in found.values()}) == len(found) == 16
+    batches = [training.batch(position, [0]) for position in range(24)]
+    keys = list(training.prompts.numbers)
+    asked = [keys[int(batch["prompt"])] for batch in batches]
+    assert {text for text, _, _ in asked} == {"a sks thing in blue", ""}
+    assert all(len(paths) == 1 for _, paths, _ in asked)
+    kept = {keys[int(batch["preservation_prompt"])][:2] for batch in batches if "preservation" in batch}
+    assert len(kept) > 1
+    assert {text for text, _ in kept} == {"a thing in blue"}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_base_that_draws_from_references_only(folders, pairs, tmp_path, name, capsys):
+    """Exported and planned like any other; what lacks a reference is refused before anything is loaded."""
+    base, out = folders(name), tmp_path / "run"
+    config = an_edit(base, pairs, out, steps=1)
+    run = train(config)
+    proof = export_adapter(run.adapter, str(base), "diffusers", tmp_path / "export", width=SIDE)
+    assert (proof.reader, proof.weight_error < 1e-5, proof.effect > 0) == ("diffusers", True, True)
+    assert plan(replace(config, out=tmp_path / "plan")).working > 0
+    with pytest.raises(SystemExit):
+        main(["sample", "--base", str(base), "--prompt", "x", "--width", str(SIDE), "--out", str(tmp_path / "none")])
+    assert "makes images from others: give 1 to" in capsys.readouterr().err
+    for change in ({"references": ()}, {"reference_dropout": 0.1}):
+        with pytest.raises(UserError, match=r"needs 1 to|does not work with references of this base"):
+            check_config(replace(config, out=tmp_path / "other", **change))
+    made = generate(
+        Recipe(prompt=PROMPT, base=str(base), steps=1, width=SIDE, references=(str(pairs / "before" / "0.png"),)), 2
+    )
+    assert made[0][0].tobytes() != made[1][0].tobytes()
 
 
 def test_several_references_and_other_shapes(folders, pairs, tmp_path):
@@ -246,10 +327,11 @@ def test_a_plan_counts_references(folders, pairs, tmp_path):
     assert peaks[0] < peaks[1] < peaks[2]
 
 
-def test_measured_while_it_is_learned(folders, pairs, tmp_path):
+@pytest.mark.parametrize("name", ["flux2-klein", "qwen-image-edit-plus"])
+def test_measured_while_it_is_learned(folders, pairs, tmp_path, name):
     """Held-out pairs are drawn from their own references; the reference as if nothing were done stands beside, and the best is kept."""
     config = an_edit(
-        folders("flux2-klein"), pairs, tmp_path / "run", steps=2, evaluate_every=1, evaluate_clip="embedded", keep="best",
+        folders(name), pairs, tmp_path / "run", steps=2, evaluate_every=1, evaluate_clip="embedded", keep="best",
         hold_out=("0.png", "2.png"), preview_steps=1,
     )  # fmt: skip
     run = train(config)

@@ -58,7 +58,7 @@ def check_references(samples: Sequence[Sample], most: int, base: str) -> None:
             takes = f"takes {most} of an image" if most else "takes no references"
             raise UserError(
                 f"{sample.path.name} has {len(sample.references)} references, and --base {base} {takes}: FLUX.1 Kontext takes one, FLUX.2 "
-                "klein several."
+                "and Qwen-Image-Edit 2509 several."
             )
         for path in sample.references:
             if not is_file(path):

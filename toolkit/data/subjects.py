@@ -16,6 +16,10 @@ from .images import READ_ERRORS, image_size, load_rgb, open_image
 ALPHA = "alpha"  # instead of a folder of masks: the images' own transparency
 
 
+STRETCH = "stretch"
+"""Instead of a crop, where a stock pipeline itself scales references: all of them, to a shape that is nearly theirs."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One training image: its file, its caption (None: use the run's prompt) and whether it is mirrored."""
@@ -55,6 +59,12 @@ def load_image(sample: Sample, size: tuple[int, int], crop: str) -> Image.Image:
     return resize(image, sample, size, crop, border_colour(image))
 
 
+def whole_references(sample: Sample) -> list[Image.Image]:
+    """The references of a sample at their own sizes."""
+    images = [load_rgb(path) for path in sample.references]
+    return [ImageOps.mirror(image) for image in images] if sample.flip else images
+
+
 def load_mask(sample: Sample, masks: str, size: tuple[int, int], crop: str) -> Image.Image:
     """What counts in an image (white) and what does not, brought to the size as the image is: from a folder, or its alpha."""
     file = sample.path if masks == ALPHA else mask_path(sample, masks)
@@ -80,8 +90,10 @@ def is_cut_out(image: Image.Image) -> bool:
 def resize(
     image: Image.Image, sample: Sample, size: tuple[int, int], crop: str, border: int | tuple[int, ...]
 ) -> Image.Image:
-    """Cropped to the size or padded, and mirrored where the sample says so."""
-    if crop == "pad":
+    """Cropped to the size, padded or stretched, and mirrored where the sample says so."""
+    if crop == STRETCH:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    elif crop == "pad":
         image = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=border)
     else:
         image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)

@@ -109,6 +109,12 @@ class DiffusionModel:
     """Whether ComfyUI reads files that name the denoiser's layers as diffusers does."""
     max_references: ClassVar[int] = 0
     """How many reference images the stock pipeline takes for one image."""
+    min_references: ClassVar[int] = 0
+    """How many it cannot do without."""
+    prompts_see_references: ClassVar[bool] = False
+    """Whether prompts are encoded with the references beside them, which `encode_prompts` then takes as a second argument."""
+    max_images_at_once: ClassVar[int] = 8
+    """How many images the stock pipeline draws together."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 
@@ -309,6 +315,10 @@ class DiffusionModel:
         """The prompts' embeds; with a gradient where a text encoder is trained."""
         raise NotImplementedError
 
+    def blank_embeds(self, prompt: str, references: Sequence[Image.Image]) -> PromptEmbeds:
+        """Zeros in the shape of a prompt's embeds (1, ...), of families whose prompts see references; the text encoder is not asked."""
+        raise NotImplementedError
+
     def prompt_limits(self) -> dict[str, int]:
         """Name of each tokenizer -> tokens of a prompt that its encoder is given, marks and template included."""
         pipeline = diffusers_class(self.index["_class_name"])
@@ -349,10 +359,21 @@ class DiffusionModel:
 
     @classmethod
     def check_references(cls, sizes: Sequence[tuple[int, int]]) -> None:
-        """Raises UserError for more references than the family takes, or of a size, (width, height), that it does not take."""
+        """Raises UserError for more or fewer references than the family takes, or of a size, (width, height), that it does not take."""
+        if len(sizes) < cls.min_references:
+            raise UserError(
+                f"{cls.title} makes images from others: give {cls.min_references} to {cls.max_references} references for each (--reference "
+                "where an image is made, --references where pairs are learned), or take another base."
+            )
         if len(sizes) > cls.max_references:
-            takes = f"at most {cls.max_references}" if cls.max_references else "none"
-            raise UserError(f"{len(sizes)} reference images are given, and {cls.title} takes {takes}.")
+            given = "1 reference image is" if len(sizes) == 1 else f"{len(sizes)} reference images are"
+            cure = f"at most {cls.max_references}: leave some out" if cls.max_references else "none: leave them out"
+            raise UserError(f"{given} given, and {cls.title} takes {cure}, or take another base.")
+
+    @classmethod
+    def own_reference_size(cls, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The size that the stock pipeline itself scales a reference of this (width, height) to; None where it takes it as it is given."""
+        return None
 
     @classmethod
     def image_kwargs(cls, references: Sequence[Image.Image], width: int, height: int) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def find_cut_prompts(model: DiffusionModel, prompts: Iterable[str]) -> list[CutP
     limits = model.prompt_limits()
     for prompt in dict.fromkeys(prompts):
         lost = {
-            name: lost_text(getattr(model, name), model.fill_template(name, prompt), limits[name]) for name in limits
+            name: lost_text(text_tokenizer(getattr(model, name)), model.fill_template(name, prompt), limits[name])
+            for name in limits
         }
         whole = any(not text for text in lost.values())
         for name, text in lost.items():
@@ -43,6 +44,11 @@ def find_cut_prompts(model: DiffusionModel, prompts: Iterable[str]) -> list[CutP
                 kind = model.index[name.replace("tokenizer", "text_encoder")][1]
                 found.append(CutPrompt(prompt, kind, limits[name], text, whole))
     return found
+
+
+def text_tokenizer(part: Any) -> Any:
+    """The tokenizer of a part that is one, or a processor around one."""
+    return getattr(part, "tokenizer", part)
 
 
 def lost_text(tokenizer: Any, text: str, limit: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...pipelines.generate import Recipe, check_finite, denoise, max_batch_size, sampling_pipeline
+from ...pipelines.generate import Recipe, check_finite, denoise, max_batch_size, pipeline_family, sampling_pipeline
 from ...toolkit.metrics.clip import ClipScorer, paired_similarity
 from ...toolkit.metrics.dino import ImageScorer
 from ..engine.processes import map_distributed
@@ -87,9 +87,10 @@ def draw_pair(
     def draw(number: int) -> list[Image.Image]:
         pair, references = pairs[number], pairs[(number + shift) % len(pairs)].references
         width, height = pair.target.size
+        most = min(max_batch_size(max(width, height)), pipeline_family(pipe).max_images_at_once)
         made: list[Image.Image] = []
         while len(made) < n:
-            count, first = min(max_batch_size(max(width, height)), n - len(made)), recipe.seed + number * n + len(made)
+            count, first = min(most, n - len(made)), recipe.seed + number * n + len(made)
             images = denoise(
                 pipe,
                 [pair.caption] * count,

@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
@@ -31,7 +32,7 @@ from ..config.subject import SubjectConfig
 from ..engine.processes import num_processes
 from ..subject.adapter import SubjectAdapter
 from ..subject.batches import ImageBatches
-from ..subject.denoising import DenoisingLoss, timestep_weighting
+from ..subject.denoising import DenoisingLoss, batch_references, timestep_weighting
 from ..subject.prompts import fill_in
 from ..subject.rows import Rows
 from ..subject.sizes import reference_size, square_size, trained_sizes
@@ -168,7 +169,7 @@ def example_batch(config: SubjectConfig, model: DiffusionModel) -> dict[str, tor
     rows.without_token = numbers if config.preservation_weight else None
     rows.mask = torch.ones(len(rows), 1, *rows.mean.shape[2:]) if config.masks else None
     rows.references = [blank_rows(config, model, size).mean for size in largest_references(config, model)]
-    batches = ImageBatches(config, noise, torch.device("cpu"), [rows], prior, empty=0, shards_base=config.shard_base)
+    batches = ImageBatches(config, noise, torch.device("cpu"), [rows], prior, shards_base=config.shard_base)
     return batches.batch_at(0, list(range(share)))
 
 
@@ -191,7 +192,8 @@ def largest_size(config: SubjectConfig, model: DiffusionModel) -> tuple[int, int
 def largest_references(config: SubjectConfig, model: DiffusionModel) -> list[tuple[int, int]]:
     """The sizes of the references of the image that has most of them, by their pixels."""
     if config.images is None:
-        return []
+        size = square_size(config, model)
+        return [model.own_reference_size(size) or size] * model.min_references
     samples = add_references(find_samples(config.images, skip_bad=config.skip_bad), config.references)
     found = [
         [reference_size(config, path, size, model) for path in sample.references]
@@ -206,11 +208,18 @@ def step_peak(
 ) -> tuple[int, int]:
     """Bytes alive at the peak of a forward and backward pass, beside weights and the adapter's gradients; operations of the pass."""
     model.text_pipeline()  # whose scheduler wants real numbers
+    seen: PromptEmbeds = {}
+    if model.prompts_see_references:
+        sides = [[side * model.latent_scale for side in latents.shape[:1:-1]] for latents in batch_references(batch)]
+        seen = model.blank_embeds(
+            longest_prompt(config), [Image.new("RGB", (width, height)) for width, height in sides]
+        )
     with FakeTensorMode(allow_non_fake_inputs=True):
         for part in {*parts.values(), *(getattr(model, name) for name in model.text_encoders())}:
             part.to_empty(device="cpu")
         model.device = torch.device("cpu")
-        return count_step(model, parts, config, {name: torch.empty_like(value) for name, value in batch.items()})
+        fake, words = ({name: torch.empty_like(value) for name, value in own.items()} for own in (batch, seen))
+        return count_step(model, parts, config, fake, words)
 
 
 def count_step(
@@ -218,13 +227,19 @@ def count_step(
     parts: dict[str, nn.Module],
     config: SubjectConfig,
     batch: dict[str, torch.Tensor],
+    words: PromptEmbeds,
 ) -> tuple[int, int]:
-    """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations."""
+    """Peak of one pass on fake tensors, less the gradients, which are counted with the adapter; and its operations.
+
+    words: a prompt's embeds (1, ...), where the text encoder cannot be asked here.
+    """
     noise = model.noise(config.timestep_sampling, config.timestep_shift)
     prompt = longest_prompt(config)
     rows = sum(len(batch[name]) for name in ("prompt", "preservation_prompt") if name in batch)
     with torch.no_grad(), RealTensorMode():
-        prompt_embeds = model.encode_prompts([prompt] * rows)
+        prompt_embeds = {k: v.repeat_interleave(rows, 0) for k, v in words.items()} or model.encode_prompts(
+            [prompt] * rows
+        )
 
     def prompt_embeds_of(numbers: torch.Tensor) -> PromptEmbeds:
         if encodes_each_step(config):

@@ -105,6 +105,14 @@ def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Samp
     """
     if isinstance(config, SubjectConfig):
         samples = add_references(samples, config.references)
+    model = open_model(resolve_base(config.base))
+    if model.min_references and not (
+        isinstance(config, SubjectConfig) and all(sample.references for sample in samples)
+    ):
+        raise UserError(
+            f"{model.title} makes images from others, so each image that it learns needs {model.min_references} to "
+            f"{model.max_references} references: see `rankfold train edit`, or take another base."
+        )
     if not any(sample.references for sample in samples):
         if isinstance(config, SubjectConfig) and config.reference_dropout:
             raise UserError(
@@ -115,7 +123,6 @@ def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Samp
         raise UserError(
             "References are learned by `rankfold train edit` and `train subject` only: take them out of metadata.jsonl."
         )
-    model = open_model(resolve_base(config.base))
     check_references(samples, model.max_references, config.base)
     for sample in samples:
         for size in trained_sizes(config, sample, model):
@@ -123,9 +130,12 @@ def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Samp
     for flag, given in (
         ("--prior-weight", config.prior_weight),
         ("--train-text-encoder", config.train_text_encoder),
+        *([("--reference-dropout", config.reference_dropout)] if model.min_references else []),
     ):
         if given:
-            raise UserError(f"{flag} does not work with references yet: leave it out.")
+            raise UserError(
+                f"{flag} does not work with references{' of this base' if 'drop' in flag else ' yet'}: leave it out."
+            )
     return samples
 
 

@@ -29,8 +29,6 @@ class ImageBatches:
     """Images of the subject, by size."""
     prior: Sequence[Rows] | None
     """Images of the class, by size, where there are any."""
-    empty: int
-    """Number of the empty prompt."""
     host_prompts: bool = False
     """Prompt numbers stay on the host, where texts are re-encoded in each pass."""
     shards_base: bool = False
@@ -70,7 +68,7 @@ class ImageBatches:
             if config.noise_offset:
                 both[1] += config.noise_offset * torch.randn(shape[0], 1, 1, generator=random)
             drawn.append(both)
-            prompts.append(self.draw_prompt(rows.prompts[row], random))
+            prompts.append(self.draw_prompt(rows, row, random))
         posterior_noise, noise = torch.stack(drawn, 1).to(self.device, non_blocking=True)
         where = which.to(self.device, non_blocking=True)
         batch = {
@@ -95,11 +93,11 @@ class ImageBatches:
         share = getattr(self.config, "reference_dropout", 0.0)
         return share > 0 and float(torch.rand((), generator=generator(self.config.seed, 11, position))) < share
 
-    def draw_prompt(self, ways: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """The number, a scalar, of the caption that a row is given this time: one of its ways (n,), or none."""
-        config = self.config
-        if config.caption_dropout and float(torch.rand((), generator=random)) < config.caption_dropout:
-            return torch.tensor(self.empty)
+    def draw_prompt(self, rows: Rows, row: int, random: torch.Generator) -> torch.Tensor:
+        """The number, a scalar, of the caption that a row is given this time: one of its ways, or none."""
+        config, ways = self.config, rows.prompts[row]
+        if rows.empty is not None and float(torch.rand((), generator=random)) < config.caption_dropout:
+            return rows.empty[row]
         return ways[torch.randint(len(ways), (), generator=random)] if len(ways) > 1 else ways[0]
 
     def preservation_rows(self, prompts: torch.Tensor, position: int, slots: list[int]) -> dict[str, torch.Tensor]:

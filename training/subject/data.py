@@ -12,7 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ...toolkit.core.cache import cache_key, file_hash, load_or_compute
 from ...toolkit.core.paths import cache_folder
-from ...toolkit.data.subjects import Sample, load_image, load_mask
+from ...toolkit.data.subjects import STRETCH, Sample, load_image, load_mask
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from ..engine.processes import share_work
@@ -73,7 +73,7 @@ class ImageEncoder:
     def build_bucket(self, samples: list[Sample], sizes: Sequence[Size], default_prompt: str, subject: bool) -> Rows:
         """Samples of one size: latents, masks, and their prompts' numbers. sizes: theirs, then those of their references."""
         config, device, size = self.config, self.accelerator.device, sizes[0]
-        latents = self.encode_latents(samples, size)
+        latents = self.encode_latents(samples, size, config.crop)
         captions = [sample.caption or default_prompt for sample in samples]
         ways = [shuffle_tags(caption, config.caption_orders, config.seed) for caption in captions]
         most = max(len(own) for own in ways)
@@ -84,8 +84,10 @@ class ImageEncoder:
         return Rows(
             mean=mean.to(device),
             std=torch.stack([row["std"] for row in latents]).to(device),
-            prompts=torch.stack([self.prompts.add(own) for own in ways]),
-            without_token=self.prompts.add(bare) if subject and config.preservation_weight else None,
+            prompts=torch.stack([self.prompts.add(own, sample) for own, sample in zip(ways, samples, strict=True)]),
+            without_token=self.add_each(bare, samples) if subject and config.preservation_weight else None,
+            class_prompt=None if subject else self.add_each([config.class_prompt] * len(samples), samples),
+            empty=self.add_each([""] * len(samples), samples) if config.caption_dropout else None,
             mask=self.latent_mask_weights(samples, size, mean.shape[2:]) if subject and config.masks else None,
             references=[
                 self.encode_references(samples, number, own).to(device) for number, own in enumerate(sizes[1:])
@@ -93,9 +95,13 @@ class ImageEncoder:
             draws=draws if len(draws) > len(samples) else (),
         )
 
-    def encode_latents(self, samples: list[Sample], size: Size) -> list[dict[str, torch.Tensor]]:
+    def add_each(self, texts: Sequence[str], samples: Sequence[Sample]) -> torch.Tensor:
+        """The numbers (N,) of a prompt for each sample."""
+        return torch.cat([self.prompts.add([text], sample) for text, sample in zip(texts, samples, strict=True)])
+
+    def encode_latents(self, samples: list[Sample], size: Size, crop: str) -> list[dict[str, torch.Tensor]]:
         """Mean and std (C, H, W) of each sample's latents; each process makes its share of those that are missing."""
-        model, config, cache = self.model, self.config, cache_folder() / "latents"
+        model, cache = self.model, cache_folder() / "latents"
         vae, makers = model.fingerprint("vae"), []
         for sample in samples:
             key = cache_key(
@@ -104,17 +110,18 @@ class ImageEncoder:
                 vae=vae,
                 file=file_hash(sample.path),
                 size=size,
-                crop=config.crop,
+                crop=crop,
                 flip=sample.flip,
             )
-            make = lambda s=sample: model.encode_image(load_image(s, size, config.crop))  # noqa: E731
+            make = lambda s=sample: model.encode_image(load_image(s, size, crop))  # noqa: E731
             makers.append(lambda key=key, make=make: load_or_compute(cache, key, make))
         return share_work(self.accelerator, makers)
 
     def encode_references(self, samples: list[Sample], number: int, size: Size) -> torch.Tensor:
         """Latents (N, C, H, W) of reference `number` of each sample: the mean, as the stock pipelines take."""
         own = [Sample(sample.references[number], flip=sample.flip) for sample in samples]
-        return torch.stack([row["mean"] for row in self.encode_latents(own, size)])
+        crop = STRETCH if self.model.own_reference_size(size) else self.config.crop
+        return torch.stack([row["mean"] for row in self.encode_latents(own, size, crop)])
 
     def latent_mask_weights(self, samples: list[Sample], size: Size, latent: Sequence[int]) -> torch.Tensor:
         """What each latent pixel counts for, (N, 1, H, W), 1 on average over each image."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
 
 from ...pipelines.generate import denoise, max_batch_size
-from ...toolkit.data.subjects import Sample, load_image
+from ...toolkit.data.subjects import Sample, load_image, whole_references
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from ..engine.processes import map_distributed
@@ -28,7 +27,8 @@ def draw_images(
 
     pairs: a sample for each text, of whose size and from whose references its image is made; then each is drawn alone.
     """
-    embeds = prompts.embeds_of(torch.tensor([prompts.numbers[text] for text in [*texts, ""]]))
+    wanted = prompts.embeds_of(prompts.numbers_of(texts, pairs))
+    unwanted = prompts.embeds_of(prompts.numbers_of([""] * len(texts), pairs))
     side, _ = square_size(config, model)
     pipe, count = model.pipeline(model.denoiser_name, "vae"), 1 if pairs else max_batch_size(side)
 
@@ -38,8 +38,8 @@ def draw_images(
         width, height = trained_sizes(config, pairs[start], model)[0] if pairs else (side, side)
         return denoise(
             pipe,
-            {name: value[some] for name, value in embeds.items()},
-            negative={name: value[-1:].expand(len(own), *value.shape[1:]) for name, value in embeds.items()},
+            {name: value[some] for name, value in wanted.items()},
+            negative={name: value[some] for name, value in unwanted.items()},
             seeds=own,
             steps=config.preview_steps,
             guidance_scale=config.guidance_scale,
@@ -52,7 +52,9 @@ def draw_images(
 
 
 def load_references(config: DiffusionConfig, sample: Sample, size: Size, model: DiffusionModel) -> list[Image.Image]:
-    """The references of a sample as training sees them. size: the sample's."""
+    """The references of a sample as the stock pipeline is to be given them, so that it sees what training does. size: the sample's."""
+    if sample.references and model.own_reference_size(size):
+        return whole_references(sample)
     return [
         load_image(Sample(path, flip=sample.flip), reference_size(config, path, size, model), config.crop)
         for path in sample.references

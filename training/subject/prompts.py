@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from ...toolkit.core.cache import cache_key, load_or_compute
+from ...toolkit.core.cache import cache_key, file_hash, load_or_compute
 from ...toolkit.core.paths import cache_folder
+from ...toolkit.data.subjects import Sample, whole_references
 from ...toolkit.diffusion.model import DiffusionModel, PromptEmbeds, pad_and_stack
 from ..config.images import DiffusionConfig
 from ..engine.processes import share_work
+
+PromptKey = str | tuple[str, tuple[Path, ...], bool]
 
 
 def without_token(caption: str, config: DiffusionConfig) -> str:
@@ -35,14 +39,25 @@ class Prompts:
 
     def __init__(self, model: DiffusionModel, config: DiffusionConfig, accelerator: Accelerator) -> None:
         self.model, self.config, self.accelerator = model, config, accelerator
-        self.numbers: dict[str, int] = {}
-        """Text -> number."""
+        self.numbers: dict[PromptKey, int] = {}
+        """Text -> number; where the text encoder sees references, too, the text with a sample's."""
         self.embeds: PromptEmbeds | None = None
         """Embeds of all texts (P, ...); None as long as each pass encodes its own."""
 
-    def add(self, texts: Iterable[str]) -> torch.Tensor:
-        """A number for each text (N,); new texts are added."""
-        return torch.tensor([self.numbers.setdefault(text, len(self.numbers)) for text in texts])
+    def key(self, text: str, sample: Sample | None) -> PromptKey:
+        """What a prompt's states depend on. sample: the one of whose image it is the prompt."""
+        seen = sample is not None and self.model.prompts_see_references and sample.references
+        return (text, sample.references, sample.flip) if sample is not None and seen else text
+
+    def add(self, texts: Iterable[str], sample: Sample | None = None) -> torch.Tensor:
+        """A number for each text (N,), all of them prompts of one sample's image, or of none; new ones are added."""
+        keys = [self.key(text, sample) for text in texts]
+        return torch.tensor([self.numbers.setdefault(key, len(self.numbers)) for key in keys])
+
+    def numbers_of(self, texts: Sequence[str], samples: Sequence[Sample] = ()) -> torch.Tensor:
+        """The numbers (N,) of texts that are there. samples: none, or one for each text."""
+        own = samples or [None] * len(texts)
+        return torch.tensor([self.numbers[self.key(text, sample)] for text, sample in zip(texts, own, strict=True)])
 
     @torch.no_grad()
     def encode(self, token_embeddings: Mapping[str, torch.Tensor]) -> None:
@@ -53,7 +68,9 @@ class Prompts:
         if token_embeddings:
             encoder += cache_key(**{name: vectors.tolist() for name, vectors in token_embeddings.items()})
         makers = []
-        for text in self.numbers:
+        for number in self.numbers:
+            text, paths, flip = number if isinstance(number, tuple) else (number, (), False)
+            seen = {"references": [file_hash(path) for path in paths], "flip": flip} if paths else {}
             key = cache_key(
                 kind="words",
                 family=type(model).__name__,
@@ -61,15 +78,24 @@ class Prompts:
                 text=text,
                 dtype=config.precision,
                 quantize=config.quantize,
+                **seen,
             )
-            make = lambda t=text: {name: value.cpu() for name, value in model.encode_prompts([t]).items()}  # noqa: E731
+            make = lambda own=number: {name: value.cpu() for name, value in self.encode_one(own).items()}  # noqa: E731
             makers.append(lambda key=key, make=make: load_or_compute(cache, key, make))
         rows = share_work(self.accelerator, makers)
         self.embeds = {name: value.to(self.accelerator.device) for name, value in pad_and_stack(rows).items()}
+
+    def encode_one(self, key: PromptKey) -> PromptEmbeds:
+        """The embeds (1, ...) of one prompt."""
+        if isinstance(key, str):
+            return self.model.encode_prompts([key])
+        text, paths, flip = key
+        seen = whole_references(Sample(paths[0], flip=flip, references=paths))
+        return self.model.encode_prompts([text], seen)  # type: ignore[call-arg]
 
     def embeds_of(self, numbers: torch.Tensor) -> PromptEmbeds:
         """The embeds of the prompts of these numbers (B,)."""
         if self.embeds is not None:
             return {name: value[numbers] for name, value in self.embeds.items()}
-        texts = list(self.numbers)
+        texts = [key for key in self.numbers if isinstance(key, str)]  # with references no text encoder is trained
         return self.model.encode_prompts([texts[number] for number in numbers.tolist()])

@@ -23,6 +23,10 @@ class Rows:
     """(N, K): K ways to say an image's caption."""
     without_token: torch.Tensor | None = None
     """(N,): the caption without the subject's token, where that is to be preserved."""
+    class_prompt: torch.Tensor | None = None
+    """(N,): what the class is called, of images that are not trained on."""
+    empty: torch.Tensor | None = None
+    """(N,): no caption, where captions are dropped."""
     mask: torch.Tensor | None = None
     """(N, 1, H, W): what each latent pixel's error counts for, 1 on average; None counts all alike."""
     references: Sequence[torch.Tensor] = ()

@@ -30,7 +30,12 @@ def trained_sizes(config: DiffusionConfig, sample: Sample, model: DiffusionModel
 
 
 def reference_size(config: DiffusionConfig, path: Path, size: Size, model: DiffusionModel) -> Size:
-    """The size of a reference of an image of `size`: the same, or with buckets about as many pixels in its own shape."""
+    """The size of a reference of an image of `size`: the same, or with buckets about as many pixels in its own shape.
+
+    Where the stock pipeline scales references by itself it is what comes of that.
+    """
+    if own := model.own_reference_size(image_size(path)):
+        return own
     if config.crop != "bucket":
         return size
     unit = model.latent_scale * model.patch_size

@@ -34,7 +34,7 @@ class StepMeasuring(ABC):
 
     def __post_init__(self) -> None:
         self.started = False
-        self.loss = ValidationLoss(self.training, self.config.seed, self.config.class_prompt)
+        self.loss = ValidationLoss(self.training, self.config.seed)
 
     @abstractmethod
     def measure(self, run: Run, step: int) -> None:

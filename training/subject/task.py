@@ -48,10 +48,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             accelerator,
             adapter,
             held_out=held_out,
-            texts=(
-                *(test.texts(token=True) if test else ()),
-                *([config.class_prompt] if config.evaluate_every else ()),
-            ),
+            texts=test.texts(token=True) if test else (),
             shard_base=config.shard_base,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process

@@ -146,7 +146,11 @@ def prepare_image_training(
     model = open_model(base, DTYPES[config.precision], accelerator.device, config.quantize)
     prompts = Prompts(model, config, accelerator)
     data = encode_images(model, prompts, config, accelerator, samples, held_out)
-    prompts.add([*preview_texts(config), "", *texts])  # the empty one is what dropped captions are
+    pairs = tuple(sample for sample in samples if sample.references and not sample.flip)[:PREVIEWED_PAIRS]
+    if not model.prompts_see_references:
+        prompts.add([*preview_texts(config), "", *texts])  # the empty one is what guidance steers away from
+    for sample in (*pairs, *held_out):
+        prompts.add([""], sample)
     if not trainable.may_change_text:
         prompts.encode(trainable.token_embeddings)
     model.release(text=prompts.embeds is not None)
@@ -165,14 +169,12 @@ def prepare_image_training(
         accelerator.device,
         data.instance,
         data.prior,
-        prompts.numbers[""],
         host_prompts=prompts.embeds is None,
         shards_base=shard_base,
     )
     module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
     if shard_base:
         ignore_shards_in_ddp(module)
-    pairs = tuple(sample for sample in samples if sample.references and not sample.flip)[:PREVIEWED_PAIRS]
     return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs)
 
 

@@ -6,6 +6,8 @@ images it only falls. On the class prompt it says what is lost of the class.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .rows import Rows
@@ -21,8 +23,8 @@ STREAM = 12  # of the randomness that is drawn here
 class ValidationLoss:
     """Batches with their noise, drawn once, and their losses."""
 
-    def __init__(self, training: ImageTraining, seed: int, class_prompt: str) -> None:
-        """training: with images held out. class_prompt: is among its prompts."""
+    def __init__(self, training: ImageTraining, seed: int) -> None:
+        """training: with images held out."""
         assert training.data.held_out is not None
         self.training = training
         held_out = training.data.held_out
@@ -30,10 +32,10 @@ class ValidationLoss:
             "validation_loss": fixed_batches(training, held_out, seed),
             "training_loss": fixed_batches(training, training.data.instance, seed),
         }
-        number = training.prompts.numbers[class_prompt]
-        self.batches["class_loss"] = [
-            batch | {"prompt": torch.full_like(batch["prompt"], number)} for batch in self.batches["validation_loss"]
+        as_class = [
+            replace(rows, prompts=rows.class_prompt[:, None]) for rows in held_out if rows.class_prompt is not None
         ]
+        self.batches["class_loss"] = fixed_batches(training, as_class, seed)
 
     def measure(self) -> tuple[dict[str, float], torch.Tensor]:
         """Each loss, and of the held-out images those of each band of timesteps; then the latter by image and draw, (N, DRAWS)."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ....pipelines.compare import Axis, Comparison
-from ....pipelines.generate import Recipe
+from ....pipelines.generate import Recipe, check_given_images
 from ....toolkit.core.errors import UserError, did_you_mean
 from ....toolkit.data.subjects import find_samples
 from ....toolkit.diffusion.load import EMBEDDED
@@ -21,6 +21,7 @@ from .numbers import LIMITS, parse_number, parse_seed
 from .paths import StudioPaths
 from .pipeline_worker import Job, JobStopped, PipelineWorker, save_images
 from .recipes import build_recipe, parse_sampler
+from .start_images import keep_references
 
 NOTHING = "nothing"  # along an axis that does not vary
 FIELDS = {
@@ -153,6 +154,8 @@ class ComparisonInputs:
     clip: str = ""
     z: str = NOTHING
     z_values: str = ""
+    references: Sequence[Any] | None = None
+    """Files, or what a gallery holds."""
 
 
 def parse_comparison(paths: StudioPaths, boxes: ComparisonInputs) -> Comparison:
@@ -198,8 +201,10 @@ def cell_recipes(
     numbers: dict[str, Any] = {what: parse_number(what, getattr(boxes, what)) for what in ("steps", "width", "height")}
     numbers["guidance_scale"] = parse_number("guidance", boxes.guidance)
     numbers["seed"] = parse_seed(boxes.seed)
+    numbers["references"] = keep_references(paths, boxes.references)
     prompts = [axis.values[0] for axis in axes if axis.what == "prompt"] or [boxes.prompt or ""]
     base = build_recipe(paths, boxes.base, prompts[0], boxes.negative or "", numbers, ())
+    check_given_images(base)
     columns, rows, blocks = axes
     cells = [
         own | axis_setting(blocks, block) | axis_setting(rows, row) | axis_setting(columns, column)
@@ -233,6 +238,7 @@ def describe_settings(boxes: ComparisonInputs, axes: tuple[Axis, Axis, Axis], re
         "seed": f"seed {recipe.seed}",
         "steps": f"{recipe.steps} steps",
         "guidance_scale": f"guidance {recipe.guidance_scale:g}",
+        "references": f"{count} reference image{'s'[: count > 1]}" if (count := len(recipe.references)) else "",
     }
     return "; ".join(text for key, text in said.items() if text and key not in varied)
 

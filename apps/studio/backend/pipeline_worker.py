@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....pipelines.generate import Recipe, generate, repeat, sampling_pipeline, save_image
+from ....pipelines.generate import Recipe, drawing_pipeline, generate, repeat, save_image
 from ....toolkit.core.devices import release_memory
 from ....toolkit.formats.locate import adapter_path, content_hash
 from .live_preview import LivePreview
@@ -89,7 +89,7 @@ class PipelineWorker:
         """The pipeline of this base with these adapters at these strengths."""
         hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
         key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
-        return self.loaded.get(key, lambda: sampling_pipeline(recipe))
+        return self.loaded.get(key, lambda: drawing_pipeline(recipe))
 
     def draw(self, recipe: Recipe, n: int, drawing: Job, keep: Callable[[Made], Any] | None = None) -> Made:
         """`n` images, in small batches so that a stop comes soon. keep: is given each batch when it is done."""

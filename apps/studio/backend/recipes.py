@@ -72,6 +72,7 @@ def build_recipe(
         height=parse_number("height", values["height"]),
         seed=parse_seed(values["seed"]),
         scheduler=parse_sampler(values.get("scheduler", "")),
+        references=values.get("references", ()),
         image=values.get("image", ""),
         mask=values.get("mask", ""),
         image_strength=parse_number("image strength", values.get("image_strength", Recipe.image_strength)),

@@ -1,9 +1,11 @@
-"""Images that others start from: kept beside what is made of them, by their content, so that these can be made again."""
+"""Images that others start from or refer to: kept beside what is made of them, by their content, so that it can be made again."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.files import write_atomic
@@ -28,6 +30,16 @@ def keep_start(paths: StudioPaths, file: str | None, what: str) -> str:
     if not kept.exists():
         write_atomic(kept, data)
     return str(kept)
+
+
+def keep_references(paths: StudioPaths, given: Sequence[Any] | None) -> tuple[str, ...]:
+    """The paths of reference images where they stay, in their order. given: files, or what a gallery holds (file, caption).
+
+    Raises:
+        UserError: for what is no image.
+    """
+    files = [one if isinstance(one, str) else one[0] for one in given or ()]
+    return tuple(keep_start(paths, file, f"Reference {number}") for number, file in enumerate(files, 1))
 
 
 def kept_start(paths: StudioPaths, path: str) -> str | None:

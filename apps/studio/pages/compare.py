@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from ..backend.pipeline_worker import POLL_SECONDS, Job, JobStopped, PipelineWor
 from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
 from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
-from ..widgets.actions import act
+from ..widgets.actions import act, named
 from ..widgets.filling import keep_draft
+from ..widgets.reference_slot import ReferenceSlot
 
 PROPOSED_VALUES = {
     "strength": "0\n0.5\n1", "seed": "0\n1\n2", "guidance": "1\n2\n4", "steps": "10\n25\n50", "sampler": "Model default\nDDIM\nEuler a",
@@ -146,17 +148,23 @@ class ComparePage:
 def build(studio: Studio) -> None:
     """The page."""
     page = ComparePage(studio)
-    settings = setting_inputs()
+    settings, references = setting_inputs(), ReferenceSlot("compare")
     axes = [axis_inputs("X", "seed"), axis_inputs("Y", NOTHING), axis_inputs("Z", NOTHING)]
     measures = measure_inputs()
     with gr.Row():
         go = gr.Button("Compare", variant="primary", elem_id="compare-go")
         stop = gr.Button("Stop", variant="stop", elem_id="compare-stop")
-    wire(page, settings, axes, measures, go, stop)
+    wire(page, settings, references, axes, measures, go, stop)
 
 
 def wire(
-    page: ComparePage, settings: list[Any], axes: list[list[Any]], measures: list[Any], go: Any, stop: Any
+    page: ComparePage,
+    settings: list[Any],
+    references: ReferenceSlot,
+    axes: list[list[Any]],
+    measures: list[Any],
+    go: Any,
+    stop: Any,
 ) -> None:
     """What happens."""
     results = result_outputs()
@@ -164,7 +172,10 @@ def wire(
     stops = gr.Number(0, label="Stops", visible="hidden")  # a State's change would cancel nothing
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     boxes = [*settings, *axes[0], *axes[1], *measures, *axes[2]]  # Z last, for programs that know of no such
-    act(go, page.draw_cells, boxes, results, results[0], api_name="compare", concurrency_limit=None)
+    act(go, page.draw_cells, [*boxes, references.gallery], results, results[0], concurrency_limit=None)
+    names = [field.name for field in fields(ComparisonInputs)]
+    called = named(show_errors(page.draw_cells), ["request", *names])
+    gr.on([], called, [*boxes, references.files], results, api_name="compare", concurrency_limit=None)
     stop.click(show_errors(page.stop_drawing), stops, stops, **quiet)
     base, adapter, prompt = settings[0], settings[1], settings[3]
     adapter.input(show_errors(page.suit_adapter), adapter, [base, prompt], **quiet)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ....pipelines.generate import Recipe, parse_recipe
-from ....pipelines.start_image import check_start
+from ....pipelines.generate import check_given_images, parse_recipe
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.adapter_cards import adapter_cards
@@ -18,15 +18,21 @@ from ..backend.context import Studio
 from ..backend.generated import find_generated_image, generated_thumbnails
 from ..backend.pipeline_worker import BATCH, Job, JobStopped, run_in_background, save_images
 from ..backend.recipes import SAMPLERS, build_recipe, recalled_adapters, sampler_name, suggested_base_and_prompt
-from ..backend.start_images import keep_start, kept_start
+from ..backend.start_images import keep_references, keep_start, kept_start
 from ..backend.turns import calling_client
 from ..render.messages import message_html, progress_bar, show_errors
-from ..widgets.actions import act
+from ..widgets.actions import act, named
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
 from ..widgets.filling import fill_on_load
+from ..widgets.reference_slot import ReferenceSlot
 
 MAX_IMAGES = 64  # images at once
 SETTINGS = 10  # boxes before the adapters'
+PARAMETERS = (  # what programs call the inputs of /generate
+    "base", "prompt", "negative_prompt", "seed", "n", "steps", "guidance_scale", "width", "height", "sampler",
+    *(name for row in range(1, ROWS + 1) for name in (f"adapter_{row}_on", f"adapter_{row}", f"adapter_{row}_strength")),
+    "image", "mask", "image_strength", "references",
+)  # fmt: skip
 
 
 class GeneratePage:
@@ -39,17 +45,18 @@ class GeneratePage:
                       width: float, height: float, sampler: str, *more: Any) -> Iterator[Any]:  # fmt: skip
         """Draws; yields progress, the images as they come and a preview, then all of them and their seed.
 
-        more: the rows of adapters; then the image that it starts from, the mask, and how far it is changed.
+        more: the rows of adapters; then the image that it starts from, the mask, how far it is changed, and the references.
         """
-        *rows, image, mask, far = more
+        *rows, image, mask, far, references = more
         if not 1 <= (n or 0) <= MAX_IMAGES or n != int(n):
             raise UserError(f"The number of images must be a whole number from 1 to {MAX_IMAGES}, not {n}.")
         values = {
             "steps": steps, "guidance_scale": guidance, "width": width, "height": height, "seed": seed, "scheduler": sampler,
             "image": keep_start(self.paths, image, "The image"), "mask": keep_start(self.paths, mask, "The mask"), "image_strength": far,
+            "references": keep_references(self.paths, references),
         }  # fmt: skip
         recipe = build_recipe(self.paths, base, prompt or "", negative or "", values, tuple(rows))
-        check_start(recipe.image, recipe.mask, recipe.image_strength, recipe.steps)
+        check_given_images(recipe)
         kept: list[str] = []
         folder, count, key, shown = self.paths.generated_folder(), int(n), calling_client().page, 0
         steps, seen = max(1, int(recipe.steps * (far if image else 1))), ""
@@ -72,16 +79,14 @@ class GeneratePage:
                         seen if seen != before else gr.skip(),
                     )
                 else:
-                    yield message_html(f"{count} images, seed {recipe.seed}."), list(kept), recipe.seed, ""
+                    again = shlex.join(["rankfold", "sample", "--from", kept[0]])
+                    text = f"{count} images, seed {recipe.seed}. The first again in a terminal, to the byte: {again}"
+                    yield message_html(text), list(kept), recipe.seed, ""
         except JobStopped:
             text = f"Stopped: {len(kept)} of {count} images are drawn and kept."
             yield message_html(text), list(kept) if kept else gr.skip(), recipe.seed, ""
         finally:
             self.studio.jobs.pop(key, None)
-
-    def make_from_noise(self, *boxes: Any) -> Iterator[Any]:
-        """The same for programs, without an image to start from."""
-        yield from self.make_images(*boxes, None, None, Recipe.image_strength)
 
     def stop(self) -> Any:
         """Stops what this page draws, or waits for."""
@@ -99,10 +104,6 @@ class GeneratePage:
             recipe = parse_recipe(Path(file))
         except UserError as error:  # where it was uploaded to helps nobody
             raise UserError(str(error).replace(f"--from {file}", Path(file).name)) from error
-        if recipe.references:
-            raise UserError(
-                "This image was made from reference images, for which there is no place here yet: `rankfold sample --from` repeats it."
-            )
         names = recalled_adapters(self.paths, recipe)
         self.paths.base(recipe.base)
         values = (
@@ -110,7 +111,10 @@ class GeneratePage:
             recipe.width, recipe.height, sampler_name(recipe.scheduler),
         )  # fmt: skip
         rows = row_values(names, recipe.strengths)
-        start = (kept_start(self.paths, recipe.image), kept_start(self.paths, recipe.mask), recipe.image_strength)
+        start = (
+            kept_start(self.paths, recipe.image), kept_start(self.paths, recipe.mask), recipe.image_strength,
+            [kept_start(self.paths, path) for path in recipe.references],
+        )  # fmt: skip
         shown = row_visibility(max(1, len(names)))
         return message_html(f"The settings of {Path(file).name}."), *values, *rows, *start, *shown
 
@@ -203,6 +207,7 @@ class GenerateBoxes:
             self.far = gr.Slider(
                 0.05, 1, 0.6, step=0.05, label="Image strength: how far it is changed", elem_id="start-strength"
             )
+        self.references = ReferenceSlot("generate")
         with gr.Accordion("More settings", open=False, elem_id="generate-more"):
             self.negative = gr.Textbox(label="Negative prompt", lines=2, elem_id="negative")
             with gr.Row():
@@ -225,8 +230,8 @@ class GenerateBoxes:
 
     @property
     def start(self) -> list[Any]:
-        """What it starts from: behind the boxes, and not among what the browser keeps."""
-        return [self.image, self.mask, self.far]
+        """What it starts from, and the references: behind the boxes, and not among what the browser keeps."""
+        return [self.image, self.mask, self.far, self.references.gallery]
 
 
 def build(studio: Studio) -> None:
@@ -245,7 +250,15 @@ def build(studio: Studio) -> None:
 
     shown, pressed = [said, page.gallery, page.last, page.live], [*boxes, *page.start]
     event = act(page.go, generate.make_images, pressed, shown, said, concurrency_limit=None)
-    gr.on([], show_errors(generate.make_from_noise), boxes, shown, api_name="generate", concurrency_limit=None)
+    called = [*boxes, page.image, page.mask, page.far, page.references.files]
+    gr.on(
+        [],
+        named(show_errors(generate.make_images), PARAMETERS),
+        called,
+        shown,
+        api_name="generate",
+        concurrency_limit=None,
+    )
     event.then(list_made, None, page.made, **quiet)
     act(page.stop, generate.stop, None, [said], said, queue=False)
     recalled = [said, *boxes, *page.start, *adapters.length]

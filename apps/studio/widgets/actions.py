@@ -40,6 +40,14 @@ def act(
     return event
 
 
+def named(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """The handler with names for its inputs, by which programs give those that they need: all others are as the page begins."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own: Any = function
+    own.__signature__ = inspect.Signature([inspect.Parameter(name, kind, default=None) for name in names])
+    return own
+
+
 def beside(function: Callable[..., Any], place: int, count: int) -> Callable[..., Any]:
     """The handler with an error as a sentence among its outputs, at `place`, and all others left as they are."""
 

@@ -28,6 +28,7 @@ from .fields import config_values, values_to_yaml
 from .filling import fill_on_load, suggest_next
 from .form import External, Form, run_name_box
 from .photos import PhotoStep
+from .reference_sets import ReferenceSets
 
 FIRST = "run-1"  # the name of a first run
 SUBJECT = ("class_noun", "token", "base", "steps")
@@ -38,6 +39,7 @@ def subject_tab(studio: Studio) -> None:
     page = SubjectPage(studio)
     gr.Markdown("## 1. Images")
     page.photos = PhotoStep(studio)
+    page.references = ReferenceSets(studio.paths)
     gr.Markdown("## 2. What it is, and what learns it")
     page.build_settings()
     gr.Markdown("## 3. Start")
@@ -50,8 +52,9 @@ class SubjectPage:
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.paths = studio, studio.paths
-        self.form = Form("subject", SUBJECT, ("out", "images"), preset(STANDARD, "tiny"))
+        self.form = Form("subject", SUBJECT, ("out", "images", "references"), preset(STANDARD, "tiny"))
         self.photos: Any = None
+        self.references: Any = None
 
     # -------------------------------------------------------------------------- building
 
@@ -81,6 +84,7 @@ class SubjectPage:
         self.form.external["images"] = External(
             self.photos.folder, lambda folder: folder or None, lambda path: path or ""
         )
+        self.form.external["references"] = self.references.external
         self.form.build_yaml()
 
     # -------------------------------------------------------------------------- wiring
@@ -90,6 +94,7 @@ class SubjectPage:
         form, photos = self.form, self.photos
         form.wire(elsewhere=("base",))
         photos.wire(form)
+        self.references.wire(photos.folder)
         self.applied = gr.State((STANDARD, "tiny"))  # the preset that was taken last, and its base
         self.filled = [form.yaml, form.command, form.message, form.written, *form.boxes]
         self.draft = gr.BrowserState("", storage_key="rankfold-subject", secret="rankfold")
@@ -135,7 +140,7 @@ class SubjectPage:
     def wire_loading(self, sides: list[Any], warned: list[Any]) -> None:
         """What was on the page last; then the texts, which follow the boxes; then what takes its time."""
         form, photos, quiet = self.form, self.photos, {"api_visibility": "private", "show_progress": "hidden"}
-        boxes = [self.cards, form.options, *form.widgets.values(), self.name]
+        boxes = [self.cards, form.options, *form.widgets.values(), self.references.chosen, self.name]
         others = [photos.present, *photos.outputs, self.started]
         fill_on_load(self.load, self.draft, boxes, others, self.started).then(
             beside(form.settle, 2, 4), sides, form.sides, queue=False, **quiet
@@ -218,11 +223,17 @@ class SubjectPage:
         name = request.query_params.get("clone")
         kept = cloned_settings(self.paths, self.form, name) if name else self.restored_settings(draft)
         if not kept:  # the boxes are as they were built
-            leave = [gr.skip()] * (2 + len(self.form.widgets))
+            leave = [gr.skip()] * (3 + len(self.form.widgets))
             return *leave, self.paths.free_name(FIRST), *[gr.skip()] * 6
         config: Any = self.form.config(kept)
         options, *boxes = self.form.from_yaml(kept)[3 : 4 + len(self.form.widgets)]
-        filled = (chosen_card(config.base), options, *boxes, config.out.name)
+        filled = (
+            chosen_card(config.base),
+            options,
+            *boxes,
+            [str(folder) for folder in config.references],
+            config.out.name,
+        )
         if config.images is None:  # somebody may be adding some
             return *filled, *[gr.skip()] * 6
         return *filled, gr.Column(visible=True), *self.photos.show_folder(str(config.images)), gr.skip()
@@ -233,6 +244,8 @@ class SubjectPage:
             config: Any = self.form.config(draft or "")
             if config.images is not None:
                 self.paths.readable_folder(str(config.images), "The folder")
+            for folder in config.references:
+                self.paths.readable_folder(str(folder), "The folder of references")
         except UserError:
             return ""
         return settings_for(self.form, self.paths, config, config.out.name) if draft else ""
@@ -260,6 +273,8 @@ def cloned_settings(paths: StudioPaths, form: Form, name: str) -> str:
         raise UserError(f"{name} is not a run on a subject: only their settings can be used here.")
     if not config.images.is_dir():
         raise UserError(f"The images of {name} are no longer there: add them again, in step 1.")
+    if gone := next((folder for folder in config.references if not folder.is_dir()), None):
+        raise UserError(f"The references of {name} in {gone} are no longer there: add them again, in step 1.")
     return settings_for(form, paths, config, name)
 
 

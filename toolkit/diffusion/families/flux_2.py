@@ -1,4 +1,4 @@
-"""FLUX.2 klein: one Qwen 3 text encoder, latents normalised by running statistics."""
+"""FLUX.2: dev (Mistral 3 reads the words, guidance is distilled into the model) and klein (Qwen 3, guidance is a second pass)."""
 
 from __future__ import annotations
 
@@ -39,16 +39,18 @@ ORIGINAL: Table = {
 }
 
 STEPS = 50  # of the stock pipeline
+PROMPT_TOKENS = 512  # that the stock pipelines fill a prompt up to
+TRAINING_GUIDANCE = 1.0  # the distilled guidance that adapters are trained at: at 1 it asks for the plain prediction
 MIN_REFERENCE, MAX_SHAPE = 64, 8  # pixels, and long side to short, of references
 REFERENCE_STEP = (
     10  # from the image to its first reference, and from each to the next, in the first number of a token's place
 )
 
 
-class Flux2Klein(DiffusionModel):
-    """Double blocks, then single blocks whose q, k, v and MLP are one projection."""
+class Flux2(DiffusionModel):
+    """FLUX.2 dev: double blocks, then single blocks whose q, k, v and MLP are one projection."""
 
-    pipelines = ("Flux2KleinPipeline",)
+    pipelines = ("Flux2Pipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS
     max_references = 10  # the stock pipeline has no limit
     patch_size = 1  # latents are squares of 2 x 2 already
@@ -58,7 +60,7 @@ class Flux2Klein(DiffusionModel):
     architecture = "flux-2"
     denoiser_classes = ("Flux2Transformer2DModel",)
     layer_marks = (r"attn_to_qkv_mlp_proj", r"(double|single)_stream_modulation")
-    licence = "klein 4B: Apache-2.0; klein 9B: non-commercial licence of Black Forest Labs."
+    licence = "Non-commercial licence of Black Forest Labs."
 
     @classmethod
     def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:
@@ -94,18 +96,22 @@ class Flux2Klein(DiffusionModel):
         states, _ = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
         return {"prompt_embeds": states}
 
+    def prompt_limits(self) -> dict[str, int]:
+        return {"tokenizer": PROMPT_TOKENS}
+
     def fill_template(self, tokenizer: str, prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+        from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+
+        (messages,) = format_input([prompt], SYSTEM_MESSAGE)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False)
 
     @classmethod
     def call_kwargs(
         cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
-        """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
-        return super().call_kwargs(prompts, negative if isinstance(negative, dict) else None, guidance_scale)
+        """The negative prompt is left out: guidance is an input of the model, not a second pass."""
+        return super().call_kwargs(prompts, None, guidance_scale)
 
     @classmethod
     def check_references(cls, sizes: Sequence[tuple[int, int]]) -> None:
@@ -133,6 +139,7 @@ class Flux2Klein(DiffusionModel):
     ) -> torch.Tensor:
         b, c, height, width = noisy.shape
         states = prompt_embeds["prompt_embeds"]
+        distilled = self.transformer.config.guidance_embeds
         places = [position_ids(height, width, 1)]
         places += [
             position_ids(*latents.shape[2:], 1, number * REFERENCE_STEP) for number, latents in enumerate(references, 1)
@@ -140,12 +147,35 @@ class Flux2Klein(DiffusionModel):
         tokens = self.transformer(
             hidden_states=torch.cat([latents.flatten(2).transpose(1, 2) for latents in (noisy, *references)], 1),
             timestep=sigmas_B,
-            guidance=None,
+            guidance=sigmas_B.new_full((b,), TRAINING_GUIDANCE, dtype=torch.float32) if distilled else None,
             encoder_hidden_states=states,
             txt_ids=position_ids(1, 1, states.shape[1]).to(states.device).expand(b, -1, -1),
             img_ids=torch.cat(places).to(states.device).expand(b, -1, -1),
         ).sample[:, : height * width]
         return tokens.transpose(1, 2).reshape(b, c, height, width)
+
+
+class Flux2Klein(Flux2):
+    """FLUX.2 klein: smaller, with Qwen 3 before it."""
+
+    pipelines = ("Flux2KleinPipeline",)
+    title = "FLUX.2 klein"
+    layer_marks = ()  # its files name the layers that FLUX.2's do
+    licence = "klein 4B: Apache-2.0; klein 9B: non-commercial licence of Black Forest Labs."
+
+    def fill_template(self, tokenizer: str, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+
+    @classmethod
+    def call_kwargs(
+        cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
+    ) -> dict[str, Any]:
+        """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
+        given = negative if isinstance(negative, dict) else None
+        return super(Flux2, cls).call_kwargs(prompts, given, guidance_scale)
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:

@@ -72,14 +72,21 @@ class QwenImage(DiffusionModel):
         given = super().call_kwargs(prompts, negative if guidance_scale > 1 else None, guidance_scale)
         return given | {"guidance_scale": None, "true_cfg_scale": guidance_scale}
 
-    def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        sigmas_B: torch.Tensor,
+        prompt_embeds: PromptEmbeds,
+        references: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
         height, width = noisy.shape[2:]
+        shapes = [(1, latents.shape[2] // 2, latents.shape[3] // 2) for latents in (noisy, *references)]
         tokens = self.transformer(
-            hidden_states=pack_latents(noisy),
+            hidden_states=torch.cat([pack_latents(latents) for latents in (noisy, *references)], 1),
             timestep=sigmas_B,
             guidance=None,
             encoder_hidden_states=prompt_embeds["prompt_embeds"],
             encoder_hidden_states_mask=prompt_embeds["prompt_embeds_mask"],
-            img_shapes=[[(1, height // 2, width // 2)]] * len(noisy),
-        ).sample
+            img_shapes=[shapes] * len(noisy),
+        ).sample[:, : height * width // 4]
         return unpack_latents(tokens, height, width)
