@@ -77,9 +77,9 @@ def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
 
 
 def to_cpu(change: Change) -> Change:
-    """The change in fp32 (or finer) in main memory."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in vars(change).items() if value is not None}
-    return replace(change, **tensors)
+    """The change in fp32 (or finer) in main memory; of a model without numbers (meta) its shapes."""
+    tensors = {key: value.detach() for key, value in vars(change).items() if value is not None}
+    return replace(change, **{key: t if t.is_meta else t.cpu().contiguous() for key, t in tensors.items()})
 
 
 def base_weight(layer: BaseTunerLayer) -> torch.Tensor:
