@@ -38,6 +38,9 @@ COMMANDS = {
     "train edit": Command(
         "Teach a diffusion model to make images from reference images, from pairs.", "train_edit:train_edit"
     ),
+    "train dedistill": Command(
+        "Make a training adapter for a distilled base, of the base's own images.", "train_dedistill:train_dedistill"
+    ),
     "train instruct": Command(
         "Teach a vision-language model your task from images with questions and answers.",
         "train_instruct:train_instruct",

@@ -46,8 +46,8 @@ class EvaluateOptions:
     embedded bases."""
     dino: tuple[str, ...] = ()
     """Hub ids or folders of DINO models, such as facebook/dino-vits16, for likeness beside CLIP's."""
-    steps: Annotated[int, Ge(1)] = 25
-    """Denoising steps."""
+    steps: Annotated[int | None, Ge(1)] = None
+    """Denoising steps; unset means 25, or as many as the previews of a run on a distilled base (--guidance-scale 1)."""
     width: Annotated[int, Ge(0), Le(16384)] = 0
     """Width and height of the images in pixels; 0 means the base model's own."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
@@ -156,30 +156,31 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Recipe, AdapterFacts, D
     from ...pipelines.generate import Recipe, adapter_precision
     from ...toolkit.formats.as_folder import check_adapter
     from ...toolkit.formats.locate import adapter_facts, adapter_path
+    from ...training.config.defaults import drawing_defaults
     from ...training.config.images import DiffusionConfig
     from ...training.config.yaml_file import from_yaml
 
-    run, guidance, config = options.run, 4.0, None
+    run, config = options.run, None
     check_adapter(run)
     facts = adapter_facts(adapter_path(run))
     if (run / "config.yaml").is_file():
         config = from_yaml(run / "config.yaml")
         if not isinstance(config, DiffusionConfig):
             raise UserError(f"{run} is a run on a vision-language model: use `rankfold evaluate instruct --run {run}`.")
-        guidance = config.guidance_scale
     for name in ("base",) if options.references else ("base", "token", "class_noun"):
         facts = replace(facts, **{name: getattr(options, name) or getattr(facts, name)})
         if not getattr(facts, name):
             raise UserError(
                 f"{run} does not say its {name.replace('_', ' ')}: give it with --{name.replace('_', '-')}."
             )
+    steps, guidance = drawing_defaults(facts.base, config)
     recipe = Recipe(
         prompt="",
         base=facts.base,
         adapters=(str(run),),
         strengths=(options.strength,),
         ignore_unused=options.ignore_unused,
-        steps=options.steps,
+        steps=options.steps or steps,
         guidance_scale=guidance,
         width=options.width,
         seed=options.seed,

@@ -42,8 +42,8 @@ class SampleOptions:
     """Number of images, from seeds seed, seed + 1, ..."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the first image."""
-    steps: Annotated[int, Ge(1)] = 25
-    """Denoising steps."""
+    steps: Annotated[int | None, Ge(1)] = None
+    """Denoising steps; unset means 25, or as many as the previews of a run on a distilled base (--guidance-scale 1)."""
     guidance_scale: float | None = None
     """Guidance scale; 1 turns guidance off; unset means the run's, or 4."""
     scheduler: str = ""
@@ -87,17 +87,17 @@ def sampling_recipe(options: SampleOptions) -> Any:
     from ...pipelines.regions import parse_region
     from ...toolkit.core.run_folder import Run
     from ...toolkit.formats.as_folder import check_adapter
+    from ...training.config.defaults import drawing_defaults
     from ...training.config.yaml_file import from_yaml
     from ...training.runs.library import resolve
 
     adapters, base, prompt = [str(resolve(text)) for text in options.adapters], options.base, options.prompt
-    guidance_scale = options.guidance_scale
+    config = None
     if options.run is not None:
         run = Run.open(options.run)
         config = from_yaml(run.config_file)
         adapters.insert(0, str(run.finished_adapter()))
         base, prompt = base or config.base, prompt or config.prompt
-        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
     if options.image_strength and not options.image:
         raise UserError("--image-strength says how far an image is changed: give the image, too, by --image.")
     if prompt is None and options.regions:
@@ -106,6 +106,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
         check_adapter(Path(path))
     if prompt is None:
         raise UserError("--prompt is missing: say what the image should show.")
+    steps, guidance_scale = drawing_defaults(base or "tiny", config)
     strengths = options.strength or (1.0,)
     if len(strengths) == 1:
         strengths *= len(adapters)
@@ -121,8 +122,8 @@ def sampling_recipe(options: SampleOptions) -> Any:
         image_strength=options.image_strength or Recipe.image_strength,
         mask=str(options.mask.absolute()) if options.mask else "",
         regions=tuple(parse_region(text) for text in options.regions),
-        steps=options.steps,
-        guidance_scale=4.0 if guidance_scale is None else guidance_scale,
+        steps=options.steps or steps,
+        guidance_scale=guidance_scale if options.guidance_scale is None else options.guidance_scale,
         scheduler=options.scheduler,
         width=options.width,
         height=options.height,

@@ -43,6 +43,7 @@ GIVEN = {
     "demo edit": "--out OUT",
     "train subject": "--images IMAGES --out OUT --threads 1",
     "train edit": "--images IMAGES --references IMAGES --out OUT --threads 1",
+    "train dedistill": "--base tiny-dit --images EMPTY/images --number 2 --out OUT --threads 1",
     "train instruct": "--base tiny-vlm --data DATA --images IMAGES --out OUT --threads 1",
     "plan subject": "--images IMAGES --out OUT",
     "plan instruct": "--base tiny-vlm --data DATA --images IMAGES --out OUT",

@@ -47,7 +47,7 @@ config:
         lr: 1e-4
         dtype: bf16
         ema_config: {use_ema: true, ema_decay: 0.99}
-      model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true}
+      model: {name_or_path: black-forest-labs/FLUX.1-dev, is_flux: true, quantize: true, assistant_lora_path: undo.safetensors}
       sample:
         sample_every: 250
         guidance_scale: 4
@@ -90,6 +90,7 @@ def test_ai_toolkit(tmp_path, capsys):
     assert (config.rank, config.alpha, config.adapter, config.steps) == (16, 16.0, "lora", 2000)
     assert (config.caption_dropout, config.resolution, config.ema_decay) == (0.05, 1024, 0.99)
     assert config.extra_resolutions == (768, 512)
+    assert str(config.training_adapter) == "undo.safetensors"
     assert config.preview_prompts == ("{token} in a city", "a man with a sign")
     for part in ("datasets.caption_ext", "save.dtype", "model.is_flux", "train.ema_config.use_ema"):
         assert f"not carried over: {part}" in said

@@ -77,7 +77,7 @@ def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
 
 
 def to_cpu(change: Change) -> Change:
-    """The change in fp32 (or finer) in main memory."""
+    """The change in fp32 (or finer) in main memory; of a model without numbers (meta) its shapes."""
     tensors = {key: value.detach() for key, value in vars(change).items() if value is not None}
     return replace(change, **{key: t if t.is_meta else t.cpu().contiguous() for key, t in tensors.items()})
 

@@ -17,7 +17,7 @@ from .formulation import check_formulation
 from .model import DiffusionModel, has_weights
 from .single_file import SUFFIXES, convert
 
-EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit", "tiny-kontext": "tiny/kontext"}
+EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit", "tiny-turbo": "tiny/turbo", "tiny-kontext": "tiny/kontext"}
 
 
 def resolve_base(base: str) -> str:

@@ -17,7 +17,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -140,8 +140,11 @@ class DiffusionModel:
         """Whether this base has a part of this name."""
         return bool((self.index.get(name) or [None])[0])
 
-    def load(self, name: str) -> Any:
-        """A part as its own class loads it; weights frozen, in eval mode, the autoencoder in fp32: it overflows in fp16."""
+    def load(self, name: str, before_quantizing: Callable[[nn.Module], None] = lambda part: None) -> Any:
+        """A part as its own class loads it; weights frozen, in eval mode, the autoencoder in fp32: it overflows in fp16.
+
+        before_quantizing: called with the part while its weights are whole.
+        """
         library, kind = self.index[name]
         own = getattr(importlib.import_module(library), kind)
         if not issubclass(own, nn.Module):
@@ -150,6 +153,7 @@ class DiffusionModel:
             return build_on_meta(own, Path(self.path) / name).to(self.dtype).requires_grad_(False).eval()
         dtype, variant = torch.float32 if name == "vae" else self.dtype, self.variant(name)
         part = own.from_pretrained(self.path, subfolder=name, dtype=dtype, variant=variant)
+        before_quantizing(part)
         if self.quantize != "none" and name != "vae":
             part = quantize_model(part, self.quantize, self.dtype)
         return part.to(self.device).requires_grad_(False).eval()

@@ -572,6 +572,16 @@ def draw_sample(seed: int, index: int, *, creatures: float = 0.3, held: bool = F
     return draw(thing, rng), text, thing
 
 
+def random_captions(count: int, rng: np.random.Generator, *, creatures: float = 0.3) -> list[str]:
+    """Captions as the training set has them, without its images. creatures: share of those that are of one."""
+    texts = []
+    for _ in range(count):
+        number = int(rng.integers(TRAINING_CREATURES)) if rng.random() < creatures else None
+        thing = random_thing(rng) if number is None else random_creature_thing(rng, number)
+        texts.append(caption(thing, rng))
+    return texts
+
+
 TRAINING_CREATURES = 1_000_000  # creatures with a smaller number may be seen in training
 
 

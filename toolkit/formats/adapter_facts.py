@@ -44,6 +44,8 @@ class AdapterFacts:
     class_noun: str = ""
     precision: str = ""
     """dtype of the base in training."""
+    training_adapter: str = ""
+    """Name and hash of an adapter that was in the base's weights while this one was trained, and is no part of it."""
     also: tuple[str, ...] = ()
     """Further subjects, 'TOKEN CLASS NOUN' each."""
     data: tuple[dict[str, Any], ...] = ()

@@ -1,10 +1,11 @@
-"""A LoRA file's changes added to a pipeline's weights."""
+"""An adapter's changes added to a model's weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..adapters.fold import Folded
 from .layer_changes import matched_changes
@@ -24,11 +25,17 @@ def apply_to_pipeline(file: LoraFile, pipe: Any, *, ignore_unused: bool = False)
     for part, name, change in matched_changes(file, match, pipe):
         changes.setdefault(part, {})[name] = change
     for part, folded in changes.items():
-        for name, change in folded.items():
-            module: Any = getattr(pipe, part).get_submodule(name)
-            frozen = module.weight.detach().float().reshape(len(module.weight), -1)
-            delta = change.delta_weight(frozen.cpu()).to(frozen.device)
-            module.weight += delta.view(module.weight.shape).to(module.weight.dtype)
-            if change.bias is not None:
-                module.bias += change.bias.to(module.bias)
+        add_to_weights(getattr(pipe, part), folded)
     return changes
+
+
+@torch.no_grad()
+def add_to_weights(model: nn.Module, folded: Folded) -> None:
+    """Adds changes to the weights of a model's layers, in fp32 and rounded once to the weight's dtype."""
+    for name, change in folded.items():
+        module: Any = model.get_submodule(name)
+        frozen = module.weight.detach().float().reshape(len(module.weight), -1)
+        changed = frozen + change.delta_weight(frozen.cpu()).to(frozen.device)
+        module.weight.copy_(changed.view(module.weight.shape))
+        if change.bias is not None:
+            module.bias += change.bias.to(module.bias)

@@ -35,8 +35,9 @@ class Frozen:
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight in fp32 in main memory, of this shape."""
-        return self.load().detach().float().cpu()
+        """The weight in fp32 in main memory, of this shape; of a model without numbers (meta) ones, for shapes to be checked by."""
+        weight = self.load().detach()
+        return torch.ones(self.shape) if weight.is_meta else weight.float().cpu()
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

@@ -116,6 +116,7 @@ KOHYA: dict[str, Setting] = {
 }  # fmt: skip
 AI_TOOLKIT: dict[str, Setting] = {
     "model.name_or_path": ("base", str), "model.quantize": ("quantize", quantization), "datasets.folder_path": ("images", str),
+    "model.assistant_lora_path": ("training_adapter", str),
     "datasets.resolution": ("resolution", sides), "datasets.caption_dropout_rate": ("caption_dropout", number),
     "datasets.mask_path": ("masks", str), "datasets.flip_x": ("flip", bool), "trigger_word": ("token", str),
     "network.linear": ("rank", whole), "network.linear_alpha": ("alpha", number), "network.type": ("adapter", same),

@@ -37,6 +37,9 @@ EMBEDDED_SETTINGS: dict[str, Any] = {
     "guidance_scale": 4.0,
     "class_noun": "creature",
 }
+SAMPLING_STEPS, SAMPLING_GUIDANCE = 25, 4.0
+DISTILLED_SETTINGS: dict[str, dict[str, Any]] = {"tiny-turbo": {"preview_steps": 4, "guidance_scale": 1.0}}
+"""Of embedded models that draw in fewer steps than the others."""
 EMBEDDED_VLM_SETTINGS: dict[str, Any] = {
     "learning_rate": 2e-4,
     "batch_size": 4,
@@ -81,9 +84,10 @@ def unset_settings(config: LoopConfig) -> dict[str, Any]:
 def base_settings(config: LoopConfig) -> dict[str, Any]:
     """The settings that a base starts from, with this optimizer, on this device."""
     if isinstance(config, DiffusionConfig):
-        settings = (
-            EMBEDDED_SETTINGS if config.base in EMBEDDED else family_settings(open_model(resolve_base(config.base)))
-        )
+        if config.base in EMBEDDED:
+            settings = EMBEDDED_SETTINGS | DISTILLED_SETTINGS.get(config.base, {})
+        else:
+            settings = family_settings(open_model(resolve_base(config.base)))
     else:
         assert isinstance(config, ConversationConfig)
         settings = EMBEDDED_VLM_SETTINGS if config.base in EMBEDDED_VLM else vlm_settings()
@@ -92,6 +96,16 @@ def base_settings(config: LoopConfig) -> dict[str, Any]:
     return settings | {
         name: OPTIMIZER_RATES.get(config.optimizer, rate * factor) for name, rate in rates.items() if rate
     }
+
+
+def drawing_defaults(base: str, config: DiffusionConfig | None = None) -> tuple[int, float]:
+    """Steps and guidance that images are drawn with where nobody says others. config: of the run whose adapter they are drawn with.
+
+    A run that is drawn without guidance is on a distilled base, which draws in as many steps as the run's previews.
+    """
+    own = DISTILLED_SETTINGS.get(base, {}) if config is None else vars(config)
+    guidance = SAMPLING_GUIDANCE if own.get("guidance_scale") is None else own["guidance_scale"]
+    return (own.get("preview_steps") if guidance <= 1 else None) or SAMPLING_STEPS, guidance
 
 
 def family_settings(model: DiffusionModel) -> dict[str, Any]:

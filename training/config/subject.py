@@ -20,6 +20,8 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
 
     start_from: Path | None = None
     """Go on from this adapter: a run, a folder, or a LoRA file of any tool; its layers, ranks and alphas stay."""
+    training_adapter: Path | None = None
+    """Of distilled bases (turbo, schnell): an adapter that undoes the distillation; merged while training, and nowhere else."""
     references: tuple[Path, ...] = ()
     """Folders of reference images, each called as the image that is made from it; or metadata.jsonl in --images says them."""
     reference_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0

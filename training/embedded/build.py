@@ -23,6 +23,7 @@ from ...toolkit.embedded import world
 from .dit import train_dit
 from .kontext import draw_edits, train_kontext
 from .loop import BuildTinyConfig, fit, load_as_fp32, load_images, log_values, shuffled_batches, to_pixels
+from .turbo import train_turbo
 from .unet import train_draft, train_unet
 from .vlm import train_vlm, train_vlm_draft
 
@@ -40,6 +41,7 @@ def build_tiny(config: BuildTinyConfig) -> None:
         "draft": (config.work / "sd-draft" / "model_index.json", train_draft),
         "unet": (config.out / "sd" / "model_index.json", train_unet),
         "dit": (config.out / "dit" / "model_index.json", train_dit),
+        "turbo": (config.out / "turbo" / "model_index.json", train_turbo),
         "edits": (config.work / "edits.json", draw_edits),
         "kontext": (config.out / "kontext" / "model_index.json", train_kontext),
         "vlm-draft": (config.work / "vlm-draft" / "processor_config.json", train_vlm_draft),

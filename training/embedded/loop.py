@@ -35,6 +35,10 @@ class BuildTinyConfig:
     """Steps of each of the denoiser's two rounds."""
     dit_steps: Annotated[int, Ge(1)] = 12_000
     """Steps of the flow transformer."""
+    turbo_prompts: Annotated[int, Ge(1)] = 7_000
+    """Number of prompts on which the flow transformer is followed to be distilled."""
+    turbo_steps: Annotated[int, Ge(1)] = 700
+    """Steps of its distillation."""
     edit_rows: Annotated[int, Ge(1)] = 8_000
     """Number of things and creatures that the model with references learns from, each drawn with its edits."""
     kontext_steps: Annotated[int, Ge(1)] = 2_200
@@ -52,6 +56,7 @@ class BuildTinyConfig:
         "draft",
         "unet",
         "dit",
+        "turbo",
         "edits",
         "kontext",
         "vlm-draft",

@@ -36,6 +36,7 @@ def check_sharding(config: SubjectConfig | InstructConfig, processes: int) -> No
     others = {
         "--quantize": config.quantize != "none",
         "--prior-weight": isinstance(config, SubjectConfig) and config.prior_weight > 0,
+        "--training-adapter": isinstance(config, SubjectConfig) and config.training_adapter is not None,
         "--compile": isinstance(config, InstructConfig) and config.compile,
     }
     for flag, wanted in others.items():

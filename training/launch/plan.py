@@ -36,6 +36,7 @@ from ..subject.denoising import DenoisingLoss, batch_references, timestep_weight
 from ..subject.prompts import fill_in
 from ..subject.rows import Rows
 from ..subject.sizes import reference_size, square_size, trained_sizes
+from ..subject.training_adapter import read_changes
 from .counting import MemoryTracker, RealTensorMode
 from .savings import savings
 from .start import check_subject
@@ -138,6 +139,7 @@ def simulate_step(config: SubjectConfig) -> StepCost:
     check_subject(config)
     model = open_model(resolve_base(config.base), DTYPES[config.precision], "meta")
     batch = example_batch(config, model)
+    waiting = waiting_bytes(config, model)
     parts = SubjectAdapter(config).attach(model)
     if config.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -145,6 +147,8 @@ def simulate_step(config: SubjectConfig) -> StepCost:
     frozen = {
         kind: sum(frozen_bytes(part, kind) for part in {model.denoiser, *held}) for kind in ("none", *BYTES_PER_WEIGHT)
     }
+    for kind, own in waiting.items():
+        frozen[kind] += own
     alive, flops = step_peak(model, parts, config, batch)
     for part in parts.values():
         remove_unused_adapters(part)
@@ -304,6 +308,19 @@ def frozen_bytes(model: nn.Module, quantize: str) -> int:
     inside = [layer.weight for layer in block_linears(model).values()]
     dense = sum(weight.numel() * weight.dtype.itemsize for weight in inside)
     return int(frozen - dense + sum(weight.numel() for weight in inside) * BYTES_PER_WEIGHT[quantize])
+
+
+def waiting_bytes(config: SubjectConfig, model: DiffusionModel) -> dict[str, int]:
+    """By --quantize, bytes of the layers that wait on the device for images to be drawn with (subject/drawing_weights.py)."""
+    if config.training_adapter is None:
+        return {}
+    blocks = block_linears(model.denoiser)
+    names = read_changes(config.training_adapter, model, model.denoiser_name)
+    whole = {n: sum(p.numel() * p.dtype.itemsize for p in model.denoiser.get_submodule(n).parameters()) for n in names}
+    found = {"none": sum(whole.values()) if devices.device().type == "cpu" else 0}
+    for kind, size in BYTES_PER_WEIGHT.items():
+        found[kind] = int(sum(blocks[n].weight.numel() * size if n in blocks else own for n, own in whole.items()))
+    return found
 
 
 def advice(estimate: Plan) -> list[str]:

@@ -58,6 +58,7 @@ from ..subject.denoising import check_compile
 from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
+from ..subject.training_adapter import read_changes
 from .exports import check_exports, export_when_done
 from .notices import announce
 from .out_of_memory import run_out_of_memory
@@ -152,6 +153,10 @@ def check_base(config: DiffusionConfig) -> str:
         check_compile(config)
         if config.num_vectors:
             check_token(model, config.token)
+        if config.training_adapter is not None:  # by shapes alone
+            read_changes(
+                config.training_adapter, open_model(base, DTYPES[config.precision], "meta"), model.denoiser_name
+            )
     return base
 
 

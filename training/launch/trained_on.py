@@ -159,10 +159,12 @@ def row_text(row: Conversation) -> str:
 
 
 def adapter_items(config: Any) -> dict[str, str]:
-    """The adapters that are composed."""
+    """The adapters that are composed, gone on from, or merged while training."""
     names = config.adapters if isinstance(config, ComposeSettings) else ()
     if isinstance(config, (InstructConfig, SubjectConfig)) and config.start_from is not None:
         names = (str(config.start_from),)
+    if isinstance(config, SubjectConfig) and config.training_adapter is not None:
+        names = (*names, str(config.training_adapter))
     return {f"adapter {name}": content_hash(adapter_path(library.resolve(name)))[:HASH_DIGITS] for name in names}
 
 

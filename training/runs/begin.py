@@ -31,6 +31,7 @@ SOURCES = (
     "replay",
     "chat_template",
     "start_from",
+    "training_adapter",
     "evaluate_data",
     "base",
 )

@@ -1,7 +1,8 @@
-"""Images of the class for prior preservation, made once by the base model and kept for later runs."""
+"""Images by the base model itself: of the class, for prior preservation, made once and kept for later runs; or of any texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,6 +16,8 @@ from ...toolkit.data.subjects import Sample, find_samples
 from ...toolkit.diffusion.model import DiffusionModel
 from ..config.images import DiffusionConfig
 from .sizes import square_size
+
+DRAWN = ".drawn.json"  # beside images that a base has drawn to be trained on itself: what decides them
 
 
 def is_whole(path: Path, side: int) -> bool:
@@ -46,8 +49,21 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
         steps=config.preview_steps,
         guidance=config.guidance_scale,
     )
-    folder = cache_folder() / "class" / key
-    paths = [folder / f"{number:05d}.png" for number in range(config.prior_images)]
+    paths = draw_missing(
+        model, config, [config.class_prompt] * config.prior_images, cache_folder() / "class" / key, accelerator
+    )
+    return [Sample(path) for path in paths]
+
+
+def draw_missing(
+    model: DiffusionModel, config: DiffusionConfig, texts: Sequence[str], folder: Path, accelerator: Accelerator
+) -> list[Path]:
+    """An image by the base for each text, with its number as name and seed; those that are there whole stay. Each process makes its share.
+
+    model: without any adapter.
+    """
+    side, _ = square_size(config, model)
+    paths = [folder / f"{number:05d}.png" for number in range(len(texts))]
     own = range(accelerator.process_index, len(paths), accelerator.num_processes)
     missing = [number for number in own if not is_whole(paths[number], side)]
     if missing:
@@ -57,7 +73,7 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
             chunk = missing[start : start + max_batch_size(side)]
             images = denoise(
                 pipe,
-                [config.class_prompt] * len(chunk),
+                [texts[number] for number in chunk],
                 seeds=chunk,
                 steps=config.preview_steps,
                 guidance_scale=config.guidance_scale,
@@ -66,4 +82,4 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
             for number, image in zip(chunk, images, strict=True):
                 write_png(paths[number], image)
     accelerator.wait_for_everyone()
-    return [Sample(path) for path in paths]
+    return paths

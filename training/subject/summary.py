@@ -25,6 +25,7 @@ from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.diffusion.prompt_length import find_cut_prompts
 from ..config.images import DiffusionConfig
 from ..config.subject import SubjectConfig
+from .class_images import DRAWN
 from .prompts import without_token
 from .sizes import Size, trained_sizes
 
@@ -215,6 +216,8 @@ def look_at_captions(summary: ImageSummary, config: DiffusionConfig, samples: Se
     captions = [sample.caption for sample in samples if sample.caption]
     if any(sample.references for sample in samples):
         return  # captions say what becomes of the references, with a token or without
+    if config.images is not None and (config.images / DRAWN).is_file():
+        return  # the base's own images teach it no subject
     summary.without_token = [
         sample.path.name
         for sample in samples

@@ -22,6 +22,7 @@ from .image_measuring import SubjectMeasuring
 from .loss_measuring import LossMeasuring
 from .step_measuring import StepMeasuring
 from .training import ImageTraining, prepare_image_training
+from .training_adapter import describe_adapter
 
 
 class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
@@ -50,6 +51,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             held_out=held_out,
             texts=test.texts(token=True) if test else (),
             shard_base=config.shard_base,
+            training_adapter=config.training_adapter,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process
         calibrate_adapters(training.module, training.parts, first)
@@ -80,8 +82,9 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
     def save_adapter(self, folder: Path) -> None:
         """Writes the adapter, and what it was trained on."""
         self.trainable.save(folder)
-        facts = self.config.facts
-        replace(facts, adapter=self.config.adapter, also=tuple(self.config.also)).save(folder)
+        config = self.config
+        merged = describe_adapter(config.training_adapter) if config.training_adapter else ""
+        replace(config.facts, adapter=config.adapter, also=tuple(config.also), training_adapter=merged).save(folder)
 
 
 def check_token_in_captions(config: SubjectConfig, samples: Sequence[Sample]) -> None:

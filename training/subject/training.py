@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -26,9 +27,11 @@ from ..engine.task import Trainable
 from .batches import ImageBatches
 from .data import ImageData, encode_images
 from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, timestep_weighting
+from .drawing_weights import DrawingWeights, drawing
 from .previews import draw_images
 from .prompts import Prompts, preview_texts
 from .rows import Rows
+from .training_adapter import merge_training_adapter
 
 PREVIEWED_PAIRS = 2
 
@@ -62,6 +65,8 @@ class ImageTraining:
     module: DenoisingLoss
     pairs: tuple[Sample, ...] = ()
     """Samples with references, which previews are made of instead of the preview prompts."""
+    drawing_weights: DrawingWeights | None = None
+    """What images are drawn with, where the base is trained on with other weights than its own."""
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them."""
@@ -80,7 +85,8 @@ class ImageTraining:
         """One image per text, by the model as it is; the texts are among the prompts. pairs: see `draw_images`."""
         self.module.eval()
         try:
-            return draw_images(self.model, self.prompts, self.config, texts, seeds, pairs)
+            with drawing(self.drawing_weights):
+                return draw_images(self.model, self.prompts, self.config, texts, seeds, pairs)
         finally:
             self.model.release(text=False)
             self.module.train()
@@ -131,6 +137,7 @@ def prepare_image_training(
     held_out: Sequence[Sample] = (),
     texts: Sequence[str] = (),
     shard_base: bool = False,
+    training_adapter: Path | None = None,
 ) -> ImageTraining:
     """Loads the base and the data, and puts the trainable on.
 
@@ -138,7 +145,7 @@ def prepare_image_training(
     that the largest parts are never in memory together.
 
     held_out: images that are made ready and not trained on; texts: more prompts that will be drawn; shard_base: the frozen denoiser
-    is sharded over the processes.
+    is sharded over the processes; training_adapter: see training_adapter.py.
 
     Raises:
         UserError: when the trainable does not fit the model.
@@ -155,6 +162,7 @@ def prepare_image_training(
         prompts.encode(trainable.token_embeddings)
     model.release(text=prompts.embeds is not None)
 
+    drawing_weights = None if training_adapter is None else merge_training_adapter(model, training_adapter)
     parts = attach_sharded(model, trainable, accelerator.device) if shard_base else trainable.attach(model)
     text_parts = [part for name, part in parts.items() if name != model.denoiser_name]
     if prompts.embeds is None and not text_parts:
@@ -175,7 +183,7 @@ def prepare_image_training(
     module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
     if shard_base:
         ignore_shards_in_ddp(module)
-    return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs)
+    return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs, drawing_weights)
 
 
 def attach_sharded(model: DiffusionModel, trainable: Trainable, device: torch.device) -> dict[str, nn.Module]:

@@ -32,6 +32,7 @@ class BaseCard:
 CARDS = (
     BaseCard("tiny", "Tiny", "Stable Diffusion", 1, "comes with rankfold", "Drawings of 64 pixels only: for the demo"),
     BaseCard("tiny-dit", "Tiny flow", "Stable Diffusion 3", 1, "comes with rankfold", "Drawings of 64 pixels only: for the demo"),
+    BaseCard("tiny-turbo", "Tiny in four steps", "Stable Diffusion 3", 1, "comes with rankfold", "Drawings of 64 pixels, in four steps"),
     BaseCard("tiny-kontext", "Tiny with references", "FLUX.1 Kontext", 1, "comes with rankfold", "Drawings of 64 pixels, made from others"),
     BaseCard("stable-diffusion-v1-5/stable-diffusion-v1-5", "Stable Diffusion 1.5", "Stable Diffusion", 5, "CreativeML OpenRAIL-M"),
     BaseCard("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion XL", "Stable Diffusion XL", 8, "CreativeML OpenRAIL++-M"),

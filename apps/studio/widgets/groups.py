@@ -8,6 +8,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Adapter": (
         "adapter", "rank", "alpha", "dropout", "target_modules", "target_parts", "blocks", "rank_pattern", "vision_alpha",
         "train_text_encoder", "text_target_modules", "num_vectors", "train_projector", "freeze", "start_from",
+        "training_adapter",
     ),
     "Learning": (
         "learning_rate", "text_learning_rate", "vision_learning_rate", "projector_learning_rate", "lr_pattern", "lora_plus_ratio",
