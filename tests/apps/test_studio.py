@@ -202,7 +202,13 @@ def test_the_whole_story(page, browser, images, tmp_path):
 def draw(page, address, made):
     """Two images with two adapters, whose settings come back from one of them."""
     page.goto(f"{address}/generate")
+    page.locator("#prompt textarea").fill("words of my own")
     choose(page, "#adapter-1", "first")
+    page.wait_for_timeout(2000)
+    assert page.locator("#prompt textarea").input_value() == "words of my own"
+    page.locator("#prompt textarea").fill("")
+    choose(page, "#adapter-1", "first")
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks creature on the beach'")
     page.get_by_role("button", name="Add adapter").click()
     choose(page, "#adapter-2", "second")
     page.locator("#prompt textarea").fill("a sks creature in the snow")

@@ -80,13 +80,13 @@ def build_recipe(
     )
 
 
-def suggested_base_and_prompt(paths: StudioPaths, name: str) -> tuple[Any, Any]:
-    """Base and prompt that an adapter was made for."""
+def suggested_base_and_prompt(paths: StudioPaths, name: str) -> tuple[Any, list[str]]:
+    """The base that an adapter was made for, as a page's update; and a prompt for it, in a list, or none."""
     if not name:
-        return gr.skip(), gr.skip()
+        return gr.skip(), []
     facts = adapter_facts(adapter_path(paths.adapter(name)))
     words = facts.trigger_words
-    return facts.base or gr.skip(), f"a {words} on the beach" if words else gr.skip()
+    return facts.base or gr.skip(), [f"a {words} on the beach"] if words else []
 
 
 def recalled_adapters(paths: StudioPaths, recipe: Recipe) -> list[str]:

@@ -33,7 +33,7 @@ from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
 from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
 from ..widgets.actions import act, named
-from ..widgets.filling import keep_draft
+from ..widgets.filling import keep_draft, suggest_text
 from ..widgets.reference_slot import ReferenceSlot
 
 PROPOSED_VALUES = {
@@ -129,9 +129,9 @@ class ComparePage:
         text, hint = propose_axis_values(what, prompt, adapter, self.paths.adapters())
         return gr.Textbox(value=text, info=hint)
 
-    def suit_adapter(self, name: str) -> tuple[Any, Any]:
-        """Base and prompt that an adapter was made for."""
-        return (gr.skip(), gr.skip()) if name == NO_ADAPTER else suggested_base_and_prompt(self.paths, name)
+    def suit_adapter(self, name: str) -> tuple[Any, list[str]]:
+        """The base that an adapter was made for, and a prompt, see `suggested_base_and_prompt`."""
+        return (gr.skip(), []) if name == NO_ADAPTER else suggested_base_and_prompt(self.paths, name)
 
     def show_pair(self, left: str | None, right: str | None) -> Any:
         """Two cells under the slider."""
@@ -178,7 +178,8 @@ def wire(
     gr.on([], called, [*boxes, references.files], results, api_name="compare", concurrency_limit=None)
     stop.click(show_errors(page.stop_drawing), stops, stops, **quiet)
     base, adapter, prompt = settings[0], settings[1], settings[3]
-    adapter.input(show_errors(page.suit_adapter), adapter, [base, prompt], **quiet)
+    offered = gr.JSON(visible=False, label="A prompt for the adapter")
+    suggest_text(adapter.input(show_errors(page.suit_adapter), adapter, [base, offered], **quiet), offered, prompt)
     for what, values in axes:
         what.input(show_errors(page.propose_values), [what, prompt, adapter], values, **quiet)
     for chosen in (left, right):

@@ -23,7 +23,7 @@ from ..backend.turns import calling_client
 from ..render.messages import message_html, progress_bar, show_errors
 from ..widgets.actions import act, named
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
-from ..widgets.filling import fill_on_load
+from ..widgets.filling import fill_on_load, suggest_text
 from ..widgets.reference_slot import ReferenceSlot
 
 MAX_IMAGES = 64  # images at once
@@ -146,7 +146,7 @@ class GeneratePage:
         return [one for one in list_adapters(self.paths).values() if not one.is_chat]
 
     def suggest_base_and_prompt(self, name: str) -> tuple[Any, ...]:
-        """Base and prompt that an adapter was made for."""
+        """The base that an adapter was made for, a prompt (see `suggested_base_and_prompt`), and nothing to complain of."""
         return *suggested_base_and_prompt(self.paths, name), ""
 
 
@@ -264,13 +264,9 @@ def build(studio: Studio) -> None:
     recalled = [said, *boxes, *page.start, *adapters.length]
     act(page.dropped.upload, generate.recall_settings, page.dropped, recalled, said, api_name="recall")
     act(page.made.select, generate.recall_made, None, recalled, said)
-    act(
-        adapters.names[0].input,
-        generate.suggest_base_and_prompt,
-        adapters.names[0],
-        [page.base, page.prompt, said],
-        said,
-    )
+    offered, name = gr.JSON(visible=False, label="A prompt for the adapter"), adapters.names[0]
+    chosen = act(name.input, generate.suggest_base_and_prompt, name, [page.base, offered, said], said)
+    suggest_text(chosen, offered, page.prompt)
     added = [said, page.offer, page.trigger, *adapters.boxes, *adapters.length]
     act(page.cards.select, generate.add_card, [adapters.count, *adapters.boxes], added, said)
     page.offer.click(
@@ -295,6 +291,6 @@ def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wan
     if wanted:
         generate.paths.adapter(wanted)
         base, prompt = suggested_base_and_prompt(generate.paths, wanted)
-        values, rows = [base, prompt, *values[2:]], [(wanted, 1.0)]
+        values, rows = [base, prompt[0] if prompt else gr.skip(), *values[2:]], [(wanted, 1.0)]
     strengths = [strength if isinstance(strength, int | float) else 1.0 for _, strength in rows]
     return *values, *adapters.filled([name for name, _ in rows], strengths), ""

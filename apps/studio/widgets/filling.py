@@ -32,6 +32,10 @@ FILL = """(kept, ...now) => {
 }"""
 SUGGEST = """(names, now) => Array.isArray(names) && now === names[0] ? names[1] : {__type__: "update"}"""
 
+# given: a list, empty or with a text; last: what the page itself put there.
+SUGGEST_TEXT = """(given, now, last) => Array.isArray(given) && given.length && [last, ""].includes(now.trim())
+  ? [given[0], given[0]] : [{__type__: "update"}, last]"""
+
 
 def to_browser(box: Any, value: Any) -> Any:
     """A box's value as the browser has it."""
@@ -83,6 +87,15 @@ def fill_on_load(
 def suggest_next(event: Any, names: Any, box: Any) -> None:
     """After an event: the name that is free next, where the box still holds the one that was taken. names: JSON with both."""
     event.then(None, [names, box], box, js=SUGGEST, **QUIET)
+
+
+def suggest_text(event: Any, given: Any, box: Any) -> Any:
+    """After an event: the text that is given, where the box is empty or holds what the page put there.
+
+    given: JSON, a list of one text or none.
+    """
+    last = gr.Textbox(box.value, visible=False, label="What the page put there")
+    return event.then(None, [given, box, last], [box, last], js=SUGGEST_TEXT, **QUIET)
 
 
 def keep_draft(page: str, boxes: Sequence[Any]) -> None:
