@@ -1,17 +1,21 @@
 """What training costs a distilled base of its few steps, and what a training adapter keeps of them.
 
-    python benchmarks/distilled_bases.py [--creatures 4] [--work FOLDER] [--out FILE.json]
+    python benchmarks/distilled_bases.py [--images creature] [--preservation-weight 1] [--runs 4] [--work FOLDER] [--out FILE.json]
 
-`tiny-turbo` draws in 4 steps without guidance. It learns creatures, five captioned images each: plainly, and with `--training-adapter`,
-made by `rankfold train dedistill` of images that it draws itself. All images are drawn as the base draws: 4 steps, guidance 1. Each
-creature is trained with a seed of its own.
+`tiny-turbo` draws in 4 steps without guidance. It is trained plainly and with `--training-adapter`, made by `rankfold train dedistill` of
+images that it draws itself, on one of
+
+creature    five captioned images of one creature, as a user has them; each creature with a seed of its own
+ordinary    120 captioned images of what it knows already, so that there is nothing to learn but how the plain loss denoises
+
+All images are drawn as the base draws: 4 steps, guidance 1.
 
 details     images of things (held-out combinations) with the adapter on: share of shapes, patterns and faces that are as asked (the judge)
 certainty   mean log-probability that the judge gives to these
 likeness    share of the base's distance to drawn images of the creature that is closed (CLIP-I, embedded open_clip), with the token
 place       share of these images whose place is as asked
 sharpness   edge energy of the images of things, as a share of the base's own (1: as sharp as the base draws)
-Intervals: bootstrap, 95 %, over the images of all creatures; the difference of the two ways is paired by image.
+Intervals: bootstrap, 95 %, over prompts, each by its mean over the runs; the difference of the two ways is paired by image.
 
 Trainings compute one of the 256 alike tokens that stand where T5 would speak, as the embedded models' own training does: the same numbers
 at a quarter of the price.
@@ -73,6 +77,16 @@ def edge_energy(images: list[Image.Image]) -> torch.Tensor:
     return across.square().flatten(1).mean(1) + down.square().flatten(1).mean(1)
 
 
+def write_ordinary_folder(number: int, folder: Path) -> Path:
+    """Folder with images of things, drawn as those that the teacher has learned from, and their captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for at in range(120):
+        image, text, _ = world.draw_sample(5000 + number - FIRST, at, creatures=0.0)
+        image.save(folder / f"{at:03d}.png")
+        (folder / f"{at:03d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
 class Measuring:
     """Prompts, and what the base's own images score."""
 
@@ -124,7 +138,9 @@ class Measuring:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--creatures", type=int, default=4)
+    parser.add_argument("--images", choices=("creature", "ordinary"), default="creature")
+    parser.add_argument("--preservation-weight", type=float, default=1.0)
+    parser.add_argument("--runs", type=int, default=4, help="of each way, each with a seed of its own")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--own-steps", type=int, default=600, help="of the training adapter")
     parser.add_argument("--own-images", type=int, default=400)
@@ -147,33 +163,37 @@ def main() -> None:
         dedistill(SubjectConfig(base=BASE, out=undo, **(TRAINING | quiet)), None, options.own_images, overwrite=True)
     measuring = Measuring(options.things)
     ways: dict[str, dict[str, Any]] = {"plain": {}, "training adapter": {"training_adapter": undo}}
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[list[float]]]] = {}
     add(found, "base", {k: v for k, v in measuring.figures((), FIRST).items() if k != "likeness"})
-    for number in range(options.creatures):
+    for number in range(options.runs):
         creature = FIRST + number
-        images = write_captioned_folder(creature, options.work / str(creature))
+        folder = options.work / f"{options.images}-{number}"
+        images = (write_captioned_folder if options.images == "creature" else write_ordinary_folder)(creature, folder)
         for name, settings in ways.items():
             shutil.rmtree(out := options.work / "run", ignore_errors=True)
             quiet = {"steps": options.steps, "threads": options.threads, "seed": number}
+            quiet |= {"preservation_weight": options.preservation_weight}
             run = train(SubjectConfig(images=images, base=BASE, out=out, **(TRAINING | quiet | settings)))
             own = measuring.figures((str(run.adapter),), creature)
+            if options.images == "ordinary":  # which show no creature
+                own = {key: values for key, values in own.items() if key not in ("likeness", "place")}
             add(found, name, own)
             print(creature, name, {k: round(sum(v) / len(v), 3) for k, v in own.items()}, flush=True)
         report(found, options, time.perf_counter() - started)
 
 
-def add(found: dict[str, dict[str, list[float]]], name: str, values: dict[str, list[float]]) -> None:
+def add(found: dict[str, dict[str, list[list[float]]]], name: str, values: dict[str, list[float]]) -> None:
     """Puts the values of one run beside those of others."""
     for key, own in values.items():
-        found.setdefault(name, {}).setdefault(key, []).extend(own)
+        found.setdefault(name, {}).setdefault(key, []).append(own)
 
 
-def report(found: dict[str, dict[str, list[float]]], options: argparse.Namespace, seconds: float) -> None:
+def report(found: dict[str, dict[str, list[list[float]]]], options: argparse.Namespace, seconds: float) -> None:
     """Prints the table and writes it: means with intervals, and the paired difference of the two ways."""
     rows: dict[str, Any] = {name: {key: interval(own) for key, own in values.items()} for name, values in found.items()}
     both = found["training adapter"], found["plain"]
     rows["difference"] = {
-        key: interval([a - b for a, b in zip(both[0][key], both[1][key], strict=True)]) for key in both[0]
+        key: interval((torch.tensor(both[0][key]) - torch.tensor(both[1][key])).tolist()) for key in both[0]
     }
     for name, row in rows.items():
         print(
@@ -187,9 +207,10 @@ def report(found: dict[str, dict[str, list[float]]], options: argparse.Namespace
         )
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and bootstrap interval."""
-    return (sum(values) / len(values), *bootstrap_interval(torch.tensor(values)))
+def interval(values: list[list[float]]) -> tuple[float, float, float]:
+    """Mean and bootstrap interval over prompts, each by its mean over the runs; values: of each run, by prompt."""
+    by_prompt = torch.tensor(values).mean(0)
+    return (float(by_prompt.mean()), *bootstrap_interval(by_prompt))
 
 
 if __name__ == "__main__":
