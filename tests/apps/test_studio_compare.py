@@ -296,10 +296,11 @@ def test_rare_words_are_not_measured():
 def test_the_table_has_a_row_for_each_cell(places):
     plan = comparison.parse_comparison(places, boxes())
     result = compare.ComparisonResult("s.png", ["/m/a.png", "/m/b.png"], [CellScores(0.25, 0.5), CellScores(0.0)])
-    assert page.score_table(plan, result) == [
+    assert page.score_table(plan, result)["data"] == [
         ["seed 0", "", "0.250", "0.500", "a.png"], ["seed 1", "", "0.000", "", "b.png"],
     ]  # fmt: skip
-    assert page.score_table(plan, replace(result, scores=[]))[0][2:4] == ["", ""]
+    assert page.score_table(plan, result)["headers"][:2] == ["X: seed", "Y: nothing"]
+    assert page.score_table(plan, replace(result, scores=[]))["data"][0][2:4] == ["", ""]
     assert "cells in" in page.describe_result(plan, replace(result, real=0.8), 3)
 
 

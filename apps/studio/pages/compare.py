@@ -67,14 +67,15 @@ def propose_axis_values(what: str, prompt: str, adapter: str, known: Mapping[str
     return "\n".join(steps[:MAX_CELLS]), hint
 
 
-def score_table(plan: Comparison, result: ComparisonResult) -> list[list[Any]]:
-    """A row of the table for every cell."""
+def score_table(plan: Comparison, result: ComparisonResult) -> dict[str, list[Any]]:
+    """A row of the table for every cell, and what its columns are called: X, and Y with Z, by what they vary."""
     rows = []
     for number, (names, file) in enumerate(zip(plan.names, result.files, strict=True)):
         own = result.scores[number] if result.scores else None
         values = [own and own.fidelity, own and own.likeness]
         rows.append([*names, *("" if value is None else f"{value:.3f}" for value in values), Path(file).name])
-    return rows
+    sides = zip(HEADERS, (plan.columns.what, plan.rows.what), strict=False)
+    return {"headers": [*(f"{side}: {what}" for side, what in sides), *HEADERS[2:]], "data": rows}
 
 
 def score_words(scores: CellScores) -> str:
