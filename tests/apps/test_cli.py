@@ -99,6 +99,9 @@ def test_target_that_matches_no_layer(capsys, images, base, tmp_path):
         ("steps: many", "'steps' cannot be 'many'"),
         ("- 1", "name: value"),
         ("a: [", "not valid YAML"),
+        ("rank: 4\nrank: 8", "has 'rank' twice, the second time in line 2"),
+        ("steps: yes", "'steps' is no switch"),
+        ("export: kohya", "Write a list: `export: [kohya]`"),
     ],
 )
 def test_bad_yaml(capsys, tmp_path, text, words):

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.texts import read_text
+from ...toolkit.core.yaml_text import parse_yaml
 from .yaml_file import from_yaml_text
 
 Setting = tuple[str, Callable[[Any], Any]]  # our field, and its value from theirs
@@ -229,17 +230,17 @@ def short(value: Any) -> str:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The file as nested settings."""
-    import yaml
-
     try:
         text = read_text(file)
         if file.suffix == ".toml":
             found: Any = tomllib.loads(text)
         else:
-            found = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+            found = json.loads(text) if file.suffix == ".json" else parse_yaml(text)
     except OSError as error:
         raise UserError(f"Cannot read {file}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+    except UserError as error:
+        raise UserError(f"{file} {error}.") from error
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} is not valid {file.suffix[1:] or 'YAML'}: {' '.join(str(error).split())[:120]}."
         ) from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.paths import expand_user
 from ...toolkit.core.renamed import current_names
 from ...toolkit.core.texts import read_text
+from ...toolkit.core.yaml_text import parse_yaml
 from .base import LoopConfig
 from .compose import ComposeConfig, ComposeInstructConfig
 from .instruct import InstructConfig
@@ -60,22 +62,12 @@ def from_yaml(path: Path) -> Any:
 
 def from_yaml_text(text: str, path: str) -> Any:
     """The same for a config as text. path: what errors call it."""
-    import yaml
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        values = yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # it has no one error
-        escape = "escape character" in str(error)
-        hint = r" A path such as C:\photos goes without quotes, or in single ones." if escape else ""
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}{hint}") from error
+        values = parse_yaml(text)
+    except UserError as error:
+        raise UserError(f"{path} {error}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold 'name: value' lines.")
     method = values.pop("method", "subject")
@@ -86,9 +78,26 @@ def from_yaml_text(text: str, path: str) -> Any:
     for key in values:
         if not isinstance(key, str) or key not in known:
             raise UserError(f"{path}: unknown key '{key}'.{did_you_mean(str(key), known)}")
+        if isinstance(values[key], bool) and not takes_switch(METHODS[method], key):
+            raise UserError(
+                f"{path}: '{key}' is no switch, so it cannot be {str(values[key]).lower()} (which YAML makes of yes, no, on and off, too): "
+                "write its value, or a text in quotes."
+            )
     try:
         return TypeAdapter(METHODS[method]).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: '{place}' cannot be {first['input']!r}: {first['msg'].lower()}.") from error
+        cure = f" Write a list: `{place}: [{first['input']}]`." if first["type"] == "tuple_type" else ""
+        raise UserError(f"{path}: '{place}' cannot be {first['input']!r}: {first['msg'].lower()}.{cure}") from error
+
+
+def takes_switch(kind: type, name: str) -> bool:
+    """Whether a field of a config may be true or false."""
+
+    def within(hint: Any) -> Iterator[Any]:
+        yield hint
+        for part in get_args(hint):
+            yield from within(part)
+
+    return bool in within(get_type_hints(kind)[name])
