@@ -127,6 +127,20 @@ def test_captions_of_every_tool(tmp_path, name, text):
     assert find_samples(tmp_path) == [Sample(tmp_path / "0.png", "a sks dog on grass")]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file_name;text\n0.png;a dog\n", "needs the fields file_name and text, and has file_name;text"),
+        ("file_name,text\n0.png,a dog, on grass\n", "line 2: has more fields than the first line names"),
+    ],
+)
+def test_tables_that_would_lose_words_are_refused(tmp_path, text, said):
+    image(tmp_path / "0.png", (32, 32))
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(UserError, match=said):
+        find_samples(tmp_path)
+
+
 def test_two_captions_that_differ_are_refused(tmp_path):
     image(tmp_path / "0.png", (32, 32))
     (tmp_path / "0.txt").write_text("a dog")

@@ -134,7 +134,8 @@ def read_tables(folder: Path, images: set[str], captions: Captions) -> None:
         for number, row in rows_of(table):
             text = caption_of(row)
             if text is None or not isinstance(row.get("file_name"), str):
-                raise UserError(f"{table}, line {number}: needs the fields file_name and text.")
+                has = f", and has {', '.join(map(str, row))}" if isinstance(row, dict) else ""
+                raise UserError(f"{table}, line {number}: needs the fields file_name and text{has}.")
             name = row["file_name"].replace("\\", "/").removeprefix("./")
             if name not in images:
                 raise UserError(f"{table}, line {number}: there is no image '{name}' in {folder}.")
@@ -152,6 +153,10 @@ def rows_of(table: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers and rows of a table."""
     if table.suffix == ".csv":
         for number, row in enumerate(csv.DictReader(io.StringIO(read_text(table))), 2):
+            if None in row:
+                raise UserError(
+                    f"{table}, line {number}: has more fields than the first line names; quote a text with commas."
+                )
             yield number, row
         return
     for number, line in enumerate(read_lines(table), 1):
