@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from .options import parse_options, positional
+from .options import allowed_error, parse_options, positional
 
 
 def convert(argv: list[str]) -> None:
@@ -28,8 +28,8 @@ def convert(argv: list[str]) -> None:
         """Width of the images of the proof in pixels; 0 means the base's own."""
         approximate: bool = False
         """Convert to the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
-        max_error: Annotated[float, Ge(0)] = 0.05
-        """With --approximate: relative error of a layer's weight change, 0 to 1."""
+        max_error: Annotated[float, Ge(0)] | None = None
+        """With --approximate: relative error of a layer's weight change, 0 to 1; unset means 0.05."""
         ignore_unused: bool = False
         """Convert a file although it holds tensors that the base has no place for; they are named and left out."""
 
@@ -44,7 +44,7 @@ def convert(argv: list[str]) -> None:
             options.out,
             base=options.base,
             prompt=options.prompt,
-            max_error=options.max_error if options.approximate else None,
+            max_error=allowed_error(options.max_error, approximate=options.approximate),
             width=options.width,
             ignore_unused=options.ignore_unused,
         )

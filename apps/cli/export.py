@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from .options import parse_options, positional
+from .options import allowed_error, parse_options, positional
 
 
 def export(argv: list[str]) -> None:
@@ -24,8 +24,8 @@ def export(argv: list[str]) -> None:
         """Folder for the file, or the file (.safetensors); unset means export/ in the run, files for A1111 and ComfyUI named after it."""
         approximate: bool = False
         """Export the nearest plain LoRA when there is no exact one; its errors are measured and kept in the file."""
-        max_error: Annotated[float, Ge(0)] = 0.05
-        """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1."""
+        max_error: Annotated[float, Ge(0)] | None = None
+        """With --approximate: relative error of a layer's weight change, where a rank can be chosen for it, 0 to 1; unset means 0.05."""
         drop_bias: bool = False
         """Leave the adapter's changes of biases out."""
         dtype: Literal["fp32", "bf16", "fp16"] | None = None
@@ -43,7 +43,7 @@ def export(argv: list[str]) -> None:
         options.format,
         options.out,
         dtype=options.dtype,
-        max_error=options.max_error if options.approximate else None,
+        max_error=allowed_error(options.max_error, approximate=options.approximate),
         drop_bias=options.drop_bias,
         precision=options.precision,
     )

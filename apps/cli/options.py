@@ -13,6 +13,8 @@ from ...toolkit.core.paths import expand_paths
 from ...toolkit.core.renamed import current_name
 from .commands import COMMANDS
 
+DEFAULT_ERROR = 0.05  # of a layer's change, relative, where an export is approximated
+
 
 @dataclass(frozen=True, kw_only=True)
 class OverwriteOption:
@@ -88,6 +90,17 @@ def parse_run(kind: Any, argv: list[str], name: str, default: Any = None) -> tup
     given = None if default is None else both(**{f.name: getattr(default, f.name) for f in fields(default)})
     options = parse_options(both, argv, name, given)
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)}), options.overwrite
+
+
+def allowed_error(given: float | None, *, approximate: bool) -> float | None:
+    """The relative error of a layer that an export may have; None where it must be exact.
+
+    Raises:
+        UserError: for one that is given where nothing is approximated.
+    """
+    if given is not None and not approximate:
+        raise UserError("--max-error is of --approximate: give both, or leave it out.")
+    return (DEFAULT_ERROR if given is None else given) if approximate else None
 
 
 def check_out_free(config: Any, *, overwrite: bool) -> None:

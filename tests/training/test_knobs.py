@@ -25,8 +25,11 @@ from rankfold.toolkit.diffusion.noise import FlowNoise
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats.adapter_folder import WEIGHTS
 from rankfold.training.config.checks import check_ranges
+from rankfold.training.config.defaults import resolve_defaults
 from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.unused import unused_settings
 from rankfold.training.config.yaml_file import from_yaml
+from rankfold.training.engine.loop import make_schedule
 from rankfold.training.launch.start import preflight, resume, train
 from rankfold.training.subject.prompts import without_token
 from rankfold.training.subject.rows import pick_rows, shuffle_tags
@@ -495,6 +498,35 @@ def test_what_is_probably_not_meant_is_said(config, images, tmp_path, capsys):
         Image.new("L", (64, 64), 255).save(photos / name / "0.png")
     (below,) = said(replace(right, masks=str(photos / "masks")))
     assert below == f"Not used, neither an image nor a caption of one: more/. ({photos})"
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        ({"unmasked_weight": 0.5}, "--masks"),
+        ({"prior_images": 5}, "--prior-weight"),
+        ({"text_learning_rate": 0.5}, "--train-text-encoder or --num-vectors"),
+        ({"text_target_modules": ("q_proj",)}, "--train-text-encoder"),
+        ({"preview_every": 0, "preview_prompts": ("a dog",)}, "--preview-every"),
+        ({"evaluate_prompts": "none"}, "--evaluate-every"),
+    ],
+)
+def test_what_has_no_effect_is_said(given, needed):
+    name = list(given)[-1].replace("_", "-")
+    said = unused_settings(resolve_defaults(SubjectConfig(**given)))
+    assert said == [f"--{name} has no effect: it goes with {needed}, which is not given."]
+    assert unused_settings(resolve_defaults(SubjectConfig(text_learning_rate=0.5, train_text_encoder=True))) == []
+
+
+def test_a_constant_rate_warms_up_too():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    schedule, rates = make_schedule(SubjectConfig(lr_warmup_steps=4), optimizer), []
+    for _ in range(6):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 def test_braces_of_a_prompt_are_braces(config):

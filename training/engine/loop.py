@@ -65,9 +65,7 @@ class Loop:
         if hasattr(optimizer, "train"):
             optimizer.train()  # schedule-free ones ask for it
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.schedule = get_scheduler(
-            config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps
-        )
+        self.schedule = make_schedule(config, optimizer)
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
         self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
         self.step = 0
@@ -356,6 +354,14 @@ class Loop:
             self.window_steps = state["window_steps"]
         if self.accelerator.is_main_process:
             self.run.truncate_metrics(self.step)
+
+
+def make_schedule(config: LoopConfig, optimizer: torch.optim.Optimizer) -> Any:
+    """The learning rate's schedule. diffusers' constant one would pass over the warm-up."""
+    name = (
+        "constant_with_warmup" if config.lr_scheduler == "constant" and config.lr_warmup_steps else config.lr_scheduler
+    )
+    return get_scheduler(name, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=config.steps)
 
 
 def comparable_config(config: LoopConfig) -> dict[str, str]:

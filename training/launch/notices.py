@@ -16,6 +16,7 @@ from ..config.images import DiffusionConfig
 from ..config.instruct import ConversationConfig
 from ..config.shares import split_share
 from ..config.subject import SubjectConfig
+from ..config.unused import unused_settings
 from ..engine.optimizer import optimizer_notice
 from ..subject.held_out import split_measured_photos
 from ..subject.summary import ImageSummary, summarize_images
@@ -48,7 +49,7 @@ def summarize(config: LoopConfig, inputs: tuple[Any, ...]) -> ImageSummary | Non
 
 def notices(config: LoopConfig, summary: ImageSummary | None) -> list[str]:
     """Sentences about settings and data."""
-    found = [optimizer_notice(config), *(summary.warnings if summary else [])]
+    found = [optimizer_notice(config), *unused_settings(config), *(summary.warnings if summary else [])]
     return [text for text in found if text]
 
 
