@@ -484,7 +484,7 @@ def test_what_is_probably_not_meant_is_said(config, images, tmp_path, capsys):
     def said(config):
         return notices(config, summarize(config, (find_samples(photos), config.base)))
 
-    wrong = replace(config, images=photos, optimizer="Prodigy", learning_rate=1e-3)
+    wrong = replace(config, images=photos, optimizer="Prodigy", learning_rate=1e-3, text_learning_rate=None)
     rate, left_out, token = said(wrong)
     assert "expects --learning-rate 1" in rate
     assert "No caption says sks" in token

@@ -30,7 +30,7 @@ NEEDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 
 def unused_settings(config: LoopConfig) -> list[str]:
     """A sentence for each setting that is another than the base's own, and has no effect. config: resolved."""
-    plain: Any = resolve_defaults(type(config)(base=config.base))  # type: ignore[call-arg, attr-defined]
+    plain: Any = resolve_defaults(type(config)(base=config.base, optimizer=config.optimizer))  # type: ignore[call-arg, attr-defined]
     found = []
     for name, (needed, there) in NEEDS.items():
         given = getattr(config, name, None)
