@@ -20,8 +20,8 @@ from rankfold.training.launch.plan import disk_bytes, fit_to_memory, plan
 from rankfold.training.launch.start import train
 from rankfold.training.subject.task import SubjectTask
 
-SLOW_TO_PLAN = ("flux2-dev",)  # whose step is klein's
-FOLDERS = [pytest.param(name, marks=pytest.mark.campaign if name in SLOW_TO_PLAN else ()) for name in BUILDERS]
+ALIKE = ("flux2-dev", "sd-v", "sd3-without-t5", "flux-schnell")  # whose steps are another's
+FOLDERS = [pytest.param(name, marks=pytest.mark.campaign if name in ALIKE else ()) for name in BUILDERS]
 
 
 @pytest.fixture(params=FOLDERS)
@@ -113,9 +113,17 @@ def test_a_plan_is_refused_what_training_is(capsys, flags, sentence):
         assert command == "train" or sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_plan_of_every_family(folder, photos, tmp_path, text):
+WITH_TEXT = [
+    pytest.param(name, text, marks=pytest.mark.campaign if name in ALIKE or (text and name == "flux2-klein") else ())
+    for name in BUILDERS
+    for text in (False, True)
+]  # klein's text encoder takes half a minute
+
+
+@pytest.mark.parametrize(("name", "text"), WITH_TEXT)
+def test_plan_of_every_family(folders, photos, tmp_path, name, text):
     """At sizes where tensors and not their overheads fill the memory."""
+    folder = folders(name)
     settings = {"adapter": "moslora", "batch_size": 4, "train_text_encoder": text}
     config = replace(a_config(folder, photos, tmp_path / "run", **settings), resolution=2 * SIDE)
     check(config, 0.15)
