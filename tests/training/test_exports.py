@@ -71,7 +71,7 @@ def test_an_export_that_fails_leaves_the_run_done(exporting):
     before = adapter(run.folder)
     (run.folder / "export").write_text("a file where the folder would be")
     text = run.config_file.read_text(encoding="utf-8")
-    run.config_file.write_text(text + "export: [diffusers]\n", encoding="utf-8")
+    run.config_file.write_text(text.replace("export: []", "export: [diffusers]"), encoding="utf-8")
     with pytest.raises(UserError, match=r"is done, but not all of its exports\. --export diffusers: .*export"):
         resume(run.folder)
     assert run.status()["state"] == "done"

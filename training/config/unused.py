@@ -34,7 +34,7 @@ def unused_settings(config: LoopConfig) -> list[str]:
     found = []
     for name, (needed, there) in NEEDS.items():
         given = getattr(config, name, None)
-        if hasattr(config, name) and given != getattr(plain, name) and not there(config):
+        if given is not None and given != getattr(plain, name) and not there(config):
             flag = "--" + name.replace("_", "-")
             found.append(f"{flag} has no effect: it goes with {needed}, which is not given.")
     return found
