@@ -20,19 +20,19 @@ EVERY = 0.1
 
 
 def run_commands(commands: list[list[str]], log: Path) -> dict[str, float]:
-    """Seconds, processor seconds and the most GiB of all commands together, and `first seconds`: of the first, which trains.
+    """Seconds, processor seconds and the most GiB of all commands together.
 
     Raises:
         UserError: when one fails.
     """
-    began, before, most, first = time.perf_counter(), os.times(), 0, 0.0
+    began, before, most = time.perf_counter(), os.times(), 0
     for command in commands:
         with log.open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output, cwd=log.parent)
         watch = MemoryWatch(process.pid)
         if process.wait():
             raise UserError(f"{command[:4]} failed: {log.read_text(encoding='utf-8', errors='replace')[-1500:]}")
-        most, first = max(most, watch.end()), first or time.perf_counter() - began
+        most = max(most, watch.end())
     after = os.times()
     return {
         "seconds": time.perf_counter() - began,
@@ -41,7 +41,6 @@ def run_commands(commands: list[list[str]], log: Path) -> dict[str, float]:
         - before.children_user
         - before.children_system,
         "peak GiB": most / 2**30,
-        "first seconds": first,
     }
 
 

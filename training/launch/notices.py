@@ -26,6 +26,7 @@ def announce(config: LoopConfig, inputs: tuple[Any, ...], run: Run) -> None:
     """Prints the summary and the notices, and keeps them in the run's log and in its summary.json. inputs: of the method's checks."""
     summary = summarize(config, inputs)
     lines = [f"settings  {describe_settings(config)}", *(summary.lines() if summary else []), *notices(config, summary)]
+    lines += [] if run.folds() else unused_settings(config)  # the folds were measured with the settings of measuring
     if isinstance(config, ConversationConfig):
         lines += data_notices(config, inputs[0])
     for text in lines:
@@ -49,7 +50,7 @@ def summarize(config: LoopConfig, inputs: tuple[Any, ...]) -> ImageSummary | Non
 
 def notices(config: LoopConfig, summary: ImageSummary | None) -> list[str]:
     """Sentences about settings and data."""
-    found = [optimizer_notice(config), *unused_settings(config), *(summary.warnings if summary else [])]
+    found = [optimizer_notice(config), *(summary.warnings if summary else [])]
     return [text for text in found if text]
 
 
