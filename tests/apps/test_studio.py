@@ -539,6 +539,34 @@ def test_what_is_typed_while_a_page_loads_stays(server, page):
     page.close()
 
 
+def test_a_set_that_is_chosen_while_a_page_loads_stays(server, page):
+    """Reading the images of the draft takes longer than choosing others."""
+    folder, address, _ = server
+    (folder / "large").mkdir()
+    for number, (image, _) in enumerate(world.subject_images(2_000_009, 12)):
+        image.resize((1500, 1500)).save(folder / "large" / f"{number}.png")
+
+    def use(place, expected):
+        page.locator("#folder textarea, #folder input").first.fill(str(place))
+        page.locator("#use-folder").click()
+        page.locator("#findings").get_by_text(expected).wait_for()
+
+    page.goto(f"{address}/train")
+    use(folder / "large", "12 images.")
+    page.locator("#subject-texts").get_by_text("Command and YAML").click()
+    page.wait_for_function(COMMAND, arg=f"--images {folder / 'large'}")
+    page.wait_for_timeout(500)
+    page.add_init_script(SLOW_ANSWERS)
+    page.goto(f"{address}/train")
+    use(folder / "photos", "4 images.")
+    page.wait_for_timeout(6000)
+    assert page.locator("#findings").get_by_text("4 images.").is_visible()
+    assert page.locator("#crops img").count() == 4
+    page.locator("#subject-texts").get_by_text("Command and YAML").click()
+    page.wait_for_function(COMMAND, arg=f"--images {folder / 'photos'}")
+    page.close()
+
+
 @pytest.mark.timeout(900)
 def test_a_walk_by_keyboard_alone_from_the_start_page_to_a_run(server, page):
     """Tab reaches everything and leaves everything, the editor too."""

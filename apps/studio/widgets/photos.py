@@ -169,6 +169,19 @@ class PhotoStep:
             [self.present, self.known], api_visibility="private", show_progress="hidden", queue=False,
         )  # fmt: skip
 
+    def show_kept(self, event: Any, kept: gr.State) -> Any:
+        """After an event: the images of the folder in `kept`, unless others have been chosen meanwhile. Returns the last event."""
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        shown = gr.State("")
+
+        def show(folder: str, before: str) -> tuple[Any, ...]:
+            return (*[gr.skip()] * 3, before) if folder == before else (*self.show_folder(folder)[1:], folder)
+
+        event = event.then(lambda chosen, kept: chosen or kept, [self.folder, kept], self.folder, **quiet)
+        for _ in range(2):  # again where another folder was chosen while the images of the first were read
+            event = event.then(show_errors(show), [self.folder, shown], [*self.outputs[1:], shown], **quiet)
+        return event
+
     def wire_set(self, shown: list[Any]) -> None:
         """What changes a set as a whole."""
         said, quiet = self.message, {"api_visibility": "private", "show_progress": "hidden", "queue": False}

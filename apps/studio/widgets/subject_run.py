@@ -98,6 +98,7 @@ class SubjectPage:
         self.applied = gr.State((STANDARD, "tiny"))  # the preset that was taken last, and its base
         self.filled = [form.yaml, form.command, form.message, form.written, *form.boxes]
         self.draft = gr.BrowserState("", storage_key="rankfold-subject", secret="rankfold")
+        self.kept_folder = gr.State("")  # of the images that a loaded page brings back
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for button, wish in zip(self.presets, STEPS, strict=True):
             act(button, self.take_preset(wish), form.boxes, [*self.filled, self.applied], form.message)
@@ -141,8 +142,8 @@ class SubjectPage:
         """What was on the page last; then the texts, which follow the boxes; then what takes its time."""
         form, photos, quiet = self.form, self.photos, {"api_visibility": "private", "show_progress": "hidden"}
         boxes = [self.cards, form.options, *form.widgets.values(), self.references.chosen, self.name]
-        others = [photos.present, *photos.outputs, self.started]
-        fill_on_load(self.load, self.draft, boxes, others, self.started).then(
+        event = fill_on_load(self.load, self.draft, boxes, [self.kept_folder, self.started], self.started)
+        photos.show_kept(event, self.kept_folder).then(
             beside(form.settle, 2, 4), sides, form.sides, queue=False, **quiet
         ).then(
             show_errors(self.base_choices), None, self.cards, queue=False, **quiet
@@ -224,7 +225,7 @@ class SubjectPage:
         kept = cloned_settings(self.paths, self.form, name) if name else self.restored_settings(draft)
         if not kept:  # the boxes are as they were built
             leave = [gr.skip()] * (3 + len(self.form.widgets))
-            return *leave, self.paths.free_name(FIRST), *[gr.skip()] * 6
+            return *leave, self.paths.free_name(FIRST), "", gr.skip()
         config: Any = self.form.config(kept)
         options, *boxes = self.form.from_yaml(kept)[3 : 4 + len(self.form.widgets)]
         filled = (
@@ -234,9 +235,7 @@ class SubjectPage:
             [str(folder) for folder in config.references],
             config.out.name,
         )
-        if config.images is None:  # somebody may be adding some
-            return *filled, *[gr.skip()] * 6
-        return *filled, gr.Column(visible=True), *self.photos.show_folder(str(config.images)), gr.skip()
+        return *filled, str(config.images or ""), gr.skip()
 
     def restored_settings(self, draft: str | None) -> str:
         """What was on the page last, for another run, as far as it can be read; '' for nothing."""
