@@ -110,8 +110,9 @@ def denoise(
 ) -> Any:
     """Images from a stock pipeline, one per prompt (texts, or embeds (B, ...)), each from the noise of its own seed.
 
-    width: pixels; also the height, where that is 0. on_step: called behind every denoising step with the pipeline and the latents; what
-    it raises ends the images. references: images that all of them are made from. start: the image that all of them start from.
+    width: pixels; also the height, where that is 0. on_step: called behind every denoising step with the pipeline and the latents
+    (B, C, H, W); what it raises ends the images. references: images that all of them are made from. start: the image that all of them
+    start from.
     """
     family = pipeline_family(pipe)
     if start is None:
@@ -122,7 +123,7 @@ def denoise(
 
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
-            on_step(pipe, values["latents"])
+            on_step(pipe, family.spatial_latents(pipe, values["latents"], height or width, width))
         if step == pipe.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values

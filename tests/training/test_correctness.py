@@ -59,7 +59,7 @@ def test_accumulated_gradients_are_normalised(config):
 
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_width_and_height_are_not_swapped(folders, name):
-    """Of an image twice as wide as high, the prediction is the stock pipeline's own."""
+    """Of an image twice as wide as high, the prediction is the stock pipeline's own; so is the image of its latents."""
     model = open_model(str(folders(name)))
     pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
     with torch.no_grad():
@@ -74,7 +74,14 @@ def test_width_and_height_are_not_swapped(folders, name):
     pipe.scheduler.step = recording_step
     guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
     size = {"width": 2 * SIDE, "height": SIDE}
-    denoise(pipe, prompt_embeds, seeds=[3], steps=2, guidance_scale=guidance, negative=prompt_embeds, **size)
+    seen = []
+    (image,) = denoise(
+        pipe, prompt_embeds, seeds=[3], steps=2, guidance_scale=guidance, negative=prompt_embeds, output_type="np",
+        on_step=lambda _, latents: seen.append(latents), **size,
+    )  # fmt: skip
+    with torch.no_grad():
+        pixels = model.decode_latents(pipe.vae, seen[-1])[0].permute(1, 2, 0) / 2 + 0.5
+    torch.testing.assert_close(pixels.clamp(0, 1), torch.from_numpy(image), rtol=1e-4, atol=1e-4)
     output, timestep, sample = recorded[0]
     height, width = SIDE // model.latent_scale, 2 * SIDE // model.latent_scale
     noisy = as_grid(sample, model, height, width)

@@ -305,13 +305,32 @@ class DiffusionModel:
 
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (B, 3, H, W) in -1..1 -> mean and std of the latents, each (B, C, H/f, W/f)."""
-        posterior, config = self.vae.encode(pixels).latent_dist, self.vae.config
-        if "latents_mean" in self.latent_statistics and config.latents_mean is not None:
-            shift, spread = (pixels.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
-        else:
-            shift, spread = config.shift_factor if "shift_factor" in self.latent_statistics else 0.0, 1.0
-        scale = config.scaling_factor / spread
+        posterior = self.vae.encode(pixels).latent_dist
+        shift, scale = self.latent_shift_and_scale(self.vae.config, pixels)
         return (posterior.mean - shift) * scale, posterior.std * scale
+
+    @classmethod
+    def latent_shift_and_scale(cls, config: Any, like: torch.Tensor) -> tuple[Any, Any]:
+        """What an autoencoder's latents are shifted and multiplied by for the denoiser: numbers, or (1, C, 1, 1) as `like` is."""
+        if "latents_mean" in cls.latent_statistics and config.latents_mean is not None:
+            shift, spread = (like.new_tensor(x).view(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std))
+        else:
+            shift, spread = config.shift_factor if "shift_factor" in cls.latent_statistics else 0.0, 1.0
+        return shift, config.scaling_factor / spread
+
+    @classmethod
+    def decode_latents(cls, vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        """Latents as the denoiser has them -> pixels (B, 3, H * f, W * f) in -1..1: the inverse of `encode_pixels`."""
+        shift, scale = cls.latent_shift_and_scale(vae.config, latents_BCHW)
+        return vae.decode((latents_BCHW / scale + shift).to(vae.dtype)).sample
+
+    @classmethod
+    def spatial_latents(cls, pipe: Any, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """What a stock pipeline works on, (B, C, H, W) or packed (B, H/2 * W/2, 4C), as (B, C, H, W). height, width: pixels."""
+        if latents.dim() == 4:
+            return latents
+        sides = (2 * (side // (2 * pipe.vae_scale_factor)) for side in (height, width))
+        return unpack_latents(latents, *sides)
 
     # -------------------------------------------------------------------------- prompts
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ....pipelines.generate import pipeline_family
+
 log = logging.getLogger(__name__)
 LATENT_SIDE = 32  # of the latents that are decoded: larger ones are averaged
 EVERY_SECONDS = 1.0  # at least between two
@@ -26,14 +28,14 @@ class LivePreview:
         self.last, self.cost, self.off = time.monotonic(), 0.0, False
 
     def look(self, pipe: Any, latents: torch.Tensor) -> None:
-        """Decodes the first of the latents, where it is time to, and they are plain ones: (B, C, H, W)."""
+        """Decodes the first of the latents (B, C, H, W), where it is time to."""
         now = time.monotonic()
         wait = max(EVERY_SECONDS, self.cost / SHARE)
         moved = getattr(pipe, "_all_hooks", None)  # parts that come to the device one by one stay where they are
-        if self.off or latents.ndim != 4 or moved or now - self.last < wait:
+        if self.off or moved or now - self.last < wait:
             return
         try:
-            self.webp = decode_small(pipe.vae, latents[:1])
+            self.webp = decode_small(pipe, latents[:1])
         except Exception:  # an image goes on without it
             log.info("no preview while drawing", exc_info=True)
             self.off = True
@@ -50,14 +52,13 @@ class LivePreview:
 
 
 @torch.no_grad()
-def decode_small(vae: Any, latents_BCHW: torch.Tensor) -> bytes:
+def decode_small(pipe: Any, latents_BCHW: torch.Tensor) -> bytes:
     """Latents as a small image, WebP."""
     from diffusers.image_processor import VaeImageProcessor
 
     factor = max(1, min(latents_BCHW.shape[-2:]) // LATENT_SIDE)
-    small = functional.avg_pool2d(latents_BCHW.float(), factor).to(vae.dtype)
-    small = small / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0)
-    image: Any = VaeImageProcessor().postprocess(vae.decode(small, return_dict=False)[0].float(), output_type="pil")
+    pixels = pipeline_family(pipe).decode_latents(pipe.vae, functional.avg_pool2d(latents_BCHW.float(), factor))
+    image: Any = VaeImageProcessor().postprocess(pixels.float(), output_type="pil")
     file = io.BytesIO()
     image[0].save(file, "WEBP", quality=70)
     return file.getvalue()

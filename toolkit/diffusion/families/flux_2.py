@@ -87,10 +87,19 @@ class Flux2(DiffusionModel):
 
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = self.vae.encode(pixels).latent_dist
-        norm = self.vae.bn
-        mean, std = norm.running_mean.view(1, -1, 1, 1), (norm.running_var + self.vae.config.batch_norm_eps).sqrt()
-        std = std.view(1, -1, 1, 1)
+        mean, std = patch_statistics(self.vae)
         return (patchify(posterior.mean) - mean) / std, patchify(posterior.std) / std
+
+    @classmethod
+    def decode_latents(cls, vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        mean, std = patch_statistics(vae)
+        return vae.decode(torch.nn.functional.pixel_shuffle(latents_BCHW * std + mean, 2).to(vae.dtype)).sample
+
+    @classmethod
+    def spatial_latents(cls, pipe: Any, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Tokens (B, H * W, C) row by row, as (B, C, H, W)."""
+        sides = (side // (2 * pipe.vae_scale_factor) for side in (height, width))
+        return latents.transpose(1, 2).unflatten(2, tuple(sides))
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, _ = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
@@ -176,6 +185,13 @@ class Flux2Klein(Flux2):
         """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
         given = negative if isinstance(negative, dict) else None
         return super(Flux2, cls).call_kwargs(prompts, given, guidance_scale)
+
+
+def patch_statistics(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the patched latents, each (1, C, 1, 1)."""
+    norm = vae.bn
+    std = (norm.running_var + vae.config.batch_norm_eps).sqrt()
+    return norm.running_mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,13 @@ class QwenImage(DiffusionModel):
         std = torch.tensor(config.latents_std, device=pixels.device).view(1, -1, 1, 1)
         return (posterior.mean[:, :, 0] - mean) / std, posterior.std[:, :, 0] / std
 
+    @classmethod
+    def decode_latents(cls, vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        mean, std = (
+            latents_BCHW.new_tensor(x).view(1, -1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        return vae.decode((latents_BCHW * std + mean).to(vae.dtype)[:, :, None]).sample[:, :, 0]
+
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, mask = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
         mask = states.new_ones(states.shape[:2], dtype=torch.long) if mask is None else mask
