@@ -124,7 +124,7 @@ def test_a_value_that_does_not_fit_is_named(what, text, said):
         ({"x": "strength"}, "there is no adapter"),
         ({"adapter": "cat"}, "There is no adapter to compare yet"),
         ({"prompt": " "}, "The prompt is empty"),
-        ({"steps": None}, "An empty box does not fit as steps"),
+        ({"width": None}, "An empty box does not fit as width"),
         ({"seed": -2}, "'-2' does not fit as seed"),
         ({"base": "/etc"}, "lies outside what the studio may read"),
         ({"clip": "ViT-B-32"}, "does not say where the open_clip model's weights are"),

@@ -19,7 +19,7 @@ from settings import quick_config
 from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import StudioPaths
 from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, ModelCache, PipelineWorker
-from rankfold.apps.studio.backend.recipes import recalled_adapters
+from rankfold.apps.studio.backend.recipes import base_numbers, build_recipe, drawing_numbers, recalled_adapters
 from rankfold.apps.studio.backend.start_images import keep_start, kept_start
 from rankfold.apps.studio.pages import chat as chat_page
 from rankfold.apps.studio.pages import compose as compose_page
@@ -33,6 +33,7 @@ from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats.locate import adapter_path, content_hash
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.yaml_file import from_yaml, to_yaml
 from rankfold.training.launch.queue import run_queued
 from rankfold.training.launch.start import train
 from rankfold.training.runs import library
@@ -613,6 +614,28 @@ def test_an_image_knows_its_adapter_by_content_wherever_it_lies(places):
         recalled_adapters(places, replace(made, hashes=("another",)))
     with pytest.raises(UserError, match="has changed since"):
         recalled_adapters(places, replace(made, adapters=(str(places.adapter("mine")),), hashes=("another",)))
+
+
+def test_empty_boxes_for_steps_and_guidance_mean_the_bases_own(places, base, trained, tmp_path):
+    """As `rankfold sample` does: of the run whose adapter is taken, otherwise of the base."""
+
+    def numbers(base, **given):
+        values = {"steps": None, "guidance_scale": None, "width": 0, "height": 0, "seed": 0} | given
+        recipe = build_recipe(places, base, "a creature", "", values, ())
+        return recipe.steps, recipe.guidance_scale
+
+    assert numbers("tiny") == (25, 4.0)
+    assert numbers("tiny-turbo") == (4, 1.0)
+    assert numbers(str(base)) == (25, 7.5)  # as StableDiffusionPipeline has it
+    assert numbers(str(base), steps=3, guidance_scale=0) == (3, 0.0)
+    with pytest.raises(UserError, match="as steps"):
+        numbers(str(base), steps=0)
+    config = replace(from_yaml(trained / "mine" / "config.yaml"), guidance_scale=1.0, preview_steps=6)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert drawing_numbers(str(base), [str(tmp_path / "run" / "adapter")], None, None) == (6, 1.0)
+    assert [box["placeholder"] for box in base_numbers(places, "tiny-turbo")] == ["4", "1"]
+    assert base_numbers(places, "/nowhere") == (gr.skip(), gr.skip())
 
 
 def test_adapters_with_one_trigger_word_are_warned_of(places):

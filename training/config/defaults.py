@@ -102,8 +102,17 @@ def drawing_defaults(base: str, config: DiffusionConfig | None = None) -> tuple[
     """Steps and guidance that images are drawn with where nobody says others. config: of the run whose adapter they are drawn with.
 
     A run that is drawn without guidance is on a distilled base, which draws in as many steps as the run's previews.
+
+    Raises:
+        UserError: for a base that cannot be found.
     """
-    own = DISTILLED_SETTINGS.get(base, {}) if config is None else vars(config)
+    own: dict[str, Any]
+    if config is not None:
+        own = vars(config)
+    elif base in EMBEDDED:
+        own = DISTILLED_SETTINGS.get(base, {})
+    else:
+        own = {"guidance_scale": open_model(resolve_base(base)).default_guidance()}
     guidance = SAMPLING_GUIDANCE if own.get("guidance_scale") is None else own["guidance_scale"]
     return (own.get("preview_steps") if guidance <= 1 else None) or SAMPLING_STEPS, guidance
 

@@ -20,7 +20,7 @@ from ....training.config.images import DiffusionConfig
 from .numbers import LIMITS, parse_number, parse_seed
 from .paths import StudioPaths
 from .pipeline_worker import Job, JobStopped, PipelineWorker, save_images
-from .recipes import build_recipe, parse_sampler
+from .recipes import build_recipe, drawing_numbers, parse_sampler
 from .start_images import keep_references
 
 NOTHING = "nothing"  # along an axis that does not vary
@@ -142,8 +142,8 @@ class ComparisonInputs:
     prompt: str = ""
     negative: str = ""
     seed: float = 0
-    steps: float = 25
-    guidance: float = 2.0
+    steps: float | None = None
+    guidance: float | None = None
     width: float = 0
     height: float = 0
     x: str = NOTHING
@@ -198,8 +198,10 @@ def cell_recipes(
         else "",
         "strength": parse_number("strength", boxes.strength),
     }
-    numbers: dict[str, Any] = {what: parse_number(what, getattr(boxes, what)) for what in ("steps", "width", "height")}
-    numbers["guidance_scale"] = parse_number("guidance", boxes.guidance)
+    numbers: dict[str, Any] = {what: parse_number(what, getattr(boxes, what)) for what in ("width", "height")}
+    adapters = [str(known[own["adapter"]])] if own["adapter"] else []
+    drawn = drawing_numbers(paths.base(boxes.base), adapters, boxes.steps, boxes.guidance)
+    numbers |= dict(zip(("steps", "guidance_scale"), drawn, strict=True))
     numbers["seed"] = parse_seed(boxes.seed)
     numbers["references"] = keep_references(paths, boxes.references)
     prompts = [axis.values[0] for axis in axes if axis.what == "prompt"] or [boxes.prompt or ""]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,6 +12,9 @@ import gradio as gr
 from ....pipelines.generate import Recipe, adapter_precision
 from ....toolkit.core.errors import UserError
 from ....toolkit.formats.locate import adapter_facts, adapter_path, content_hash
+from ....training.config.defaults import drawing_defaults
+from ....training.config.images import DiffusionConfig
+from ....training.config.yaml_file import from_yaml
 from .numbers import parse_number, parse_seed
 from .paths import StudioPaths
 
@@ -60,14 +65,16 @@ def build_recipe(
     if len(prompt) + len(negative) > MAX_PROMPT:
         raise UserError(f"The prompts are longer than {MAX_PROMPT} characters: shorten them.")
     adapter_paths, strengths = parse_adapter_rows(paths, rows)
+    base = paths.base(base)
+    steps, guidance = drawing_numbers(base, adapter_paths, values["steps"], values["guidance_scale"])
     return Recipe(
         prompt=prompt,
-        base=paths.base(base),
+        base=base,
         negative_prompt=negative,
         adapters=adapter_paths,
         strengths=strengths,
-        steps=parse_number("steps", values["steps"]),
-        guidance_scale=parse_number("guidance", values["guidance_scale"]),
+        steps=steps,
+        guidance_scale=guidance,
         width=parse_number("width", values["width"]),
         height=parse_number("height", values["height"]),
         seed=parse_seed(values["seed"]),
@@ -78,6 +85,33 @@ def build_recipe(
         image_strength=parse_number("image strength", values.get("image_strength", Recipe.image_strength)),
         precision=adapter_precision(adapter_paths),
     )
+
+
+def drawing_numbers(base: str, adapters: Sequence[str], steps: Any, guidance: Any) -> tuple[int, float]:
+    """Steps and guidance of two boxes; an empty one means what `rankfold sample` takes: the first adapter's run's, or the base's.
+
+    Raises:
+        UserError: for a number out of range.
+    """
+    own_steps, own_guidance = 0, 0.0
+    if None in (steps, guidance):
+        above = [folder / "config.yaml" for folder in Path(adapters[0]).parents[:3]] if adapters else []
+        config = next((from_yaml(file) for file in above if file.is_file()), None)
+        own_steps, own_guidance = drawing_defaults(base, config if isinstance(config, DiffusionConfig) else None)
+    return (
+        own_steps if steps is None else parse_number("steps", steps),
+        own_guidance if guidance is None else parse_number("guidance", guidance),
+    )
+
+
+def base_numbers(paths: StudioPaths, base: str) -> tuple[Any, Any]:
+    """What empty boxes for steps and guidance mean with a base; as they are for one that cannot be found."""
+    try:
+        numbers = drawing_defaults(paths.base(base))
+    except UserError:
+        return gr.skip(), gr.skip()
+    steps, guidance = (gr.update(placeholder=f"{number:g}") for number in numbers)
+    return steps, guidance
 
 
 def suggested_base_and_prompt(paths: StudioPaths, name: str) -> tuple[Any, list[str]]:

@@ -29,10 +29,11 @@ from ..backend.context import Studio
 from ..backend.generated import find_generated_image
 from ..backend.numbers import LIMITS
 from ..backend.pipeline_worker import POLL_SECONDS, Job, JobStopped, PipelineWorker, run_in_background
-from ..backend.recipes import SAMPLERS, suggested_base_and_prompt
+from ..backend.recipes import SAMPLERS, base_numbers, suggested_base_and_prompt
 from ..backend.turns import Turns
 from ..render.messages import format_duration, message_html, progress_bar, show_errors
 from ..widgets.actions import act, named
+from ..widgets.drawing_boxes import guidance_box, steps_box
 from ..widgets.filling import keep_draft, suggest_text
 from ..widgets.reference_slot import ReferenceSlot
 
@@ -179,6 +180,7 @@ def wire(
     gr.on([], called, [*boxes, references.files], results, api_name="compare", concurrency_limit=None)
     stop.click(show_errors(page.stop_drawing), stops, stops, **quiet)
     base, adapter, prompt = settings[0], settings[1], settings[3]
+    base.change(lambda base: base_numbers(page.paths, base), base, [settings[6], settings[7]], **quiet)
     offered = gr.JSON(visible=False, label="A prompt for the adapter")
     suggest_text(adapter.input(show_errors(page.suit_adapter), adapter, [base, offered], **quiet), offered, prompt)
     for what, values in axes:
@@ -253,8 +255,7 @@ def setting_inputs() -> list[Any]:
         negative = gr.Textbox(label="Negative prompt", lines=2, scale=1)
     with gr.Row():
         seed = gr.Number(label="Seed (-1 = random)", value=0, min_width=120, elem_id="compare-seed")
-        steps = gr.Number(label="Steps", value=25, min_width=120, elem_id="compare-steps")
-        guidance = gr.Number(label="Guidance", value=2.0, min_width=120, elem_id="compare-guidance")
+        steps, guidance = steps_box("compare-steps"), guidance_box("compare-guidance")
         width = gr.Number(label="Width (0 = model default)", value=0, min_width=120)
         height = gr.Number(label="Height (0 = same as width)", value=0, min_width=120)
     return [base, adapter, strength, prompt, negative, seed, steps, guidance, width, height]

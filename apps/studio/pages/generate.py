@@ -17,12 +17,20 @@ from ..backend.adapter_list import AdapterEntry, list_adapters
 from ..backend.context import Studio
 from ..backend.generated import find_generated_image, generated_thumbnails
 from ..backend.pipeline_worker import BATCH, Job, JobStopped, run_in_background, save_images
-from ..backend.recipes import SAMPLERS, build_recipe, recalled_adapters, sampler_name, suggested_base_and_prompt
+from ..backend.recipes import (
+    SAMPLERS,
+    base_numbers,
+    build_recipe,
+    recalled_adapters,
+    sampler_name,
+    suggested_base_and_prompt,
+)
 from ..backend.start_images import keep_references, keep_start, kept_start
 from ..backend.turns import calling_client
 from ..render.messages import message_html, progress_bar, show_errors
 from ..widgets.actions import act, named
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
+from ..widgets.drawing_boxes import guidance_box, steps_box
 from ..widgets.filling import fill_on_load, suggest_text
 from ..widgets.reference_slot import ReferenceSlot
 
@@ -41,7 +49,7 @@ class GeneratePage:
     def __init__(self, studio: Studio) -> None:
         self.studio, self.paths, self.worker = studio, studio.paths, studio.worker
 
-    def make_images(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float, guidance: float,
+    def make_images(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float | None, guidance: float | None,
                       width: float, height: float, sampler: str, *more: Any) -> Iterator[Any]:  # fmt: skip
         """Draws; yields progress, the images as they come and a preview, then all of them and their seed.
 
@@ -194,7 +202,7 @@ class GenerateBoxes:
         self.offer = gr.Button("Put the trigger words into the prompt", size="sm", visible=False, elem_id="offer")
         with gr.Row():
             self.n = gr.Number(label="Images", value=4, min_width=90, elem_id="n")
-            self.steps = gr.Number(label="Steps", value=25, min_width=90, elem_id="steps")
+            self.steps = steps_box("steps")
             self.seed = gr.Number(label="Seed (-1 = random)", value=-1, min_width=120, elem_id="seed")
         with gr.Row():
             self.go = gr.Button("Generate", variant="primary", elem_id="generate")
@@ -211,7 +219,7 @@ class GenerateBoxes:
         with gr.Accordion("More settings", open=False, elem_id="generate-more"):
             self.negative = gr.Textbox(label="Negative prompt", lines=2, elem_id="negative")
             with gr.Row():
-                self.guidance = gr.Number(label="Guidance", value=2.0, min_width=110, elem_id="guidance")
+                self.guidance = guidance_box("guidance")
                 self.sampler = gr.Dropdown(
                     [*SAMPLERS], value=next(iter(SAMPLERS)), label="Sampler", allow_custom_value=True, min_width=150,
                     elem_id="sampler",
@@ -264,6 +272,9 @@ def build(studio: Studio) -> None:
     recalled = [said, *boxes, *page.start, *adapters.length]
     act(page.dropped.upload, generate.recall_settings, page.dropped, recalled, said, api_name="recall")
     act(page.made.select, generate.recall_made, None, recalled, said)
+    page.base.change(
+        lambda base: base_numbers(studio.paths, base), page.base, [page.steps, page.guidance], queue=False, **quiet
+    )
     offered, name = gr.JSON(visible=False, label="A prompt for the adapter"), adapters.names[0]
     chosen = act(name.input, generate.suggest_base_and_prompt, name, [page.base, offered, said], said)
     suggest_text(chosen, offered, page.prompt)
