@@ -110,28 +110,28 @@ def denoise(
 ) -> Any:
     """Images from a stock pipeline, one per prompt (texts, or embeds (B, ...)), each from the noise of its own seed.
 
-    width: pixels; also the height, where that is 0. on_step: called behind every denoising step with the pipeline and the latents
+    width: pixels; also the height, where that is 0. on_step: called behind every denoising step with `pipe` and the latents
     (B, C, H, W); what it raises ends the images. references: images that all of them are made from. start: the image that all of them
     start from.
     """
     family = pipeline_family(pipe)
     if start is None:
-        given = family.image_kwargs(references, width, height or width)
+        drawing, given = pipe, family.image_kwargs(references, width, height or width)
     else:
-        pipe = start_pipeline(pipe, masked=start.mask is not None)
-        given = start_kwargs(pipe, start, len(seeds))
+        drawing = start_pipeline(pipe, masked=start.mask is not None)
+        given = start_kwargs(drawing, start, len(seeds))
 
-    def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(drawing: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step(pipe, family.spatial_latents(pipe, values["latents"], height or width, width))
-        if step == pipe.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
+        if step == drawing.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
     with oom_context(f"drawing {len(seeds)} image{'s'[: len(seeds) > 1]} of {width} x {height or width} pixels"):
-        return pipe(
+        return drawing(
             **family.call_kwargs(prompts, negative, guidance_scale),
-            **family.text_kwargs(pipe),
+            **family.text_kwargs(drawing),
             generator=[generator(seed, 101) for seed in seeds],
             num_inference_steps=steps,
             **given,

@@ -45,7 +45,7 @@ class SampleOptions:
     steps: Annotated[int | None, Ge(1)] = None
     """Denoising steps; unset means 25, or as many as the previews of a run on a distilled base (--guidance-scale 1)."""
     guidance_scale: float | None = None
-    """Guidance scale; 1 turns guidance off; unset means the run's, or the base's own (embedded models: 4; others as their stock pipeline)."""
+    """Guidance scale; 1 turns guidance off; unset means the run's, or the base's own, as its stock pipeline has it."""
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
     width: Annotated[int, Ge(0), Le(16384)] = 0
