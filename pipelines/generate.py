@@ -174,7 +174,7 @@ def load_pipeline(recipe: Recipe) -> Any:
     if recipe.references:
         base.check_references([image_size(Path(path)) for path in recipe.references])
     if recipe.image:
-        check_start_of_base(base.index["_class_name"], base.title, masked=bool(recipe.mask))
+        check_start_of_base(base, masked=bool(recipe.mask))
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
@@ -287,8 +287,8 @@ def generate_batch(
     start = None
     check_given_images(recipe)  # the pipeline may have been loaded for another recipe
     if recipe.image:
-        check_start_of_base(type(pipe).__name__, pipeline_family(pipe).title, masked=bool(recipe.mask))
         base = open_model(pipe.name_or_path)
+        check_start_of_base(base, masked=bool(recipe.mask))
         height = recipe.height or start_size(recipe.image, width, base.latent_scale * base.patch_size)
         start = load_start(recipe.image, recipe.mask, recipe.image_strength, (width, height))
     common: Any = {

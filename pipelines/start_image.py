@@ -16,6 +16,11 @@ from PIL import Image, ImageOps
 from ..toolkit.core.errors import UserError
 from ..toolkit.core.paths import is_file
 from ..toolkit.data.images import image_size, load_rgb, open_image
+from ..toolkit.diffusion.model import DiffusionModel
+
+MASKED_CHANNELS = {  # that diffusers' pipelines ask for by number: without the mask among the inputs, and with it
+    "StableDiffusionInpaintPipeline": (4, 9), "StableDiffusionXLInpaintPipeline": (4, 9), "StableDiffusion3InpaintPipeline": (16, 33),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,19 @@ def check_start(image: str, mask: str, strength: float, steps: int) -> None:
         raise UserError(f"--mask {mask} has another size than --image {image}: make it as large, in pixels.")
 
 
-def check_start_of_base(pipeline: str, title: str, *, masked: bool) -> None:
-    """Raises UserError for a base whose stock pipelines cannot do it. pipeline: the class of the base's own."""
-    if start_pipeline_class(pipeline, masked=masked) is None:
-        option, what = ("--mask", "only where a mask is white") if masked else ("--image", "from an image")
+def check_start_of_base(base: DiffusionModel, *, masked: bool) -> None:
+    """Raises UserError for a base whose stock pipelines cannot do it."""
+    option, what = ("--mask", "only where a mask is white") if masked else ("--image", "from an image")
+    cure = f"leave {option} out, or take another base"
+    stock = start_pipeline_class(base.index["_class_name"], masked=masked)
+    if stock is None:
+        raise UserError(f"diffusers has no pipeline that makes images {what} for {base.title}: {cure}.")
+    channels = base.part_config(base.denoiser_name).get("in_channels")
+    known = MASKED_CHANNELS.get(stock.__name__, (channels,))
+    if channels not in known:
         raise UserError(
-            f"diffusers has no pipeline that makes images {what} for {title}: leave {option} out, or take another base."
+            f"diffusers' {stock.__name__} takes denoisers of {' or '.join(map(str, known))} input channels, and this base's has "
+            f"{channels}: {cure}."
         )
 
 

@@ -611,7 +611,7 @@ def test_a_walk_by_keyboard_alone_from_the_start_page_to_a_run(server, page):
 
 
 @pytest.mark.timeout(900)
-def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, page):
+def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, page, tmp_path):
     address = server[1]
     page.goto(f"{address}/generate")
     page.locator("#prompt textarea").fill("a red creature in the snow")
@@ -636,6 +636,12 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.locator("#generate").click()
     page.locator("#progress .fault").wait_for()
     assert page.locator("#pictures img").count()  # an error empties nothing
+    Image.new("L", Image.open(server[0] / "photos" / "0.png").size, 255).save(tmp_path / "mask.png")
+    page.locator("#start-mask input[type=file]").set_input_files(str(tmp_path / "mask.png"))
+    page.locator("#start-mask img").wait_for()
+    page.locator("#steps input").fill("6")
+    page.locator("#generate").click()
+    page.locator("#progress .fault").get_by_text("takes denoisers of 4 or 9 input channels").wait_for()
     page.close()
 
 

@@ -95,6 +95,11 @@ def test_several_are_each_as_if_alone_and_in_the_images_shape(base, photo, tmp_p
         (["--image", "PHOTO", "--reference", "PHOTO"], "leave one of the two out"),
         (["--image", "PHOTO", "--mask", "SMALL"], "another size"),
         (["--image", "PHOTO", "--base", "LUMINA"], "no pipeline that makes images from an image"),
+        (["--image", "PHOTO", "--mask", "MASK"], "takes denoisers of 4 or 9 input channels, and this base's has 24"),
+        (
+            ["--image", "PHOTO", "--mask", "MASK", "--base", "tiny-dit"],
+            "takes denoisers of 16 or 33 input channels, and this base's has",
+        ),
     ],
 )
 def test_mistakes_are_named_before_a_model_is_loaded(words, sentence, photo, lumina, tmp_path, capsys, monkeypatch):
