@@ -31,6 +31,7 @@ from ..toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from .fuse import fuse_adapters
 from .place import place_pipeline
 from .regions import Region, denoise_by_region
+from .scheduler import make_scheduler, scheduler_class
 from .start_image import (
     StartImage,
     check_start,
@@ -175,13 +176,12 @@ def load_pipeline(recipe: Recipe) -> Any:
         base.check_references([image_size(Path(path)) for path in recipe.references])
     if recipe.image:
         check_start_of_base(base, masked=bool(recipe.mask))
+    scheduler = make_scheduler(base, recipe.scheduler)
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
     )
-    pipe.scheduler = base.sampling_scheduler()
-    if recipe.scheduler:
-        pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)
+    pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]
     ignore = recipe.ignore_unused
@@ -220,8 +220,6 @@ def drawing_pipeline(recipe: Recipe) -> Any:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises UserError for what can be seen to be wrong without loading a model."""
-    import diffusers
-
     check_versions()
     check_precision(recipe.precision, training=False)
     if recipe.steps < 1:
@@ -230,8 +228,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"{len(recipe.adapters)} adapters need as many strengths, not {len(recipe.strengths)}.")
     if recipe.regions and len(recipe.regions) != len(recipe.adapters):
         raise UserError(f"{len(recipe.adapters)} adapters need as many regions, not {len(recipe.regions)}.")
-    if recipe.scheduler and not hasattr(diffusers, recipe.scheduler):
-        raise UserError(f"--scheduler {recipe.scheduler} is not a scheduler of diffusers, such as DDIMScheduler.")
+    if recipe.scheduler:
+        scheduler_class(recipe.scheduler)
     for path in recipe.adapters:
         check_adapter(Path(path))
     check_given_images(recipe)

@@ -25,9 +25,11 @@ from rankfold.pipelines.generate import (
 )
 from rankfold.pipelines.place import place_on_device, weight_bytes
 from rankfold.pipelines.regions import parse_region, region_masks
+from rankfold.pipelines.scheduler import make_scheduler
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
 from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.diffusion.load import open_model
 
 
 @pytest.fixture(scope="module")
@@ -394,3 +396,16 @@ def test_strengths_leave_no_other_adapter_active(trained, base, images, tmp_path
     assert torch.equal(states(pipe), states(plain))
     native.set_strengths(pipe, {"adapter_0": 1.0})
     assert not torch.equal(states(pipe), states(plain))
+
+
+def test_schedulers_of_the_base_own_formulation(folders):
+    """Another's makes noise of a model without a word, or ends in diffusers with an AttributeError."""
+    noise, flow = (open_model(str(folders(name))) for name in ("sd", "sd3"))
+    assert type(make_scheduler(noise, "EulerDiscreteScheduler")).__name__ == "EulerDiscreteScheduler"
+    assert type(make_scheduler(flow, "FlowMatchLCMScheduler")).__name__ == "FlowMatchLCMScheduler"
+    assert type(make_scheduler(flow, "")) is type(make_scheduler(flow, "FlowMatchEulerDiscreteScheduler"))
+    for base, name in ((noise, "FlowMatchEulerDiscreteScheduler"), (flow, "DDIMScheduler")):
+        with pytest.raises(UserError, match=f"--scheduler {name} does not work with"):
+            load_pipeline(Recipe(prompt="x", base=base.path, scheduler=name))
+    with pytest.raises(UserError, match="is not a scheduler of diffusers"):
+        load_pipeline(Recipe(prompt="x", base=noise.path, scheduler="UNet2DModel"))
