@@ -72,9 +72,8 @@ def test_width_and_height_are_not_swapped(folders, name):
         return step(output, timestep, sample, *more, **named)
 
     pipe.scheduler.step = recording_step
-    guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
     size = {"width": 2 * SIDE, "height": SIDE}
-    denoise(pipe, prompt_embeds, seeds=[3], steps=2, guidance_scale=guidance, negative=prompt_embeds, **size)
+    denoise(pipe, prompt_embeds, seeds=[3], steps=2, guidance_scale=model.guidance_off, negative=prompt_embeds, **size)
     output, timestep, sample = recorded[0]
     height, width = SIDE // model.latent_scale, 2 * SIDE // model.latent_scale
     noisy = as_grid(sample, model, height, width)

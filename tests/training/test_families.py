@@ -62,8 +62,7 @@ def record_sampling(model, pipe, words):
         return decode(latents, *more, **named)
 
     pipe.scheduler.step, pipe.vae.decode = recording_step, recording_decode
-    guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
-    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=guidance, width=SIDE, negative=words)
+    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=model.guidance_off, width=SIDE, negative=words)
     return steps, decoded[0]
 
 
@@ -80,6 +79,20 @@ def test_predicts_what_the_stock_pipeline_does(folder):
             guess = model.predict(as_latents(model, one.sample), level, words)
         assert guess.abs().max() > 1e-3
         torch.testing.assert_close(guess, as_latents(model, one.output), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["krea2"])
+def test_words_are_what_the_stock_pipeline_makes_of_them(folders, name):
+    """Where a family encodes prompts by its own way: without padding, or with a gradient."""
+    model = open_model(str(folders(name)))
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
+    texts = [PROMPT, "a creature, large"]
+    with torch.no_grad():
+        words = model.encode_prompts(texts)
+    given = {"seeds": [3, 4], "steps": 2, "guidance_scale": 3.0, "width": SIDE, "output_type": "latent"}
+    from_text, from_words = (denoise(pipe, prompts, negative=prompts, **given) for prompts in (texts, words))
+    torch.testing.assert_close(torch.as_tensor(from_words), torch.as_tensor(from_text), rtol=1e-4, atol=1e-4)
+    assert (from_text[0] - from_text[1]).abs().max() > 1e-3
 
 
 def test_encodes_what_the_stock_pipeline_decodes(folder, monkeypatch):
@@ -112,7 +125,7 @@ def test_released_parts_leave_memory_at_once(folder):
     model = open_model(str(folder))
     pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
     denoise(
-        pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=0.0 if type(model).__name__ == "ZImage" else 1.0, width=SIDE
+        pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=model.guidance_off, width=SIDE
     )
     model.encode_image(Image.effect_noise((SIDE, SIDE), 80).convert("RGB"))
     held = [weakref.ref(model.loaded[name]) for name in ("vae", *model.text_encoders())]
@@ -204,6 +217,7 @@ def test_layers_without_a_part_carry_no_adapter(folder, photos, tmp_path, capsys
         "StableDiffusionXL": "text_encoder: 4 layers",
         "ZImage": "text_encoder: 4 layers",
         "Flux2Klein": "text_encoder: 4 layers",
+        "Krea2": "text_encoder: 4 layers",
     }
     assert known.get(type(task.training.model).__name__, "") in said
 

@@ -14,7 +14,7 @@ from ..core.paths import assets_folder, cache_folder, is_hub_id
 from ..core.records import read_record
 from .families import FAMILIES
 from .formulation import check_formulation
-from .model import DiffusionModel, has_weights
+from .model import DiffusionModel, has_weights, is_part
 from .single_file import SUFFIXES, convert
 
 EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit", "tiny-turbo": "tiny/turbo", "tiny-kontext": "tiny/kontext"}
@@ -66,17 +66,17 @@ def check_pipeline_folder(folder: Path) -> None:
             "new family is one small file in toolkit/diffusion/families (see docs/families.md)."
         )
     needed = [family.denoiser_name, "vae", "scheduler"]
+    named = {*needed, *family.text_encoder_names} & parts.keys()
     for name, value in parts.items():
-        if isinstance(value, list) and (
-            len(value) != 2 or not all(part is None or isinstance(part, str) for part in value)
-        ):
+        setting = isinstance(value, list) and bool(value) and all(isinstance(one, int | float) for one in value)
+        if isinstance(value, list) and not is_part(value) and (name in named or not setting):
             raise UserError(
                 f"--base {folder}: model_index.json says of {name} {value!r}, where library and class should be."
             )
     needed += [
         name
         for name, value in parts.items()
-        if name.startswith(("text_encoder", "tokenizer")) and isinstance(value, list) and value[0]
+        if name.startswith(("text_encoder", "tokenizer")) and is_part(value) and value[0]
     ]
     for part in needed:
         if not (folder / part).is_dir():

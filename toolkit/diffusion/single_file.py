@@ -16,7 +16,7 @@ from ..core.errors import UserError
 from ..core.hub import CONFIGS, fetch_snapshot
 from ..core.paths import is_hub_id
 from ..core.systems import retry_while_locked
-from .model import UNUSED_PARTS, weights_variant
+from .model import UNUSED_PARTS, is_part, weights_variant
 
 SUFFIXES = (".safetensors", ".ckpt")
 KEY_PREFIXES = {  # how the names of a part's tensors begin in one file; the denoiser's may begin with anything
@@ -136,7 +136,7 @@ def missing_components(state: dict[str, torch.Tensor], index: dict[str, Any]) ->
     """The autoencoder and text encoders that the file does not have: name -> class."""
     found = {}
     for name, value in index.items():
-        if not isinstance(value, list) or value[0] is None:
+        if not is_part(value) or value[0] is None:
             continue
         kind = next((kind for kind in KEY_PREFIXES if name == kind or value[1].startswith(kind)), None)
         text = name.startswith("text_encoder")
