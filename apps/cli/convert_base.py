@@ -20,9 +20,15 @@ def convert_base(argv: list[str]) -> None:
         layout: str | None = None
         """Pipeline folder or hub id with the configs, tokenizers and missing parts; unset means the one usual for such a file."""
 
+        vae: Path | None = None
+        """File with the autoencoder, where the checkpoint is the denoiser alone."""
+        text_encoder: tuple[Path, ...] = ()
+        """Files with the text encoders, likewise."""
+
     options = parse_options(Options, argv, "convert-base")
-    if not options.file.is_file():
-        raise UserError(f"{options.file} is not a file.")
+    for file in (options.file, *([options.vae] if options.vae else []), *options.text_encoder):
+        if not file.is_file():
+            raise UserError(f"{file} is not a file.")
     from ...toolkit.diffusion.single_file import convert
 
-    print(convert(options.file, options.layout, options.out))
+    print(convert(options.file, options.layout, options.out, options.vae, options.text_encoder))

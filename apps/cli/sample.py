@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from ...toolkit.core.errors import UserError
-from .options import parse_options
+from .options import BaseFileOptions, parse_options
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(BaseFileOptions):
     run: Path | None = None
     """Run folder whose adapter is used."""
     adapters: tuple[str, ...] = ()

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from comfy_files import tensors, vae_name
+from safetensors.torch import save_file
 from tiny_families import build
 
 from rankfold.apps.cli import main
@@ -23,12 +24,6 @@ UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
-VAE_NAMES = {"conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_out.0": "proj_out"}
-
-
-def tensors(folder, part):
-    (file,) = (folder / part).glob("*.safetensors")
-    return load_file(file)
 
 
 def unet_name(name, layers):
@@ -52,25 +47,6 @@ def unet_name(name, layers):
     if kind == "resnets":
         rest = [RESNET[rest[0]], *rest[1:]]
     return ".".join([place, *rest])
-
-
-def vae_name(name, blocks):
-    """The same of an autoencoder."""
-    for ours, theirs in VAE_NAMES.items():
-        name = name.replace(ours, theirs)
-    words = name.split(".")
-    side, rest = words[0], words[1:]
-    if rest and rest[0] == "mid_block":
-        place = f"mid.block_{int(rest[2]) + 1}" if rest[1] == "resnets" else "mid.attn_1"
-        rest = [{"to_q": "q", "to_k": "k", "to_v": "v"}.get(rest[3], rest[3]), *rest[4:]]
-    elif rest and rest[0] in ("down_blocks", "up_blocks"):
-        way = rest[0].removesuffix("_blocks")
-        number = int(rest[1]) if way == "down" else blocks - 1 - int(rest[1])
-        place = f"{way}.{number}.{f'block.{rest[3]}' if rest[2] == 'resnets' else way + 'sample'}"
-        rest = rest[4:]
-    else:
-        return name
-    return ".".join([side, place, *rest])
 
 
 def original(folder):

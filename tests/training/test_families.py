@@ -124,9 +124,7 @@ def test_released_parts_leave_memory_at_once(folder):
     """Nothing holds them in a circle, so no garbage has to be looked for while a run goes on."""
     model = open_model(str(folder))
     pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
-    denoise(
-        pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=model.guidance_off, width=SIDE
-    )
+    denoise(pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=model.guidance_off, width=SIDE)
     model.encode_image(Image.effect_noise((SIDE, SIDE), 80).convert("RGB"))
     held = [weakref.ref(model.loaded[name]) for name in ("vae", *model.text_encoders())]
     gc.collect()

@@ -10,8 +10,9 @@ import torch
 from ..core.cache import cache_key
 from ..core.errors import UserError, did_you_mean
 from ..core.hub import WEIGHTS, fetch_snapshot
-from ..core.paths import assets_folder, cache_folder, is_hub_id
+from ..core.paths import assets_folder, cache_folder, is_file, is_hub_id
 from ..core.records import read_record
+from .base_files import BaseFiles, parse_base
 from .families import FAMILIES
 from .formulation import check_formulation
 from .model import DiffusionModel, has_weights, is_part
@@ -31,11 +32,13 @@ def resolve_base(base: str) -> str:
         if not (folder / "model_index.json").is_file():
             raise UserError(f"The embedded model is missing from {folder}; build it with: rankfold build-tiny")
         return str(folder)
+    if (files := parse_base(base)) is not None:
+        return str(convert_files(check_files(files)))
     if Path(base).is_dir():
         check_pipeline_folder(Path(base))
         return base
     if Path(base).is_file() and Path(base).suffix in SUFFIXES:
-        return str(convert_single_file(Path(base)))
+        return str(convert_files(BaseFiles(base)))
     if Path(base).exists() or not is_hub_id(base):
         raise UserError(
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
@@ -87,15 +90,41 @@ def check_pipeline_folder(folder: Path) -> None:
     check_formulation(family, folder)
 
 
-def convert_single_file(file: Path) -> Path:
-    """The pipeline folder of a single-file checkpoint, made when the file is used for the first time."""
-    facts = file.stat()
-    key = cache_key(file=str(file.resolve()), size=facts.st_size, changed=facts.st_mtime_ns)
+def check_files(files: BaseFiles) -> BaseFiles:
+    """The files of a base, if they are there.
+
+    Raises:
+        UserError: naming the option and the cure.
+    """
+    options = ["--base", *(["--vae"] if files.vae else []), *["--text-encoder"] * len(files.text_encoders)]
+    for option, file in zip(options, files.files, strict=True):
+        if not is_file(file) or file.suffix not in SUFFIXES:
+            beside = " (where --vae, --text-encoder or --layout are given)" if option == "--base" else ""
+            raise UserError(
+                f"{option} {file} is no file with weights ({', '.join(SUFFIXES)}){beside}: give the file, or leave the option out."
+            )
+    return files
+
+
+def convert_files(files: BaseFiles) -> Path:
+    """The pipeline folder of a base in files, made when they are used for the first time."""
+    file, *others = files.files
+    facts = [(str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns) for one in files.files]
+    own = {"file": facts[0][0], "size": facts[0][1], "changed": facts[0][2]}
+    layout = Path(files.layout)
+    configs = [*layout.glob("*.json"), *layout.glob("*/*.json")] if files.layout and layout.is_dir() else []
+    if others or files.layout:
+        seen = [(str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(configs)]
+        own |= {"others": facts[1:], "vae": bool(files.vae), "layout": files.layout, "configs": seen}
+    key = cache_key(**own)
     folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
     if not (folder / "model_index.json").is_file():
-        print(f"{file} is turned into a pipeline folder once: {folder}")
+        print(
+            f"{' and '.join(map(str, files.files))} {'are' if others else 'is'} turned into a pipeline folder once: {folder}"
+        )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        convert(file, None, folder)
+        given = {"vae": Path(files.vae) if files.vae else None, "text_encoders": tuple(map(Path, files.text_encoders))}
+        convert(file, files.layout or None, folder, **(given if others else {}))
     check_pipeline_folder(folder)
     return folder
 

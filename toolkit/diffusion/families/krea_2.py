@@ -28,8 +28,7 @@ LAYERS = {
     "mlp.down": "ff.down",
 }
 ORIGINAL: Table = {
-    f"{block}.{theirs}": f"{own}.{ours}" for block, own in BLOCKS.items() for theirs, ours in LAYERS.items()
-} | {
+    **{f"{block}.{theirs}": f"{own}.{ours}" for block, own in BLOCKS.items() for theirs, ours in LAYERS.items()},
     "first": "img_in",
     "last.linear": "final_layer.linear",
     "tmlp.0": "time_embed.linear_1",
@@ -80,7 +79,9 @@ class Krea2(QwenImage):
         return pad_and_stack([{"prompt_embeds": row, "prompt_embeds_mask": keep} for row, keep in rows])
 
     def prompt_limits(self) -> dict[str, int]:
-        return {"tokenizer": super().prompt_limits()["tokenizer"] - self.pipeline().prompt_template_encode_num_suffix_tokens}
+        return {
+            "tokenizer": super().prompt_limits()["tokenizer"] - self.pipeline().prompt_template_encode_num_suffix_tokens
+        }
 
     def fill_template(self, tokenizer: str, prompt: str) -> str:
         return self.pipeline().prompt_template_encode_prefix + prompt
