@@ -1,4 +1,4 @@
-"""`rankfold convert-base`: a checkpoint in one file becomes a pipeline folder."""
+"""`rankfold convert-base`: a checkpoint in one file, or in several, becomes a pipeline folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ def convert_base(argv: list[str]) -> None:
         """Folder for the pipeline."""
         layout: str | None = None
         """Pipeline folder or hub id with the configs, tokenizers and missing parts; unset means the one usual for such a file."""
-
         vae: Path | None = None
         """File with the autoencoder, where the checkpoint is the denoiser alone."""
         text_encoder: tuple[Path, ...] = ()

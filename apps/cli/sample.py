@@ -45,7 +45,7 @@ class SampleOptions(BaseFileOptions):
     steps: Annotated[int | None, Ge(1)] = None
     """Denoising steps; unset means 25, or as many as the previews of a run on a distilled base (--guidance-scale 1)."""
     guidance_scale: float | None = None
-    """Guidance scale; 1 turns guidance off; unset means the run's, or 4."""
+    """Guidance scale; 1 turns guidance off (Z-Image and Krea 2: 0); unset means the run's, or 4."""
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
     width: Annotated[int, Ge(0), Le(16384)] = 0

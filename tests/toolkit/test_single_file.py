@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from comfy_files import tensors, vae_name
-from safetensors.torch import save_file
+from comfy_files import original_vae, quantize, tensors, vae_name
+from safetensors.torch import load_file, save_file
 from tiny_families import build
 
 from rankfold.apps.cli import main
@@ -91,6 +91,24 @@ def test_a_checkpoint_becomes_its_pipeline(checkpoint, layout, base_folder, tmp_
         Recipe(prompt="a creature", base=str(f), steps=2, width=32) for f in (tmp_path / "made", base_folder)
     )
     assert generate(ours)[0][0].tobytes() == generate(theirs)[0][0].tobytes()
+
+
+def test_quantised_weights_of_a_checkpoint_are_what_they_mean(checkpoint, layout, base_folder, tmp_path):
+    """And an autoencoder of another file takes the place of the checkpoint's own."""
+    written, meant = quantize(load_file(checkpoint), "old")
+    made = []
+    for name, state in (("written", written), ("meant", meant)):
+        save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / f"{name}.safetensors")
+        made.append(single_file.convert(tmp_path / f"{name}.safetensors", str(layout), tmp_path / name))
+    for part in ("unet", "vae", "text_encoder"):
+        own, there, before = (tensors(folder, part) for folder in (*made, base_folder))
+        assert all(torch.equal(own[key], there[key]) for key in there)
+        assert part == "vae" or any(not torch.equal(own[key], before[key]) for key in before)
+    assert not list(tmp_path.glob("written/dequantized*"))
+    other = {name: value + 1 for name, value in original_vae(base_folder).items()}
+    save_file(other, tmp_path / "vae.safetensors")
+    own = tensors(single_file.convert(checkpoint, str(layout), tmp_path / "other", tmp_path / "vae.safetensors"), "vae")
+    assert all(torch.equal(own[key], value + 1) for key, value in tensors(base_folder, "vae").items())
 
 
 def test_a_checkpoint_is_a_base(checkpoint, layout, tmp_path, monkeypatch):

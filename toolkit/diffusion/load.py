@@ -119,9 +119,8 @@ def convert_files(files: BaseFiles) -> Path:
     key = cache_key(**own)
     folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
     if not (folder / "model_index.json").is_file():
-        print(
-            f"{' and '.join(map(str, files.files))} {'are' if others else 'is'} turned into a pipeline folder once: {folder}"
-        )
+        more = f" and {len(others)} more files are" if others else " is"
+        print(f"{file}{more} turned into a pipeline folder once: {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         given = {"vae": Path(files.vae) if files.vae else None, "text_encoders": tuple(map(Path, files.text_encoders))}
         convert(file, files.layout or None, folder, **(given if others else {}))

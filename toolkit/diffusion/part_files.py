@@ -128,13 +128,15 @@ def build_part(part: PartFile, index: dict[str, Any], layout: Path) -> nn.Module
     Raises:
         UserError: for a file that does not hold the whole part.
     """
+    from diffusers.loaders.single_file import SingleFileComponentError
+
     library, name = index[part.name]
     kind = getattr(importlib.import_module(library), name)
     dtype = common_dtype(part.state)
     try:
         build = build_text_encoder if library == "transformers" else build_diffusers_part
         model = build(kind, part, layout, dtype)
-    except (ValueError, RuntimeError, OSError, KeyError, AttributeError, IndexError) as error:
+    except (SingleFileComponentError, ValueError, RuntimeError, OSError, KeyError, AttributeError, IndexError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{part.file} is no {name} as the configs in {layout} describe it ({first}): give the file that belongs to this base, or "

@@ -107,10 +107,10 @@ def layout_folder(
     if name is None:
         lacking = [part for part in parts if not ((folder / part).is_dir() and has_weights(folder / part))]
         if lacking:
-            kind = read_index(folder)[lacking[0]][1]
-            option = "--vae" if lacking[0] == "vae" else "--text-encoder"
+            index = read_index(folder)
+            named = ", ".join(f"{part} ({index[part][1]})" for part in lacking)
             raise UserError(
-                f"{file} has no {lacking[0]} ({kind}), and --layout {layout} holds no weights of it: name its file with {option}, or a "
+                f"{file} has no {named}, and --layout {layout} holds no such weights: name files with --vae and --text-encoder, or a "
                 "--layout that has them."
             )
     elif parts:
@@ -138,18 +138,13 @@ def write_pipeline(
     Raises:
         ValueError: for a part that is in neither.
     """
-    from diffusers.loaders.single_file import SingleFileComponentError
-
     index = read_index(layout)
     parts = {part.name: build_part(part, index, layout) for part in given}
-    try:
-        if any(has_component(state, kind) for kind in KEY_PREFIXES):
-            write_checkpoint(file, state, layout, out, parts)
-            return
-        name = "unet" if "unet" in index else "transformer"
-        parts[name] = build_part(PartFile(name, file, state), index, layout)
-    except SingleFileComponentError as error:
-        raise ValueError(str(error)) from error
+    if any(has_component(state, kind) for kind in KEY_PREFIXES):
+        write_checkpoint(file, state, layout, out, parts)
+        return
+    name = "unet" if "unet" in index else "transformer"
+    parts[name] = build_part(PartFile(name, file, state), index, layout)
     shutil.copytree(layout, out, ignore=lambda folder, _: list(parts) if Path(folder) == layout else [])
     for name, part in parts.items():
         part.save_pretrained(out / name)  # type: ignore[operator]
@@ -164,6 +159,7 @@ def write_checkpoint(
         ValueError: for a part that it has not whole.
     """
     import diffusers
+    from diffusers.loaders.single_file import SingleFileComponentError
     from safetensors.torch import save_file
 
     index, dtype = read_index(layout), common_dtype(state)
@@ -179,7 +175,10 @@ def write_checkpoint(
         out.mkdir(parents=True, exist_ok=True)
         source = out / "dequantized.safetensors"
         save_file({name: value.contiguous() for name, value in state.items()}, source)
-    pipe = kind.from_single_file(str(source), config=str(layout), dtype=dtype, local_files_only=True, **others)
+    try:
+        pipe = kind.from_single_file(str(source), config=str(layout), dtype=dtype, local_files_only=True, **others)
+    except SingleFileComponentError as error:
+        raise ValueError(str(error)) from error
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
             raise ValueError(f"the file does not have the whole {name}")
