@@ -123,7 +123,9 @@ def denoise(
     def on_step_end(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step(pipe, values["latents"])
-        if step == pipe.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
+        if (
+            step == getattr(pipe, "num_timesteps", len(pipe.scheduler.timesteps)) - 1
+        ):  # the autoencoder may be in another dtype than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
@@ -175,9 +177,8 @@ def load_pipeline(recipe: Recipe) -> Any:
     if recipe.image:
         check_start_of_base(base.index["_class_name"], base.title, masked=bool(recipe.mask))
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
-    pipe = diffusers.DiffusionPipeline.from_pretrained(
-        base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
-    )
+    kind = getattr(diffusers, base.index["_class_name"])  # only its own class leaves out parts that it can do without
+    pipe = kind.from_pretrained(base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts())
     pipe.scheduler = base.sampling_scheduler()
     if recipe.scheduler:
         pipe.scheduler = getattr(diffusers, recipe.scheduler).from_config(pipe.scheduler.config)

@@ -56,6 +56,7 @@ def original_denoiser(folder):
             keys = [f"{name}.{end}" for name in layer.layers]
             if all(key in own for key in keys):
                 rows = torch.cat([own[key] for key in keys])
+                end = "scale" if theirs.endswith(("query_norm", "key_norm")) else end
                 found[f"{theirs}.{end}"] = torch.cat(rows.chunk(2)[::-1]) if layer.swapped else rows
                 used.update(keys)
     for key in own.keys() - used:

@@ -17,7 +17,7 @@ from short_runs import train_until, write_config
 from tiny_families import BUILDERS, EDITORS, SIDE
 
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.generate import Recipe, denoise, generate
+from rankfold.pipelines.generate import Recipe, denoise, generate, load_pipeline
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
@@ -81,7 +81,7 @@ def test_predicts_what_the_stock_pipeline_does(folder):
         torch.testing.assert_close(guess, as_latents(model, one.output), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["krea2"])
+@pytest.mark.parametrize("name", ["krea2", "ernie-image"])
 def test_words_are_what_the_stock_pipeline_makes_of_them(folders, name):
     """Where a family encodes prompts by its own way: without padding, or with a gradient."""
     model = open_model(str(folders(name)))
@@ -93,6 +93,12 @@ def test_words_are_what_the_stock_pipeline_makes_of_them(folders, name):
     from_text, from_words = (denoise(pipe, prompts, negative=prompts, **given) for prompts in (texts, words))
     torch.testing.assert_close(torch.as_tensor(from_words), torch.as_tensor(from_text), rtol=1e-4, atol=1e-4)
     assert (from_text[0] - from_text[1]).abs().max() > 1e-3
+
+
+def test_prompts_are_not_written_anew(folders):
+    """ERNIE-Image's enhancer is not loaded: an image is of what the prompt says."""
+    pipe = load_pipeline(Recipe(prompt=PROMPT, base=str(folders("ernie-image"))))
+    assert (pipe.pe, pipe.pe_tokenizer) == (None, None)
 
 
 def test_encodes_what_the_stock_pipeline_decodes(folder, monkeypatch):
@@ -216,6 +222,7 @@ def test_layers_without_a_part_carry_no_adapter(folder, photos, tmp_path, capsys
         "ZImage": "text_encoder: 4 layers",
         "Flux2Klein": "text_encoder: 4 layers",
         "Krea2": "text_encoder: 4 layers",
+        "ErnieImage": "text_encoder: 12 layers",  # those of its eyes, too
     }
     assert known.get(type(task.training.model).__name__, "") in said
 

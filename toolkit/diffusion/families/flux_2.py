@@ -86,11 +86,7 @@ class Flux2(DiffusionModel):
         return 1024  # no config says it
 
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = self.vae.encode(pixels).latent_dist
-        norm = self.vae.bn
-        mean, std = norm.running_mean.view(1, -1, 1, 1), (norm.running_var + self.vae.config.batch_norm_eps).sqrt()
-        std = std.view(1, -1, 1, 1)
-        return (patchify(posterior.mean) - mean) / std, patchify(posterior.std) / std
+        return normalized_patches(self.vae, pixels, self.vae.config.batch_norm_eps)
 
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         states, _ = self.text_pipeline().encode_prompt(list(prompts), device=self.device)
@@ -176,6 +172,13 @@ class Flux2Klein(Flux2):
         """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
         given = negative if isinstance(negative, dict) else None
         return super(Flux2, cls).call_kwargs(prompts, given, guidance_scale)
+
+
+def normalized_patches(vae: Any, pixels: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std (B, 4C, H/2, W/2) of the latents of pixels (B, 3, ...), normalised by the autoencoder's statistics."""
+    posterior = vae.encode(pixels).latent_dist
+    mean, std = vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + eps).sqrt().view(1, -1, 1, 1)
+    return (patchify(posterior.mean) - mean) / std, patchify(posterior.std) / std
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:
