@@ -86,11 +86,13 @@ def test_words_are_what_the_stock_pipeline_makes_of_them(folders, name):
     """Where a family encodes prompts by its own way: without padding, or with a gradient."""
     model = open_model(str(folders(name)))
     pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
-    texts = [PROMPT, "a creature, large"]
+    texts, others = [PROMPT, "a creature, large"], ["blurred", "a drawing of something that nobody has asked for"]
     with torch.no_grad():
-        words = model.encode_prompts(texts)
+        words, against = (model.encode_prompts(said) for said in (texts, others))
     given = {"seeds": [3, 4], "steps": 2, "guidance_scale": 3.0, "width": SIDE, "output_type": "latent"}
-    from_text, from_words = (denoise(pipe, prompts, negative=prompts, **given) for prompts in (texts, words))
+    from_text, from_words = (
+        denoise(pipe, prompts, negative=negative, **given) for prompts, negative in ((texts, others), (words, against))
+    )
     torch.testing.assert_close(torch.as_tensor(from_words), torch.as_tensor(from_text), rtol=1e-4, atol=1e-4)
     assert (from_text[0] - from_text[1]).abs().max() > 1e-3
 

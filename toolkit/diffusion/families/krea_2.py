@@ -90,6 +90,10 @@ class Krea2(QwenImage):
     def call_kwargs(
         cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
+        """The stock pipeline gives both prompts as many places, so their states are made as long as each other."""
+        if isinstance(prompts, dict) and isinstance(negative, dict):
+            length = max(one["prompt_embeds"].shape[1] for one in (prompts, negative))
+            prompts, negative = lengthen(prompts, length), lengthen(negative, length)
         return super(QwenImage, cls).call_kwargs(prompts, negative, guidance_scale)
 
     def dynamic_shift(self, tokens: int, config: dict[str, Any]) -> float:
@@ -118,3 +122,11 @@ class Krea2(QwenImage):
             position_ids=places,
         ).sample
         return unpack_latents(tokens, height, width)
+
+
+def lengthen(embeds: PromptEmbeds, length: int) -> PromptEmbeds:
+    """Prompt embeds (B, L, ...) filled up with what their mask leaves out, to this length."""
+    return {
+        name: torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], 1)
+        for name, value in embeds.items()
+    }
