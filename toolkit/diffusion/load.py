@@ -10,6 +10,7 @@ import torch
 from ..core.cache import cache_key
 from ..core.errors import UserError, did_you_mean
 from ..core.hub import WEIGHTS, fetch_snapshot
+from ..core.locks import acquire, release
 from ..core.paths import assets_folder, cache_folder, is_file, is_hub_id
 from ..core.records import read_record
 from .base_files import BaseFiles, parse_base
@@ -18,6 +19,7 @@ from .formulation import check_formulation
 from .model import DiffusionModel, has_weights, is_part
 from .single_file import SUFFIXES, convert
 
+LONGEST_CONVERSION = 3600.0  # seconds that a process waits for another one that converts the same files
 EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit", "tiny-turbo": "tiny/turbo", "tiny-kontext": "tiny/kontext"}
 
 
@@ -39,6 +41,10 @@ def resolve_base(base: str) -> str:
         return base
     if Path(base).is_file() and Path(base).suffix in SUFFIXES:
         return str(convert_files(BaseFiles(base)))
+    if base.endswith(".gguf"):
+        raise UserError(
+            f"--base {base}: GGUF files are not read; take a .safetensors file of the same model in bf16, fp16 or fp8."
+        )
     if Path(base).exists() or not is_hub_id(base):
         raise UserError(
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
@@ -119,11 +125,20 @@ def convert_files(files: BaseFiles) -> Path:
     key = cache_key(**own)
     folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
     if not (folder / "model_index.json").is_file():
-        more = f" and {len(others)} more files are" if others else " is"
-        print(f"{file}{more} turned into a pipeline folder once: {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        given = {"vae": Path(files.vae) if files.vae else None, "text_encoders": tuple(map(Path, files.text_encoders))}
-        convert(file, files.layout or None, folder, **(given if others else {}))
+        lock = folder.with_name(f"{folder.name}.lock")
+        acquire(lock, wait=LONGEST_CONVERSION)  # of several processes, the first converts
+        try:
+            if not (folder / "model_index.json").is_file():
+                more = f" and {len(others)} more files are" if others else " is"
+                print(f"{file}{more} turned into a pipeline folder once: {folder}")
+                given = {
+                    "vae": Path(files.vae) if files.vae else None,
+                    "text_encoders": tuple(map(Path, files.text_encoders)),
+                }
+                convert(file, files.layout or None, folder, **(given if others else {}))
+        finally:
+            release(lock)
     check_pipeline_folder(folder)
     return folder
 
