@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,20 @@ def test_flux_in_its_released_width(tmp_path):
     own = model.state_dict()
     assert all((parts[0][key] - value).abs().max() < 0.1 for key, value in own.items())
     assert parts[0].keys() == own.keys()
+
+
+def test_a_folder_with_quantised_weights_is_refused(whole, tmp_path):
+    """Its loader would leave the scales out; with them out of the way, as files, they count."""
+    folder = shutil.copytree(whole("z-image"), tmp_path / "folder")
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    written, meant = quantize(load_file(file), "new")
+    save_file(written, file)
+    with pytest.raises(
+        UserError, match=r"holds quantised weights with scales .* give that file by --base and the folder by --layout"
+    ):
+        resolve_base(str(folder))
+    own = tensors(Path(resolve_base(f"{file} --layout {folder}")), "transformer")
+    assert all(torch.equal(own[name], value) for name, value in meant.items())
 
 
 # ---------------------------------------------------------------------------------------------- quantised weights

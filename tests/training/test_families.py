@@ -1,7 +1,9 @@
 """Every family against its own stock pipeline: what it encodes, what it predicts, what it trains and what it exports."""
 
 import gc
+import json
 import math
+import shutil
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -95,6 +97,31 @@ def test_words_are_what_the_stock_pipeline_makes_of_them(folders, name):
     )
     torch.testing.assert_close(torch.as_tensor(from_words), torch.as_tensor(from_text), rtol=1e-4, atol=1e-4)
     assert (from_text[0] - from_text[1]).abs().max() > 1e-3
+
+
+def test_settings_of_a_pipeline_are_no_parts(folders, tmp_path):
+    """Krea 2 lists the layers that it reads, two of them as well as twelve; a distilled one has one shift for all sizes."""
+    folder = shutil.copytree(folders("krea2"), tmp_path / "krea2")
+    index = json.loads((folder / "model_index.json").read_text())
+
+    def say(**values):
+        (folder / "model_index.json").write_text(json.dumps(index | values))
+        return resolve_base(str(folder))
+
+    model = open_model(say(text_encoder_select_layers=[1, 2], is_distilled=True))
+    assert sorted(model.parts) == ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+    assert model.pipeline().text_encoder_select_layers == (1, 2)
+    assert model.sampling_shift(64, 64) == model.sampling_shift(128, 32) == pytest.approx(math.exp(1.15))
+    assert open_model(say()).sampling_shift(64, 64) != open_model(str(folder)).sampling_shift(128, 128)
+    for values in (
+        {"vae": [1, 2]},
+        {"vae": ["diffusers"]},
+        {"text_encoder": [3]},
+        {"more": ["a"]},
+        {"more": [None, 1]},
+    ):
+        with pytest.raises(UserError, match="where library and class should be"):
+            say(**values)
 
 
 def test_prompts_are_not_written_anew(folders):

@@ -17,6 +17,7 @@ from .base_files import BaseFiles, parse_base
 from .families import FAMILIES
 from .formulation import check_formulation
 from .model import DiffusionModel, has_weights, is_part
+from .part_files import scale_names
 from .single_file import SUFFIXES, convert
 
 LONGEST_CONVERSION = 3600.0  # seconds that a process waits for another one that converts the same files
@@ -90,10 +91,24 @@ def check_pipeline_folder(folder: Path) -> None:
     for part in needed:
         if not (folder / part).is_dir():
             raise UserError(f"--base {folder} is incomplete: the folder {part}/ is missing.")
-    for part in {family.denoiser_name, "vae", *family.text_encoder_names} & set(needed):
+    for part in sorted({family.denoiser_name, "vae", *family.text_encoder_names} & set(needed)):
         if not has_weights(folder / part):
             raise UserError(f"--base {folder} is incomplete: {part}/ holds no weights (.safetensors or .bin).")
+        check_scales(folder, part)
     check_formulation(family, folder)
+
+
+def check_scales(folder: Path, part: str) -> None:
+    """Raises UserError for quantised weights in a part whose config names nobody who would multiply them by their scales."""
+    if "quantization_config" in (read_record(folder / part / "config.json") or {}):
+        return
+    for file in sorted((folder / part).glob("*.safetensors")):
+        if name := next(scale_names(file), ""):
+            option = {"vae": "--vae"}.get(part, "--text-encoder" if part.startswith("text_encoder") else "--base")
+            raise UserError(
+                f"--base {folder}: {part}/{file.name} holds quantised weights with scales ({name}), which the loader of a folder "
+                f"overlooks: give that file by {option} and the folder by --layout, so that they are dequantised."
+            )
 
 
 def check_files(files: BaseFiles) -> BaseFiles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,17 @@ def is_quantized_file(file: Path) -> bool:
     with safe_open(file, framework="pt") as opened:
         kinds = ((name, opened.get_slice(name).get_dtype()) for name in opened.keys())  # noqa: SIM118
         return any(kind.startswith(("F8", "I8", "U8")) or name.endswith(SCALES) for name, kind in kinds)
+
+
+def scale_names(file: Path) -> Iterator[str]:
+    """Names of the scales of quantised weights in a safetensors file; none where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield from (name for name in opened.keys() if name.endswith(SCALES))  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return
 
 
 def without_prefix(state: State) -> State:
