@@ -125,7 +125,8 @@ def denoise(
     def on_step_end(drawing: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step(pipe, family.spatial_latents(pipe, values["latents"], height or width, width))
-        if step == drawing.num_timesteps - 1:  # the autoencoder may be in another dtype than the denoiser
+        steps = getattr(drawing, "num_timesteps", len(drawing.scheduler.timesteps))
+        if step == steps - 1:  # the autoencoder may be in another dtype than the denoiser
             values["latents"] = values["latents"].to(pipe.vae.dtype)
         return values
 
@@ -178,9 +179,8 @@ def load_pipeline(recipe: Recipe) -> Any:
         check_start_of_base(base, masked=bool(recipe.mask))
     scheduler = make_scheduler(base, recipe.scheduler)
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
-    pipe = diffusers.DiffusionPipeline.from_pretrained(
-        base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts()
-    )
+    kind = getattr(diffusers, base.index["_class_name"])  # only its own class leaves out parts that it can do without
+    pipe = kind.from_pretrained(base.path, dtype=dtypes, variant=base.pipeline_variant, **base.excluded_parts())
     pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
     names = [f"adapter_{number}" for number in range(len(recipe.adapters))]

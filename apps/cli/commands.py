@@ -93,7 +93,9 @@ COMMANDS = {
     "convert-config": Command(
         "Turn a configuration of another trainer into one of ours.", "convert_config:convert_config"
     ),
-    "convert-base": Command("Turn a base model in one file into a pipeline folder.", "convert_base:convert_base"),
+    "convert-base": Command(
+        "Turn a base model in one file, or in several, into a pipeline folder.", "convert_base:convert_base"
+    ),
     "adapters": Command("List the adapter variants and their options.", "adapters:adapters"),
     "doctor": Command("Show versions, devices, memory and caches, and what is missing.", "doctor:doctor"),
     "build-tiny": Command("Build the embedded models from scratch.", "build_tiny:build_tiny"),

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from .options import allowed_error, parse_options, positional
+from .options import BaseFileOptions, allowed_error, parse_options, positional
 
 
 def convert(argv: list[str]) -> None:
     @dataclass(frozen=True)
-    class Options:
+    class Options(BaseFileOptions):
         file: Annotated[Path, positional()]
         """A LoRA file of any origin, an adapter folder or a run."""
         to: str

@@ -1,4 +1,4 @@
-"""`rankfold convert-base`: a checkpoint in one file becomes a pipeline folder."""
+"""`rankfold convert-base`: a checkpoint in one file, or in several, becomes a pipeline folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ def convert_base(argv: list[str]) -> None:
         """Folder for the pipeline."""
         layout: str | None = None
         """Pipeline folder or hub id with the configs, tokenizers and missing parts; unset means the one usual for such a file."""
+        vae: Path | None = None
+        """File with the autoencoder, where the checkpoint is the denoiser alone."""
+        text_encoder: tuple[Path, ...] = ()
+        """Files with the text encoders, likewise."""
 
     options = parse_options(Options, argv, "convert-base")
-    if not options.file.is_file():
-        raise UserError(f"{options.file} is not a file.")
+    for file in (options.file, *([options.vae] if options.vae else []), *options.text_encoder):
+        if not file.is_file():
+            raise UserError(f"{file} is not a file.")
     from ...toolkit.diffusion.single_file import convert
 
-    print(convert(options.file, options.layout, options.out))
+    print(convert(options.file, options.layout, options.out, options.vae, options.text_encoder))

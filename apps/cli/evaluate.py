@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 
 from ...toolkit.core.errors import UserError
 from ...toolkit.formats.adapter_facts import AdapterFacts
-from .options import parse_options, positional
+from .options import BaseFileOptions, parse_options, positional
 
 if TYPE_CHECKING:
     from ...pipelines.generate import Recipe
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(BaseFileOptions):
     run: Annotated[Path, positional()]
     """Run folder, adapter folder, or a LoRA file of any origin."""
     images: Path | None = None

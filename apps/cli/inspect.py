@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from .options import parse_options, positional
+from .options import BaseFileOptions, parse_options, positional
 
 
 def inspect(argv: list[str]) -> None:
     @dataclass(frozen=True)
-    class Options:
+    class Options(BaseFileOptions):
         file: Annotated[Path, positional()]
         """A LoRA file, the folder it lies in, a run or its adapter; a folder of images; or conversations (a file, a folder, a pattern)."""
         base: str | None = None

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from .options import parse_options, positional
+from .options import BaseFileOptions, parse_options, positional
 
 
 def add(argv: list[str]) -> None:
     @dataclass(frozen=True)
-    class Options:
+    class Options(BaseFileOptions):
         path: Annotated[Path, positional()]
         """Run folder, adapter folder or LoRA file."""
         name: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -11,6 +12,7 @@ from ...toolkit.core.errors import UserError
 from ...toolkit.core.limits import check_limits
 from ...toolkit.core.paths import expand_paths
 from ...toolkit.core.renamed import current_name
+from ...toolkit.diffusion.base_files import join_base
 from .commands import COMMANDS
 
 DEFAULT_ERROR = 0.05  # of a layer's change, relative, where an export is approximated
@@ -22,6 +24,18 @@ class OverwriteOption:
 
     overwrite: bool = False
     """Delete the run that --out holds, with all that belongs to it, once the new one is under way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseFileOptions:
+    """What commands take beside --base, where that is a file: the other files of the base, which become a part of its name."""
+
+    vae: Path | None = None
+    """Where --base is a file: the file with its autoencoder."""
+    text_encoder: tuple[Path, ...] = ()
+    """Where --base is a file: the files with its text encoders."""
+    layout: str = ""
+    """Where --base is a file: pipeline folder or hub id with configs, tokenizers and missing parts; unset: the one usual for it."""
 
 
 def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) -> Any:
@@ -36,7 +50,24 @@ def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) ->
     argv = spell_out_switches(kind, current_flags(argv, [field.name for field in fields(kind)]))
     read = tyro.cli(kind, args=argv, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
     check_limits(read)
-    return replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
+    read = replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
+    return with_whole_base(read) if isinstance(read, BaseFileOptions) else read
+
+
+def with_whole_base(options: Any) -> Any:
+    """The options with the base's other files as a part of its name.
+
+    Raises:
+        UserError: for other files without --base.
+    """
+    given = {"--vae": options.vae, "--text-encoder": options.text_encoder, "--layout": options.layout}
+    if not any(given.values()):
+        return options
+    if not options.base:
+        flag = next(flag for flag, value in given.items() if value)
+        raise UserError(f"{flag} belongs to --base FILE: give the file with the denoiser by --base, too.")
+    base = join_base(options.base, options.vae, options.text_encoder, options.layout)
+    return replace(options, base=base, vae=None, text_encoder=(), layout="")
 
 
 def current_flags(argv: list[str], known: list[str]) -> list[str]:

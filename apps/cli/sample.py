@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 
 from ...toolkit.core.errors import UserError
-from .options import parse_options
+from .options import BaseFileOptions, parse_options
 
 
 @dataclass(frozen=True)
-class SampleOptions:
+class SampleOptions(BaseFileOptions):
     run: Path | None = None
     """Run folder whose adapter is used."""
     adapters: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class SampleOptions:
     steps: Annotated[int | None, Ge(1)] = None
     """Denoising steps; unset means 25, or as many as the previews of a run on a distilled base (--guidance-scale 1)."""
     guidance_scale: float | None = None
-    """Guidance scale; 1 turns guidance off; unset means the run's, or the base's own, as its stock pipeline has it."""
+    """Guidance scale; 1 turns it off (Z-Image, Krea 2: 0); unset means the run's, or as the base's stock pipeline has it."""
     scheduler: str = ""
     """A scheduler class of diffusers; unset means the one that suits the base's family."""
     width: Annotated[int, Ge(0), Le(16384)] = 0

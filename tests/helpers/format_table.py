@@ -11,7 +11,7 @@ import torch
 TITLES = {
     "sd": "Stable Diffusion 1.x, 2.x", "sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux-dev": "FLUX.1, FLUX.1 Kontext",
     "flux2-klein": "FLUX.2", "sana": "Sana", "qwen-image": "Qwen-Image", "lumina2": "Lumina Image 2", "z-image": "Z-Image",
-    "chroma": "Chroma",
+    "chroma": "Chroma", "krea2": "Krea 2", "ernie-image": "ERNIE-Image",
 }  # fmt: skip
 METHODS = {"lora": {}, "dora": {}, "loha": {}, "lokr": {}, "glora": {"c": "none", "d": "none", "e": "none"}}
 COLUMNS = ("diffusers", "peft", "comfyui", "kohya", "kohya-full", "kohya-lycoris", "comfyui-lycoris")

@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from tiny_vlms import mistral_3, qwen_2_5_vl
+from tiny_vlms import mistral_3, qwen_2_5_vl, qwen_3_vl
 from tokenizers import pre_tokenizers
 
 from rankfold.toolkit.embedded import tiny_sd as tiny
@@ -169,15 +169,19 @@ def flux_kontext():
     return diffusers.FluxKontextPipeline(**flux().components)
 
 
-def flux_2(kind: type, encoder, tokenizer, width: int, **more):
+def flux_2_vae():
     autoencoder = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8,) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=4,
     )  # fmt: skip
     autoencoder.bn.running_mean.uniform_(-1, 1)
     autoencoder.bn.running_var.uniform_(0.5, 2)
+    return autoencoder
+
+
+def flux_2(kind: type, encoder, tokenizer, width: int, **more):
     return kind(
-        vae=autoencoder, text_encoder=encoder, tokenizer=tokenizer,
+        vae=flux_2_vae(), text_encoder=encoder, tokenizer=tokenizer,
         transformer=diffusers.Flux2Transformer2DModel(
             in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
             joint_attention_dim=3 * width, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), **more,
@@ -281,6 +285,47 @@ def chroma():
     )  # fmt: skip
 
 
+def krea_2():
+    """Three layers of the text encoder are read, the one behind the last is not, as in the released one."""
+    parts = qwen_image().components
+    encoder, processor = qwen_3_vl(num_hidden_layers=3)
+    wide = encoder.config.text_config.hidden_size
+    transformer = diffusers.Krea2Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32,
+        timestep_embed_dim=16, text_hidden_dim=wide, num_text_layers=3, text_num_attention_heads=2, text_num_key_value_heads=2,
+        text_intermediate_size=32, num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=1000, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256,
+        max_image_seq_len=6400,
+    )  # fmt: skip
+    return diffusers.Krea2Pipeline(
+        vae=parts["vae"], text_encoder=encoder.model, tokenizer=processor.tokenizer, transformer=transformer, scheduler=scheduler,
+        text_encoder_select_layers=(0, 1, 2),
+    )  # fmt: skip
+
+
+def ernie_image():
+    """With the model that writes prompts anew, which is left out."""
+    encoder, processor = mistral_3()
+    tokenizer = processor.tokenizer
+    tokenizer.model_max_length = 512
+    wide = encoder.config.text_config.hidden_size
+    writer = transformers.Ministral3Config(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    return diffusers.ErnieImagePipeline(
+        vae=flux_2_vae(), text_encoder=encoder.model, tokenizer=tokenizer, pe=transformers.Ministral3ForCausalLM(writer),
+        pe_tokenizer=tokenizer,
+        transformer=diffusers.ErnieImageTransformer2DModel(
+            hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=32, in_channels=16, out_channels=16,
+            text_in_dim=wide, rope_axes_dim=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
+    )  # fmt: skip
+
+
 BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "sd": stable_diffusion,
     "sd-v": lambda: stable_diffusion("v_prediction"),
@@ -297,6 +342,8 @@ BUILDERS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "z-image": z_image,
     "flux2-dev": flux_2_dev,
     "chroma": chroma,
+    "krea2": krea_2,
+    "ernie-image": ernie_image,
 }
 EDITORS: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {
     "qwen-image-edit": lambda: qwen_image_edit(diffusers.QwenImageEditPipeline),

@@ -349,7 +349,7 @@ def qwen_2_5_vl():
     )  # fmt: skip
 
 
-def qwen_3_vl():
+def qwen_3_vl(**words):
     """Qwen3-VL: the first vision layer also feeds the first language layer; the head is the table of embeddings."""
     return qwen_vl(
         transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLProcessor, QWEN_3,
@@ -360,7 +360,8 @@ def qwen_3_vl():
         {
             "rope_parameters": {
                 "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
-            }
+            },
+            **words,
         },
         transformers.Qwen3VLVideoProcessor, tie_word_embeddings=True,
     )  # fmt: skip

@@ -347,6 +347,7 @@ def test_every_original_name_of_a_family_is_read(denoisers, name):
     ("name", "converter"),
     [("flux2-klein", "convert_flux2_transformer_checkpoint_to_diffusers"),
      ("z-image", "convert_z_image_transformer_checkpoint_to_diffusers"),
+     ("krea2", "convert_krea2_transformer_checkpoint_to_diffusers"),
      ("sd", "convert_ldm_unet_checkpoint"), ("sdxl", "convert_ldm_unet_checkpoint")],
 )  # fmt: skip
 def test_original_names_are_those_that_diffusers_makes_ours_of(denoisers, name, converter):

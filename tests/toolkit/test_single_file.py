@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from comfy_files import original_vae, quantize, tensors, vae_name
 from safetensors.torch import load_file, save_file
 from tiny_families import build
 
@@ -23,12 +24,6 @@ UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
-VAE_NAMES = {"conv_norm_out": "norm_out", "conv_shortcut": "nin_shortcut", "group_norm": "norm", "to_out.0": "proj_out"}
-
-
-def tensors(folder, part):
-    (file,) = (folder / part).glob("*.safetensors")
-    return load_file(file)
 
 
 def unet_name(name, layers):
@@ -52,25 +47,6 @@ def unet_name(name, layers):
     if kind == "resnets":
         rest = [RESNET[rest[0]], *rest[1:]]
     return ".".join([place, *rest])
-
-
-def vae_name(name, blocks):
-    """The same of an autoencoder."""
-    for ours, theirs in VAE_NAMES.items():
-        name = name.replace(ours, theirs)
-    words = name.split(".")
-    side, rest = words[0], words[1:]
-    if rest and rest[0] == "mid_block":
-        place = f"mid.block_{int(rest[2]) + 1}" if rest[1] == "resnets" else "mid.attn_1"
-        rest = [{"to_q": "q", "to_k": "k", "to_v": "v"}.get(rest[3], rest[3]), *rest[4:]]
-    elif rest and rest[0] in ("down_blocks", "up_blocks"):
-        way = rest[0].removesuffix("_blocks")
-        number = int(rest[1]) if way == "down" else blocks - 1 - int(rest[1])
-        place = f"{way}.{number}.{f'block.{rest[3]}' if rest[2] == 'resnets' else way + 'sample'}"
-        rest = rest[4:]
-    else:
-        return name
-    return ".".join([side, place, *rest])
 
 
 def original(folder):
@@ -115,6 +91,24 @@ def test_a_checkpoint_becomes_its_pipeline(checkpoint, layout, base_folder, tmp_
         Recipe(prompt="a creature", base=str(f), steps=2, width=32) for f in (tmp_path / "made", base_folder)
     )
     assert generate(ours)[0][0].tobytes() == generate(theirs)[0][0].tobytes()
+
+
+def test_quantised_weights_of_a_checkpoint_are_what_they_mean(checkpoint, layout, base_folder, tmp_path):
+    """And an autoencoder of another file takes the place of the checkpoint's own."""
+    written, meant = quantize(load_file(checkpoint), "old")
+    made = []
+    for name, state in (("written", written), ("meant", meant)):
+        save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / f"{name}.safetensors")
+        made.append(single_file.convert(tmp_path / f"{name}.safetensors", str(layout), tmp_path / name))
+    for part in ("unet", "vae", "text_encoder"):
+        own, there, before = (tensors(folder, part) for folder in (*made, base_folder))
+        assert all(torch.equal(own[key], there[key]) for key in there)
+        assert part == "vae" or any(not torch.equal(own[key], before[key]) for key in before)
+    assert not list(tmp_path.glob("written/dequantized*"))
+    other = {name: value + 1 for name, value in original_vae(base_folder).items()}
+    save_file(other, tmp_path / "vae.safetensors")
+    own = tensors(single_file.convert(checkpoint, str(layout), tmp_path / "other", tmp_path / "vae.safetensors"), "vae")
+    assert all(torch.equal(own[key], value + 1) for key, value in tensors(base_folder, "vae").items())
 
 
 def test_a_checkpoint_is_a_base(checkpoint, layout, tmp_path, monkeypatch):

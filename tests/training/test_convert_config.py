@@ -74,6 +74,17 @@ def convert(tmp_path, capsys, name, text):
     return from_yaml(out), capsys.readouterr().out
 
 
+def test_files_of_a_base_come_along(tmp_path):
+    """As kohya's scripts name them for FLUX and SD 3, and musubi for its families."""
+    (tmp_path / "flux.toml").write_text(
+        'pretrained_model_name_or_path = "/m/flux1-dev.safetensors"\nclip_l = "/m/clip_l.safetensors"\n'
+        't5xxl = "/m/t5xxl.safetensors"\nae = "/m/ae.safetensors"\nnetwork_dim = 16\n'
+    )
+    main(["convert-config", str(tmp_path / "flux.toml"), "--out", str(tmp_path / "ours.yaml")])
+    words = "/m/flux1-dev.safetensors --vae /m/ae.safetensors --text-encoder /m/clip_l.safetensors /m/t5xxl.safetensors"
+    assert from_yaml(tmp_path / "ours.yaml").base == words
+
+
 def test_kohya(tmp_path, capsys):
     config, said = convert(tmp_path, capsys, "kohya.toml", KOHYA)
     assert (config.base, str(config.images), config.resolution) == ("/models/sdxl.safetensors", "/photos", 1024)

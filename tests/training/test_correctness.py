@@ -72,11 +72,10 @@ def test_width_and_height_are_not_swapped(folders, name):
         return step(output, timestep, sample, *more, **named)
 
     pipe.scheduler.step = recording_step
-    guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
     size = {"width": 2 * SIDE, "height": SIDE}
     seen = []
     (image,) = denoise(
-        pipe, prompt_embeds, seeds=[3], steps=2, guidance_scale=guidance, negative=prompt_embeds, output_type="np",
+        pipe, prompt_embeds, seeds=[3], steps=2, guidance_scale=model.guidance_off, negative=prompt_embeds, output_type="np",
         on_step=lambda _, latents: seen.append(latents), **size,
     )  # fmt: skip
     with torch.no_grad():

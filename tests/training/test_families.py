@@ -1,7 +1,9 @@
 """Every family against its own stock pipeline: what it encodes, what it predicts, what it trains and what it exports."""
 
 import gc
+import json
 import math
+import shutil
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from short_runs import train_until, write_config
 from tiny_families import BUILDERS, EDITORS, SIDE
 
 from rankfold.pipelines.export import export_adapter
-from rankfold.pipelines.generate import Recipe, denoise, generate
+from rankfold.pipelines.generate import Recipe, denoise, generate, load_pipeline
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
@@ -62,8 +64,7 @@ def record_sampling(model, pipe, words):
         return decode(latents, *more, **named)
 
     pipe.scheduler.step, pipe.vae.decode = recording_step, recording_decode
-    guidance = 0.0 if type(model).__name__ == "ZImage" else 1.0
-    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=guidance, width=SIDE, negative=words)
+    denoise(pipe, words, seeds=[3], steps=3, guidance_scale=model.guidance_off, width=SIDE, negative=words)
     return steps, decoded[0]
 
 
@@ -80,6 +81,53 @@ def test_predicts_what_the_stock_pipeline_does(folder):
             guess = model.predict(as_latents(model, one.sample), level, words)
         assert guess.abs().max() > 1e-3
         torch.testing.assert_close(guess, as_latents(model, one.output), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["krea2", "ernie-image"])
+def test_words_are_what_the_stock_pipeline_makes_of_them(folders, name):
+    """Where a family encodes prompts by its own way: without padding, or with a gradient."""
+    model = open_model(str(folders(name)))
+    pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
+    texts, others = [PROMPT, "a creature, large"], ["blurred", "a drawing of something that nobody has asked for"]
+    with torch.no_grad():
+        words, against = (model.encode_prompts(said) for said in (texts, others))
+    given = {"seeds": [3, 4], "steps": 2, "guidance_scale": 3.0, "width": SIDE, "output_type": "latent"}
+    from_text, from_words = (
+        denoise(pipe, prompts, negative=negative, **given) for prompts, negative in ((texts, others), (words, against))
+    )
+    torch.testing.assert_close(torch.as_tensor(from_words), torch.as_tensor(from_text), rtol=1e-4, atol=1e-4)
+    assert (from_text[0] - from_text[1]).abs().max() > 1e-3
+
+
+def test_settings_of_a_pipeline_are_no_parts(folders, tmp_path):
+    """Krea 2 lists the layers that it reads, two of them as well as twelve; a distilled one has one shift for all sizes."""
+    folder = shutil.copytree(folders("krea2"), tmp_path / "krea2")
+    index = json.loads((folder / "model_index.json").read_text())
+
+    def say(**values):
+        (folder / "model_index.json").write_text(json.dumps(index | values))
+        return resolve_base(str(folder))
+
+    model = open_model(say(text_encoder_select_layers=[1, 2], is_distilled=True))
+    assert sorted(model.parts) == ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+    assert model.pipeline().text_encoder_select_layers == (1, 2)
+    assert model.sampling_shift(64, 64) == model.sampling_shift(128, 32) == pytest.approx(math.exp(1.15))
+    assert open_model(say()).sampling_shift(64, 64) != open_model(str(folder)).sampling_shift(128, 128)
+    for values in (
+        {"vae": [1, 2]},
+        {"vae": ["diffusers"]},
+        {"text_encoder": [3]},
+        {"more": ["a"]},
+        {"more": [None, 1]},
+    ):
+        with pytest.raises(UserError, match="where library and class should be"):
+            say(**values)
+
+
+def test_prompts_are_not_written_anew(folders):
+    """ERNIE-Image's enhancer is not loaded: an image is of what the prompt says."""
+    pipe = load_pipeline(Recipe(prompt=PROMPT, base=str(folders("ernie-image"))))
+    assert (pipe.pe, pipe.pe_tokenizer) == (None, None)
 
 
 def test_encodes_what_the_stock_pipeline_decodes(folder, monkeypatch):
@@ -111,9 +159,7 @@ def test_released_parts_leave_memory_at_once(folder):
     """Nothing holds them in a circle, so no garbage has to be looked for while a run goes on."""
     model = open_model(str(folder))
     pipe = model.pipeline(model.denoiser_name, "vae", *model.text_encoder_names)
-    denoise(
-        pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=0.0 if type(model).__name__ == "ZImage" else 1.0, width=SIDE
-    )
+    denoise(pipe, [PROMPT], seeds=[3], steps=2, guidance_scale=model.guidance_off, width=SIDE)
     model.encode_image(Image.effect_noise((SIDE, SIDE), 80).convert("RGB"))
     held = [weakref.ref(model.loaded[name]) for name in ("vae", *model.text_encoders())]
     gc.collect()
@@ -204,6 +250,8 @@ def test_layers_without_a_part_carry_no_adapter(folder, photos, tmp_path, capsys
         "StableDiffusionXL": "text_encoder: 4 layers",
         "ZImage": "text_encoder: 4 layers",
         "Flux2Klein": "text_encoder: 4 layers",
+        "Krea2": "text_encoder: 4 layers",
+        "ErnieImage": "text_encoder: 12 layers",  # those of its eyes, too
     }
     assert known.get(type(task.training.model).__name__, "") in said
 

@@ -49,8 +49,8 @@ def count_new(left, row, name, value):
 
 
 ROWS = all_pairs(OPTIONS)
-# Families whose code is another's, and text encoders of thirty layers, which take half a minute a row.
-ALIKE = ("sd-v", "sd3-without-t5", "flux-schnell", "flux2-dev")
+# Families whose code is another's, or that learn as another does; and text encoders of thirty layers, which take half a minute a row.
+ALIKE = ("sd-v", "sd3-without-t5", "flux-schnell", "flux2-dev", "krea2", "ernie-image")
 LONG = [row["family"] in ALIKE or (row["family"].startswith("flux2") and row["train_text_encoder"]) for row in ROWS]
 PAIRS = [pytest.param(row, marks=pytest.mark.campaign) if long else row for row, long in zip(ROWS, LONG, strict=True)]
 # Compiling takes minutes, so it meets all options at once, and two families in the gate.

@@ -10,13 +10,17 @@ import torch
 from ..core.cache import cache_key
 from ..core.errors import UserError, did_you_mean
 from ..core.hub import WEIGHTS, fetch_snapshot
-from ..core.paths import assets_folder, cache_folder, is_hub_id
+from ..core.locks import acquire, release
+from ..core.paths import assets_folder, cache_folder, is_file, is_hub_id
 from ..core.records import read_record
+from .base_files import BaseFiles, parse_base
 from .families import FAMILIES
 from .formulation import check_formulation
-from .model import DiffusionModel, has_weights
+from .model import DiffusionModel, has_weights, is_part
+from .part_files import scale_names
 from .single_file import SUFFIXES, convert
 
+LONGEST_CONVERSION = 3600.0  # seconds that a process waits for another one that converts the same files
 EMBEDDED = {"tiny": "tiny/sd", "tiny-dit": "tiny/dit", "tiny-turbo": "tiny/turbo", "tiny-kontext": "tiny/kontext"}
 
 
@@ -31,11 +35,17 @@ def resolve_base(base: str) -> str:
         if not (folder / "model_index.json").is_file():
             raise UserError(f"The embedded model is missing from {folder}; build it with: rankfold build-tiny")
         return str(folder)
+    if (files := parse_base(base)) is not None:
+        return str(convert_files(check_files(files)))
     if Path(base).is_dir():
         check_pipeline_folder(Path(base))
         return base
     if Path(base).is_file() and Path(base).suffix in SUFFIXES:
-        return str(convert_single_file(Path(base)))
+        return str(convert_files(BaseFiles(base)))
+    if base.endswith(".gguf"):
+        raise UserError(
+            f"--base {base}: GGUF files are not read; take a .safetensors file of the same model in bf16, fp16 or fp8."
+        )
     if Path(base).exists() or not is_hub_id(base):
         raise UserError(
             f"--base {base} is neither a pipeline folder, nor a checkpoint ({', '.join(SUFFIXES)}), nor a hub id (name/model). "
@@ -66,36 +76,84 @@ def check_pipeline_folder(folder: Path) -> None:
             "new family is one small file in toolkit/diffusion/families (see docs/families.md)."
         )
     needed = [family.denoiser_name, "vae", "scheduler"]
+    named = {*needed, *family.text_encoder_names} & parts.keys()
     for name, value in parts.items():
-        if isinstance(value, list) and (
-            len(value) != 2 or not all(part is None or isinstance(part, str) for part in value)
-        ):
+        setting = isinstance(value, list) and bool(value) and all(isinstance(one, int | float) for one in value)
+        if isinstance(value, list) and not is_part(value) and (name in named or not setting):
             raise UserError(
                 f"--base {folder}: model_index.json says of {name} {value!r}, where library and class should be."
             )
     needed += [
         name
         for name, value in parts.items()
-        if name.startswith(("text_encoder", "tokenizer")) and isinstance(value, list) and value[0]
+        if name.startswith(("text_encoder", "tokenizer")) and is_part(value) and value[0]
     ]
     for part in needed:
         if not (folder / part).is_dir():
             raise UserError(f"--base {folder} is incomplete: the folder {part}/ is missing.")
-    for part in {family.denoiser_name, "vae", *family.text_encoder_names} & set(needed):
+    for part in sorted({family.denoiser_name, "vae", *family.text_encoder_names} & set(needed)):
         if not has_weights(folder / part):
             raise UserError(f"--base {folder} is incomplete: {part}/ holds no weights (.safetensors or .bin).")
+        check_scales(folder, part)
     check_formulation(family, folder)
 
 
-def convert_single_file(file: Path) -> Path:
-    """The pipeline folder of a single-file checkpoint, made when the file is used for the first time."""
-    facts = file.stat()
-    key = cache_key(file=str(file.resolve()), size=facts.st_size, changed=facts.st_mtime_ns)
+def check_scales(folder: Path, part: str) -> None:
+    """Raises UserError for quantised weights in a part whose config names nobody who would multiply them by their scales."""
+    if "quantization_config" in (read_record(folder / part / "config.json") or {}):
+        return
+    for file in sorted((folder / part).glob("*.safetensors")):
+        if name := next(scale_names(file), ""):
+            option = {"vae": "--vae"}.get(part, "--text-encoder" if part.startswith("text_encoder") else "--base")
+            raise UserError(
+                f"--base {folder}: {part}/{file.name} holds quantised weights with scales ({name}), which the loader of a folder "
+                f"overlooks: give that file by {option} and the folder by --layout, so that they are dequantised."
+            )
+
+
+def check_files(files: BaseFiles) -> BaseFiles:
+    """The files of a base, if they are there.
+
+    Raises:
+        UserError: naming the option and the cure.
+    """
+    options = ["--base", *(["--vae"] if files.vae else []), *["--text-encoder"] * len(files.text_encoders)]
+    for option, file in zip(options, files.files, strict=True):
+        if not is_file(file) or file.suffix not in SUFFIXES:
+            beside = " (where --vae, --text-encoder or --layout are given)" if option == "--base" else ""
+            raise UserError(
+                f"{option} {file} is no file with weights ({', '.join(SUFFIXES)}){beside}: give the file, or leave the option out."
+            )
+    return files
+
+
+def convert_files(files: BaseFiles) -> Path:
+    """The pipeline folder of a base in files, made when they are used for the first time."""
+    file, *others = files.files
+    facts = [(str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns) for one in files.files]
+    own = {"file": facts[0][0], "size": facts[0][1], "changed": facts[0][2]}
+    layout = Path(files.layout)
+    configs = [*layout.glob("*.json"), *layout.glob("*/*.json")] if files.layout and layout.is_dir() else []
+    if others or files.layout:
+        seen = [(str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(configs)]
+        own |= {"others": facts[1:], "vae": bool(files.vae), "layout": files.layout, "configs": seen}
+    key = cache_key(**own)
     folder = cache_folder() / "bases" / f"{file.stem}-{key[:12]}"
     if not (folder / "model_index.json").is_file():
-        print(f"{file} is turned into a pipeline folder once: {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        convert(file, None, folder)
+        lock = folder.with_name(f"{folder.name}.lock")
+        acquire(lock, wait=LONGEST_CONVERSION)  # of several processes, the first converts
+        try:
+            if not (folder / "model_index.json").is_file():
+                more = f" and {len(others)} more files are" if others else " is"
+                print(f"{file}{more} turned into a pipeline folder once: {folder}")
+                given = {
+                    "vae": Path(files.vae) if files.vae else None,
+                    "text_encoders": tuple(map(Path, files.text_encoders)),
+                }
+                convert(file, files.layout or None, folder, **(given if others else {}))
+        finally:
+            release(lock)
     check_pipeline_folder(folder)
     return folder
 

@@ -39,7 +39,8 @@ PromptEmbeds = dict[str, torch.Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 JOINT_ATTENTION_TARGETS = (*ATTENTION_TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-UNUSED_PARTS = ("safety_checker", "image_encoder", "feature_extractor")
+UNUSED_PARTS = ("safety_checker", "image_encoder", "feature_extractor", "pe", "pe_tokenizer")
+"""What pipelines are built without: what judges images, conditions on others, or writes prompts anew."""
 TEXT_TARGETS = {  # by what a text encoder's layers are called
     "CLIP": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "T5": ("q", "k", "v", "o"),
@@ -93,6 +94,8 @@ class DiffusionModel:
     """Blocks by what they are known to hold: name -> regular expression on the names of the denoiser's layers."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """The argument of the stock pipeline that guidance is."""
+    guidance_off: ClassVar[float] = 1.0
+    """The guidance at which the stock pipeline draws without any."""
     kohya_prefixes: ClassVar[dict[str, str]] = {"transformer": "lora_unet"}
     """How kohya's files, and musubi's, begin the names of each part's layers; a part without one has no such name."""
     kohya_keeps_original_names: ClassVar[bool] = False
@@ -136,6 +139,11 @@ class DiffusionModel:
                 self.loaded[name] = self.load(name)
         return self.loaded[name]
 
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts that this base has."""
+        return [name for name, value in self.index.items() if is_part(value) and value[0]]
+
     def has_part(self, name: str) -> bool:
         """Whether this base has a part of this name."""
         return bool((self.index.get(name) or [None])[0])
@@ -165,8 +173,7 @@ class DiffusionModel:
     @property
     def pipeline_variant(self) -> str | None:
         """The variant that the stock pipeline has to be loaded as; parts without it are loaded as they are."""
-        parts = [name for name, value in self.index.items() if isinstance(value, list) and self.has_part(name)]
-        return next((found for name in parts if (found := self.variant(name))), None)
+        return next((found for name in self.parts if (found := self.variant(name))), None)
 
     @property
     def denoiser_bytes(self) -> int:
@@ -220,7 +227,7 @@ class DiffusionModel:
         for name, value in self.index.items():
             if name.startswith("_"):
                 continue
-            if not isinstance(value, list):
+            if not is_part(value):
                 given[name] = value
             elif name in UNUSED_PARTS:
                 given[name] = None
@@ -237,8 +244,8 @@ class DiffusionModel:
 
     def excluded_parts(self) -> dict[str, None]:
         """Parts that a pipeline is loaded without: what judges or conditions on other images, and what this base lacks."""
-        parts = [name for name, value in self.index.items() if isinstance(value, list)]
-        return {name: None for name in parts if name in UNUSED_PARTS or not self.has_part(name)}
+        named = [name for name, value in self.index.items() if is_part(value)]
+        return {name: None for name in named if name in UNUSED_PARTS or not self.has_part(name)}
 
     def sampling_scheduler(self) -> Any:
         """The scheduler that images are made with when nobody asks for another: the base's own."""
@@ -448,6 +455,11 @@ WEIGHT_FILE = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
 )
 """Weights of a part; with a variant in its name, as in model.fp16.safetensors."""
+
+
+def is_part(value: Any) -> bool:
+    """Whether an entry of model_index.json names a part, by library and class (None for one that is left out); others are settings."""
+    return isinstance(value, list) and len(value) == 2 and all(one is None or isinstance(one, str) for one in value)
 
 
 def weights_variant(folder: Path) -> str | None:

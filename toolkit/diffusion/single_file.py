@@ -1,11 +1,11 @@
-"""Checkpoints in one file (as A1111 and ComfyUI keep them), turned once into a folder in diffusers' layout."""
+"""Checkpoints in one file or several (as A1111 and ComfyUI keep them), turned once into a folder in diffusers' layout."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import shutil
-from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from ..core.errors import UserError
 from ..core.hub import CONFIGS, fetch_snapshot
 from ..core.paths import is_hub_id
 from ..core.systems import retry_while_locked
-from .model import UNUSED_PARTS, weights_variant
+from .model import UNUSED_PARTS, has_weights, is_part, weights_variant
+from .part_files import PartFile, build_part, is_quantized_file, match_files, read_tensors
+from .quantized_files import common_dtype
 
 SUFFIXES = (".safetensors", ".ckpt")
 KEY_PREFIXES = {  # how the names of a part's tensors begin in one file; the denoiser's may begin with anything
@@ -26,8 +28,12 @@ KEY_PREFIXES = {  # how the names of a part's tensors begin in one file; the den
 }
 
 
-def convert(file: Path, layout: str | None, out: Path) -> Path:
-    """Writes the checkpoint as a pipeline folder, in the dtype it is in.
+def convert(
+    file: Path, layout: str | None, out: Path, vae: Path | None = None, text_encoders: Sequence[Path] = ()
+) -> Path:
+    """Writes the checkpoint as a pipeline folder, in the dtype it is in; quantised weights as floating point.
+
+    vae and text_encoders: files of parts that `file` does not have, or that replace those it has.
 
     layout: a pipeline folder or hub id of the same architecture, for configs and tokenizers, and for the weights of parts that
     the file does not have (files of transformers mostly hold nothing else). None takes the one that diffusers has for such a file.
@@ -38,11 +44,18 @@ def convert(file: Path, layout: str | None, out: Path) -> Path:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} is not empty: choose another folder.")
     state = read_single_file(file)
-    folder = layout_folder(file, state, layout)
+    given: list[PartFile] = []
+    if vae or text_encoders:
+        folder = layout_folder(file, state, layout, lambda folder: match_files(vae, text_encoders, folder, given))
+    else:
+        folder = layout_folder(file, state, layout)
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        write_pipeline(file, state, folder, unfinished)
+        write_pipeline(file, state, folder, unfinished, given)
+    except UserError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     except (ValueError, RuntimeError, OSError, KeyError, AttributeError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -57,31 +70,52 @@ def convert(file: Path, layout: str | None, out: Path) -> Path:
 
 
 def read_single_file(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint; a pickled one is read without running what is in it."""
-    from diffusers.loaders.single_file_utils import load_single_file_checkpoint
-
-    try:
-        state: Any = load_single_file_checkpoint(str(file), local_files_only=True)
-    except Exception as error:
-        raise UserError(f"{file} cannot be read as a checkpoint ({type(error).__name__}): is it complete?") from error
-    return state
+    """The tensors of a checkpoint."""
+    return read_tensors(file)
 
 
-def layout_folder(file: Path, state: dict[str, torch.Tensor], layout: str | None) -> Path:
-    """A folder with the configs of the checkpoint's pipeline, and with the weights of the parts that the file does not have."""
+def layout_folder(
+    file: Path,
+    state: dict[str, torch.Tensor],
+    layout: str | None,
+    find_given: Callable[[Path], Sequence[PartFile]] = lambda folder: (),
+) -> Path:
+    """A folder with the configs of the checkpoint's pipeline, and with the weights of the parts that no file has.
+
+    find_given: from the folder with the configs, the parts that have a file of their own.
+
+    Raises:
+        UserError: for a layout that cannot be had, or whose folder has not the weights either.
+    """
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
+    cure = (
+        f"Give another: --layout FOLDER_OR_HUB_ID, beside --base {file} or after `rankfold convert-base {file}`, names a pipeline folder "
+        "whose configs and tokenizers are used"
+    )
     if layout and Path(layout).is_dir():
         if not (Path(layout) / "model_index.json").is_file():
             raise UserError(f"--layout {layout} is not a diffusers pipeline: it has no model_index.json.")
-        return Path(layout)
-    if layout and not is_hub_id(layout):
+        folder, name = Path(layout), None
+    elif layout and not is_hub_id(layout):
         raise UserError(f"--layout {layout} is neither a folder nor a hub id.")
-    name = layout or fetch_diffusers_config(state)["pretrained_model_name_or_path"]
-    cure = f"Give others: rankfold convert-base {file} --layout FOLDER_OR_HUB_ID --out FOLDER"
-    folder = Path(fetch_snapshot(name, CONFIGS, f"{name}, whose configs and tokenizers {file} needs,", cure))
-    if parts := missing_components(state, read_index(folder)):
+    else:
+        name = layout or fetch_diffusers_config(state)["pretrained_model_name_or_path"]
+        folder = Path(fetch_snapshot(name, CONFIGS, f"{name}, whose configs and tokenizers {file} needs,", f"{cure}."))
+    own = {part.name for part in find_given(folder)}  # which their configs tell
+    parts = [part for part in missing_components(state, read_index(folder)) if part not in own]
+    if name is None:
+        lacking = [part for part in parts if not ((folder / part).is_dir() and has_weights(folder / part))]
+        if lacking:
+            index = read_index(folder)
+            named = ", ".join(f"{part} ({index[part][1]})" for part in lacking)
+            raise UserError(
+                f"{file} has no {named}, and --layout {layout} holds no such weights: name files with --vae and --text-encoder, or a "
+                "--layout that has them."
+            )
+    elif parts:
         weights = [*CONFIGS, *(f"{part}/*.safetensors" for part in parts)]
+        cure += ", and --vae and --text-encoder name files with the weights."
         folder = Path(fetch_snapshot(name, weights, f"{name}, whose {', '.join(parts)} {file} needs,", cure))
     return folder
 
@@ -96,47 +130,68 @@ def has_component(state: dict[str, torch.Tensor], kind: str) -> bool:
     return any(name.startswith(KEY_PREFIXES[kind]) for name in state)
 
 
-def write_pipeline(file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path) -> None:
-    """Every part from the file where it is in there, otherwise from the layout.
+def write_pipeline(
+    file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path, given: Sequence[PartFile] = ()
+) -> None:
+    """Every part from a file where it is in one, otherwise from the layout.
 
     Raises:
         ValueError: for a part that is in neither.
     """
+    index = read_index(layout)
+    parts = {part.name: build_part(part, index, layout) for part in given}
+    if any(has_component(state, kind) for kind in KEY_PREFIXES):
+        write_checkpoint(file, state, layout, out, parts)
+        return
+    name = "unet" if "unet" in index else "transformer"
+    parts[name] = build_part(PartFile(name, file, state), index, layout)
+    shutil.copytree(layout, out, ignore=lambda folder, _: list(parts) if Path(folder) == layout else [])
+    for name, part in parts.items():
+        part.save_pretrained(out / name)  # type: ignore[operator]
+
+
+def write_checkpoint(
+    file: Path, state: dict[str, torch.Tensor], layout: Path, out: Path, given: dict[str, nn.Module]
+) -> None:
+    """A checkpoint that holds more than the denoiser, by the stock pipeline's from_single_file. given: parts of other files.
+
+    Raises:
+        ValueError: for a part that it has not whole.
+    """
     import diffusers
     from diffusers.loaders.single_file import SingleFileComponentError
+    from safetensors.torch import save_file
 
-    index = read_index(layout)
-    dtype = Counter(value.dtype for value in state.values()).most_common(1)[0][0]
+    index, dtype = read_index(layout), common_dtype(state)
+    kind: Any = getattr(diffusers, index["_class_name"])
+    others: dict[str, Any] = {name: None for name in UNUSED_PARTS if name in index} | given
+    for name, own in missing_components(state, index).items():
+        if name not in given:
+            others[name] = own.from_pretrained(
+                layout, subfolder=name, dtype=dtype, variant=weights_variant(layout / name)
+            )
+    source = file
+    if is_quantized_file(file):  # the pipeline reads files only
+        out.mkdir(parents=True, exist_ok=True)
+        source = out / "dequantized.safetensors"
+        save_file({name: value.contiguous() for name, value in state.items()}, source)
     try:
-        if any(has_component(state, kind) for kind in KEY_PREFIXES):
-            kind: Any = getattr(diffusers, index["_class_name"])
-            given: dict[str, Any] = {name: None for name in UNUSED_PARTS if name in index}
-            for name, own in missing_components(state, index).items():
-                given[name] = own.from_pretrained(
-                    layout, subfolder=name, dtype=dtype, variant=weights_variant(layout / name)
-                )
-            pipe = kind.from_single_file(str(file), config=str(layout), dtype=dtype, local_files_only=True, **given)
-            parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-            save = lambda: pipe.save_pretrained(out)  # noqa: E731
-        else:
-            name = "unet" if "unet" in index else "transformer"
-            kind = getattr(diffusers, index[name][1])
-            parts = {name: kind.from_single_file(state, config=str(layout), subfolder=name, dtype=dtype)}
-            shutil.copytree(layout, out, ignore=lambda folder, _: [name] if Path(folder) == layout else [])
-            save = lambda: parts[name].save_pretrained(out / name)  # noqa: E731
+        pipe = kind.from_single_file(str(source), config=str(layout), dtype=dtype, local_files_only=True, **others)
     except SingleFileComponentError as error:
         raise ValueError(str(error)) from error
-    for name, part in parts.items():
-        if any(parameter.is_meta for parameter in part.parameters()):
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and any(parameter.is_meta for parameter in part.parameters()):
             raise ValueError(f"the file does not have the whole {name}")
-    save()
+    pipe.save_pretrained(out)
+    if source != file:
+        source.unlink()
 
 
 def missing_components(state: dict[str, torch.Tensor], index: dict[str, Any]) -> dict[str, Any]:
     """The autoencoder and text encoders that the file does not have: name -> class."""
     found = {}
     for name, value in index.items():
-        if not isinstance(value, list) or value[0] is None:
+        if not is_part(value) or value[0] is None:
             continue
         kind = next((kind for kind in KEY_PREFIXES if name == kind or value[1].startswith(kind)), None)
         text = name.startswith("text_encoder")

@@ -90,6 +90,11 @@ def quantization(value: Any) -> str:
     return "fp8" if value in (True, "true", "True") else "none"
 
 
+def one_file(value: Any) -> tuple[str, ...]:
+    """A file among several."""
+    return (str(value),)
+
+
 def texts(value: Any) -> tuple[str, ...]:
     """One prompt or several; their mark of the trigger word becomes ours."""
     prompts = value if isinstance(value, list) else [value]
@@ -98,7 +103,9 @@ def texts(value: Any) -> tuple[str, ...]:
 
 
 KOHYA: dict[str, Setting] = {
-    "pretrained_model_name_or_path": ("base", str), "train_data_dir": ("images", str), "output_dir": ("out", str),
+    **{name: ("text_encoder", one_file) for name in ("clip_l", "clip_g", "t5xxl", "qwen3", "gemma2", "text_encoder")},
+    "dit": ("base", str), "vae": ("vae", str), "ae": ("vae", str), "pretrained_model_name_or_path": ("base", str), 
+    "train_data_dir": ("images", str), "output_dir": ("out", str),
     "max_train_steps": ("steps", whole), "train_batch_size": ("batch_size", whole),
     "gradient_accumulation_steps": ("gradient_accumulation", whole), "learning_rate": ("learning_rate", number),
     "unet_lr": ("learning_rate", number), "text_encoder_lr": ("text_learning_rate", number), "network_dim": ("rank", whole),
@@ -218,6 +225,8 @@ def carry_over(converted: Converted, key: str, value: Any) -> None:
         own, *more = own
         if more:
             converted.values["extra_resolutions"] = tuple(more)
+    if name == "text_encoder":
+        own = (*converted.values.pop(name, ()), *own)
     if converted.values.setdefault(name, own) != own:
         converted.left_out.append(f"{key}: {short(value)} ({name} is {short(converted.values[name])} already)")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from ...toolkit.diffusion.base_files import join_base
 from ...toolkit.formats.adapter_facts import AdapterFacts
 from .base import AUTO, AutoFloat, AutoInt, LoopConfig
 
@@ -24,7 +25,13 @@ class DiffusionConfig(LoopConfig):
     images: Path | None = None
     """Folder with the images of the subject."""
     base: str = "tiny"
-    """Base model: 'tiny' (embedded), a folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."""
+    """Base model: 'tiny' (embedded), a folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5; or a file."""
+    vae: Path | None = None
+    """Where --base is a file: the file with its autoencoder; it becomes a part of the base's name."""
+    text_encoder: tuple[Path, ...] = ()
+    """Where --base is a file: the files with its text encoders."""
+    layout: str = ""
+    """Where --base is a file: pipeline folder or hub id with configs, tokenizers and missing parts; unset: the one usual for it."""
     token: str = "sks"
     """Rare word that will stand for the subject."""
     class_noun: str = ""
@@ -71,6 +78,12 @@ class DiffusionConfig(LoopConfig):
     """Denoising steps per preview; unset: the base's own."""
     guidance_scale: AutoFloat = AUTO
     """Guidance of previews and class images, and of `rankfold sample --run`; unset: the stock pipeline's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "base", join_base(self.base, self.vae, self.text_encoder, self.layout))
+        for name, value in (("vae", None), ("text_encoder", ()), ("layout", "")):
+            object.__setattr__(self, name, value)
 
     @property
     def prompt(self) -> str:

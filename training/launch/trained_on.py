@@ -173,8 +173,8 @@ def base_items(folder: str) -> dict[str, str]:
     root = Path(folder)
     index = root / "model_index.json"
     if index.is_file():
-        parts = [name for name, value in open_model(folder).index.items() if isinstance(value, list)]
-        files = [index, *(file for part in parts if (root / part).is_dir() for file in (root / part).iterdir())]
+        parts = [root / part for part in open_model(folder).parts]
+        files = [index, *(file for part in parts if part.is_dir() for file in part.iterdir())]
     else:
         files = list(root.iterdir())
     names = [file for file in sorted(files) if file.suffix in WEIGHTS and file.is_file()]

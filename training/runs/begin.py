@@ -14,6 +14,7 @@ from ...toolkit.core.errors import UserError, list_names
 from ...toolkit.core.files import write_text
 from ...toolkit.core.paths import is_there
 from ...toolkit.core.run_folder import Run
+from ...toolkit.diffusion.base_files import base_paths, parse_base
 from ..config.base import LoopConfig
 from ..config.compose import has_fixed_weights
 from ..config.shares import split_share
@@ -34,8 +35,10 @@ SOURCES = (
     "training_adapter",
     "evaluate_data",
     "base",
+    "vae",
+    "text_encoder",
 )
-"""Fields of configs that may name a file or folder to read; more_data and evaluate_clip may do so within a text."""
+"""Fields of configs that may name a file or folder to read; more_data, evaluate_clip and base may do so within a text."""
 LOCAL_CLIP = "local-dir:"  # how open_clip names a model in a folder
 
 
@@ -50,6 +53,8 @@ def with_absolute_paths(config: Any) -> Any:
             return tuple(map(absolute, value))
         if isinstance(value, dict):
             return {key: absolute(one) for key, one in value.items()}
+        if isinstance(value, str) and (files := parse_base(value)) is not None:
+            return str(files.with_paths(absolute))
         if not isinstance(value, (str, Path)) or not str(value) or not is_there(Path(value)):
             return value
         return type(value)(Path(value).absolute()) if isinstance(value, str) else value.absolute()
@@ -132,6 +137,7 @@ def check_sources_outside(config: Any, run: Run) -> None:
     own = [path.resolve() for path in run.run_entries()]
     given = [(name, getattr(config, name, None) or "") for name in SOURCES]
     read = [(name, str(one)) for name, value in given for one in (value if isinstance(value, tuple) else [value])]
+    read += [("base", path) for path in base_paths(getattr(config, "base", ""))]
     read += [("also", folder) for folder in getattr(config, "also", {}).values()]
     for name, text in [*read, *(("adapters", text) for text in getattr(config, "adapters", ()))]:
         place = Path(text).resolve()

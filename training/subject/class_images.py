@@ -39,9 +39,7 @@ def class_samples(model: DiffusionModel, config: DiffusionConfig, accelerator: A
         kind="class",
         format=FORMAT,
         family=type(model).__name__,
-        base=model.fingerprint(
-            *(name for name, value in model.index.items() if isinstance(value, list) and model.has_part(name))
-        ),
+        base=model.fingerprint(*model.parts),
         dtype=config.precision,
         quantize=config.quantize,
         prompt=config.class_prompt,

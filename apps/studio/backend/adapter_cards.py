@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 
 from PIL import Image
 
 from ....toolkit.data.images import READ_ERRORS
+from ....toolkit.diffusion.base_files import short_base
 from ....training.runs import library
 from .adapter_list import AdapterEntry
 from .generated import thumbnail
@@ -19,7 +19,7 @@ from .paths import StudioPaths
 def adapter_cards(found: Iterable[AdapterEntry], paths: StudioPaths) -> list[tuple[Image.Image, str]]:
     """A card for each adapter: an image of what it makes, its name, base and trigger."""
     return [
-        (card_image(one, paths), " · ".join([one.name, *filter(None, (Path(one.facts.base).name, one.trigger))]))
+        (card_image(one, paths), " · ".join([one.name, *filter(None, (short_base(one.facts.base), one.trigger))]))
         for one in found
     ]
 

@@ -13,6 +13,7 @@ from ....pipelines.compare import Axis, Comparison
 from ....pipelines.generate import Recipe, check_given_images
 from ....toolkit.core.errors import UserError, did_you_mean
 from ....toolkit.data.subjects import find_samples
+from ....toolkit.diffusion.base_files import base_paths, short_base
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.locate import adapter_facts, adapter_path
 from ....toolkit.metrics.clip import EMBEDDED_CLIP
@@ -232,7 +233,7 @@ def describe_settings(boxes: ComparisonInputs, axes: tuple[Axis, Axis, Axis], re
     varied = {FIELDS[axis.what] for axis in axes if axis.what != NOTHING}
     bare = boxes.adapter in (None, "", NO_ADAPTER)
     said = {
-        "base": Path(recipe.base).name if Path(recipe.base).is_absolute() else recipe.base,
+        "base": short_base(recipe.base) if Path(base_paths(recipe.base)[0]).is_absolute() else recipe.base,
         "adapter": "no adapter" if bare else boxes.adapter,
         "strength": "" if bare and "adapter" not in varied else f"strength {boxes.strength:g}",
         "prompt": recipe.prompt,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ....toolkit.core.errors import UserError
+from ....toolkit.diffusion.base_files import base_paths
 from .adapter_list import AdapterEntry
 from .temporary import temporary_subfolder
 
@@ -76,7 +77,8 @@ def model_card(one: AdapterEntry) -> str:
         "base_model": one.facts.base,
         "instance_prompt": one.trigger,
     }
-    head = "".join(f"{key}: {value!r}\n" for key, value in facts.items() if value and not Path(value).is_absolute())
+    public = {key: value for key, value in facts.items() if value and not Path(base_paths(value)[0]).is_absolute()}
+    head = "".join(f"{key}: {value!r}\n" for key, value in public.items())
     tags = "tags:\n- lora\n" if one.is_chat else "tags:\n- lora\n- text-to-image\n"
     words = f"Trigger words: `{one.trigger}`.\n" if one.trigger else ""
     return f"---\n{head}{tags}---\n\n# {one.name}\n\n{words}Made with rankfold.\n"

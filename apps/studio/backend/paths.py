@@ -11,6 +11,7 @@ from ....toolkit.core.errors import UserError
 from ....toolkit.core.paths import is_hub_id, windows_name_fault
 from ....toolkit.core.run_folder import Run
 from ....toolkit.core.systems import WINDOWS
+from ....toolkit.diffusion.base_files import base_paths, parse_base
 from ....toolkit.diffusion.load import EMBEDDED
 from ....toolkit.formats.adapter_facts import FILE
 from ....toolkit.formats.locate import adapter_path, content_hash
@@ -155,7 +156,7 @@ class StudioPaths:
         return path
 
     def base(self, text: str, embedded: tuple[str, ...] = tuple(EMBEDDED)) -> str:
-        """A base model that somebody chose: embedded, a hub id, or a readable folder or file.
+        """A base model that somebody chose: embedded, a hub id, or a readable folder or file, or several files.
 
         Raises:
             UserError: for a path that is not readable.
@@ -163,6 +164,10 @@ class StudioPaths:
         text = text.strip()
         if text in embedded or (is_hub_id(text) and not Path(text).exists()):
             return text
+        if (files := parse_base(text)) is not None:
+            for path in base_paths(text):
+                self.base(path, ())
+            return str(files.with_paths(lambda path: str(self.readable_path(path, "The base"))))
         return str(self.readable_path(text, "The base"))
 
     def upload_folder(self, name: str) -> Path:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from ....toolkit.core.errors import UserError
 from ....toolkit.core.records import parse_record
 from ....toolkit.core.run_folder import LIVE_STATES, Run
+from ....toolkit.diffusion.base_files import short_base
 from ....training.config.base import LoopConfig
 from ....training.config.compose import ComposeConfig, ComposeInstructConfig
 from ....training.config.images import DiffusionConfig
@@ -178,9 +179,9 @@ def what_it_is(config: LoopConfig) -> str:
         )
         return f"Composed of {', '.join(parts)}, {how}."
     if isinstance(config, SubjectConfig):
-        return f'Trained as "a {config.token} {config.class_noun}" on {Path(config.base).name}, {config.adapter} of rank {config.rank}.'
+        return f'Trained as "a {config.token} {config.class_noun}" on {short_base(config.base)}, {config.adapter} of rank {config.rank}.'
     if isinstance(config, ConversationConfig):
-        return f"A task for {Path(config.base).name}, from {config.data.name if config.data else 'no data'}."
+        return f"A task for {short_base(config.base)}, from {config.data.name if config.data else 'no data'}."
     return ""
 
 

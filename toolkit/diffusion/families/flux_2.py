@@ -86,14 +86,11 @@ class Flux2(DiffusionModel):
         return 1024  # no config says it
 
     def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = self.vae.encode(pixels).latent_dist
-        mean, std = patch_statistics(self.vae)
-        return (patchify(posterior.mean) - mean) / std, patchify(posterior.std) / std
+        return normalized_patches(self.vae, pixels, self.vae.config.batch_norm_eps)
 
     @classmethod
     def decode_latents(cls, vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        mean, std = patch_statistics(vae)
-        return vae.decode(torch.nn.functional.pixel_shuffle(latents_BCHW * std + mean, 2).to(vae.dtype)).sample
+        return decode_patches(vae, latents_BCHW, vae.config.batch_norm_eps)
 
     @classmethod
     def spatial_latents(cls, pipe: Any, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -187,11 +184,22 @@ class Flux2Klein(Flux2):
         return super(Flux2, cls).call_kwargs(prompts, given, guidance_scale)
 
 
-def patch_statistics(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def normalized_patches(vae: Any, pixels: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std (B, 4C, H/2, W/2) of the latents of pixels (B, 3, ...), normalised by the autoencoder's statistics."""
+    posterior = vae.encode(pixels).latent_dist
+    mean, std = patch_statistics(vae, eps)
+    return (patchify(posterior.mean) - mean) / std, patchify(posterior.std) / std
+
+
+def decode_patches(vae: Any, latents_BCHW: torch.Tensor, eps: float) -> torch.Tensor:
+    """The inverse: normalised patches -> pixels (B, 3, ...)."""
+    mean, std = patch_statistics(vae, eps)
+    return vae.decode(torch.nn.functional.pixel_shuffle(latents_BCHW * std + mean, 2).to(vae.dtype)).sample
+
+
+def patch_statistics(vae: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the patched latents, each (1, C, 1, 1)."""
-    norm = vae.bn
-    std = (norm.running_var + vae.config.batch_norm_eps).sqrt()
-    return norm.running_mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+    return vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + eps).sqrt().view(1, -1, 1, 1)
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ class ZImage(DiffusionModel):
     training_defaults = TrainingDefaults(
         timestep_shift=2.0, source="shift as in musubi-tuner's guide; rate, rank and batch as in ai-toolkit"
     )
+    guidance_off = 0.0
     title = "Z-Image"
     architecture = "z-image"
     denoiser_classes = ("ZImageTransformer2DModel",)
