@@ -45,6 +45,8 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     """Stop after this many measurements without significant improvement; 0 never does."""
     shard_base: bool = False
     """Shard the frozen denoiser over the devices (FSDP2) instead of replicating it."""
+    blocks_to_swap: Annotated[int, Ge(0)] | Literal["all"] = 0
+    """Frozen blocks of the denoiser that wait in main memory and are copied to the GPU when they are at work: a number, or all."""
 
     @property
     def subjects(self) -> dict[str, str]:

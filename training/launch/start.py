@@ -42,6 +42,7 @@ from ..config.search import InstructSearchConfig, SearchConfig
 from ..config.start_from import check_start
 from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..config.yaml_file import from_yaml
+from ..engine.block_swap import check_block_swap
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
 from ..engine.processes import check_devices, check_tracker, is_main_process, make_accelerator, num_processes
@@ -54,7 +55,7 @@ from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
 from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
-from ..subject.denoising import check_compile
+from ..subject.denoising import check_compile, repeated_blocks
 from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
@@ -150,6 +151,8 @@ def check_base(config: DiffusionConfig) -> str:
     model.check_steps(config.preview_steps, "--preview-steps")
     if isinstance(config, SubjectConfig):
         check_sharding(config, num_processes())
+        if config.blocks_to_swap:
+            check_block_swap(config, len(repeated_blocks(open_model(base, torch.float32, "meta").denoiser)))
         check_compile(config)
         if config.num_vectors:
             check_token(model, config.token)

@@ -51,6 +51,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             held_out=held_out,
             texts=test.texts(token=True) if test else (),
             shard_base=config.shard_base,
+            blocks_to_swap=config.blocks_to_swap,
             training_adapter=config.training_adapter,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process

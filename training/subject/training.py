@@ -16,12 +16,14 @@ from PIL import Image
 from torch import nn
 
 from ...toolkit.core.devices import to_float64
+from ...toolkit.core.quantize import move_model
 from ...toolkit.core.randomness import generator
 from ...toolkit.data.subjects import Sample
 from ...toolkit.diffusion.load import open_model
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel
 from ...toolkit.diffusion.noise import Noise
 from ..config.images import DiffusionConfig
+from ..engine.block_swap import ignore_waiting_in_ddp, swap_blocks, swapped_numbers
 from ..engine.sharding import ignore_shards_in_ddp, shard
 from ..engine.task import Trainable
 from .batches import ImageBatches
@@ -137,6 +139,7 @@ def prepare_image_training(
     held_out: Sequence[Sample] = (),
     texts: Sequence[str] = (),
     shard_base: bool = False,
+    blocks_to_swap: int | str = 0,
     training_adapter: Path | None = None,
 ) -> ImageTraining:
     """Loads the base and the data, and puts the trainable on.
@@ -145,7 +148,7 @@ def prepare_image_training(
     that the largest parts are never in memory together.
 
     held_out: images that are made ready and not trained on; texts: more prompts that will be drawn; shard_base: the frozen denoiser
-    is sharded over the processes; training_adapter: see training_adapter.py.
+    is sharded over the processes; blocks_to_swap: how many of its blocks wait in main memory; training_adapter: see training_adapter.py.
 
     Raises:
         UserError: when the trainable does not fit the model.
@@ -162,8 +165,15 @@ def prepare_image_training(
         prompts.encode(trainable.token_embeddings)
     model.release(text=prompts.embeds is not None)
 
+    if begins_on_host := shard_base or blocks_to_swap != 0:
+        model.device = torch.device("cpu")  # so that no device need hold it whole
     drawing_weights = None if training_adapter is None else merge_training_adapter(model, training_adapter)
-    parts = attach_sharded(model, trainable, accelerator.device) if shard_base else trainable.attach(model)
+    parts = trainable.attach(model)
+    if begins_on_host:
+        place_blocks(model, accelerator.device, blocks_to_swap)
+        others = [part for part in parts.values() if part is not model.denoiser]
+        for part in [*others, *(drawing_weights.waiting_quantized if drawing_weights else ())]:
+            move_model(part, accelerator.device)
     text_parts = [part for name, part in parts.items() if name != model.denoiser_name]
     if prompts.embeds is None and not text_parts:
         prompts.encode(trainable.token_embeddings)
@@ -183,18 +193,20 @@ def prepare_image_training(
     module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
     if shard_base:
         ignore_shards_in_ddp(module)
+    if blocks_to_swap:
+        ignore_waiting_in_ddp(module)
     return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs, drawing_weights)
 
 
-def attach_sharded(model: DiffusionModel, trainable: Trainable, device: torch.device) -> dict[str, nn.Module]:
-    """Puts the trainable on a denoiser that is then sharded; no device need hold it whole."""
-    model.device = torch.device("cpu")
-    parts = trainable.attach(model)
-    shard(model.denoiser, repeated_blocks(model.denoiser), device)
+def place_blocks(model: DiffusionModel, device: torch.device, blocks_to_swap: int | str) -> None:
+    """Brings an adapted denoiser from main memory to the device, with some blocks swapped, or else all of them sharded."""
+    blocks = repeated_blocks(model.denoiser)
+    if blocks_to_swap:
+        swapped = [blocks[number] for number in swapped_numbers(blocks_to_swap, len(blocks))]
+        swap_blocks(model.denoiser, swapped, device)
+    else:
+        shard(model.denoiser, blocks, device)
     model.device = device
-    for part in parts.values():
-        part.to(device)
-    return parts
 
 
 def save_memory_and_time(config: DiffusionConfig, model: DiffusionModel, text_parts: Sequence[nn.Module]) -> None:
