@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from ...toolkit.adapters.attach import adapter_layers
-from ...toolkit.core.devices import torch_backend
+from ...toolkit.core.devices import has_own_memory, torch_backend
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import move_model
 from ..config.subject import SubjectConfig
@@ -27,17 +27,18 @@ from ..config.subject import SubjectConfig
 BLOCKS_AT_ONCE = 2  # on the device: the one at work and the next
 
 
-def check_block_swap(config: SubjectConfig, blocks: int) -> None:
-    """Raises UserError when blocks shall wait in main memory and cannot, or nothing would come of it. blocks: how many there are."""
-    wanted = config.blocks_to_swap
-    if not wanted:
-        return
+def check_block_swap(config: SubjectConfig) -> None:
+    """Raises UserError for settings that do not go with blocks that wait in main memory."""
     for flag, given in (("--compile", config.compile), ("--shard-base", config.shard_base)):
         if given:
             raise UserError(f"--blocks-to-swap does not go with {flag}: leave one of the two out.")
+
+
+def check_count(wanted: int | str, blocks: int) -> None:
+    """Raises UserError when so many of a base's blocks cannot be swapped, or nothing would come of it."""
     if blocks <= BLOCKS_AT_ONCE:
         raise UserError(f"--blocks-to-swap saves nothing on this base, which has {blocks} blocks: leave it out.")
-    if wanted != "all" and not BLOCKS_AT_ONCE < wanted <= blocks:
+    if isinstance(wanted, int) and not BLOCKS_AT_ONCE < wanted <= blocks:
         reason = "two are on the device at a time" if wanted <= BLOCKS_AT_ONCE else f"this base has {blocks}"
         raise UserError(
             f"--blocks-to-swap {wanted}: {reason}, so take {BLOCKS_AT_ONCE + 1} to {blocks}, or all; 0 swaps none."
@@ -65,7 +66,7 @@ class WaitingTensor:
         data = tensors[0].data
         self.tensors = tensors
         self.on_host = data
-        if device.type != "cpu":
+        if has_own_memory(device.type):
             self.on_host = torch.empty_like(data, device="cpu", pin_memory=True).copy_(data)
         self.on_device = torch.empty_like(data, device=device)
         self.bytes = self.on_device.untyped_storage().nbytes()
@@ -116,7 +117,7 @@ class BlockSwap:
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         self.device = device
-        backend = torch_backend(device.type) if device.type in ("cuda", "xpu") else None
+        backend = torch_backend(device.type) if has_own_memory(device.type) else None
         self.backend, self.stream = backend, backend.Stream(device) if backend else None
         self.blocks = [SwappedBlock(block, device) for block in blocks]
         self.current: tuple[SwappedBlock, str] | None = None

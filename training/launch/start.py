@@ -42,7 +42,7 @@ from ..config.search import InstructSearchConfig, SearchConfig
 from ..config.start_from import check_start
 from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..config.yaml_file import from_yaml
-from ..engine.block_swap import check_block_swap
+from ..engine.block_swap import check_block_swap, check_count
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
 from ..engine.processes import check_devices, check_tracker, is_main_process, make_accelerator, num_processes
@@ -152,7 +152,8 @@ def check_base(config: DiffusionConfig) -> str:
     if isinstance(config, SubjectConfig):
         check_sharding(config, num_processes())
         if config.blocks_to_swap:
-            check_block_swap(config, len(repeated_blocks(open_model(base, torch.float32, "meta").denoiser)))
+            check_block_swap(config)
+            check_count(config.blocks_to_swap, len(repeated_blocks(open_model(base, torch.float32, "meta").denoiser)))
         check_compile(config)
         if config.num_vectors:
             check_token(model, config.token)

@@ -27,7 +27,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "evaluate_images", "evaluate_data", "evaluate_answers", "hold_out", "evaluate_prompts", "evaluate_clip", "keep", "patience",
     ),
     "Memory and speed": (
-        "precision", "quantize", "gradient_checkpointing", "compile", "attention", "shard_base", "threads", "workers",
+        "precision", "quantize", "gradient_checkpointing", "compile", "attention", "shard_base", "blocks_to_swap", "threads",
+        "workers",
     ),
     "Logging and checkpoints": ("log_every", "checkpoint_every", "keep_checkpoints", "export", "tracker"),
 }  # fmt: skip
