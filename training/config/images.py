@@ -73,6 +73,11 @@ class DiffusionConfig(LoopConfig):
     """Guidance of previews and class images, and of `rankfold sample --run`; unset: the stock pipeline's own."""
 
     @property
+    def drawing_base(self) -> str:
+        """The base that the settings of drawing are of, and that an adapter of this run is for."""
+        return self.base
+
+    @property
     def prompt(self) -> str:
         """The prompt of an image without a caption."""
         return f"a {self.token} {self.class_noun}"

@@ -8,7 +8,7 @@ working memory and the optimizer's, and needs no table that could go stale.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -27,7 +27,7 @@ from ...toolkit.data.subjects import find_samples
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..config.checks import check_ranges
-from ..config.defaults import resolve_defaults
+from ..config.defaults import resolve_defaults, resolve_preview_base
 from ..config.subject import SubjectConfig
 from ..engine.block_swap import BLOCKS_AT_ONCE, swappable_weights, swapped_numbers
 from ..engine.processes import num_processes
@@ -89,9 +89,7 @@ class Plan:
     @property
     def base(self) -> int:
         """What is on the device of the frozen model, in the dtype of the run."""
-        swapped = self.swapped
-        pairs = zip(swapped, swapped[1:] + swapped[:1], strict=True)
-        return self.step.frozen[self.config.quantize] - sum(swapped) + max(map(sum, pairs), default=0)
+        return self.step.frozen[self.config.quantize] - saved_by_swapping(self.swapped)
 
     @property
     def swapped(self) -> list[int]:
@@ -335,8 +333,27 @@ def swap_bytes(block: nn.Module, in_few_bits: set[int], quantize: str) -> int:
     return int(sum(w.numel() * (size if size and id(w) in in_few_bits else w.dtype.itemsize) for w in weights))
 
 
+def saved_by_swapping(blocks: Sequence[int]) -> int:
+    """Bytes that are not on the device of swapped blocks of so many bytes: all but the largest one and its neighbour."""
+    return sum(blocks) - max(map(sum, zip(blocks, [*blocks[1:], *blocks[:1]], strict=True)), default=0)
+
+
+def preview_bytes(config: SubjectConfig) -> dict[str, int]:
+    """By --quantize, bytes on the device of the denoiser that images are drawn with (subject/preview_base.py)."""
+    model = open_model(resolve_preview_base(config.preview_base), DTYPES[config.precision], "meta")
+    in_few_bits = {id(layer.weight) for layer in block_linears(model.denoiser).values()}
+    found = {kind: frozen_bytes(model.denoiser, kind) for kind in ("none", *CODE_BYTES)}
+    if devices.has_own_memory(devices.device().type):
+        for kind in found:
+            blocks = [swap_bytes(block, in_few_bits, kind) for block in repeated_blocks(model.denoiser)]
+            found[kind] -= saved_by_swapping(blocks)
+    return found
+
+
 def waiting_bytes(config: SubjectConfig, model: DiffusionModel) -> dict[str, int]:
-    """By --quantize, bytes of the layers that wait on the device for images to be drawn with (subject/drawing_weights.py)."""
+    """By --quantize, bytes on the device that only drawing needs (subject/drawing_weights.py, subject/preview_base.py)."""
+    if config.preview_base:
+        return preview_bytes(config)
     if config.training_adapter is None:
         return {}
     blocks = block_linears(model.denoiser)

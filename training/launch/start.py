@@ -57,6 +57,7 @@ from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
 from ..subject.denoising import check_compile, repeated_blocks
 from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
+from ..subject.preview_base import check_preview_base
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
 from ..subject.training_adapter import read_changes
@@ -132,6 +133,7 @@ def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Samp
     for flag, given in (
         ("--prior-weight", config.prior_weight),
         ("--train-text-encoder", config.train_text_encoder),
+        ("--preview-base", config.preview_base),
         *([("--reference-dropout", config.reference_dropout)] if model.min_references else []),
     ):
         if given:
@@ -148,8 +150,11 @@ def check_base(config: DiffusionConfig) -> str:
     model.check_side(config.resolution, "--resolution")
     for side in config.extra_resolutions:
         model.check_side(side, "--extra-resolutions")
-    model.check_steps(config.preview_steps, "--preview-steps")
+    if config.drawing_base == config.base:
+        model.check_steps(config.preview_steps, "--preview-steps")
     if isinstance(config, SubjectConfig):
+        if config.preview_base:
+            check_preview_base(config, base)
         check_sharding(config, num_processes())
         if config.blocks_to_swap:
             check_block_swap(config)

@@ -30,6 +30,7 @@ from .batches import ImageBatches
 from .data import ImageData, encode_images
 from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, timestep_weighting
 from .drawing_weights import DrawingWeights, drawing
+from .preview_base import PreviewBase
 from .previews import draw_images
 from .prompts import Prompts, preview_texts
 from .rows import Rows
@@ -69,6 +70,8 @@ class ImageTraining:
     """Samples with references, which previews are made of instead of the preview prompts."""
     drawing_weights: DrawingWeights | None = None
     """What images are drawn with, where the base is trained on with other weights than its own."""
+    preview_base: PreviewBase | None = None
+    """What images are drawn with instead of the model."""
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them."""
@@ -85,12 +88,15 @@ class ImageTraining:
     @torch.no_grad()
     def draw(self, texts: Sequence[str], seeds: Sequence[int], pairs: Sequence[Sample] = ()) -> list[Image.Image]:
         """One image per text, by the model as it is; the texts are among the prompts. pairs: see `draw_images`."""
+        drawn = self.preview_base or self
         self.module.eval()
         try:
             with drawing(self.drawing_weights):
-                return draw_images(self.model, self.prompts, self.config, texts, seeds, pairs)
+                return draw_images(drawn.model, drawn.prompts, self.config, texts, seeds, pairs)
         finally:
-            self.model.release(text=False)
+            drawn.model.release(text=False)
+            if self.preview_base:
+                self.preview_base.release()
             self.module.train()
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
@@ -141,6 +147,7 @@ def prepare_image_training(
     shard_base: bool = False,
     blocks_to_swap: int | str = 0,
     training_adapter: Path | None = None,
+    preview_base: PreviewBase | None = None,
 ) -> ImageTraining:
     """Loads the base and the data, and puts the trainable on.
 
@@ -148,7 +155,8 @@ def prepare_image_training(
     that the largest parts are never in memory together.
 
     held_out: images that are made ready and not trained on; texts: more prompts that will be drawn; shard_base: the frozen denoiser
-    is sharded over the processes; blocks_to_swap: how many of its blocks wait in main memory; training_adapter: see training_adapter.py.
+    is sharded over the processes; blocks_to_swap: how many of its blocks wait in main memory; training_adapter: see training_adapter.py;
+    preview_base: draws the images.
 
     Raises:
         UserError: when the trainable does not fit the model.
@@ -195,7 +203,9 @@ def prepare_image_training(
         ignore_shards_in_ddp(module)
     if blocks_to_swap:
         ignore_waiting_in_ddp(module)
-    return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs, drawing_weights)
+    return ImageTraining(
+        config, model, noise, prompts, data, parts, batches, module, pairs, drawing_weights, preview_base
+    )
 
 
 def place_blocks(model: DiffusionModel, device: torch.device, blocks_to_swap: int | str) -> None:
