@@ -6,6 +6,7 @@
 
 plain       on it, by the plain loss
 undone      on it with `--training-adapter`, made by `rankfold train dedistill` of images that it draws itself
+guided      on it with `--target-guidance 3`, as much as was distilled into it
 teacher     on `tiny-dit`, which it was distilled from, as one does who previews with `--preview-base tiny-turbo`
 
 The images (--images) are one of
@@ -60,7 +61,7 @@ TRAINING = DEMO_SETTINGS["tiny-dit"] | {
     "preview_every": 0,
 }
 DETAILS = ("shape", "pattern", "face")  # what few steps make worse; colours and scenes are right in any number of them
-WAYS = ("plain", "undone", "teacher")
+WAYS = ("plain", "undone", "guided", "teacher")
 DRAWN = {"steps": 4, "guidance_scale": 1.0, "width": 64}
 
 
@@ -172,6 +173,7 @@ def main() -> None:
     settings_of: dict[str, dict[str, Any]] = {
         "plain": {},
         "undone": {"training_adapter": undo},
+        "guided": {"target_guidance": 3.0},
         "teacher": {"base": "tiny-dit"},
     }
     found: dict[str, dict[str, list[list[float]]]] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 
 from .adapter import DiffusionAdapterSettings
 from .images import DiffusionConfig
@@ -22,6 +22,8 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     """Go on from this adapter: a run, a folder, or a LoRA file of any tool; its layers, ranks and alphas stay."""
     training_adapter: Path | None = None
     """Of distilled bases (turbo, schnell): an adapter that undoes the distillation; merged while training, and nowhere else."""
+    target_guidance: Annotated[float, Gt(0)] = 1.0
+    """Of bases into which guidance is distilled: guidance that the target is given, about as much as was distilled; 1 is the plain loss."""
     preview_base: str = ""
     """A sibling of the base, such as its distilled one, that previews and measured images are drawn with, by its own steps and guidance."""
     references: tuple[Path, ...] = ()

@@ -84,7 +84,7 @@ class WaitingTensor:
         self.on_device.untyped_storage().resize_(0)
 
     def point_to(self, data: torch.Tensor) -> None:
-        """Gives the tensors another place."""
+        """Gives the tensors another place; data: as they are, of any shape (...)."""
         for tensor in self.tensors:
             tensor.data = data
 

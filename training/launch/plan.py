@@ -33,7 +33,7 @@ from ..engine.block_swap import BLOCKS_AT_ONCE, swappable_weights, swapped_numbe
 from ..engine.processes import num_processes
 from ..subject.adapter import SubjectAdapter
 from ..subject.batches import ImageBatches
-from ..subject.denoising import DenoisingLoss, batch_references, repeated_blocks, timestep_weighting
+from ..subject.denoising import DenoisingLoss, TargetGuidance, batch_references, repeated_blocks, timestep_weighting
 from ..subject.prompts import fill_in
 from ..subject.rows import Rows
 from ..subject.sizes import reference_size, square_size, trained_sizes
@@ -267,7 +267,8 @@ def count_step(
             return model.encode_prompts([prompt] * len(numbers))
         return {name: value[: len(numbers)] for name, value in prompt_embeds.items()}
 
-    module = DenoisingLoss(model, parts, noise, prompt_embeds_of, timestep_weighting(config)).train()
+    guidance = TargetGuidance(config.target_guidance, empty_prompt=-1) if config.target_guidance != 1 else None
+    module = DenoisingLoss(model, parts, noise, prompt_embeds_of, timestep_weighting(config), guidance).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *prompt_embeds.values()]
     try:
         with MemoryTracker(before) as live, RealTensorMode():

@@ -55,7 +55,7 @@ from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
 from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
-from ..subject.denoising import check_compile, repeated_blocks
+from ..subject.denoising import check_compile, check_target_guidance, repeated_blocks
 from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
 from ..subject.preview_base import check_preview_base
 from ..subject.sizes import reference_size, trained_sizes
@@ -160,6 +160,7 @@ def check_base(config: DiffusionConfig) -> str:
             check_block_swap(config)
             check_count(config.blocks_to_swap, len(repeated_blocks(open_model(base, torch.float32, "meta").denoiser)))
         check_compile(config)
+        check_target_guidance(config, model)
         if config.num_vectors:
             check_token(model, config.token)
         if config.training_adapter is not None:  # by shapes alone

@@ -57,6 +57,7 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             blocks_to_swap=config.blocks_to_swap,
             training_adapter=config.training_adapter,
             preview_base=preview_base,
+            target_guidance=config.target_guidance,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process
         calibrate_adapters(training.module, training.parts, first)

@@ -28,7 +28,7 @@ from ..engine.sharding import ignore_shards_in_ddp, shard
 from ..engine.task import Trainable
 from .batches import ImageBatches
 from .data import ImageData, encode_images
-from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, timestep_weighting
+from .denoising import DenoisingLoss, TargetGuidance, compile_blocks, repeated_blocks, timestep_weighting
 from .drawing_weights import DrawingWeights, drawing
 from .preview_base import PreviewBase
 from .previews import draw_images
@@ -148,6 +148,7 @@ def prepare_image_training(
     blocks_to_swap: int | str = 0,
     training_adapter: Path | None = None,
     preview_base: PreviewBase | None = None,
+    target_guidance: float = 1.0,
 ) -> ImageTraining:
     """Loads the base and the data, and puts the trainable on.
 
@@ -156,7 +157,7 @@ def prepare_image_training(
 
     held_out: images that are made ready and not trained on; texts: more prompts that will be drawn; shard_base: the frozen denoiser
     is sharded over the processes; blocks_to_swap: how many of its blocks wait in main memory; training_adapter: see training_adapter.py;
-    preview_base: draws the images.
+    preview_base: draws the images; target_guidance: see TargetGuidance.
 
     Raises:
         UserError: when the trainable does not fit the model.
@@ -198,7 +199,8 @@ def prepare_image_training(
         host_prompts=prompts.embeds is None,
         shards_base=shard_base,
     )
-    module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
+    guidance = TargetGuidance(target_guidance, int(prompts.numbers_of([""]))) if target_guidance != 1 else None
+    module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config), guidance).train()
     if shard_base:
         ignore_shards_in_ddp(module)
     if blocks_to_swap:
