@@ -12,10 +12,13 @@ from forked import run_in_two_processes
 from short_runs import adapter, equal_states, train_until, write_config
 
 from rankfold.apps.cli import main
+from rankfold.apps.studio.widgets.fields import fields_of, from_input_value, values_to_yaml
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
+from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.config.yaml_file import from_yaml_text
 from rankfold.training.engine import block_swap
 from rankfold.training.engine.block_swap import WaitingTensor, find_block_swap, swapped_numbers
 from rankfold.training.engine.loop import comparable_config
@@ -230,6 +233,20 @@ def test_fit_swaps_as_few_as_it_must(short, monkeypatch):
 def test_the_command_line(capsys):
     main(["plan", "subject", "--base", "tiny-dit", "--preservation-weight", "0", "--blocks-to-swap", "all"])
     assert "GiB for the 5 blocks that are swapped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "value"), [("20", 20), ("all", "all"), ("", 0)])
+def test_a_number_or_all_in_the_studio(text, value):
+    field = next(one for one in fields_of(SubjectConfig) if one.name == "blocks_to_swap")
+    config = values_to_yaml("subject", {"blocks_to_swap": from_input_value(field, text)})
+    assert from_yaml_text(config, "the form").blocks_to_swap == value
+
+
+def test_neither_a_number_nor_all():
+    with pytest.raises(
+        UserError, match=r"'blocks_to_swap' cannot be 'many': .*valid integer.*, or input should be 'all'"
+    ):
+        from_yaml_text("blocks_to_swap: many", "run.yaml")
 
 
 def test_a_run_says_where_nothing_is_saved(short, capsys):

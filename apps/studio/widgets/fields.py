@@ -57,7 +57,7 @@ def make_field(name: str, hint: Any, default: Any, meaning: str) -> Field:
     optional = False
     if get_origin(hint) in (Union, UnionType):  # the former where a limit stood in it
         optional = type(None) in get_args(hint)
-        if any(get_origin(arm) is Literal for arm in get_args(hint)) and float in get_args(hint):
+        if any(get_origin(arm) is Literal for arm in get_args(hint)) and {int, float} & set(get_args(hint)):
             return Field(name, "text", default, meaning, (), optional)
         hint = next(arm for arm in get_args(hint) if arm is not type(None))
     if get_origin(hint) is Literal:
