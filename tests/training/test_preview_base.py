@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from family_runs import a_config
+from forked import run_in_two_processes
 from PIL import Image
 from short_runs import adapter, equal_states, train_until, write_config
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.generate import Recipe, generate, read_recipe
 from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.training.config.defaults import drawing_defaults
 from rankfold.training.config.unused import unused_settings
@@ -100,6 +102,17 @@ def test_resume_and_queue(short, tmp_path):
     assert [p.tobytes() for p in previews(whole)] == [p.tobytes() for p in previews(part)]
     main(["queue", str(write_config(replace(short, out=tmp_path / "queued"), tmp_path / "run.yaml"))])
     assert from_yaml(tmp_path / "queued" / "config.yaml").preview_base == "tiny-turbo"
+
+
+@pytest.mark.campaign  # shares of previews are tried in test_training.py
+def test_two_processes(short, tmp_path):
+    """Each has the preview base and draws its share."""
+    config = replace(short, batch_size=4, preview_prompts=("a sks creature", "a sks creature in the snow"))
+    one, two = train(config), replace(config, out=tmp_path / "two")
+    run_in_two_processes(tmp_path, ["train", "subject", "--config", str(write_config(two, tmp_path / "two.yaml"))])
+    shown = [[pixels(image) for image in previews(run)] for run in (one, Run(two.out))]
+    assert [len(images) for images in shown] == [2, 2]
+    assert max((a - b).abs().max() for a, b in zip(*shown, strict=True)) <= 2
 
 
 @pytest.mark.parametrize(
