@@ -104,7 +104,7 @@ def test_resume_and_queue(short, tmp_path):
     assert from_yaml(tmp_path / "queued" / "config.yaml").preview_base == "tiny-turbo"
 
 
-@pytest.mark.campaign  # shares of previews are tried in test_training.py
+@pytest.mark.campaign  # test_sharding.py draws previews in two processes
 def test_two_processes(short, tmp_path):
     """Each has the preview base and draws its share."""
     config = replace(short, batch_size=4, preview_prompts=("a sks creature", "a sks creature in the snow"))
