@@ -2,8 +2,14 @@
 
     python benchmarks/distilled_bases.py [--images creature] [--preservation-weight 1] [--runs 4] [--work FOLDER] [--out FILE.json]
 
-`tiny-turbo` draws in 4 steps without guidance. It is trained plainly and with `--training-adapter`, made by `rankfold train dedistill` of
-images that it draws itself, on one of
+`tiny-turbo` draws in 4 steps without guidance. Adapters for it are trained in these ways (--ways):
+
+plain       on it, by the plain loss
+undone      on it with `--training-adapter`, made by `rankfold train dedistill` of images that it draws itself
+guided      on it with `--target-guidance 3`, as much as was distilled into it
+teacher     on `tiny-dit`, which it was distilled from, as one does who previews with `--preview-base tiny-turbo`
+
+The images (--images) are one of
 
 creature    five captioned images of one creature, as a user has them; each creature with a seed of its own
 ordinary    120 captioned images of what it knows already, so that there is nothing to learn but how the plain loss denoises
@@ -15,7 +21,7 @@ certainty   mean log-probability that the judge gives to these
 likeness    share of the base's distance to drawn images of the creature that is closed (CLIP-I, embedded open_clip), with the token
 place       share of these images whose place is as asked
 sharpness   edge energy of the images of things, as a share of the base's own (1: as sharp as the base draws)
-Intervals: bootstrap, 95 %, over prompts, each by its mean over the runs; the difference of the two ways is paired by image.
+Intervals: bootstrap, 95 %, over prompts, each by its mean over the runs; differences from the plain way are paired by image.
 
 Trainings compute one of the 256 alike tokens that stand where T5 would speak, as the embedded models' own training does: the same numbers
 at a quarter of the price.
@@ -55,6 +61,7 @@ TRAINING = DEMO_SETTINGS["tiny-dit"] | {
     "preview_every": 0,
 }
 DETAILS = ("shape", "pattern", "face")  # what few steps make worse; colours and scenes are right in any number of them
+WAYS = ("plain", "undone", "guided", "teacher")
 DRAWN = {"steps": 4, "guidance_scale": 1.0, "width": 64}
 
 
@@ -138,6 +145,7 @@ class Measuring:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--images", choices=("creature", "ordinary"), default="creature")
     parser.add_argument("--preservation-weight", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=4, help="of each way, each with a seed of its own")
@@ -153,7 +161,7 @@ def main() -> None:
     compute_one_padding_token()
     started = time.perf_counter()
     undo = options.work / "undo"
-    if not (undo / "adapter").is_dir():
+    if "undone" in options.ways and not (undo / "adapter").is_dir():
         quiet = {
             "threads": options.threads,
             "steps": options.own_steps,
@@ -162,18 +170,24 @@ def main() -> None:
         }
         dedistill(SubjectConfig(base=BASE, out=undo, **(TRAINING | quiet)), None, options.own_images, overwrite=True)
     measuring = Measuring(options.things)
-    ways: dict[str, dict[str, Any]] = {"plain": {}, "training adapter": {"training_adapter": undo}}
+    settings_of: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "undone": {"training_adapter": undo},
+        "guided": {"target_guidance": 3.0},
+        "teacher": {"base": "tiny-dit"},
+    }
     found: dict[str, dict[str, list[list[float]]]] = {}
     add(found, "base", {k: v for k, v in measuring.figures((), FIRST).items() if k != "likeness"})
     for number in range(options.runs):
         creature = FIRST + number
         folder = options.work / f"{options.images}-{number}"
         images = (write_captioned_folder if options.images == "creature" else write_ordinary_folder)(creature, folder)
-        for name, settings in ways.items():
+        for name in options.ways:
             shutil.rmtree(out := options.work / "run", ignore_errors=True)
             quiet = {"steps": options.steps, "threads": options.threads, "seed": number}
             quiet |= {"preservation_weight": options.preservation_weight}
-            run = train(SubjectConfig(images=images, base=BASE, out=out, **(TRAINING | quiet | settings)))
+            own_settings = {"base": BASE} | TRAINING | quiet | settings_of[name]
+            run = train(SubjectConfig(images=images, out=out, **own_settings))
             own = measuring.figures((str(run.adapter),), creature)
             if options.images == "ordinary":  # which show no creature
                 own = {key: values for key, values in own.items() if key not in ("likeness", "place")}
@@ -189,12 +203,14 @@ def add(found: dict[str, dict[str, list[list[float]]]], name: str, values: dict[
 
 
 def report(found: dict[str, dict[str, list[list[float]]]], options: argparse.Namespace, seconds: float) -> None:
-    """Prints the table and writes it: means with intervals, and the paired difference of the two ways."""
+    """Prints the table and writes it: means with intervals, and the paired differences from the plain way."""
     rows: dict[str, Any] = {name: {key: interval(own) for key, own in values.items()} for name, values in found.items()}
-    both = found["training adapter"], found["plain"]
-    rows["difference"] = {
-        key: interval((torch.tensor(both[0][key]) - torch.tensor(both[1][key])).tolist()) for key in both[0]
-    }
+    for name in options.ways if "plain" in found else ():
+        if name != "plain":
+            rows[f"{name} less plain"] = {
+                key: interval((torch.tensor(own) - torch.tensor(found["plain"][key])).tolist())
+                for key, own in found[name].items()
+            }
     for name, row in rows.items():
         print(
             f"{name:18}", *(f"{key} {m:.3f} ({low:.3f} to {high:.3f})" for key, (m, low, high) in row.items()), sep="  "

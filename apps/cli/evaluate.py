@@ -167,6 +167,8 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Recipe, AdapterFacts, D
         config = from_yaml(run / "config.yaml")
         if not isinstance(config, DiffusionConfig):
             raise UserError(f"{run} is a run on a vision-language model: use `rankfold evaluate instruct --run {run}`.")
+        if config.drawing_base != config.base:
+            facts = replace(facts, base=config.drawing_base)
     for name in ("base",) if options.references else ("base", "token", "class_noun"):
         facts = replace(facts, **{name: getattr(options, name) or getattr(facts, name)})
         if not getattr(facts, name):

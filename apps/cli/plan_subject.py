@@ -21,6 +21,9 @@ def plan_subject(argv: list[str]) -> None:
     print(f"settings         {describe_settings(estimate.config)}")
     for part in ("base", "adapter", "working", "peak"):
         print(f"{part:16} {getattr(estimate, part) / 2**30:8.2f} GiB")
+    if estimate.swapped:
+        waiting = sum(estimate.swapped) / 2**30
+        print(f"main memory      {waiting:8.2f} GiB for the {len(estimate.swapped)} blocks that are swapped")
     print(f"trainable params {estimate.parameters:,}; the adapter's file: {estimate.parameters * 4 / 2**20:.1f} MiB")
     print(f"disk             {disk_bytes(estimate) / 2**20:8.1f} MiB in the run folder, beside previews")
     print(

@@ -33,7 +33,7 @@ class SampleOptions(BaseFileOptions):
     mask: Path | None = None
     """An image as large as --image, white where it is made anew and black where it stays."""
     base: str | None = None
-    """Base model; unset means the run's, or 'tiny'."""
+    """Base model; unset means the run's (its --preview-base, if it has one), or 'tiny'."""
     prompt: str | None = None
     """What to show; unset means the run's own prompt."""
     negative_prompt: str = ""
@@ -97,7 +97,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
         run = Run.open(options.run)
         config = from_yaml(run.config_file)
         adapters.insert(0, str(run.finished_adapter()))
-        base, prompt = base or config.base, prompt or config.prompt
+        base, prompt = base or getattr(config, "drawing_base", config.base), prompt or config.prompt
     if options.image_strength and not options.image:
         raise UserError("--image-strength says how far an image is changed: give the image, too, by --image.")
     if prompt is None and options.regions:

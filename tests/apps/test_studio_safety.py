@@ -115,7 +115,7 @@ def test_paths_outside_are_refused(places, tmp_path):
 PATHS_IN_TEXTS = {
     "also": {"sks2 cat": "/etc"}, "more_data": ("/etc/rows.jsonl=2",), "evaluate_clip": "local-dir:/etc",
     "masks": "/etc", "evaluate_prompts": "/etc", "base": "/etc", "references": (Path("/etc"),),
-    "text_encoder": (Path("/etc"),), "layout": "/etc",
+    "text_encoder": (Path("/etc"),), "layout": "/etc", "preview_base": "/etc",
 }  # fmt: skip
 
 

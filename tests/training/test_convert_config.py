@@ -22,6 +22,7 @@ optimizer_type = "AdamW8bit"
 mixed_precision = "bf16"
 enable_bucket = true
 prior_loss_weight = 1.0
+blocks_to_swap = 20
 cache_latents = true
 """
 AI_TOOLKIT = """
@@ -90,7 +91,7 @@ def test_kohya(tmp_path, capsys):
     assert (config.base, str(config.images), config.resolution) == ("/models/sdxl.safetensors", "/photos", 1024)
     assert (config.rank, config.alpha, config.learning_rate, config.text_learning_rate) == (32, 16.0, 1e-4, 5e-6)
     assert (config.steps, config.optimizer, config.precision, config.crop) == (1600, "AdamW8bit", "bf16", "bucket")
-    assert config.prior_weight == 0.0
+    assert (config.prior_weight, config.blocks_to_swap) == (0.0, 20)
     assert "not carried over: cache_latents: true" in said
     assert 'not carried over: network_module: "networks.lora"' in said
 

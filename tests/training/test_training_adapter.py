@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from forked import run_in_two_processes
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from short_runs import adapter, equal_states, train_until
+from short_runs import adapter, equal_states, train_until, write_config
 
 from rankfold.apps.cli import main
 from rankfold.pipelines.generate import Recipe, generate
 from rankfold.toolkit.core.errors import UserError
+from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.diffusion.load import open_model
 from rankfold.toolkit.formats.apply import apply_to_pipeline
 from rankfold.toolkit.formats.read import read_lora
@@ -90,6 +92,24 @@ def test_resume_is_exact(config, undo, tmp_path):
     part = train_until(replace(config, out=tmp_path / "part"), 3)
     resume(part.folder)
     assert equal_states(adapter(whole.folder), adapter(part.folder))
+
+
+def test_two_processes(config, undo, tmp_path):
+    """Each with the file in its base's weights, out of them for its share of the previews."""
+    own = {"training_adapter": undo, "batch_size": 4, "log_every": 1, "preview_every": 3, "preview_steps": 2}
+    config = replace(config, steps=3, preview_prompts=("a sks creature", "a sks creature in the snow"), **own)
+    one = train(config)
+    two = replace(config, out=tmp_path / "two")
+    run_in_two_processes(tmp_path, ["train", "subject", "--config", str(write_config(two, tmp_path / "two.yaml"))])
+    both = one, Run(two.out)
+    assert both[1].status()["processes"] == 2
+    losses = [[row["loss"] for row in run.metrics() if "loss" in row] for run in both]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    states = [torch.cat([tensor.flatten() for tensor in adapter(run.folder).values()]) for run in both]
+    assert (states[0] - states[1]).norm() < 1e-3 * states[0].norm()
+    shown = [torch.tensor([list(image) for image in drawn(run)]) for run in both]
+    assert len(shown[0]) == 2
+    assert (shown[0] - shown[1]).abs().max() <= 2
 
 
 def test_another_file_under_its_name_is_another_run(config, undo, tmp_path):

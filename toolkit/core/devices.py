@@ -87,9 +87,14 @@ def num_busy_cores(seconds: float = 0.3) -> float:
 # ---------------------------------------------------------------------------------------------- memory and seeds
 
 
+def has_own_memory(kind: str) -> bool:
+    """Whether devices of this kind have a memory of their own, beside the main memory."""
+    return kind in ("cuda", "xpu")
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device with memory of its own; None where it shares the main memory."""
-    return torch_backend(device.type).mem_get_info(device)[0] if device.type in ("cuda", "xpu") else None
+    return torch_backend(device.type).mem_get_info(device)[0] if has_own_memory(device.type) else None
 
 
 def peak_memory() -> int:

@@ -71,6 +71,14 @@ def convert_layer(layer: nn.Linear, kind: Callable[..., Any], **options: Any) ->
     return new
 
 
+def move_model(model: nn.Module, device: torch.device) -> None:
+    """Brings a model to a device. bitsandbytes leaves what a layer in 8 bit holds beside its weight where it was."""
+    model.to(device)
+    for weight in (getattr(module, "weight", None) for module in model.modules()):
+        if getattr(weight, "CB", None) is not None:
+            weight.CB, weight.SCB = weight.data, weight.SCB.to(device)  # type: ignore[union-attr]
+
+
 # ---------------------------------------------------------------------------------------------- fp8
 
 

@@ -121,6 +121,7 @@ KOHYA: dict[str, Setting] = {
     "enable_bucket": ("crop", lambda on: "bucket" if on else "center"),
     "network_train_unet_only": ("train_text_encoder", lambda only: not only),
     "shuffle_caption": ("caption_orders", lambda on: 4 if on else 0), "debiased_estimation_loss": ("debiased", bool),
+    "blocks_to_swap": ("blocks_to_swap", whole),
 }  # fmt: skip
 AI_TOOLKIT: dict[str, Setting] = {
     "model.name_or_path": ("base", str), "model.quantize": ("quantize", quantization), "datasets.folder_path": ("images", str),

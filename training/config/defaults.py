@@ -6,10 +6,13 @@ What is filled in stands in config.yaml, so that a run that goes on later keeps 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ...toolkit.core.devices import device_type
+from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from ...toolkit.diffusion.model import DiffusionModel
 from ...toolkit.vlm.model import EMBEDDED as EMBEDDED_VLM
@@ -84,10 +87,10 @@ def unset_settings(config: LoopConfig) -> dict[str, Any]:
 def base_settings(config: LoopConfig) -> dict[str, Any]:
     """The settings that a base starts from, with this optimizer, on this device."""
     if isinstance(config, DiffusionConfig):
-        if config.base in EMBEDDED:
-            settings = EMBEDDED_SETTINGS | DISTILLED_SETTINGS.get(config.base, {})
-        else:
-            settings = family_settings(open_model(resolve_base(config.base)))
+        settings = image_settings(config.base)
+        if config.drawing_base != config.base:
+            drawing = image_settings(config.drawing_base, resolve_preview_base)
+            settings |= {name: drawing[name] for name in ("preview_steps", "guidance_scale")}
     else:
         assert isinstance(config, ConversationConfig)
         settings = EMBEDDED_VLM_SETTINGS if config.base in EMBEDDED_VLM else vlm_settings()
@@ -96,6 +99,25 @@ def base_settings(config: LoopConfig) -> dict[str, Any]:
     return settings | {
         name: OPTIMIZER_RATES.get(config.optimizer, rate * factor) for name, rate in rates.items() if rate
     }
+
+
+def image_settings(base: str, resolve: Callable[[str], str] = resolve_base) -> dict[str, Any]:
+    """The settings that a base of images starts from. resolve: finds its folder."""
+    if base in EMBEDDED:
+        return EMBEDDED_SETTINGS | DISTILLED_SETTINGS.get(base, {})
+    return family_settings(open_model(resolve(base)))
+
+
+def resolve_preview_base(base: str) -> str:
+    """The folder of a base that images are drawn with while training.
+
+    Raises:
+        UserError: as `resolve_base` does, of --preview-base.
+    """
+    try:
+        return resolve_base(base)
+    except UserError as error:
+        raise UserError(str(error).replace("--base", "--preview-base")) from error
 
 
 def drawing_defaults(base: str, config: DiffusionConfig | None = None) -> tuple[int, float]:
@@ -107,7 +129,7 @@ def drawing_defaults(base: str, config: DiffusionConfig | None = None) -> tuple[
         UserError: for a base that cannot be found.
     """
     own: dict[str, Any]
-    if config is not None:
+    if config is not None and Path(base).absolute() == Path(config.drawing_base).absolute():
         own = vars(config)
     elif base in EMBEDDED:
         own = DISTILLED_SETTINGS.get(base, {})

@@ -86,6 +86,11 @@ class DiffusionConfig(LoopConfig):
             object.__setattr__(self, name, value)
 
     @property
+    def drawing_base(self) -> str:
+        """The base that the settings of drawing are of, and that an adapter of this run is for."""
+        return self.base
+
+    @property
     def prompt(self) -> str:
         """The prompt of an image without a caption."""
         return f"a {self.token} {self.class_noun}"

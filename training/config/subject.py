@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 
 from .adapter import DiffusionAdapterSettings
 from .images import DiffusionConfig
@@ -22,6 +22,10 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     """Go on from this adapter: a run, a folder, or a LoRA file of any tool; its layers, ranks and alphas stay."""
     training_adapter: Path | None = None
     """Of distilled bases (turbo, schnell): an adapter that undoes the distillation; merged while training, and nowhere else."""
+    target_guidance: Annotated[float, Gt(0)] = 1.0
+    """Of bases into which guidance is distilled: guidance that the target is given, about as much as was distilled; 1 is the plain loss."""
+    preview_base: str = ""
+    """A sibling of the base, such as its distilled one, that previews and measured images are drawn with, by its own steps and guidance."""
     references: tuple[Path, ...] = ()
     """Folders of reference images, each called as the image that is made from it; or metadata.jsonl in --images says them."""
     reference_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -45,6 +49,12 @@ class SubjectConfig(DiffusionConfig, DiffusionAdapterSettings):
     """Stop after this many measurements without significant improvement; 0 never does."""
     shard_base: bool = False
     """Shard the frozen denoiser over the devices (FSDP2) instead of replicating it."""
+    blocks_to_swap: Annotated[int, Ge(0)] | Literal["all"] = 0
+    """Frozen blocks of the denoiser that wait in main memory and are copied to the GPU when they are at work: a number, or all."""
+
+    @property
+    def drawing_base(self) -> str:
+        return self.preview_base or self.base
 
     @property
     def subjects(self) -> dict[str, str]:

@@ -17,6 +17,10 @@ NEEDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
         lambda config: config.train_text_encoder or config.num_vectors,
     ),
     "text_target_modules": ("--train-text-encoder", lambda config: config.train_text_encoder),
+    "preview_base": (
+        "--preview-every or --evaluate-every",
+        lambda config: config.preview_every or config.evaluate_every,
+    ),
     "preview_prompts": ("--preview-every", lambda config: config.preview_every),
     "evaluate_images": MEASURED,
     "evaluate_prompts": MEASURED,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.paths import expand_user
@@ -86,10 +87,19 @@ def from_yaml_text(text: str, path: str) -> Any:
     try:
         return TypeAdapter(METHODS[method]).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        first, *others = error.errors()
+        place, message = ".".join(str(part) for part in first["loc"]), first["msg"].lower()
+        if takes_one_of(METHODS[method], name := str(first["loc"][0])):  # each of which has its say
+            place = name
+            message = ", or ".join(one["msg"].lower() for one in (first, *others) if one["loc"][0] == name)
         cure = f" Write a list: `{place}: [{first['input']}]`." if first["type"] == "tuple_type" else ""
-        raise UserError(f"{path}: '{place}' cannot be {first['input']!r}: {first['msg'].lower()}.{cure}") from error
+        raise UserError(f"{path}: '{place}' cannot be {first['input']!r}: {message}.{cure}") from error
+
+
+def takes_one_of(kind: type, name: str) -> bool:
+    """Whether a field of a config may be of several types, such as a number or a word."""
+    hint = get_type_hints(kind)[name]
+    return get_origin(hint) in (Union, UnionType) and len({*get_args(hint)} - {type(None)}) > 1
 
 
 def takes_switch(kind: type, name: str) -> bool:

@@ -31,6 +31,7 @@ from ...toolkit.core.randomness import mix_seed
 from ...toolkit.core.renamed import current_names
 from ...toolkit.core.run_folder import Run
 from ..config.base import LoopConfig
+from .block_swap import find_block_swap
 from .checkpoint import newest_checkpoint, write_checkpoint
 from .cpu_threads import ThreadController
 from .optimizer import make_optimizer
@@ -52,6 +53,7 @@ NOT_IN_STATE = (
     "threads",
     "workers",
     "shard_base",
+    "blocks_to_swap",
 )
 
 
@@ -66,7 +68,10 @@ class Loop:
             optimizer.train()  # schedule-free ones ask for it
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.schedule = make_schedule(config, optimizer)
-        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        placed = find_block_swap(task.module) is not None  # and what waits in main memory has to stay there
+        self.module, self.optimizer = accelerator.prepare(
+            task.module, optimizer, device_placement=[not placed and accelerator.device_placement, True]
+        )
         self.average = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
         self.step = 0
         self.window = torch.zeros((), device=accelerator.device)  # losses since the last log line, summed on the device

@@ -22,6 +22,7 @@ from ...toolkit.adapters.attach import adapter_layers, trainable_parameters
 from ...toolkit.core.errors import UserError
 from ..config.instruct import InstructConfig
 from ..config.subject import SubjectConfig
+from .block_swap import find_block_swap, on_device
 
 
 def check_sharding(config: SubjectConfig | InstructConfig, processes: int) -> None:
@@ -64,19 +65,21 @@ def ignore_shards_in_ddp(module: nn.Module) -> None:
 
 
 def gathered_units(model: nn.Module) -> Iterator[nn.Module]:
-    """A model in parts whose weights can be read: each sharded block with its weights gathered, then what lies in none.
+    """A model in parts whose weights can be read: each block that is sharded or swapped with its weights in place, then what lies in none.
 
     All processes have to walk it.
     """
-    blocks = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
-    for block in blocks:
-        with gather_weights(block):
+    swap = find_block_swap(model)
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+    blocks = [own.module for own in swap.blocks] if swap else shards
+    for number, block in enumerate(blocks):
+        with on_device(swap, swap.blocks[number]) if swap else gather_weights(block):
             yield block
     if not blocks:
         yield model
         return
-    sharded = {layer for block in blocks for layer in adapter_layers(block).values()}
-    yield nn.ModuleList(layer for layer in adapter_layers(model).values() if layer not in sharded)
+    inside = {layer for block in blocks for layer in adapter_layers(block).values()}
+    yield nn.ModuleList(layer for layer in adapter_layers(model).values() if layer not in inside)
 
 
 @contextmanager

@@ -51,6 +51,8 @@ def check_how(config: SubjectConfig, prompts: Path | None) -> None:
     """Raises UserError where it is not said how the base draws, or what; and for settings that make no training adapter."""
     if config.adapter != "lora":
         raise UserError(f"--adapter {config.adapter}: a training adapter is plain LoRA; leave it out.")
+    if config.preview_base:
+        raise UserError("--preview-base: a training adapter is made of what the base itself draws; leave it out.")
     if config.base in EMBEDDED:
         return
     for flag, given in (("--preview-steps", config.preview_steps), ("--guidance-scale", config.guidance_scale)):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...toolkit.core.devices import device_type, has_own_memory
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
 from ...toolkit.diffusion.load import open_model
@@ -50,8 +51,15 @@ def summarize(config: LoopConfig, inputs: tuple[Any, ...]) -> ImageSummary | Non
 
 def notices(config: LoopConfig, summary: ImageSummary | None) -> list[str]:
     """Sentences about settings and data."""
-    found = [optimizer_notice(config), *(summary.warnings if summary else [])]
+    found = [optimizer_notice(config), swap_notice(config), *(summary.warnings if summary else [])]
     return [text for text in found if text]
+
+
+def swap_notice(config: LoopConfig) -> str:
+    """What to know where blocks are swapped and no memory is saved by it."""
+    if getattr(config, "blocks_to_swap", 0) and not has_own_memory(kind := device_type()):
+        return f"--blocks-to-swap saves memory of a GPU only: {kind} has none of its own, and blocks are copied within main memory."
+    return ""
 
 
 def data_notices(config: ConversationConfig, data: Any) -> list[str]:

@@ -8,7 +8,7 @@ working memory and the optimizer's, and needs no table that could go stale.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -27,25 +27,27 @@ from ...toolkit.data.subjects import find_samples
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..config.checks import check_ranges
-from ..config.defaults import resolve_defaults
+from ..config.defaults import resolve_defaults, resolve_preview_base
 from ..config.subject import SubjectConfig
+from ..engine.block_swap import BLOCKS_AT_ONCE, swappable_weights, swapped_numbers
 from ..engine.processes import num_processes
 from ..subject.adapter import SubjectAdapter
 from ..subject.batches import ImageBatches
-from ..subject.denoising import DenoisingLoss, batch_references, timestep_weighting
+from ..subject.denoising import DenoisingLoss, TargetGuidance, batch_references, repeated_blocks, timestep_weighting
 from ..subject.prompts import fill_in
 from ..subject.rows import Rows
 from ..subject.sizes import reference_size, square_size, trained_sizes
 from ..subject.training_adapter import read_changes
 from .counting import MemoryTracker, RealTensorMode
-from .savings import savings
+from .savings import SettingChange, savings, to_flags
 from .start import check_subject
 
+CODE_BYTES = {"nf4": 0.5, "int8": 1, "fp8": 1}  # bytes per weight
 BYTES_PER_WEIGHT = {
     "nf4": 0.5 + 4 / 64,
     "int8": 1 + 4 / 1024,
     "fp8": 1 + 4 / 1024,
-}  # bytes per weight, with its share of the scales
+}  # with its share of the scales
 OPTIMIZER_STATES = {
     "AdamW": 2,
     "Adam": 2,
@@ -65,6 +67,8 @@ class StepCost:
 
     frozen: dict[str, int]
     """Bytes of the frozen model by --quantize."""
+    blocks: dict[str, tuple[int, ...]]
+    """Bytes of what each block of the denoiser can swap, likewise."""
     largest: int
     """Bytes of the largest layer's weight as it is multiplied with."""
     alive: int
@@ -84,8 +88,14 @@ class Plan:
 
     @property
     def base(self) -> int:
-        """The frozen model in the dtype of the run."""
-        return self.step.frozen[self.config.quantize]
+        """What is on the device of the frozen model, in the dtype of the run."""
+        return self.step.frozen[self.config.quantize] - saved_by_swapping(self.swapped)
+
+    @property
+    def swapped(self) -> list[int]:
+        """Bytes of each block that waits in main memory."""
+        blocks, wanted = self.step.blocks[self.config.quantize], self.config.blocks_to_swap
+        return [blocks[number] for number in swapped_numbers(wanted, len(blocks))] if wanted else []
 
     @property
     def adapter(self) -> int:
@@ -116,7 +126,9 @@ class Plan:
     def with_settings(self, change: dict[str, Any]) -> Plan:
         """The plan with other settings; a step is recomputed only where it would be another."""
         other = replace(self.config, **change)
-        return Plan(other, self.step if change.keys() <= {"optimizer", "quantize"} else simulate_step(other))
+        return Plan(
+            other, self.step if change.keys() <= {"optimizer", "quantize", "blocks_to_swap"} else simulate_step(other)
+        )
 
 
 def plan(config: SubjectConfig) -> Plan:
@@ -149,13 +161,18 @@ def simulate_step(config: SubjectConfig) -> StepCost:
     }
     for kind, own in waiting.items():
         frozen[kind] += own
+    in_few_bits = {id(layer.weight) for layer in block_linears(model.denoiser).values()}
+    blocks = {
+        kind: tuple(swap_bytes(block, in_few_bits, kind) for block in repeated_blocks(model.denoiser))
+        for kind in ("none", *CODE_BYTES)
+    }
     alive, flops = step_peak(model, parts, config, batch)
     for part in parts.values():
         remove_unused_adapters(part)
     numbers = sum(parameter.numel() for part in parts.values() for parameter in trainable_parameters(part))
     dense = (layer.weight.numel() for layer in block_linears(model.denoiser).values())
     largest = max(dense, default=0) * model.dtype.itemsize
-    return StepCost(frozen, largest, alive, numbers, flops)
+    return StepCost(frozen, blocks, largest, alive, numbers, flops)
 
 
 def encodes_each_step(config: SubjectConfig) -> bool:
@@ -250,7 +267,8 @@ def count_step(
             return model.encode_prompts([prompt] * len(numbers))
         return {name: value[: len(numbers)] for name, value in prompt_embeds.items()}
 
-    module = DenoisingLoss(model, parts, noise, prompt_embeds_of, timestep_weighting(config)).train()
+    guidance = TargetGuidance(config.target_guidance, empty_prompt=-1) if config.target_guidance != 1 else None
+    module = DenoisingLoss(model, parts, noise, prompt_embeds_of, timestep_weighting(config), guidance).train()
     before = [*module.parameters(), *module.buffers(), *batch.values(), *prompt_embeds.values()]
     try:
         with MemoryTracker(before) as live, RealTensorMode():
@@ -310,8 +328,33 @@ def frozen_bytes(model: nn.Module, quantize: str) -> int:
     return int(frozen - dense + sum(weight.numel() for weight in inside) * BYTES_PER_WEIGHT[quantize])
 
 
+def swap_bytes(block: nn.Module, in_few_bits: set[int], quantize: str) -> int:
+    """Bytes that a block can leave in main memory; the scales of its layers in few bits are left out. in_few_bits: ids of their weights."""
+    weights, size = swappable_weights(block), CODE_BYTES.get(quantize)
+    return int(sum(w.numel() * (size if size and id(w) in in_few_bits else w.dtype.itemsize) for w in weights))
+
+
+def saved_by_swapping(blocks: Sequence[int]) -> int:
+    """Bytes that are not on the device of swapped blocks of so many bytes: all but the largest one and its neighbour."""
+    return sum(blocks) - max(map(sum, zip(blocks, [*blocks[1:], *blocks[:1]], strict=True)), default=0)
+
+
+def preview_bytes(config: SubjectConfig) -> dict[str, int]:
+    """By --quantize, bytes on the device of the denoiser that images are drawn with (subject/preview_base.py)."""
+    model = open_model(resolve_preview_base(config.preview_base), DTYPES[config.precision], "meta")
+    in_few_bits = {id(layer.weight) for layer in block_linears(model.denoiser).values()}
+    found = {kind: frozen_bytes(model.denoiser, kind) for kind in ("none", *CODE_BYTES)}
+    if devices.has_own_memory(devices.device().type):
+        for kind in found:
+            blocks = [swap_bytes(block, in_few_bits, kind) for block in repeated_blocks(model.denoiser)]
+            found[kind] -= saved_by_swapping(blocks)
+    return found
+
+
 def waiting_bytes(config: SubjectConfig, model: DiffusionModel) -> dict[str, int]:
-    """By --quantize, bytes of the layers that wait on the device for images to be drawn with (subject/drawing_weights.py)."""
+    """By --quantize, bytes on the device that only drawing needs (subject/drawing_weights.py, subject/preview_base.py)."""
+    if config.preview_base:
+        return preview_bytes(config)
     if config.training_adapter is None:
         return {}
     blocks = block_linears(model.denoiser)
@@ -333,6 +376,15 @@ def advice(estimate: Plan) -> list[str]:
     return [line for _, line in sorted(lines)]
 
 
+def fewest_blocks(estimate: Plan, gib: float) -> tuple[str, SettingChange]:
+    """The saving that swaps as few blocks as bring a plan under `gib` GiB; all of them where that is not enough."""
+    blocks = len(estimate.step.blocks["none"])
+    counts: list[int | str] = [*range(BLOCKS_AT_ONCE + 1, blocks), "all"]
+    changes = [{"blocks_to_swap": count} for count in counts]
+    change = next((c for c in changes if estimate.with_settings(c).peak <= gib * 2**30), changes[-1])
+    return to_flags(change), change
+
+
 def fit_to_memory(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
     """The flags of as few savings as bring a plan under `gib` GiB, and the plan with them.
 
@@ -343,6 +395,8 @@ def fit_to_memory(estimate: Plan, gib: float) -> tuple[list[str], Plan]:
     for flag, change in savings(estimate.config):
         if estimate.peak <= gib * 2**30:
             break
+        if "blocks_to_swap" in change:
+            flag, change = fewest_blocks(estimate, gib)
         if (smaller := estimate.with_settings(change)).peak < 0.98 * estimate.peak:
             chosen = [kept for kept in chosen if kept.split()[0] != flag.split()[0]] + [flag]
             estimate = smaller

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...toolkit.core.devices import check_precision
+from ...toolkit.core.devices import check_precision, device_type, has_own_memory
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import check_quantize
 from ..config.base import LoopConfig
 from ..config.subject import SubjectConfig
+from ..engine.block_swap import check_block_swap
 from ..engine.optimizer import check_optimizer
 from ..engine.processes import num_processes
 from ..subject.denoising import check_compile
@@ -33,6 +34,7 @@ def savings(config: LoopConfig) -> list[tuple[str, SettingChange]]:
         {"gradient_checkpointing": True},
         {"optimizer": "AdamW8bit"},
         {"batch_size": num_processes(), "gradient_accumulation": rows // num_processes()},
+        {"blocks_to_swap": "all"},
         {"quantize": "int8"},
         {"quantize": "nf4"},
     ]
@@ -45,11 +47,15 @@ def savings(config: LoopConfig) -> list[tuple[str, SettingChange]]:
 
 def has_saving(config: LoopConfig, change: SettingChange) -> bool:
     """Whether a config has a saving, or a larger one of its kind."""
-    return all(getattr(config, name) in (value, *SUFFICIENT_VALUES.get(name, ())) for name, value in change.items())
+    return all(
+        getattr(config, name, None) in (value, *SUFFICIENT_VALUES.get(name, ())) for name, value in change.items()
+    )
 
 
 def is_available(config: LoopConfig, change: SettingChange) -> bool:
     """Whether a saving can be carried out here."""
+    if not change.keys() <= vars(config).keys() or ("blocks_to_swap" in change and not has_own_memory(device_type())):
+        return False
     changed = replace(config, **change)
     try:
         check_optimizer(changed)
@@ -58,6 +64,8 @@ def is_available(config: LoopConfig, change: SettingChange) -> bool:
             check_precision(changed.precision)
         if isinstance(changed, SubjectConfig):
             check_compile(changed)
+            if changed.blocks_to_swap:
+                check_block_swap(changed)
     except UserError:
         return False
     return True

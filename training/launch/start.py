@@ -42,6 +42,7 @@ from ..config.search import InstructSearchConfig, SearchConfig
 from ..config.start_from import check_start
 from ..config.subject import NO_PROMPTS, SubjectConfig
 from ..config.yaml_file import from_yaml
+from ..engine.block_swap import check_block_swap, check_count
 from ..engine.loop import Loop
 from ..engine.optimizer import check_optimizer
 from ..engine.processes import check_devices, check_tracker, is_main_process, make_accelerator, num_processes
@@ -54,8 +55,9 @@ from ..search.instruct import InstructSearchTask, prepare_instruct_search
 from ..search.subject import SearchTask
 from ..search.supernet import check_search
 from ..subject.adapter import SubjectAdapter
-from ..subject.denoising import check_compile
+from ..subject.denoising import check_compile, check_target_guidance, repeated_blocks
 from ..subject.held_out import held_out_samples, measured_pairs, split_measured_photos
+from ..subject.preview_base import check_preview_base
 from ..subject.sizes import reference_size, trained_sizes
 from ..subject.task import SubjectTask
 from ..subject.training_adapter import read_changes
@@ -131,6 +133,7 @@ def pair_references(config: DiffusionConfig, samples: list[Sample]) -> list[Samp
     for flag, given in (
         ("--prior-weight", config.prior_weight),
         ("--train-text-encoder", config.train_text_encoder),
+        ("--preview-base", config.preview_base),
         *([("--reference-dropout", config.reference_dropout)] if model.min_references else []),
     ):
         if given:
@@ -147,10 +150,17 @@ def check_base(config: DiffusionConfig) -> str:
     model.check_side(config.resolution, "--resolution")
     for side in config.extra_resolutions:
         model.check_side(side, "--extra-resolutions")
-    model.check_steps(config.preview_steps, "--preview-steps")
+    if config.drawing_base == config.base:
+        model.check_steps(config.preview_steps, "--preview-steps")
     if isinstance(config, SubjectConfig):
+        if config.preview_base:
+            check_preview_base(config, base)
         check_sharding(config, num_processes())
+        if config.blocks_to_swap:
+            check_block_swap(config)
+            check_count(config.blocks_to_swap, len(repeated_blocks(open_model(base, torch.float32, "meta").denoiser)))
         check_compile(config)
+        check_target_guidance(config, model)
         if config.num_vectors:
             check_token(model, config.token)
         if config.training_adapter is not None:  # by shapes alone

@@ -24,6 +24,7 @@ from ...toolkit.diffusion.load import open_model
 from ...toolkit.formats.locate import adapter_path, content_hash
 from ..config.base import LoopConfig
 from ..config.compose import ComposeSettings
+from ..config.defaults import resolve_preview_base
 from ..config.images import DiffusionConfig
 from ..config.instruct import ConversationConfig, InstructConfig
 from ..config.search import SearchConfig, SearchSettings
@@ -92,6 +93,8 @@ def draws_held_out(config: Any) -> bool:
 def data_items(config: Any, inputs: Sequence[Any]) -> dict[str, str]:
     """What it is -> hash of its content, of all that is trained on."""
     own = image_items(config, *inputs) if isinstance(config, DiffusionConfig) else conversation_items(config, *inputs)
+    if isinstance(config, SubjectConfig) and config.preview_base:
+        own |= base_items(resolve_preview_base(config.preview_base), "the preview base")
     return own | adapter_items(config) | base_items(inputs[-1])
 
 
@@ -168,7 +171,7 @@ def adapter_items(config: Any) -> dict[str, str]:
     return {f"adapter {name}": content_hash(adapter_path(library.resolve(name)))[:HASH_DIGITS] for name in names}
 
 
-def base_items(folder: str) -> dict[str, str]:
+def base_items(folder: str, name: str = "the base") -> dict[str, str]:
     """The files of a base model, of either kind."""
     root = Path(folder)
     index = root / "model_index.json"
@@ -178,7 +181,7 @@ def base_items(folder: str) -> dict[str, str]:
     else:
         files = list(root.iterdir())
     names = [file for file in sorted(files) if file.suffix in WEIGHTS and file.is_file()]
-    return {f"the base's {file.relative_to(root).as_posix()}": sampled_hash(file)[:HASH_DIGITS] for file in names}
+    return {f"{name}'s {file.relative_to(root).as_posix()}": sampled_hash(file)[:HASH_DIGITS] for file in names}
 
 
 def hash_files(files: dict[str, Path]) -> dict[str, str]:

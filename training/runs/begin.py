@@ -33,6 +33,7 @@ SOURCES = (
     "chat_template",
     "start_from",
     "training_adapter",
+    "preview_base",
     "evaluate_data",
     "base",
     "vae",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,6 +19,19 @@ from ..config.images import DiffusionConfig
 from ..config.subject import SubjectConfig
 
 
+@dataclass(frozen=True)
+class TargetGuidance:
+    """Guidance in the target, for bases into which guidance is distilled: what they predict is not the mean of the images.
+
+    As in classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), with an image in place of the prediction for the prompt: the
+    mean of such targets is the guided prediction.
+    """
+
+    scale: float
+    empty_prompt: int
+    """Number of the empty prompt."""
+
+
 class DenoisingLoss(nn.Module):
     """Adapted denoiser (and text encoders) with the loss as its forward, so that one module is all DDP has to wrap."""
 
@@ -28,12 +42,14 @@ class DenoisingLoss(nn.Module):
         noise: Noise,
         prompt_embeds_of: Callable[[torch.Tensor], PromptEmbeds],
         snr_weight: Callable[[torch.Tensor], torch.Tensor] | None,
+        guidance: TargetGuidance | None = None,
     ) -> None:
-        """words_of: the embeds of the prompts of these numbers (B,).
+        """prompt_embeds_of: the embeds of the prompts of these numbers (B,).
 
-        weigh: signal-to-noise ratios (B,) -> what the squared error of the clean latents counts for; None is the plain loss.
+        snr_weight: signal-to-noise ratios (B,) -> what the squared error of the clean latents counts for; None is the plain loss.
         """
         super().__init__()
+        self.guidance = guidance
         self.parts = nn.ModuleDict({model.denoiser_name: model.denoiser} | parts)
         self.model, self.noise, self.prompt_embeds_of, self.snr_weight = model, noise, prompt_embeds_of, snr_weight
 
@@ -49,6 +65,8 @@ class DenoisingLoss(nn.Module):
         noise, timesteps, prompt, count = batch["noise"], batch["timesteps"], batch["prompt"], len(clean)
         noisy, target = self.noise.add_noise(clean, noise, timesteps), self.noise.target(clean, noise, timesteps)
         mask, weight, references = batch.get("mask"), batch["weight"], batch_references(batch)
+        if self.guidance is not None:
+            target = self.guide(target, noisy, timesteps, prompt, references)
         if (preservation := batch.get("preservation")) is not None:
             own = [latents[preservation] for latents in references]
             frozen = self.predict_frozen(
@@ -67,6 +85,20 @@ class DenoisingLoss(nn.Module):
         if preservation is not None:
             loss = loss[:count].index_add(0, preservation, loss[count:])
         return loss + auxiliary.total()
+
+    def guide(
+        self,
+        target: torch.Tensor,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt: torch.Tensor,
+        references: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """The target (B, C, H, W) away from what the untrained model predicts without words; as it is where there are none to learn."""
+        assert self.guidance is not None
+        without = self.predict_frozen(noisy, timesteps, torch.full_like(prompt, self.guidance.empty_prompt), references)
+        scale = torch.where(prompt == self.guidance.empty_prompt, 1.0, self.guidance.scale).to(target)
+        return torch.lerp(without.to(target), target, scale.view(-1, 1, 1, 1))
 
     def predict(
         self,
@@ -120,6 +152,20 @@ def check_compile(config: SubjectConfig) -> None:
         raise UserError(
             f"--compile with --gradient-checkpointing does not go with --adapter {config.adapter}, whose own loss is taken from a layer "
             "only when it is run first: leave one of the two out."
+        )
+
+
+def check_target_guidance(config: SubjectConfig, model: DiffusionModel) -> None:
+    """Raises UserError where guidance in the target would be wrong, or cannot be had."""
+    if config.target_guidance == 1:
+        return
+    if config.training_adapter is not None:
+        raise UserError(
+            "--target-guidance does not go with --training-adapter, which takes the guidance out of the base: leave one of the two out."
+        )
+    if model.prompts_see_references:
+        raise UserError(
+            "--target-guidance does not work with bases whose prompts see the references yet: leave it out."
         )
 
 

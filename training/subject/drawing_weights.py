@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...toolkit.adapters.quantized import find_backend
+from ..engine.block_swap import release_blocks
 
 
 @dataclass(eq=False)
@@ -38,8 +39,14 @@ class DrawingWeights:
     @torch.no_grad()
     def exchange(self) -> None:
         """Each layer that waits changes places with the one at work."""
+        release_blocks(self.denoiser)
         for name, waiting in self.waiting.items():
             exchange_layers(self.layer(name), waiting)
+
+    @property
+    def waiting_quantized(self) -> list[nn.Module]:
+        """The layers that wait on the device."""
+        return [layer for layer in self.waiting.values() if find_backend(layer, None) is not None]
 
     def layer(self, name: str) -> nn.Module:
         """The frozen layer of this name, whatever adapter is on it."""

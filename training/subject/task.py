@@ -20,6 +20,7 @@ from .edit_measuring import EditMeasuring
 from .held_out import held_out_samples, measured_pairs, measured_prompts, split_measured_photos
 from .image_measuring import SubjectMeasuring
 from .loss_measuring import LossMeasuring
+from .preview_base import load_preview_base
 from .step_measuring import StepMeasuring
 from .training import ImageTraining, prepare_image_training
 from .training_adapter import describe_adapter
@@ -42,6 +43,8 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
         check_token_in_captions(config, samples)
         pairs, adapter = measured_pairs(config, held_out), SubjectAdapter(config)
         test = None if pairs else measured_prompts(config)
+        texts = test.texts(token=True) if test else ()
+        preview_base = load_preview_base(config, accelerator, texts) if config.preview_base else None
         training = prepare_image_training(
             config,
             samples,
@@ -49,13 +52,18 @@ class SubjectTask(TrainingTask[ImageTraining, SubjectAdapter]):
             accelerator,
             adapter,
             held_out=held_out,
-            texts=test.texts(token=True) if test else (),
+            texts=texts,
             shard_base=config.shard_base,
+            blocks_to_swap=config.blocks_to_swap,
             training_adapter=config.training_adapter,
+            preview_base=preview_base,
+            target_guidance=config.target_guidance,
         )
         first = training.batch(0, list(range(config.batch_size)))  # the same on every process
         calibrate_adapters(training.module, training.parts, first)
         drop_unused_parts(training)
+        if preview_base:
+            preview_base.share_adapter(training.model.denoiser)
         super().__init__(training, adapter)
         self.config = config
         trained = [sample.path for sample in samples if not sample.flip]

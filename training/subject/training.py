@@ -16,18 +16,21 @@ from PIL import Image
 from torch import nn
 
 from ...toolkit.core.devices import to_float64
+from ...toolkit.core.quantize import move_model
 from ...toolkit.core.randomness import generator
 from ...toolkit.data.subjects import Sample
 from ...toolkit.diffusion.load import open_model
 from ...toolkit.diffusion.model import DTYPES, DiffusionModel
 from ...toolkit.diffusion.noise import Noise
 from ..config.images import DiffusionConfig
+from ..engine.block_swap import ignore_waiting_in_ddp, swap_blocks, swapped_numbers
 from ..engine.sharding import ignore_shards_in_ddp, shard
 from ..engine.task import Trainable
 from .batches import ImageBatches
 from .data import ImageData, encode_images
-from .denoising import DenoisingLoss, compile_blocks, repeated_blocks, timestep_weighting
+from .denoising import DenoisingLoss, TargetGuidance, compile_blocks, repeated_blocks, timestep_weighting
 from .drawing_weights import DrawingWeights, drawing
+from .preview_base import PreviewBase
 from .previews import draw_images
 from .prompts import Prompts, preview_texts
 from .rows import Rows
@@ -67,6 +70,8 @@ class ImageTraining:
     """Samples with references, which previews are made of instead of the preview prompts."""
     drawing_weights: DrawingWeights | None = None
     """What images are drawn with, where the base is trained on with other weights than its own."""
+    preview_base: PreviewBase | None = None
+    """What images are drawn with instead of the model."""
 
     def batch(self, position: int, slots: list[int]) -> dict[str, torch.Tensor]:
         """Rows `slots` of the forward pass that begins at sample `position`; with a prior, as many class rows after them."""
@@ -83,12 +88,15 @@ class ImageTraining:
     @torch.no_grad()
     def draw(self, texts: Sequence[str], seeds: Sequence[int], pairs: Sequence[Sample] = ()) -> list[Image.Image]:
         """One image per text, by the model as it is; the texts are among the prompts. pairs: see `draw_images`."""
+        drawn = self.preview_base or self
         self.module.eval()
         try:
             with drawing(self.drawing_weights):
-                return draw_images(self.model, self.prompts, self.config, texts, seeds, pairs)
+                return draw_images(drawn.model, drawn.prompts, self.config, texts, seeds, pairs)
         finally:
-            self.model.release(text=False)
+            drawn.model.release(text=False)
+            if self.preview_base:
+                self.preview_base.release()
             self.module.train()
 
     def held_out_batch(self, draws: int, *, seed: int) -> dict[str, torch.Tensor]:
@@ -137,7 +145,10 @@ def prepare_image_training(
     held_out: Sequence[Sample] = (),
     texts: Sequence[str] = (),
     shard_base: bool = False,
+    blocks_to_swap: int | str = 0,
     training_adapter: Path | None = None,
+    preview_base: PreviewBase | None = None,
+    target_guidance: float = 1.0,
 ) -> ImageTraining:
     """Loads the base and the data, and puts the trainable on.
 
@@ -145,7 +156,8 @@ def prepare_image_training(
     that the largest parts are never in memory together.
 
     held_out: images that are made ready and not trained on; texts: more prompts that will be drawn; shard_base: the frozen denoiser
-    is sharded over the processes; training_adapter: see training_adapter.py.
+    is sharded over the processes; blocks_to_swap: how many of its blocks wait in main memory; training_adapter: see training_adapter.py;
+    preview_base: draws the images; target_guidance: see TargetGuidance.
 
     Raises:
         UserError: when the trainable does not fit the model.
@@ -162,8 +174,15 @@ def prepare_image_training(
         prompts.encode(trainable.token_embeddings)
     model.release(text=prompts.embeds is not None)
 
+    if begins_on_host := shard_base or blocks_to_swap != 0:
+        model.device = torch.device("cpu")  # so that no device need hold it whole
     drawing_weights = None if training_adapter is None else merge_training_adapter(model, training_adapter)
-    parts = attach_sharded(model, trainable, accelerator.device) if shard_base else trainable.attach(model)
+    parts = trainable.attach(model)
+    if begins_on_host:
+        place_blocks(model, accelerator.device, blocks_to_swap)
+        others = [part for part in parts.values() if part is not model.denoiser]
+        for part in [*others, *(drawing_weights.waiting_quantized if drawing_weights else ())]:
+            move_model(part, accelerator.device)
     text_parts = [part for name, part in parts.items() if name != model.denoiser_name]
     if prompts.embeds is None and not text_parts:
         prompts.encode(trainable.token_embeddings)
@@ -180,21 +199,26 @@ def prepare_image_training(
         host_prompts=prompts.embeds is None,
         shards_base=shard_base,
     )
-    module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config)).train()
+    guidance = TargetGuidance(target_guidance, int(prompts.numbers_of([""]))) if target_guidance != 1 else None
+    module = DenoisingLoss(model, parts, noise, prompts.embeds_of, timestep_weighting(config), guidance).train()
     if shard_base:
         ignore_shards_in_ddp(module)
-    return ImageTraining(config, model, noise, prompts, data, parts, batches, module, pairs, drawing_weights)
+    if blocks_to_swap:
+        ignore_waiting_in_ddp(module)
+    return ImageTraining(
+        config, model, noise, prompts, data, parts, batches, module, pairs, drawing_weights, preview_base
+    )
 
 
-def attach_sharded(model: DiffusionModel, trainable: Trainable, device: torch.device) -> dict[str, nn.Module]:
-    """Puts the trainable on a denoiser that is then sharded; no device need hold it whole."""
-    model.device = torch.device("cpu")
-    parts = trainable.attach(model)
-    shard(model.denoiser, repeated_blocks(model.denoiser), device)
+def place_blocks(model: DiffusionModel, device: torch.device, blocks_to_swap: int | str) -> None:
+    """Brings an adapted denoiser from main memory to the device, with some blocks swapped, or else all of them sharded."""
+    blocks = repeated_blocks(model.denoiser)
+    if blocks_to_swap:
+        swapped = [blocks[number] for number in swapped_numbers(blocks_to_swap, len(blocks))]
+        swap_blocks(model.denoiser, swapped, device)
+    else:
+        shard(model.denoiser, blocks, device)
     model.device = device
-    for part in parts.values():
-        part.to(device)
-    return parts
 
 
 def save_memory_and_time(config: DiffusionConfig, model: DiffusionModel, text_parts: Sequence[nn.Module]) -> None:

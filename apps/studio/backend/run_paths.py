@@ -19,6 +19,8 @@ from ....training.runs.begin import SOURCES
 from .comparison import parse_clip_model
 from .paths import StudioPaths
 
+BY_NAME = ("base", "preview_base", "evaluate_prompts")  # which may say something else than a path
+
 
 def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig:
     """The config with the run's folder set, if all its paths may be read.
@@ -29,7 +31,7 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
     values: dict[str, Any] = {"out": paths.new_run(name)}
     known = {field.name for field in fields(config)}  # type: ignore[arg-type]
     for key in SOURCES:
-        given = getattr(config, key, None) if key in known and key not in ("base", "evaluate_prompts") else None
+        given = getattr(config, key, None) if key in known and key not in BY_NAME else None
         if isinstance(given, tuple):
             values[key] = tuple(paths.readable_path(str(one), f"The path of {key}") for one in given)
         elif given and not (key == "masks" and given == ALPHA):
@@ -43,6 +45,7 @@ def check_paths(config: LoopConfig, paths: StudioPaths, name: str) -> LoopConfig
     embedded = EMBEDDED_VISION if isinstance(config, ConversationConfig) else EMBEDDED
     values["base"] = paths.base(getattr(config, "base", ""), tuple(embedded))
     if isinstance(config, SubjectConfig):
+        values["preview_base"] = config.preview_base and paths.base(config.preview_base, tuple(embedded))
         values["also"] = {
             key: str(paths.readable_folder(text, "The folder of also")) for key, text in config.also.items()
         }

@@ -34,6 +34,8 @@ class Field:
     help: str
     choices: tuple[str, ...] = ()
     optional: bool = False
+    or_number: bool = False
+    """Whether a text may be a number."""
 
     @property
     def label(self) -> str:
@@ -57,8 +59,8 @@ def make_field(name: str, hint: Any, default: Any, meaning: str) -> Field:
     optional = False
     if get_origin(hint) in (Union, UnionType):  # the former where a limit stood in it
         optional = type(None) in get_args(hint)
-        if any(get_origin(arm) is Literal for arm in get_args(hint)) and float in get_args(hint):
-            return Field(name, "text", default, meaning, (), optional)
+        if any(get_origin(arm) is Literal for arm in get_args(hint)) and {int, float} & set(get_args(hint)):
+            return Field(name, "text", default, meaning, (), optional, or_number=True)
         hint = next(arm for arm in get_args(hint) if arm is not type(None))
     if get_origin(hint) is Literal:
         return Field(name, "choice", default, meaning, tuple(str(arm) for arm in get_args(hint)), optional)
@@ -129,7 +131,19 @@ def from_input_value(field: Field, value: Any) -> Any:
         if float(value) != int(value):
             raise UserError(f"{field.label} must be a whole number, not {value}.")
         return int(value)
+    if field.or_number:
+        return parse_number(value)
     return float(value) if field.kind == "number" else value
+
+
+def parse_number(text: str) -> int | float | str:
+    """The number that a text is, or the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def values_to_yaml(method: str, values: dict[str, Any]) -> str:

@@ -23,11 +23,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "What the base keeps": ("preservation_weight", "prior_weight", "prior_folder", "prior_images"),
     "Noise and loss": ("min_snr_gamma", "debiased", "noise_offset", "timestep_sampling", "timestep_shift"),
     "Previews and measuring": (
-        "preview_every", "preview_prompts", "preview_steps", "preview_rows", "preview_tokens", "guidance_scale", "evaluate_every",
-        "evaluate_images", "evaluate_data", "evaluate_answers", "hold_out", "evaluate_prompts", "evaluate_clip", "keep", "patience",
+        "preview_every", "preview_prompts", "preview_base", "preview_steps", "preview_rows", "preview_tokens", "guidance_scale",
+        "evaluate_every", "evaluate_images", "evaluate_data", "evaluate_answers", "hold_out", "evaluate_prompts", "evaluate_clip",
+        "keep", "patience",
     ),
     "Memory and speed": (
-        "precision", "quantize", "gradient_checkpointing", "compile", "attention", "shard_base", "threads", "workers",
+        "precision", "quantize", "gradient_checkpointing", "compile", "attention", "shard_base", "blocks_to_swap", "threads",
+        "workers",
     ),
     "Logging and checkpoints": ("log_every", "checkpoint_every", "keep_checkpoints", "export", "tracker"),
 }  # fmt: skip
