@@ -374,7 +374,16 @@ def test_weighing_timesteps(config):
 # ---------------------------------------------------------------------------------------------- optimizers and dtypes
 
 
-@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "Prodigy", "AdamWScheduleFree", "CAME"])
+ALIKE = ("Lion8bit", "CAME")  # resumed as AdamW8bit and Prodigy are
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.campaign if name in ALIKE else ())
+        for name in ("AdamW8bit", "Lion8bit", "Prodigy", "AdamWScheduleFree", "CAME")
+    ],
+)
 def test_other_optimizers_learn_and_resume(config, name):
     """The loss falls, and a stopped run ends where one that went on does."""
     rate = {"Prodigy": 1.0, "Lion8bit": 0.001}.get(name, 0.005)

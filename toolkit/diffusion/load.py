@@ -30,6 +30,7 @@ def resolve_base(base: str) -> str:
     Raises:
         UserError: for a folder that is not a pipeline, or a hub id that can be neither found in the cache nor fetched.
     """
+    base = str(base)  # somebody's Path, too
     if base in EMBEDDED:
         folder = assets_folder() / EMBEDDED[base]
         if not (folder / "model_index.json").is_file():
