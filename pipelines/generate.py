@@ -30,7 +30,7 @@ from ..toolkit.formats.as_folder import adapter_folder, check_adapter
 from ..toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from .fuse import fuse_adapters
 from .place import place_pipeline
-from .regions import Region, denoise_by_region
+from .regions import Region, check_regions_of_base, denoise_by_region
 from .scheduler import make_scheduler, scheduler_class
 from .start_image import (
     StartImage,
@@ -177,6 +177,8 @@ def load_pipeline(recipe: Recipe) -> Any:
         base.check_references([image_size(Path(path)) for path in recipe.references])
     if recipe.image:
         check_start_of_base(base, masked=bool(recipe.mask))
+    if recipe.regions:
+        check_regions_of_base(base.index["_class_name"])
     scheduler = make_scheduler(base, recipe.scheduler)
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     kind = getattr(diffusers, base.index["_class_name"])  # only its own class leaves out parts that it can do without
@@ -294,10 +296,7 @@ def generate_batch(
         "output_type": "np", "on_step": on_step, "references": load_references(recipe, pipe), "start": start,
     }  # fmt: skip
     if recipe.regions:
-        if type(pipe).__name__ != "StableDiffusionPipeline":
-            raise UserError(
-                f"--regions works with Stable Diffusion 1.x and 2.x so far, not with a {type(pipe).__name__}."
-            )
+        check_regions_of_base(type(pipe).__name__)
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
         size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
         with denoise_by_region(

@@ -54,6 +54,12 @@ def parse_region(text: str) -> Region:
     return prompt.strip(), left, top, right, bottom
 
 
+def check_regions_of_base(pipeline: str) -> None:
+    """Raises UserError for a base whose stock pipeline is of another class."""
+    if pipeline != "StableDiffusionPipeline":
+        raise UserError(f"--regions works with Stable Diffusion 1.x and 2.x so far, not with a {pipeline}.")
+
+
 def region_masks(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:
     """Shares of each region in each latent pixel, (R, 1, height, width); they sum to 1."""
 

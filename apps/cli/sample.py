@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -66,10 +67,18 @@ def sample(argv: list[str]) -> None:
     argv = ["--again" + word[len("--from") :] if word.split("=")[0] == "--from" else word for word in argv]
     options = parse_options(SampleOptions, argv, "sample")
     from ...pipelines.generate import generate, image_grid, read_recipe, repeat, save_image
+    from ...pipelines.unused import unused_in_recipe
 
     if options.n < 1:
         raise UserError(f"--n must be at least 1, not {options.n}.")
-    made = [repeat(read_recipe(options.again))] if options.again else generate(sampling_recipe(options), options.n)
+    if options.again:
+        check_repetition(argv)
+        made = [repeat(read_recipe(options.again))]
+    else:
+        recipe = sampling_recipe(options)
+        for note in unused_in_recipe(recipe):
+            print(f"rankfold: {note}", file=sys.stderr)
+        made = generate(recipe, options.n)
     options.out.mkdir(parents=True, exist_ok=True)
     for image, own in made:
         path = options.out / f"{own.seed:06d}.png"
@@ -79,6 +88,16 @@ def sample(argv: list[str]) -> None:
         sheet = image_grid([image for image, _ in made], columns=min(4, len(made)))
         save_image(options.out / "grid.png", sheet, made[0][1])
         print(options.out / "grid.png")
+
+
+def check_repetition(argv: list[str]) -> None:
+    """Raises UserError for options beside --from, which has them all from the image."""
+    given = {word.split("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    if others := sorted(given - {"--again", "--out", "--grid", "--no-grid"}):
+        raise UserError(
+            f"--from makes the image of a PNG again, with all of its settings, so {', '.join(others)} would have no effect: leave "
+            "it out, or give the settings without --from."
+        )
 
 
 def sampling_recipe(options: SampleOptions) -> Any:
@@ -100,8 +119,12 @@ def sampling_recipe(options: SampleOptions) -> Any:
         base, prompt = base or getattr(config, "drawing_base", config.base), prompt or config.prompt
     if options.image_strength and not options.image:
         raise UserError("--image-strength says how far an image is changed: give the image, too, by --image.")
-    if prompt is None and options.regions:
+    if options.prompt and options.regions:
+        raise UserError("--prompt has no effect with --regions, each of which has a prompt of its own: leave it out.")
+    if options.regions:
         prompt = ""
+    if options.strength and not adapters:
+        raise UserError("--strength says how strong adapters are: give one by --run or --adapters, or leave it out.")
     for path in adapters:
         check_adapter(Path(path))
     if prompt is None:

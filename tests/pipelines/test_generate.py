@@ -26,6 +26,7 @@ from rankfold.pipelines.generate import (
 from rankfold.pipelines.place import place_on_device, weight_bytes
 from rankfold.pipelines.regions import parse_region, region_masks
 from rankfold.pipelines.scheduler import make_scheduler
+from rankfold.pipelines.unused import unused_in_recipe
 from rankfold.toolkit.adapters.attach import adapter_layers, attach
 from rankfold.toolkit.adapters.registry import adapter_names, make_config
 from rankfold.toolkit.core.errors import UserError
@@ -409,3 +410,29 @@ def test_schedulers_of_the_base_own_formulation(folders):
             load_pipeline(Recipe(prompt="x", base=base.path, scheduler=name))
     with pytest.raises(UserError, match="is not a scheduler of diffusers"):
         load_pipeline(Recipe(prompt="x", base=noise.path, scheduler="UNet2DModel"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--prompt", "x", "--strength", "0.5"], "--strength says how strong adapters are"),
+        (["--run", "RUN", "--prompt", "x", "--regions", "left: y"], "--prompt has no effect with --regions"),
+        (["--from", "a.png", "--seed", "3", "--out", "o"], "so --seed would have no effect"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(trained, words, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", *(str(trained.folder) if word == "RUN" else word for word in words)])
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_has_no_effect_is_named(trained, base, folders):
+    plain = Recipe(prompt="x", base=str(base), negative_prompt="blue", guidance_scale=4.0)
+    assert not unused_in_recipe(plain)
+    [note] = unused_in_recipe(replace(plain, guidance_scale=1.0))
+    assert "guidance is off" in note
+    [note] = unused_in_recipe(replace(plain, base=str(folders("flux-dev"))))
+    assert "FLUX.1 takes none" in note
+    adapters = (str(trained.adapter), str(trained.folder))
+    [note] = unused_in_recipe(replace(plain, adapters=adapters, strengths=(1.0, 1.0)))
+    assert "given 2 times" in note

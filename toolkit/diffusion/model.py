@@ -108,8 +108,6 @@ class DiffusionModel:
     """Classes of diffusers that its denoiser is."""
     layer_marks: ClassVar[tuple[str, ...]] = ()
     """Regular expressions for names of layers (with _ for each .) by which a file of this family is told from others'."""
-    comfy_reads_diffusers_names: ClassVar[bool] = False
-    """Whether ComfyUI reads files that name the denoiser's layers as diffusers does."""
     max_references: ClassVar[int] = 0
     """How many reference images the stock pipeline takes for one image."""
     min_references: ClassVar[int] = 0

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ....pipelines.generate import check_given_images, parse_recipe
+from ....pipelines.unused import unused_in_recipe
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
 from ..backend.adapter_cards import adapter_cards
@@ -27,7 +28,7 @@ from ..backend.recipes import (
 )
 from ..backend.start_images import keep_references, keep_start, kept_start
 from ..backend.turns import calling_client
-from ..render.messages import message_html, progress_bar, show_errors
+from ..render.messages import message_html, name_settings, progress_bar, show_errors
 from ..widgets.actions import act, named
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
 from ..widgets.drawing_boxes import guidance_box, steps_box
@@ -89,7 +90,8 @@ class GeneratePage:
                 else:
                     again = shlex.join(["rankfold", "sample", "--from", kept[0]])
                     text = f"{count} images, seed {recipe.seed}. The first again in a terminal, to the byte: {again}"
-                    yield message_html(text), list(kept), recipe.seed, ""
+                    notes = "".join(message_html(name_settings(note)) for note in unused_in_recipe(recipe))
+                    yield message_html(text) + notes, list(kept), recipe.seed, ""
         except JobStopped:
             text = f"Stopped: {len(kept)} of {count} images are drawn and kept."
             yield message_html(text), list(kept) if kept else gr.skip(), recipe.seed, ""

@@ -28,7 +28,6 @@ class ErnieImage(DiffusionModel):
     architecture = "ernie-image"
     denoiser_classes = ("ErnieImageTransformer2DModel",)
     layer_marks = (r"(^|_)layers_\d+_self_attention_to_",)
-    comfy_reads_diffusers_names = True
     licence = "Apache-2.0."
 
     @property

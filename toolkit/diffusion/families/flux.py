@@ -79,7 +79,6 @@ class Flux(DiffusionModel):
         r"single_blocks_\d+_linear",
         r"single_transformer_blocks_\d+_attn_to_[qkv]$",
     )
-    comfy_reads_diffusers_names = True
     licence = "FLUX.1-dev: non-commercial licence of Black Forest Labs; schnell: Apache-2.0."
 
     @classmethod

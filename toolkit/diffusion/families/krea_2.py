@@ -60,7 +60,6 @@ class Krea2(QwenImage):
         r"transformer_blocks_\d+_attn_to_gate",
     )
     kohya_keeps_original_names = True
-    comfy_reads_diffusers_names = False
     licence = "Krea 2 Community License: read the checkpoint's card."
 
     @classmethod

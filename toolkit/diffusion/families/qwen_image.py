@@ -32,7 +32,6 @@ class QwenImage(DiffusionModel):
     architecture = "Qwen-Image"
     denoiser_classes = ("QwenImageTransformer2DModel",)
     layer_marks = (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)",)
-    comfy_reads_diffusers_names = True
     licence = "Apache-2.0."
 
     @property

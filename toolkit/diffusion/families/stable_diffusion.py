@@ -43,7 +43,6 @@ class StableDiffusion(DiffusionModel):
         r"(input|output)_blocks_\d+_\d",
         r"middle_block_\d",
     )
-    comfy_reads_diffusers_names = True
     licence = "CreativeML OpenRAIL-M (1.x) and ++-M (2.x): use-based restrictions go with every derived file."
 
     @classmethod

@@ -63,7 +63,6 @@ class StableDiffusion3(DiffusionModel):
         r"joint_blocks_\d+_(x|context)_block",
         r"(^|_)transformer_blocks_\d+_(attn_add_q_proj|norm1_context_linear)",
     )
-    comfy_reads_diffusers_names = True
     licence = "Stability AI Community License: free below a revenue limit, derived files carry it."
 
     @classmethod

@@ -43,7 +43,6 @@ class ZImage(DiffusionModel):
         r"(layers|noise_refiner|context_refiner)_\d+_attention_(to_[qkv]|to_out|qkv|out)",
         r"layers_\d+_adaLN_modulation_0",
     )
-    comfy_reads_diffusers_names = True
     licence = "Apache-2.0. The distilled Turbo loses its few-step skill under training: train the base model."
 
     @classmethod

@@ -1,0 +1,28 @@
+"""What of a recipe has no effect on its images, so that it can be said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..toolkit.diffusion.load import open_model, resolve_base
+from ..toolkit.formats.locate import adapter_path
+from .generate import Recipe
+
+GUIDED = 5.0  # a guidance scale at which whatever takes a negative prompt takes it
+
+
+def unused_in_recipe(recipe: Recipe) -> list[str]:
+    """A sentence for each setting that is given and not used, and for adapters that count twice."""
+    notes = []
+    base = open_model(resolve_base(recipe.base))
+    if recipe.negative_prompt:
+        if "negative_prompt" not in base.call_kwargs([""], [recipe.negative_prompt], GUIDED):
+            notes.append(f"--negative-prompt has no effect: {base.title} takes none.")
+        elif recipe.guidance_scale <= base.guidance_off:
+            notes.append(
+                f"--negative-prompt has no effect: guidance is off (--guidance-scale {recipe.guidance_scale:g})."
+            )
+    places = [adapter_path(Path(path)).resolve() for path in recipe.adapters]
+    twice = {place for place in places if places.count(place) > 1 and not recipe.regions}
+    notes += [f"The adapter {place} is given {places.count(place)} times: their strengths add up." for place in twice]
+    return notes
