@@ -113,10 +113,10 @@ def evaluate_pairs(
     from ...training.evaluation.subject_page import write_edit_evaluation
     from ...training.subject.pairs import find_pairs
 
-    if options.prompts:
-        raise UserError(
-            f"--prompts {options.prompts} is of subjects: images with references are made by their captions."
-        )
+    for name in ("prompts", "token", "class_noun"):
+        if value := getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {value} is of subjects: images with references are made by their captions.")
     pairs, seen = find_pairs(recipe.base, config, options.images, options.references, learned, side=options.width)
     clip, others = ClipScorer(options.clip or None), [DinoScorer(one) for one in options.dino]
     figures, drawn = evaluate_edits(recipe, pairs, options.n, clip, others)

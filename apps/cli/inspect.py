@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from .options import BaseFileOptions, parse_options, positional
+from .inspect_data import SHARED
+from .options import BaseFileOptions, check_used, parse_options, positional
+
+OF_CONVERSATIONS = {"rows", *SHARED} - {"skip_bad"}
 
 
 def inspect(argv: list[str]) -> None:
@@ -55,6 +58,7 @@ def inspect(argv: list[str]) -> None:
     from .inspect_images import inspect_images, is_image_folder
 
     if is_image_folder(options.file):
+        check_used(options, {*OF_CONVERSATIONS, "layers"}, "a folder of images")
         inspect_images(
             options.file, options.base or "tiny", token=options.token, skip_bad=options.skip_bad, as_json=options.json
         )
@@ -62,11 +66,13 @@ def inspect(argv: list[str]) -> None:
     from .inspect_data import inspect_data, is_data
 
     if is_data(options.file):
+        check_used(options, {"token", "layers", "json"}, "conversations")
         inspect_data(options.file, options)
         return
     from ...toolkit.formats.folder_report import inspect_adapter
     from ...toolkit.formats.report import to_json
 
+    check_used(options, {*OF_CONVERSATIONS, "token", "skip_bad"}, "an adapter")
     found = inspect_adapter(options.file, load_base(options.file, options.base) if options.base else None)
     if options.json:
         print(to_json(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -105,6 +106,15 @@ def spell_out_switches(kind: Any, argv: list[str]) -> list[str]:
         alone = [*argv, ""][number + 1] not in ("True", "False", "None")
         words += [flag, str(value)] if flag in switches and alone else [word]
     return words
+
+
+def check_used(options: Any, unused: Collection[str], what: str) -> None:
+    """Raises UserError for options that are given and say nothing of what the command was given. unused: fields; what: that."""
+    given = [
+        as_flag(one.name) for one in fields(options) if one.name in unused and getattr(options, one.name) != one.default
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)} would have no effect on {what}: leave it out.")
 
 
 def as_flag(name: str) -> str:

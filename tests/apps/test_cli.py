@@ -6,6 +6,7 @@ import time
 
 import pytest
 from commands import expect_error
+from PIL import Image
 
 from rankfold.apps.cli import main
 
@@ -169,3 +170,23 @@ def test_config_of_another_method(capsys, tmp_path, command, method):
 
 def test_a_schedule_that_needs_rules(capsys, train):
     assert "needs rules" in expect_error(capsys, *train, "--lr-scheduler", "piecewise_constant")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        (
+            "photos",
+            ["--layers", "--max-length", "9"],
+            "--max-length, --layers would have no effect on a folder of images",
+        ),
+        ("rows.jsonl", ["--token", "sks"], "--token would have no effect on conversations"),
+        ("lora.safetensors", ["--rows", "2"], "--rows would have no effect on an adapter"),
+    ],
+)
+def test_inspect_refuses_options_of_something_else(capsys, tmp_path, kind, options, words):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
+    for name in ("rows.jsonl", "lora.safetensors"):
+        (tmp_path / name).write_text("")
+    assert words in expect_error(capsys, "inspect", tmp_path / kind, *options)

@@ -10,6 +10,9 @@ from rankfold.apps.cli import main
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.diffusion.model import DiffusionModel
 from rankfold.training.config.compose import ComposeConfig
+from rankfold.training.config.instruct import InstructConfig
+from rankfold.training.config.subject import SubjectConfig
+from rankfold.training.launch.exports import check_export_options
 from rankfold.training.launch.start import compose, preflight, resume, train
 
 
@@ -89,3 +92,21 @@ def test_compositions_export_too(exporting, tmp_path):
         ComposeConfig(base=exporting.base, adapters=(str(run.adapter),) * 2, out=tmp_path / "both", export=("kohya",))
     )
     assert (both.folder / both.status()["exports"]["kohya"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "options", "words"),
+    [
+        (SubjectConfig(), "bf16", {}, "--dtype would have no effect: it is for runs on vision-language models"),
+        (
+            InstructConfig(),
+            None,
+            {"drop_bias": True, "max_error": None},
+            "--drop-bias would have no effect: it is for runs on diffusion",
+        ),
+    ],
+)
+def test_options_of_the_other_kind_of_run_are_refused(config, dtype, options, words):
+    with pytest.raises(UserError, match=words):
+        check_export_options(config, dtype, options)
+    check_export_options(config, None, {"drop_bias": False, "precision": None})

@@ -48,6 +48,7 @@ def export_run(
 def write_export(run: Run, format: str, out: Path | None = None, *, dtype: str | None = None, **options: Any) -> Proven:
     """The same, whatever state the run is in."""
     config = from_yaml(run.config_file)
+    check_export_options(config, dtype, options)
     if isinstance(config, ConversationConfig):
         return chat.export_chat(run.adapter, config.base, format or "peft", out or run.folder / "export", dtype=dtype)
     format = format or "diffusers"
@@ -59,6 +60,17 @@ def write_export(run: Run, format: str, out: Path | None = None, *, dtype: str |
         "thumbnail": newest_preview(run.folder),
     } | {name: value for name, value in options.items() if value is not None}
     return export_adapter(run.adapter, config.base, format, out or default_file(run.folder, format), **about)
+
+
+def check_export_options(config: LoopConfig, dtype: str | None, options: dict[str, Any]) -> None:
+    """Raises UserError for options that are of the other kind of run."""
+    if isinstance(config, ConversationConfig):
+        given, what = [name for name, value in options.items() if value not in (None, False)], "diffusion models"
+    else:
+        given, what = ["dtype"] if dtype else [], "vision-language models"
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{flags} would have no effect: it is for runs on {what}; leave it out.")
 
 
 def default_file(run: Path, format: str) -> Path:
