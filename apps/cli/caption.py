@@ -18,8 +18,8 @@ class CaptionOptions:
     """Vision-language model that says what is to be seen: a folder, a hub id, or tiny-vlm, which knows drawn images only."""
     token: str = "sks"
     """Rare word that calls the subject."""
-    class_noun: str = "creature"
-    """What the subject is."""
+    class_noun: str | None = None
+    """What the subject is; unset means creature with tiny-vlm, which knows nothing else, and has to be given with others."""
     question: str = ""
     """What the model is asked; unset means 'Describe the picture.'"""
     overwrite: bool = False
@@ -38,17 +38,26 @@ def caption(argv: list[str]) -> None:
     from ...toolkit.core.files import write_text
     from ...toolkit.data.subjects import find_samples
     from ...toolkit.embedded.questions import DESCRIBE
+    from ...toolkit.vlm.model import EMBEDDED
+    from ...training.config.defaults import EMBEDDED_SETTINGS
 
-    for name in ("token", "class_noun"):
-        if not getattr(options, name).strip():
-            raise UserError(f"--{name.replace('_', '-')} is empty: give the word that captions should have.")
+    noun = (
+        EMBEDDED_SETTINGS["class_noun"]
+        if options.class_noun is None and options.base in EMBEDDED
+        else options.class_noun
+    )
+    if noun is None:
+        raise UserError("--class-noun is missing: say what the subject is (dog, person, mug ...), captions name it.")
+    for flag, word in (("--token", options.token), ("--class-noun", noun)):
+        if not word.strip():
+            raise UserError(f"{flag} is empty: give the word that captions should have.")
     samples = find_samples(options.images)
     missing = [sample.path for sample in samples if options.overwrite or not sample.caption]
     if not missing:
         print(f"All {len(samples)} images have captions; --overwrite replaces them.")
         return
     vision = open_chat(options.base, precision=options.precision, device=parse_device(options.device))
-    made = generate_captions(vision, missing, options.token, options.class_noun, question=options.question or DESCRIBE)
+    made = generate_captions(vision, missing, options.token, noun, question=options.question or DESCRIBE)
     for path, text in zip(missing, made, strict=True):
         write_text(path.with_suffix(".txt"), text + "\n")
         print(f"{path.name}: {text}", flush=True)

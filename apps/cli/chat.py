@@ -49,6 +49,12 @@ def chat(argv: list[str]) -> None:
     options = parse_options(ChatOptions, argv, "chat")
     if options.temperature < 0:
         raise UserError(f"--temperature must be at least 0, not {options.temperature:g}.")
+    if options.compare and options.run is None and not options.adapters:
+        raise UserError(
+            "--compare shows the base beside a tuned model: give one by --run or --adapters, or leave it out."
+        )
+    if options.video_frames and not options.video:
+        raise UserError("--video-frames is of videos: give one by --video, or leave it out.")
     from ...toolkit.data.images import parse_source
     from ...toolkit.data.videos import parse_video
     from .evaluate_instruct import open_tuned

@@ -133,6 +133,8 @@ def open_tuned(options: Any) -> tuple[Any, list[Any] | None]:
             trained_on = read_conversations(
                 config.data, config.images, skip_bad=True, columns=config.columns, split=config.split
             ).rows
+    if options.strength and not adapters:
+        raise UserError("--strength says how strong adapters are: give one by --run or --adapters, or leave it out.")
     strengths = options.strength * len(adapters) if len(options.strength) == 1 else options.strength
     vision = open_chat(
         base or "tiny-vlm",

@@ -190,3 +190,15 @@ def test_inspect_refuses_options_of_something_else(capsys, tmp_path, kind, optio
     for name in ("rows.jsonl", "lora.safetensors"):
         (tmp_path / name).write_text("")
     assert words in expect_error(capsys, "inspect", tmp_path / kind, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--compare"], "--compare shows the base beside a tuned model"),
+        (["--video-frames", "4"], "--video-frames is of videos"),
+        (["--strength", "0.5"], "--strength says how strong adapters are"),
+    ],
+)
+def test_chat_refuses_options_without_effect(capsys, options, words):
+    assert words in expect_error(capsys, "chat", "What?", *options)

@@ -63,7 +63,8 @@ def test_captions_say_what_is_there(photos, capsys):
     [
         (["--token", ""], "--token is empty"),
         (["--class-noun", " "], "--class-noun is empty"),
-        (["--base", "tiny"], "is neither a folder nor a hub id"),
+        (["--base", "somebody/model"], "--class-noun is missing"),
+        (["--base", "tiny", "--class-noun", "dog"], "is neither a folder nor a hub id"),
     ],
 )
 def test_mistakes_are_one_sentence(photos, capsys, words, sentence):
