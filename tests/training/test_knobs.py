@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ from rankfold.toolkit.diffusion.noise import FlowNoise
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.formats.adapter_folder import WEIGHTS
 from rankfold.training.config.checks import check_ranges
+from rankfold.training.config.compose import ComposeConfig, ComposeInstructConfig
 from rankfold.training.config.defaults import resolve_defaults
+from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.subject import SubjectConfig
 from rankfold.training.config.unused import unused_settings
 from rankfold.training.config.yaml_file import from_yaml
@@ -525,6 +528,22 @@ def test_what_has_no_effect_is_said(given, needed):
     said = unused_settings(resolve_defaults(SubjectConfig(**given)))
     assert said == [f"--{name} has no effect: it goes with {needed}, which is not given."]
     assert unused_settings(resolve_defaults(SubjectConfig(text_learning_rate=0.5, train_text_encoder=True))) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "why"),
+    [
+        (ComposeConfig(weights=(1.0,), max_rank=4, tie="global"), "tie", "without --images nothing is learned"),
+        (ComposeInstructConfig(temperature=2.0), "temperature", "without --data nothing is learned"),
+        (ComposeConfig(images=Path("photos"), density=0.2), "density", "it goes with --merge, which is not given"),
+        (InstructConfig(target_modules=("x",), target_parts=("projector",)), "target-parts", "--target-modules says all layers"),
+        (InstructConfig(preview_every=0, preview_rows=2), "preview-rows", "it goes with --preview-every, which is not given"),
+        (SubjectConfig(timestep_shift=3.0), "timestep-shift", "Stable Diffusion predicts noise, and its timesteps are drawn evenly"),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_beside_the_method_is_said(config, name, why):
+    assert unused_settings(resolve_defaults(config)) == [f"--{name} has no effect: {why}."]
+    assert not unused_settings(resolve_defaults(SubjectConfig(base="tiny-dit", timestep_shift=3.0)))
 
 
 def test_a_constant_rate_warms_up_too():

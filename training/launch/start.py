@@ -41,6 +41,7 @@ from ..config.peft_config import peft_config
 from ..config.search import InstructSearchConfig, SearchConfig
 from ..config.start_from import check_start
 from ..config.subject import NO_PROMPTS, SubjectConfig
+from ..config.unused import unused_settings
 from ..config.yaml_file import from_yaml
 from ..engine.block_swap import check_block_swap, check_count
 from ..engine.loop import Loop
@@ -288,6 +289,9 @@ def run_fixed_composition(
     make = compose_instruct_fixed if isinstance(config, ComposeInstructConfig) else compose_fixed
     check_exports(config)
     run = make(config, keep, still_free)
+    for text in unused_settings(config):
+        print(text, flush=True)
+        run.append_log(text)
     if config.export:
         export_when_done(run, config.export)
     return run
