@@ -8,6 +8,9 @@ from typing import Any
 from ..toolkit.core.errors import UserError
 from ..toolkit.diffusion.model import DiffusionModel
 
+LEVELS_BY_SCHEDULER = ("StableDiffusion3Pipeline", "SanaPipeline")
+"""Stock pipelines of flow models that leave the noise levels to the scheduler; the others give it their own."""
+
 
 def scheduler_class(name: str) -> Any:
     """A scheduler class of diffusers.
@@ -35,8 +38,9 @@ def make_scheduler(base: DiffusionModel, name: str) -> Any:
     kind = scheduler_class(name)
     taken = inspect.signature(kind.__init__).parameters
     if base.is_flow:
-        # stock pipelines of flow models give the noise levels themselves
-        fits = name.startswith("FlowMatch") and "sigmas" in inspect.signature(kind.set_timesteps).parameters
+        gives_levels = base.index["_class_name"] not in LEVELS_BY_SCHEDULER
+        takes_levels = "sigmas" in inspect.signature(kind.set_timesteps).parameters
+        fits = name.startswith("FlowMatch") and (takes_levels or not gives_levels)
         what, cure = "learned by flow matching", "FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler"
     else:
         fits = {"beta_schedule", "prediction_type"} <= taken.keys()
