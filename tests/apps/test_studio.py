@@ -21,6 +21,7 @@ from PIL import Image, PngImagePlugin
 from rankfold.pipelines.generate import read_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.embedded import world
+from rankfold.training.config.defaults import drawing_defaults
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.launch import queue
 
@@ -166,7 +167,7 @@ def test_the_whole_story(page, browser, images, tmp_path):
         assert "sks creature" in (tmp_path / "runs" / "_pictures" / "my-subject" / "creature0.txt").read_text(
             encoding="utf-8"
         )
-        page.locator("#subject-steps input").fill("160")
+        page.locator("#subject-steps :is(input, textarea)").fill("160")
         page.locator("#subject-texts").get_by_text("Command and YAML").click()
         page.wait_for_function("document.querySelector('#subject-command textarea').value.includes('--steps 160')")
         page.locator("#run-name textarea, #run-name input").first.fill("first")
@@ -213,7 +214,7 @@ def draw(page, address, made):
     choose(page, "#adapter-2", "second")
     page.locator("#prompt textarea").fill("a sks creature in the snow")
     page.locator("#n input").fill("2")
-    page.locator("#steps input").fill("4")
+    page.locator("#steps :is(input, textarea)").fill("4")
     page.locator("#seed input").fill("7")
     page.locator("#generate button, button#generate").first.click()
     page.locator("#pictures img").first.wait_for()
@@ -233,7 +234,7 @@ def compare(page, address):
     choose(page, "#compare-adapter", "first")
     choose(page, "#compare-x", "strength")
     page.locator("#compare-x-values textarea").fill("0\n1")
-    page.locator("#compare-steps input").fill("4")
+    page.locator("#compare-steps :is(input, textarea)").fill("4")
     page.locator("#compare-go").click()
     page.locator("#compare-sheet img").wait_for()
     page.locator("#compare-cells img").nth(1).wait_for()
@@ -463,7 +464,7 @@ def test_what_came_into_a_box_by_other_ways_than_keys_is_trained(server, page):
     page.locator("#folder textarea, #folder input").first.fill(str(server[0] / "photos"))
     page.locator("#use-folder").click()
     page.get_by_text("4 images.").wait_for()
-    page.locator("#subject-steps input").fill("30")
+    page.locator("#subject-steps :is(input, textarea)").fill("30")
     token = page.locator("#subject-token textarea, #subject-token input").first
     token.fill("")
     token.evaluate(
@@ -616,7 +617,7 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.goto(f"{address}/generate")
     page.locator("#prompt textarea").fill("a red creature in the snow")
     page.locator("#n input").fill("40")
-    page.locator("#steps input").fill("6")
+    page.locator("#steps :is(input, textarea)").fill("6")
     page.locator("#seed input").fill("11")
     page.locator("#generate-start button").first.click()
     page.locator("#start-image input[type=file]").set_input_files(str(server[0] / "photos" / "0.png"))
@@ -632,16 +633,43 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a red creature in the snow'")
     [made, *_] = sorted((server[0] / "runs" / "_made").glob("*.png"))
     assert read_recipe(made).image_strength == 0.6
-    page.locator("#steps input").fill("0")
+    page.locator("#steps :is(input, textarea)").fill("0")
     page.locator("#generate").click()
     page.locator("#progress .fault").wait_for()
     assert page.locator("#pictures img").count()  # an error empties nothing
     Image.new("L", Image.open(server[0] / "photos" / "0.png").size, 255).save(tmp_path / "mask.png")
     page.locator("#start-mask input[type=file]").set_input_files(str(tmp_path / "mask.png"))
     page.locator("#start-mask img").wait_for()
-    page.locator("#steps input").fill("6")
+    page.locator("#steps :is(input, textarea)").fill("6")
     page.locator("#generate").click()
     page.locator("#progress .fault").get_by_text("takes denoisers of 4 or 9 input channels").wait_for()
+    page.close()
+
+
+@pytest.mark.timeout(600)
+def test_settings_that_nobody_has_set_are_empty_boxes(server, page):
+    """Not 0, which Gradio makes of an empty box of numbers; neither one of them nor what is typed beside them is refused."""
+    page.goto(f"{server[1]}/train")
+    page.locator("#subject-all").get_by_text("Advanced").click()
+    for name in ("text_learning_rate", "preview_steps"):
+        box = page.locator(f"#subject-{name} :is(input, textarea)")
+        box.wait_for()
+        assert (box.input_value(), box.get_attribute("placeholder")) == ("", "not set"), name
+    page.locator("#subject-texts").get_by_text("Command and YAML").click()
+    for name, shown in (("checkpoint_every", "10 "), ("min_snr_gamma", "7.0 "), ("text_learning_rate", "0.0001 ")):
+        page.locator(f"#subject-{name} :is(input, textarea)").fill(shown.strip())
+        page.wait_for_function(
+            f"document.querySelector('#subject-command textarea').value.includes('--{name.replace('_', '-')} {shown}')"
+        )
+    page.locator("#subject-text_learning_rate :is(input, textarea)").fill("fast")
+    page.locator("#subject .fault, #subject-said .fault").get_by_text("text learning rate must be a number").wait_for()
+    page.goto(f"{server[1]}/generate")
+    assert page.locator("#steps :is(input, textarea)").input_value() == ""
+    page.locator("#n input").fill("1")
+    page.locator("#generate").click()
+    page.locator("#pictures img").first.wait_for()
+    made = max((server[0] / "runs" / "_made").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    assert (read_recipe(made).steps, read_recipe(made).guidance_scale) == drawing_defaults("tiny")
     page.close()
 
 
@@ -704,7 +732,7 @@ def test_references_in_train_generate_and_compare(server, page, tmp_path):
     page.get_by_text("1 reference image is given, and Stable Diffusion 3 takes none").wait_for()
     page.goto(f"{address}/compare")
     type_choice(page, "#compare-base", "tiny-kontext")
-    page.locator("#compare-steps input").fill("2")
+    page.locator("#compare-steps :is(input, textarea)").fill("2")
     page.locator("#compare-x-values textarea").fill("3\n4")
     page.locator("#compare-references button").first.click()
     page.locator("#compare-reference-images input[type=file]").set_input_files(files[:1])
@@ -799,7 +827,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(page, images, small_dis
         page.locator("#files input[type=file]").set_input_files([str(file) for file in images])
         page.locator("#add").click()
         page.get_by_text("5 images.").wait_for()
-        page.locator("#subject-steps input").fill("80")
+        page.locator("#subject-steps :is(input, textarea)").fill("80")
         page.locator("#subject-all").get_by_text("Advanced").click()
         page.locator("#subject-texts").get_by_text("Command and YAML").click()
         page.locator("#subject-checkpoint_every input").fill("10")

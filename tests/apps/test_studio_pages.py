@@ -22,9 +22,11 @@ from rankfold.apps.studio.backend.pipeline_worker import Job, JobStopped, ModelC
 from rankfold.apps.studio.backend.recipes import base_numbers, build_recipe, drawing_numbers, recalled_adapters
 from rankfold.apps.studio.backend.start_images import keep_start, kept_start
 from rankfold.apps.studio.pages import chat as chat_page
+from rankfold.apps.studio.pages import compare as compare_page
 from rankfold.apps.studio.pages import compose as compose_page
 from rankfold.apps.studio.pages import generate as generate_page
 from rankfold.apps.studio.pages import library as library_page
+from rankfold.apps.studio.pages import train as train_page
 from rankfold.apps.studio.pages.chat import ChatModels, ChatModelSpec, ChatState, PartialAnswers
 from rankfold.apps.studio.widgets.compose_preview import ComposePreview
 from rankfold.pipelines.chat import answers, open_chat
@@ -103,6 +105,16 @@ def test_every_box_has_a_label_and_no_two_share_an_id(places):
     assert len(ids) == len(set(ids))
     nameless = (gr.Markdown, gr.State, gr.BrowserState, gr.Button)
     assert all(box.label for box in boxes if not isinstance(box, nameless))
+
+
+def test_no_box_of_numbers_is_empty(places):
+    """Gradio shows an empty one as 0, and sends it."""
+    with gr.Blocks() as demo:
+        for page in (compose_page, chat_page, library_page, train_page, generate_page, compare_page):
+            page.build(Studio(places, start_workers=False))
+    boxes = [box for box in demo.blocks.values() if isinstance(box, gr.Number) and box.visible is True]
+    assert len(boxes) > 20
+    assert not [box.label for box in boxes if box.value is None]
 
 
 # ---------------------------------------------------------------------------------------------- compose

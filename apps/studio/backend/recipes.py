@@ -94,6 +94,7 @@ def drawing_numbers(base: str, adapters: Sequence[str], steps: Any, guidance: An
         UserError: for a number out of range.
     """
     own_steps, own_guidance = 0, 0.0
+    steps, guidance = (None if number is None or not str(number).strip() else number for number in (steps, guidance))
     if None in (steps, guidance):
         above = [folder / "config.yaml" for folder in Path(adapters[0]).parents[:3]] if adapters else []
         config = next((from_yaml(file) for file in above if file.is_file()), None)

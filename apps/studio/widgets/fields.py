@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import math
 import textwrap
 from dataclasses import dataclass, fields
 from functools import cache
@@ -105,6 +106,8 @@ def to_input_value(field: Field, value: Any) -> Any:
         return "" if value is None else str(value)
     if field.kind == "switch":
         return SWITCH[value]
+    if field.kind in ("whole", "number") and field.optional:  # a box of text, see Form.widget
+        return "" if value is None else str(value).removesuffix(".0")
     return value
 
 
@@ -127,13 +130,25 @@ def from_input_value(field: Field, value: Any) -> Any:
         return None if field.optional else field.default
     if field.kind == "switch":
         return next(state for state, text in SWITCH.items() if text == value)
-    if field.kind == "whole":
-        if float(value) != int(value):
-            raise UserError(f"{field.label} must be a whole number, not {value}.")
-        return int(value)
-    if field.or_number:
-        return parse_number(value)
-    return float(value) if field.kind == "number" else value
+    if field.kind in ("whole", "number"):
+        return number_of(field, value)
+    return parse_number(value) if field.or_number else value
+
+
+def number_of(field: Field, value: Any) -> int | float:
+    """The number in a box.
+
+    Raises:
+        UserError: for a text that is none, or a fraction where a whole number must stand.
+    """
+    try:
+        number = float(str(value).replace("_", "?"))  # Python alone reads 1_000 as a number
+    except ValueError:
+        number = math.nan
+    whole = field.kind == "whole"
+    if not math.isfinite(number) or (whole and number != int(number)):
+        raise UserError(f"{field.label} must be a {'whole ' * whole}number, not {str(value)[:60]}.")
+    return int(number) if whole else number
 
 
 def parse_number(text: str) -> int | float | str:

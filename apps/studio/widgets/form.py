@@ -131,8 +131,9 @@ class Form:
         if field.kind == "choice":
             return gr.Dropdown(list(field.choices), value=value, **common, min_width=200)
         if field.kind in ("whole", "number"):
-            unset = "the base's own" if field.optional else None
-            return gr.Number(value=value, placeholder=unset, **common, min_width=200)
+            if field.optional:  # Gradio shows an empty box of numbers as 0, and sends it
+                return gr.Textbox(value=value, placeholder="not set", **common, min_width=200)
+            return gr.Number(value=value, **common, min_width=200)
         lines = 2 if field.kind in ("texts", "mapping") else 1
         return gr.Textbox(value=value, lines=lines, **common, min_width=200)
 
