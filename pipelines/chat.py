@@ -16,6 +16,7 @@ from ..toolkit.adapters.attach import disable_adapters
 from ..toolkit.core.devices import check_precision
 from ..toolkit.core.errors import UserError
 from ..toolkit.core.out_of_memory import oom_context
+from ..toolkit.core.setting_names import as_flag
 from ..toolkit.data.conversations import Conversation
 from ..toolkit.data.image_checks import check_image
 from ..toolkit.data.videos import Video, load_medium
@@ -74,7 +75,7 @@ def image_settings(adapters: Sequence[Path]) -> dict[str, Any]:
         ways = {getattr(adapter_facts(Path(folder)), name) or None for folder in adapters}
         if len(ways) > 1:
             raise UserError(
-                f"The adapters were trained with different --{name.replace('_', '-')}: {', '.join(map(str, ways))}. Use them one by one."
+                f"The adapters were trained with different {as_flag(name)}: {', '.join(map(str, ways))}. Use them one by one."
             )
         settings[name] = next(iter(ways), None)
     return settings | {"pad_to_square": bool(settings["pad_to_square"])}

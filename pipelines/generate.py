@@ -20,7 +20,7 @@ from ..toolkit.core.files import write_png
 from ..toolkit.core.out_of_memory import oom_context
 from ..toolkit.core.paths import is_file
 from ..toolkit.core.randomness import generator
-from ..toolkit.core.renamed import current_names
+from ..toolkit.core.setting_names import current_names
 from ..toolkit.core.versions import check_versions
 from ..toolkit.data.images import READ_ERRORS, image_size, load_rgb, open_image
 from ..toolkit.diffusion.load import find_family, open_model, resolve_base

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Le
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.formats.adapter_facts import AdapterFacts
 from .options import BaseFileOptions, parse_options, positional
 
@@ -115,7 +116,7 @@ def evaluate_pairs(
 
     for name in ("prompts", "token", "class_noun"):
         if value := getattr(options, name):
-            flag = f"--{name.replace('_', '-')}"
+            flag = as_flag(name)
             raise UserError(f"{flag} {value} is of subjects: images with references are made by their captions.")
     pairs, seen = find_pairs(recipe.base, config, options.images, options.references, learned, side=options.width)
     clip, others = ClipScorer(options.clip or None), [DinoScorer(one) for one in options.dino]
@@ -172,9 +173,7 @@ def evaluation_recipe(options: EvaluateOptions) -> tuple[Recipe, AdapterFacts, D
     for name in ("base",) if options.references else ("base", "token", "class_noun"):
         facts = replace(facts, **{name: getattr(options, name) or getattr(facts, name)})
         if not getattr(facts, name):
-            raise UserError(
-                f"{run} does not say its {name.replace('_', ' ')}: give it with --{name.replace('_', '-')}."
-            )
+            raise UserError(f"{run} does not say its {name.replace('_', ' ')}: give it with {as_flag(name)}.")
     steps, guidance = drawing_defaults(facts.base, config)
     recipe = Recipe(
         prompt="",

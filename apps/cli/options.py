@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.limits import check_limits
 from ...toolkit.core.paths import expand_paths
-from ...toolkit.core.renamed import current_name
+from ...toolkit.core.setting_names import as_flag, current_name
 from ...toolkit.diffusion.base_files import join_base
 from .commands import COMMANDS
 
@@ -89,7 +89,7 @@ def current_flags(argv: list[str], known: list[str]) -> list[str]:
                     f"{as_flag(given[name])} and {as_flag(old)} are one setting, now {as_flag(name)}: give it once."
                 )
             if name != old:
-                flag = f"--{no}{name.replace('_', '-')}"
+                flag = as_flag(no + name)
         words.append(flag + equals + value)
     return words
 
@@ -115,11 +115,6 @@ def check_used(options: Any, unused: Collection[str], what: str) -> None:
     ]
     if given:
         raise UserError(f"{', '.join(given)} would have no effect on {what}: leave it out.")
-
-
-def as_flag(name: str) -> str:
-    """A field's name as the command line has it."""
-    return "--" + name.replace("_", "-")
 
 
 def parse_run(kind: Any, argv: list[str], name: str, default: Any = None) -> tuple[Any, bool]:

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -440,10 +441,13 @@ def test_temporary_files_are_private_and_cleaned(tmp_path, monkeypatch):
 
 def test_runs_on_a_file_are_a_sentence(tmp_path):
     (tmp_path / "file").write_text("x")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
     with pytest.raises(UserError, match=r"--runs .*file is a file: give a folder"):
-        app(["--runs", str(tmp_path / "file"), "--port", "7999"])
+        app(["--runs", str(tmp_path / "file"), "--port", port])
     with pytest.raises(UserError, match="cannot be made"):
-        app(["--runs", str(tmp_path / "file" / "runs"), "--port", "7999"])
+        app(["--runs", str(tmp_path / "file" / "runs"), "--port", port])
     assert AppOptions().runs == Path("runs")
 
 

@@ -14,7 +14,7 @@ from rankfold.apps.cli.options import parse_options
 from rankfold.apps.cli.sample import SampleOptions
 from rankfold.pipelines.generate import TEXT_CHUNK, Recipe, generate, read_recipe, repeat, save_image
 from rankfold.toolkit.core.errors import UserError
-from rankfold.toolkit.core.renamed import RENAMED
+from rankfold.toolkit.core.setting_names import RENAMED
 from rankfold.training.config.instruct import InstructConfig
 from rankfold.training.config.search import InstructSearchConfig
 from rankfold.training.config.subject import SubjectConfig

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from .errors import UserError
+from .setting_names import as_flag
 
 WORDS: dict[type, tuple[str, str]] = {
     Ge: ("ge", "at least"),
@@ -31,13 +32,13 @@ def check_limits(settings: Any, kind: Any = None) -> None:
         value = getattr(settings, name)
         for one in values_in(value):
             if isinstance(one, str) and not is_text(one):
-                raise UserError(f"{flag(name)} {one[:80]!a} holds bytes that are no text.")
+                raise UserError(f"{as_flag(name)} {one[:80]!a} holds bytes that are no text.")
             if isinstance(one, float) and not isfinite(one):
-                raise UserError(f"{flag(name)} must be a finite number, not {one}.")
+                raise UserError(f"{as_flag(name)} must be a finite number, not {one}.")
             if isinstance(one, int) and abs(one) > LARGEST:
-                raise UserError(f"{flag(name)} must be at most {LARGEST}, not {one}.")
+                raise UserError(f"{as_flag(name)} must be at most {LARGEST}, not {one}.")
             if fault := limit_fault(one, constraints(hint)):
-                raise UserError(f"{flag(name)} must be {fault}, not {one}.")
+                raise UserError(f"{as_flag(name)} must be {fault}, not {one}.")
 
 
 def is_text(text: str) -> bool:
@@ -54,11 +55,6 @@ def values_in(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
     return list(value) if isinstance(value, tuple | list) else [value]
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return f"--{name.replace('_', '-')}"
 
 
 def constraints(hint: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.files import write_text
 from ...toolkit.core.run_folder import Run
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.formats.locate import adapter_facts, adapter_path
 from ...toolkit.vlm.model import VisionLanguageModel, resolve_vision_base
@@ -66,7 +67,7 @@ def with_sources_images(config: ComposeInstructConfig) -> ComposeInstructConfig:
         if getattr(config, name):
             continue
         if len(ways) > 1:
-            option = f"--{name.replace('_', '-')}"
+            option = as_flag(name)
             raise UserError(
                 f"The adapters were trained with different {option}: {', '.join(map(str, ways))}. Give the one to use with {option}."
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...toolkit.adapters.registry import method_values
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.formats import native
 from ...toolkit.formats.adapter_folder import check_adapter_folder, is_native, is_peft_folder
 from ...toolkit.formats.locate import adapter_path
@@ -48,7 +49,7 @@ def check_start(config: SubjectConfig) -> None:
     for name in ("target_modules", "text_target_modules", "blocks", "rank_pattern", "adapter_options"):
         if getattr(config, name):
             raise UserError(
-                f"--{name.replace('_', '-')} does not go with --start-from, whose layers and ranks are kept: leave it out."
+                f"{as_flag(name)} does not go with --start-from, whose layers and ranks are kept: leave it out."
             )
     method, rank, alpha = start_values(config.start_from)
     if method != config.adapter:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.diffusion.load import open_model, resolve_base
 from .base import LoopConfig
 from .compose import ComposeInstructConfig, has_fixed_weights
@@ -66,8 +67,3 @@ def why_unused(config: Any, name: str) -> str:
         base = open_model(resolve_base(config.base))
         return "" if base.is_flow else f"{base.title} predicts noise, and its timesteps are drawn evenly"
     return ""
-
-
-def as_flag(name: str) -> str:
-    """A setting as the command line has it."""
-    return "--" + name.replace("_", "-")

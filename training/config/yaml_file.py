@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ...toolkit.core.errors import UserError, did_you_mean
 from ...toolkit.core.paths import expand_user
-from ...toolkit.core.renamed import current_names
+from ...toolkit.core.setting_names import current_names
 from ...toolkit.core.texts import read_text
 from ...toolkit.core.yaml_text import parse_yaml
 from .base import LoopConfig

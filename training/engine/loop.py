@@ -28,8 +28,8 @@ from ...toolkit.core.errors import UserError, one_line_message
 from ...toolkit.core.files import write_png, write_text
 from ...toolkit.core.out_of_memory import oom_context
 from ...toolkit.core.randomness import mix_seed
-from ...toolkit.core.renamed import current_names
 from ...toolkit.core.run_folder import Run
+from ...toolkit.core.setting_names import current_names
 from ..config.base import LoopConfig
 from .block_swap import find_block_swap
 from .checkpoint import newest_checkpoint, write_checkpoint

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from ...toolkit.core.errors import UserError
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.core.systems import max_open_files
 from ...toolkit.core.texts import read_text
 from ...toolkit.diffusion.model import DTYPES
@@ -81,7 +82,7 @@ def check_rates(config: InstructConfig) -> None:
     ):
         if getattr(config, name) is not None and not trained:
             raise UserError(
-                f"--{name.replace('_', '-')} is of a part that is not trained: add it to --target-parts, or leave the setting out."
+                f"{as_flag(name)} is of a part that is not trained: add it to --target-parts, or leave the setting out."
             )
 
 

@@ -14,6 +14,7 @@ from ...toolkit.adapters.attach import adapter_layers
 from ...toolkit.adapters.fold import fold
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.run_folder import Run
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.diffusion.load import open_model, resolve_base
 from ...toolkit.diffusion.model import DTYPES
 from ...toolkit.formats.factors import FACTOR_FORMATS, check_factors
@@ -69,7 +70,7 @@ def check_export_options(config: LoopConfig, dtype: str | None, options: dict[st
     else:
         given, what = ["dtype"] if dtype else [], "vision-language models"
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        flags = ", ".join(as_flag(name) for name in given)
         raise UserError(f"{flags} would have no effect: it is for runs on {what}; leave it out.")
 
 

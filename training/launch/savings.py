@@ -8,6 +8,7 @@ from typing import Any
 from ...toolkit.core.devices import check_precision, device_type, has_own_memory
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.quantize import check_quantize
+from ...toolkit.core.setting_names import as_flag
 from ..config.base import LoopConfig
 from ..config.subject import SubjectConfig
 from ..engine.block_swap import check_block_swap
@@ -73,5 +74,5 @@ def is_available(config: LoopConfig, change: SettingChange) -> bool:
 
 def to_flags(change: SettingChange) -> str:
     """Settings as options of the command line."""
-    words = {f"--{name.replace('_', '-')}": value for name, value in change.items()}
+    words = {as_flag(name): value for name, value in change.items()}
     return " ".join(flag if value is True else f"{flag} {value}" for flag, value in words.items())

@@ -14,6 +14,7 @@ from ...toolkit.core.errors import UserError, list_names
 from ...toolkit.core.files import write_text
 from ...toolkit.core.paths import is_there
 from ...toolkit.core.run_folder import Run
+from ...toolkit.core.setting_names import as_flag
 from ...toolkit.diffusion.base_files import base_paths, parse_base
 from ..config.base import LoopConfig
 from ..config.compose import has_fixed_weights
@@ -144,7 +145,7 @@ def check_sources_outside(config: Any, run: Run) -> None:
         place = Path(text).resolve()
         whole = name == "adapters" and place == run.folder.resolve()
         if text and Path(text).exists() and (whole or any(place.is_relative_to(entry) for entry in own)):
-            option = "a source" if name == "adapters" else f"--{name.replace('_', '-')}"
+            option = "a source" if name == "adapters" else as_flag(name)
             raise UserError(
                 f"{option} {text} lies in the run {run.folder}, which would be deleted: copy it elsewhere, or give another --out."
             )

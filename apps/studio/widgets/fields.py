@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ....toolkit.core.errors import UserError
+from ....toolkit.core.setting_names import as_flag
 from ....training.config.base import LoopConfig
 from ....training.config.yaml_file import METHODS, from_yaml_text, to_yaml
 
@@ -207,7 +208,7 @@ def config_command(config: LoopConfig) -> list[str]:
         value = values.get(field.name, field.default)
         if field.name == "adapters" or value == field.default:
             continue
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = as_flag(field.name)
         if field.kind in ("flag", "switch"):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif field.kind == "texts":

@@ -1,4 +1,4 @@
-"""Names of settings that have changed: the old one is read wherever users still hold it."""
+"""Names of settings: as options of the command line, and former ones, which are read wherever users still hold them."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def current_names(values: Mapping[str, Any], known: Collection[str], place: str)
 def current_name(name: str, known: Collection[str]) -> str:
     """The name that a setting has now, where it is among those that are known."""
     return new if (new := RENAMED.get(name)) in known else name  # type: ignore[return-value]
+
+
+def as_flag(name: str) -> str:
+    """A setting as the command line has it."""
+    return "--" + name.replace("_", "-")
