@@ -27,7 +27,10 @@ from rankfold.toolkit.diffusion.families import FAMILIES
 from rankfold.toolkit.diffusion.families.flux_2 import Flux2
 from rankfold.toolkit.diffusion.load import open_model, resolve_base
 from rankfold.toolkit.diffusion.model import pack_latents, pad_and_stack, unpack_latents
+from rankfold.toolkit.formats.adapter_facts import AdapterFacts
 from rankfold.toolkit.formats.adapter_folder import WEIGHTS, check_adapter_folder
+from rankfold.toolkit.formats.header import describe_file
+from rankfold.toolkit.formats.write import Part
 from rankfold.training.launch.start import resume, train
 from rankfold.training.subject.task import SubjectTask
 
@@ -282,6 +285,32 @@ def test_exports_to_stock_diffusers(folder, trained, tmp_path):
     assert proof.weight_error < 1e-5
     assert proof.image_difference < 1e-3
     assert proof.effect > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("sd", {}, ("stable-diffusion-v1", "sd_v1")),
+        ("sd", {"cross_attention_dim": 1024}, ("stable-diffusion-v2-512", "sd_v2")),
+        ("sd", {"cross_attention_dim": 1024, "sample_size": 96}, ("stable-diffusion-v2-768-v", "sd_v2")),
+        ("sdxl", {}, ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0")),
+        ("sd3", {}, ("stable-diffusion-3", "sd3")),
+        ("flux-dev", {}, ("flux-1-dev", "flux1")),
+        ("z-image", {}, ("z-image", "z-image")),
+    ],
+)
+def test_headers_say_for_which_bases_a_file_is(folders, family, changes, expected):
+    """As A1111 and other readers sort files by: one that is said to be for Stable Diffusion 1 is hidden beside an XL base."""
+    part = folders(family) / open_model(str(folders(family))).denoiser_name
+    kind = getattr(diffusers, json.loads((part / "config.json").read_text())["_class_name"])
+    denoiser = kind.from_config(kind.load_config(part) | changes)
+    change = {"unet": Part(denoiser, {}, "lora")}
+    facts = AdapterFacts(base="/home/somebody/models/mine.safetensors")
+    header = describe_file({}, change, facts, title="mine")
+    assert (header["modelspec.architecture"], header["ss_base_model_version"]) == (f"{expected[0]}/lora", expected[1])
+    assert header.get("ss_v2") == ("True" if expected[1] == "sd_v2" else None)
+    assert header["ss_sd_model_name"] == "mine.safetensors"
+    assert describe_file({}, change, AdapterFacts(base="who/what"), title="mine")["ss_sd_model_name"] == "who/what"
 
 
 def test_two_processes_give_the_same_curve(folders, photos, tmp_path):

@@ -104,6 +104,8 @@ class DiffusionModel:
     """What people call the family."""
     architecture: ClassVar[str] = ""
     """Its name in ModelSpec headers."""
+    kohya_version: ClassVar[str] = ""
+    """Its ss_base_model_version in the headers of kohya's files; '' where kohya's tools have none, and the architecture stands there."""
     denoiser_classes: ClassVar[tuple[str, ...]] = ()
     """Classes of diffusers that its denoiser is."""
     layer_marks: ClassVar[tuple[str, ...]] = ()
@@ -196,6 +198,11 @@ class DiffusionModel:
     def default_targets(self) -> tuple[str, ...]:
         """Where adapters go when nobody says otherwise."""
         return self.attention_targets
+
+    @classmethod
+    def versions_in_headers(cls, denoiser: nn.Module) -> tuple[str, str]:
+        """The architecture of a denoiser in ModelSpec headers, and in kohya's, by which readers tell which bases an adapter is for."""
+        return cls.architecture, cls.kohya_version or cls.architecture
 
     @classmethod
     def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:

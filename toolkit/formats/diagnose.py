@@ -91,7 +91,7 @@ def detect_tool(file: LoraFile) -> str:
 
 def detect_base(file: LoraFile) -> str:
     """The base that header, names and widths point to."""
-    for key in ("ss_base_model_version", "modelspec.architecture", "base"):
+    for key in ("base", "ss_base_model_version", "modelspec.architecture"):
         if said := file.header.get(key):
             return f"{said} (by the header)"
     return detect_family(file) or "unknown"

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from ..core.paths import is_hub_id
 from ..diffusion.families import family_of_denoiser
 from .adapter_facts import AdapterFacts
 
@@ -25,12 +26,13 @@ def describe_file(
     state: dict[str, Tensor], parts: dict[str, Any], facts: AdapterFacts, *, title: str, thumbnail: Path | None = None
 ) -> dict[str, str]:
     """The header's entries for tensors that change these parts' models. facts: what the adapter says of itself."""
-    denoisers = [part.model for part in parts.values() if family_of_denoiser(part.model)]
-    family = family_of_denoiser(denoisers[0]) if denoisers else None
+    known = ((family_of_denoiser(part.model), part.model) for part in parts.values())
+    versions = (family.versions_in_headers(denoiser) for family, denoiser in known if family)
+    architecture, kohya_version = next(versions, ("unknown", ""))
     words = facts.trigger_words
     found = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{(family.architecture if family else '') or 'unknown'}/lora",
+        "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": title,
         "modelspec.date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S"),
@@ -39,7 +41,9 @@ def describe_file(
         "modelspec.tags": ", ".join(dict.fromkeys(word for word in (facts.class_noun, facts.adapter) if word)),
         "ss_output_name": title,
         "ss_training_comment": "made with rankfold",
-        "ss_base_model_version": facts.base,
+        "ss_base_model_version": kohya_version,
+        "ss_v2": "True" if kohya_version == "sd_v2" else "",
+        "ss_sd_model_name": facts.base if is_hub_id(facts.base) else Path(facts.base).name,
         "ss_tag_frequency": json.dumps({title: {words: 1}}) if words else "",
     }  # fmt: skip
     if thumbnail is not None and (image := data_url(thumbnail)):

@@ -70,6 +70,7 @@ class Flux(DiffusionModel):
     title = "FLUX.1"
     kohya_keeps_original_names = True
     architecture = "flux-1-dev"
+    kohya_version = "flux1"
     denoiser_classes = ("FluxTransformer2DModel",)
     layer_marks = (
         r"double_blocks_\d+_(img|txt)_mod",

@@ -41,6 +41,7 @@ class Lumina2(DiffusionModel):
     title = "Lumina Image 2"
     kohya_keeps_original_names = True
     architecture = "lumina-2"
+    kohya_version = "lumina2"
     denoiser_classes = ("Lumina2Transformer2DModel",)
     layer_marks = (
         r"(layers|refiner)_\d+_attn_to_[qkv]$",

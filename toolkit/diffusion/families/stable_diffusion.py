@@ -20,6 +20,9 @@ OUTER = {
     "label_emb.0.2": "add_embedding.linear_2", "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
 }  # fmt: skip
 
+SD2_WIDTH = 1024  # of the prompt states of 2.x
+SD2_V_SIDE = 96  # of the latents of 2.x's larger model, which predicts v
+
 
 class StableDiffusion(DiffusionModel):
     """UNet with cross-attention to one CLIP text encoder."""
@@ -44,6 +47,16 @@ class StableDiffusion(DiffusionModel):
         r"middle_block_\d",
     )
     licence = "CreativeML OpenRAIL-M (1.x) and ++-M (2.x): use-based restrictions go with every derived file."
+
+    @classmethod
+    def versions_in_headers(cls, denoiser: Any) -> tuple[str, str]:
+        """One class of denoisers is 1.x, 2.x and XL: told apart by what they are conditioned on, and the size they draw."""
+        config = denoiser.config
+        if config.addition_embed_type == "text_time":
+            return "stable-diffusion-xl-v1-base", "sdxl_base_v1-0"
+        if config.cross_attention_dim == SD2_WIDTH:
+            return f"stable-diffusion-v2-{'768-v' if config.sample_size == SD2_V_SIDE else '512'}", "sd_v2"
+        return cls.architecture, "sd_v1"
 
     @classmethod
     def original_layers(cls, denoiser: nn.Module) -> dict[str, OriginalLayer]:

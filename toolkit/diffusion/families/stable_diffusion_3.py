@@ -58,6 +58,7 @@ class StableDiffusion3(DiffusionModel):
     title = "Stable Diffusion 3"
     kohya_keeps_original_names = True
     architecture = "stable-diffusion-3"
+    kohya_version = "sd3"
     denoiser_classes = ("SD3Transformer2DModel",)
     layer_marks = (
         r"joint_blocks_\d+_(x|context)_block",
