@@ -1,7 +1,7 @@
 """Approximations, for adapters that no plain LoRA equals. Each says its error; nothing here is called exact.
 
 - An adapter whose output is not linear in its input is linearised: by the change that its variant says is nearest, or else by least
-  squares on the inputs that the layer really sees.
+  squares on the inputs that the layer really sees, which are one prompt's.
 - A change of full rank is cut by a singular value decomposition to the smallest rank within an error bound.
 """
 

@@ -92,7 +92,9 @@ class AdapterMixture:
             for part, mixtures in self.mixtures.items()
         }
         learned = {
-            f"{part}.{name}": [round(float(w.mean()), 5) for w in mixture.coefficients()]  # of columns, their mean
+            f"{part}.{name}": [
+                round(float(w.mean()), 5) for w in mixture.coefficients().detach()
+            ]  # of columns, their mean
             for part, mixtures in self.mixtures.items()
             for name, mixture in mixtures.items()
         }
