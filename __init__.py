@@ -16,6 +16,8 @@ _WHERE = {
     "FvaeLoraConfig": ".toolkit.adapters.variants.fvae",
     "LoraTrfConfig": ".toolkit.adapters.variants.loratrf",
     "GloraConfig": ".toolkit.adapters.variants.glora",
+    "TLoraConfig": ".toolkit.adapters.variants.tlora",
+    "DeftConfig": ".toolkit.adapters.variants.deft",
     "auxiliary_losses": ".toolkit.adapters.auxiliary",
     "SubjectConfig": ".training.config.subject",
     "ComposeConfig": ".training.config.compose",

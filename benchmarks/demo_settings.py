@@ -24,10 +24,10 @@ from rankfold.training.embedded.demo import DEMO_SETTINGS, measure_before_and_af
 FIRST = 2_000_600
 
 
-def write_captioned_folder(creature: int, folder: Path) -> Path:
-    """Folder with five drawn images of a creature and their captions."""
+def write_captioned_folder(creature: int, folder: Path, count: int = 5) -> Path:
+    """Folder with drawn images of a creature and their captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (image, thing) in enumerate(world.subject_images(creature, 5, seed=0)):
+    for number, (image, thing) in enumerate(world.subject_images(creature, count, seed=0)):
         image.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(prompt_for("sks creature", thing.scene, thing.place), encoding="utf-8")
     return folder

@@ -102,6 +102,8 @@ def make_recipes(pair: int, work: Path, threads: int) -> dict[str, Callable[[str
         "uniform": compose_pair("uniform"),
         "learned": compose_pair("learned", **learning),
         "learned, free": compose_pair("free", free=True, **learning),
+        "learned by columns": compose_pair("columns", tie="column", **learning),
+        "learned by columns, no penalty": compose_pair("columns-free", tie="column", column_penalty=0.0, **learning),
         **{
             f"PEFT {merge}, {weight:g} each": compose_pair(f"{merge}{weight:g}", merge=merge, weights=(weight, weight))
             for merge in MERGES

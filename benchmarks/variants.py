@@ -12,8 +12,8 @@ Resumable: every training leaves one file in the work folder, and what is there 
 5. Every method trains on every subject of --photos with every seed, and is measured after --steps (equal steps) and after as many steps
    as it makes in the time that plain LoRA needs for these (equal time).
 
-Without --photos the subjects are creatures of the tiny world that no embedded model has seen: five captioned images to train on and
-16 others to compare with. Of a folder of photos every third is held out to compare with.
+Without --photos the subjects are creatures of the tiny world that no embedded model has seen: five captioned images (--images)
+to train on and 16 others to compare with. Of a folder of photos every third is held out to compare with.
 
 identity    share of the way from the base's images to real ones that is closed (CLIP-I)
 fidelity    cosine of image and prompt without the token (CLIP-T), less the base's
@@ -52,6 +52,7 @@ from rankfold.toolkit.diffusion.load import EMBEDDED, open_model, resolve_base
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics import clip as metrics
 from rankfold.toolkit.metrics.clip import ClipScorer
+from rankfold.training.config.defaults import resolve_defaults
 from rankfold.training.config.search import SearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.embedded.demo import DEMO_TRAINING
@@ -94,9 +95,10 @@ class Settings:
         """A training with plain LoRA."""
         own = DEMO_TRAINING if self.base in EMBEDDED else {"batch_size": 1, "learning_rate": 1e-4}
         own = own | QUIET | {"rank": self.rank, "alpha": float(self.rank), "steps": self.steps, "seed": seed}
-        return SubjectConfig(
+        config = SubjectConfig(
             base=self.base, images=Path(images), out=out, class_noun=self.noun, threads=self.threads, **own
         )
+        return resolve_defaults(config)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class Cell:
 # ---------------------------------------------------------------------------------------------- subjects
 
 
-def drawn_subject(creature: int, work: Path) -> Subject:
+def drawn_subject(creature: int, work: Path, count: int) -> Subject:
     """A creature of the tiny world."""
     images, references = work / "subjects" / f"{creature}", work / "subjects" / f"{creature}-references"
     if not references.is_dir():
-        write_captioned_folder(creature, images)
+        write_captioned_folder(creature, images, count)
         references.mkdir(parents=True)
         for number, (image, _) in enumerate(world.subject_images(creature, REFERENCES, seed=1)):
             image.save(references / f"{number:02d}.png")
@@ -337,6 +339,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--photos", type=Path, nargs="+", default=[])
+    parser.add_argument("--images", type=int, default=5, help="of each drawn creature, to train on")
+    parser.add_argument("--subjects", type=int, default=len(TESTED_ON), help="drawn creatures at most")
     parser.add_argument("--tune-photos", type=Path, nargs="+", default=[])
     parser.add_argument("--class-noun", default="creature")
     parser.add_argument("--prompts", default="")
@@ -367,8 +371,12 @@ def main() -> None:
     )
     tests = [photographed_subject(folder, options.work) for folder in options.photos]
     tunes = [photographed_subject(folder, options.work) for folder in options.tune_photos]
-    tests = tests or [drawn_subject(creature, options.work) for creature in TESTED_ON]
-    tunes = tunes or [drawn_subject(creature, options.work) for creature in TUNED_ON]
+    tests = tests or [
+        drawn_subject(creature, options.work, options.images) for creature in TESTED_ON[: options.subjects]
+    ]
+    tunes = tunes or [
+        drawn_subject(creature, options.work, options.images) for creature in TUNED_ON[: options.subjects]
+    ]
     methods = load_or_make(
         options.work / "sizes.json",
         lambda: [asdict(one) for one in sizes_of(settings, tunes[0], options.methods)],

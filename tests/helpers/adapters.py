@@ -6,7 +6,7 @@ from torch import nn
 from rankfold.toolkit.adapters.base import REGISTRY
 from rankfold.toolkit.adapters.registry import make_config
 
-NOT_LINEAR = ("fvae", "loratrf", "loratrf-code")  # cannot be merged
+NOT_LINEAR = ("fvae", "loratrf", "loratrf-code", "tlora", "tlora-lora")  # cannot be merged
 
 EXTRA = {
     "moslora-frozen": ("moslora", {"mixer": "frozen"}),
@@ -14,6 +14,8 @@ EXTRA = {
     "loratrf-code": ("loratrf", {"filter": "code"}),
     "loratrf-edit": ("loratrf", {"filter": "edit"}),
     "loratrf-subspace": ("loratrf", {"filter": "subspace"}),
+    "tlora-lora": ("tlora", {"init": "lora"}),
+    "deft-qr": ("deft", {"form": "qr"}),
     "glora-elementwise": ("glora", {"form": "elementwise"}),
     "glora-vectors": ("glora", {"a": "vector", "b": "vector", "c": "lora", "d": "constant", "e": "constant"}),
     "glora-constants": ("glora", {"form": "elementwise", "a": "constant", "b": "constant"}),

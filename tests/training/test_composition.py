@@ -303,7 +303,9 @@ def test_peft_merges(base, runs, tmp_path, method):
     assert len(images) == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie": "block", "free": True}, {"tie": "global", "temperature": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie": "block", "free": True}, {"tie": "global", "temperature": 0.5}, {"tie": "column"}]
+)
 def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, capsys):
     config = compose_config(base, runs, tmp_path / "whole", images=images, learning_rate=0.1, **changes)
     whole = train(config)
@@ -317,7 +319,10 @@ def test_learned_weights_resume_exactly(base, runs, images, tmp_path, changes, c
     elif not changes:
         assert f"Learning {3 * len(weights)} weights" in said
         assert len(sets) > len(weights) / 2
-    if not changes.get("free"):
+    if changes.get("tie") == "column":
+        assert read_facts(whole.adapter).composed_how == "weighted sum by columns"
+        assert len(sets) == len(weights)
+    elif not changes.get("free"):
         assert all(sum(row) == pytest.approx(1.0, abs=1e-4) for row in sets)
     assert any(abs(w - 1 / 3) > 0.01 for row in sets for w in row)
     part = train_until(replace(config, out=tmp_path / "part"), 3)

@@ -1,6 +1,7 @@
 """Approximations, for adapters that no plain LoRA equals. Each says its error; nothing here is called exact.
 
-- An adapter whose output is not linear in its input is linearised: least squares on the inputs that the layer really sees.
+- An adapter whose output is not linear in its input is linearised: by the change that its variant says is nearest, or else by least
+  squares on the inputs that the layer really sees, which are one prompt's.
 - A change of full rank is cut by a singular value decomposition to the smallest rank within an error bound.
 """
 
@@ -16,7 +17,8 @@ from torch import nn
 from ..core.change import Change
 from ..core.devices import to_float64
 from .attach import adapter_layers
-from .fold import Folded, base_weight, has_adapter
+from .base import AdapterLayer
+from .fold import Folded, base_weight, has_adapter, nearest_change, to_cpu
 
 NOTHING = 1e-5  # relative error that single precision cannot tell from none
 RIDGE = 1e-6  # share of the mean square that is added to the inputs' second moments before they are inverted
@@ -48,32 +50,54 @@ class Moments:
         return change, (max(missed, 0.0) / float(ee)) ** 0.5 if ee else 0.0
 
 
+class Missed:
+    """What a given change misses of an adapter's effects, summed over what a layer has seen."""
+
+    def __init__(self, change: Change) -> None:
+        self.change, self.squares = change, [0.0, 0.0]
+
+    def add(self, layer: AdapterLayer, x: torch.Tensor, plain: torch.Tensor, effect: torch.Tensor) -> None:
+        """Takes inputs (..., in), the base layer's outputs (..., out) and the effects (..., out)."""
+        given = layer.apply_change(self.change, x, plain) - plain
+        self.squares[0] += float(to_float64(given - effect).square().sum())
+        self.squares[1] += float(to_float64(effect).square().sum())
+
+    def error(self) -> float:
+        """The norm of what is missed over that of the effects."""
+        missed, all_of_it = self.squares
+        return (missed / all_of_it) ** 0.5 if all_of_it else 0.0
+
+
 @torch.no_grad()
 def linearize(
     model: nn.Module, run: Callable[[], Any], adapter: str = "default", *, bias: bool = True
 ) -> tuple[Folded, dict[str, float]]:
-    """A linear change for each layer with the adapter, fitted to what it does while `run()` runs the model.
+    """A linear change for each layer with the adapter: its variant's own, or one fitted to what it does while `run()` runs the model.
 
     Returns the changes, and for each layer the norm of what they miss over the norm of the effect. The model must be in
-    eval mode, with this adapter alone active at strength 1; linear layers only.
+    eval mode, with this adapter alone active at strength 1; where changes are fitted, linear layers only.
     """
     layers = {name: layer for name, layer in adapter_layers(model).items() if has_adapter(layer, adapter)}
     moments = {name: Moments() for name in layers}
+    given = {name: Missed(change) for name, layer in layers.items() if (change := nearest_change(layer, adapter))}
     hooks = []
     for name, layer in layers.items():
 
-        def record_moments(module: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
-            x = inputs[0]
-            effect = output - module.get_base_layer()(x)
-            moments[name].add(x.flatten(0, -2), effect.flatten(0, -2))
+        def record(module: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
+            x, plain = inputs[0], module.get_base_layer()(inputs[0])
+            if name in given:
+                given[name].add(module, x, plain, output - plain)
+            else:
+                moments[name].add(x.flatten(0, -2), (output - plain).flatten(0, -2))
 
-        hooks.append(layer.register_forward_hook(record_moments))  # type: ignore[attr-defined]
+        hooks.append(layer.register_forward_hook(record))  # type: ignore[attr-defined]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
     fits = {name: seen.fit(bias=bias) for name, seen in moments.items() if seen.sums is not None}
+    fits |= {name: (to_cpu(one.change), one.error()) for name, one in given.items()}
     return {name: change for name, (change, _) in fits.items()}, {name: error for name, (_, error) in fits.items()}
 
 

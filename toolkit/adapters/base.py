@@ -135,6 +135,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """Base layers that the variant can be put on. transformers' Conv1D is a linear layer whose weight is stored (in, out)."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of tensors that only training needs: a layer that is loaded to be used goes without them."""
+    follows_noise: ClassVar[bool] = False
+    """Whether the formula depends on how noisy the latents are (noise_level.py), so that it is for diffusion models alone."""
     auxiliary_only: ClassVar[tuple[str, ...]] = ()
     """Those of them that the task's loss does not reach. They are parameters outside the method's prefix, by which PEFT knows what
     every step trains."""
@@ -232,6 +234,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         Returns a code (..., m) and the matrix (out, m) that takes it to what is added to y, before the scaling.
         """
         raise NotImplementedError
+
+    def nearest_change(self, adapter: str) -> Change | None:
+        """What a variant that is not linear is best exported as, before the scaling; None: what is fitted to its effect."""
+        return None
 
     def calibrate(self, adapter: str, mean: torch.Tensor) -> None:
         """Takes the base layer's mean output (out,) over a batch, for variants that start from it."""

@@ -3,8 +3,10 @@
     weight' = weight + sum_n w_n * change_n        for each layer, with weights w of its own
 
 uniform: w_n = 1 / N. Learned: w = softmax(v / temperature), v = 1 at the start and so uniform, v trained and all else frozen;
-or w = v itself, unconstrained. A source that does not touch a layer counts there as a change of nothing. The sum is exact:
-plain LoRA whose rank is the sum of the ranks, which `truncate_ranks` shortens without ever building a matrix of the weight's size.
+or w = v itself, unconstrained. By columns (ZipLoRA, Shah et al. 2023, arXiv 2311.13600): w_n is a factor for each column of
+change_n, 1 at the start, with a penalty on columns that several sources use; changes of biases, which have no columns, are summed.
+A source that does not touch a layer counts there as a change of nothing. The sum is exact: plain LoRA
+whose rank is the sum of the ranks, which `truncate_ranks` shortens without ever building a matrix of the weight's size.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import nn
 
 from ..core.change import Change, concat_present, forward_with_delta
 from ..core.modules import replace_module
+from . import auxiliary
 from .approximate import low_rank
 from .base import at_least_fp32
 from .fold import Folded, to_cpu
@@ -37,10 +40,31 @@ class MixingCoefficients(nn.Module):
         return self.logits if self.free else (self.logits / self.temperature).softmax(0)
 
 
+class ColumnFactors(nn.Module):
+    """Factors (N, in) for the columns of N sources' changes in one layer."""
+
+    def __init__(self, count: int, columns: int, *, penalty: float) -> None:
+        super().__init__()
+        self.penalty = penalty
+        self.logits = nn.Parameter(torch.ones(count, columns))
+
+    def forward(self) -> torch.Tensor:
+        """The factors, (N, in)."""
+        return self.logits
+
+    def overlap(self) -> torch.Tensor:
+        """The penalty, a scalar: its weight times the mean over columns of |m_a * m_b|, summed over pairs of sources."""
+        size = self.logits.abs()
+        pairs = (size.sum(0).square() - size.square().sum(0)) / 2
+        return self.penalty * pairs.mean()
+
+
 class Mixture(nn.Module):
     """A frozen layer with the frozen changes of N sources, added up by weights: all of them cost one product."""
 
-    def __init__(self, base_layer: nn.Module, changes: Sequence[Change], coefficients: MixingCoefficients) -> None:
+    def __init__(
+        self, base_layer: nn.Module, changes: Sequence[Change], coefficients: MixingCoefficients | ColumnFactors
+    ) -> None:
         super().__init__()
         self.base_layer, self.coefficients, self.is_plain_linear = base_layer, coefficients, is_plain(base_layer)
         weight = self.weight.detach().flatten(1)
@@ -75,6 +99,13 @@ class Mixture(nn.Module):
     def weighted_sum(self) -> Change:
         """The weighted sum."""
         w = self.coefficients()
+        if isinstance(self.coefficients, ColumnFactors):
+            return Change(
+                down=None if self.down is None else self.down * w[self.owner],
+                up=self.up,
+                bias=None if self.biases is None else self.biases.sum(0),
+                dense=None if self.dense is None else (self.dense * w[:, None]).sum(0),
+            )
         return Change(
             down=self.down,
             up=None if self.up is None else self.up * w[self.owner],
@@ -84,6 +115,10 @@ class Mixture(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in), or (B, in, H, W) for a convolution."""
+        if self.training and isinstance(self.coefficients, ColumnFactors) and auxiliary.should_compute_loss():
+            overlap = self.coefficients.overlap()
+            if (collected := auxiliary.current_collector()) is not None:
+                collected.add(f"columns of {id(self)}", overlap)  # by itself, so that layers are summed
         return forward_with_delta(self.base_layer, x, self.weighted_sum(), self.is_plain_linear)
 
 
@@ -105,7 +140,7 @@ def stack_or_zeros(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | Non
 
 
 def attach_sources(
-    model: nn.Module, sources: Sequence[Folded], coefficients_of: Callable[[str], MixingCoefficients]
+    model: nn.Module, sources: Sequence[Folded], coefficients_of: Callable[[str], MixingCoefficients | ColumnFactors]
 ) -> dict[str, Mixture]:
     """Puts the sources on a frozen model; weights_of(layer name) may give several layers the same weights."""
     mixtures = {}
@@ -121,6 +156,12 @@ def attach_sources(
 def layer_names(sources: Sequence[Folded]) -> list[str]:
     """Layers that any source changes, each once, in order."""
     return list(dict.fromkeys(name for source in sources for name in source))
+
+
+def count_columns(layer: nn.Module, changes: Sequence[Change]) -> int:
+    """Columns of a layer's weight (out, in * kernel), which a quantised layer's own tensor does not show."""
+    wide = [t for change in changes for t in (change.down, change.mask_down, change.dense) if t is not None]
+    return wide[0].shape[1] if wide else layer.weight.flatten(1).shape[1]  # type: ignore[operator, union-attr]
 
 
 def coefficient_factory(tie: str, make: Callable[[], MixingCoefficients]) -> Callable[[str], MixingCoefficients]:

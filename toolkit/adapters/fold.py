@@ -76,6 +76,14 @@ def merged_difference(layer: BaseTunerLayer, adapter: str) -> torch.Tensor:
     return difference.flatten(1)
 
 
+def nearest_change(layer: BaseTunerLayer, adapter: str) -> Change | None:
+    """The change that a layer's variant says is nearest to what it does, at strength 1; None where it says none."""
+    if not isinstance(layer, AdapterLayer) or not layer.has_adapter(adapter):
+        return None
+    change = layer.nearest_change(adapter)
+    return None if change is None else change.scale(layer.initial_scaling(adapter))
+
+
 def to_cpu(change: Change) -> Change:
     """The change in fp32 (or finer) in main memory; of a model without numbers (meta) its shapes."""
     tensors = {key: value.detach() for key, value in vars(change).items() if value is not None}
@@ -93,11 +101,14 @@ def is_dead(model: nn.Module, adapter: str = "default") -> bool:
     try:
         return all(change.is_zero for change in fold(model, adapter).values())
     except UserError:
-        return all(ignores_input(layer) for layer in adapter_layers(model).values())
+        return all(ignores_input(layer, adapter) for layer in adapter_layers(model).values())
 
 
-def ignores_input(layer: BaseTunerLayer) -> bool:
-    """Whether the adapted layer gives what its base layer gives, tried on noise in eval mode."""
+def ignores_input(layer: BaseTunerLayer, adapter: str) -> bool:
+    """Whether the adapted layer gives what its base layer gives, tried on noise in eval mode where no change stands for what it does."""
+    change = nearest_change(layer, adapter)
+    if change is not None:
+        return change.is_zero
     training = layer.training  # type: ignore[attr-defined]
     layer.eval()  # type: ignore[attr-defined]
     base: Any = layer.get_base_layer()

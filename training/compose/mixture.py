@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...toolkit.adapters import composition
-from ...toolkit.adapters.composition import MixingCoefficients, Mixture
+from ...toolkit.adapters.composition import ColumnFactors, MixingCoefficients, Mixture
 from ...toolkit.core.errors import UserError
 from ...toolkit.diffusion import textual_inversion as new_words
 from ...toolkit.formats.adapter_facts import AdapterFacts
@@ -42,14 +42,24 @@ class AdapterMixture:
         """
         config = self.config
         self.sources = load_sources(config, model)
-        coefficients_of = composition.coefficient_factory(
-            config.tie, lambda: MixingCoefficients(len(self.sources), temperature=config.temperature, free=config.free)
-        )
+        shared = None
+        if config.tie != "column":
+            shared = composition.coefficient_factory(
+                config.tie,
+                lambda: MixingCoefficients(len(self.sources), temperature=config.temperature, free=config.free),
+            )
         for part in changed_parts(self.sources):
             module = getattr(model, part).requires_grad_(False)
             folded = [source.parts.get(part, {}) for source in self.sources]
-            named = lambda name, part=part: coefficients_of(f"{part}.{name}")  # noqa: E731
-            self.mixtures[part] = composition.attach_sources(module, folded, named)
+
+            def coefficients_of(name: str, part: str = part, module: Any = module, folded: Any = folded) -> Any:
+                if shared is not None:
+                    return shared(f"{part}.{name}")
+                changes = [source[name] for source in folded if name in source]
+                columns = composition.count_columns(module.get_submodule(name), changes)
+                return ColumnFactors(len(folded), columns, penalty=config.column_penalty)
+
+            self.mixtures[part] = composition.attach_sources(module, folded, coefficients_of)
             check_representable(self.mixtures[part], config.max_rank)
         layers = sum(len(mixtures) for mixtures in self.mixtures.values())
         scalars = sum(coefficients.logits.numel() for coefficients in self.coefficients())
@@ -60,7 +70,7 @@ class AdapterMixture:
             new_words.add_tokens_to_pipeline(model.text_pipeline(), self.token_embeddings)
         return self.parts
 
-    def coefficients(self) -> list[MixingCoefficients]:
+    def coefficients(self) -> list[MixingCoefficients | ColumnFactors]:
         """The sets of coefficients, each once."""
         return list(
             {id(m.coefficients): m.coefficients for part in self.mixtures.values() for m in part.values()}.values()
@@ -82,7 +92,9 @@ class AdapterMixture:
             for part, mixtures in self.mixtures.items()
         }
         learned = {
-            f"{part}.{name}": [round(w, 5) for w in mixture.coefficients().tolist()]
+            f"{part}.{name}": [
+                round(float(w.mean()), 5) for w in mixture.coefficients().detach()
+            ]  # of columns, their mean
             for part, mixtures in self.mixtures.items()
             for name, mixture in mixtures.items()
         }

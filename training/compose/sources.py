@@ -20,7 +20,7 @@ from ...toolkit.formats.adapter_facts import AdapterFacts, ComposedSource
 from ...toolkit.formats.adapter_folder import PARTS
 from ...toolkit.formats.source import AdapterSource, load_source
 from ...toolkit.formats.write import Part, peft_state
-from ..config.compose import ComposeSettings
+from ..config.compose import ComposeSettings, has_fixed_weights
 from ..runs import library
 
 
@@ -76,6 +76,7 @@ def save_composition(
         UserError: for changes of full rank without a rank to cut them to.
     """
     error = 0.0
+    learned_by_columns = config.tie == "column" and not has_fixed_weights(config)  # type: ignore[arg-type]
     for name, part in parts.items():
         folded, cut_error = truncate_part(part, config.max_rank)
         error = max(error, cut_error)
@@ -88,7 +89,7 @@ def save_composition(
         facts,
         adapter="lora",
         composed_of=tuple(ComposedSource(source.name, source.hash) for source in sources),
-        composed_how=config.merge or "weighted sum",
+        composed_how=config.merge or ("weighted sum by columns" if learned_by_columns else "weighted sum"),
         composed_weights=weights,
         composed_cut_error=round(error, 4),
     ).save(folder)

@@ -21,8 +21,11 @@ class ComposeSettings:
     """Run folders, adapter folders, LoRA files, or names in the library."""
     weights: tuple[float, ...] = ()
     """Fixed weights, one for each adapter; unset means learned if there is something to learn from, and otherwise alike (1 / N)."""
-    tie: Literal["layer", "block", "global"] = "layer"
-    """Learned weights of their own for each layer, each block, or one set for the whole model."""
+    tie: Literal["column", "layer", "block", "global"] = "layer"
+    """Learned weights of their own for each layer, each block, or one set for the whole model; column: factors for every column of every
+    adapter's change in every layer (ZipLoRA, arXiv 2311.13600), 1 at the start."""
+    column_penalty: Annotated[float, Ge(0)] = 0.01
+    """With --tie column: weight of the penalty on columns that several adapters use, 0.01 in the paper."""
     temperature: Annotated[float, Gt(0)] = 1.0
     """Learned weights are softmax(v / temperature)."""
     free: bool = False

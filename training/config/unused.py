@@ -33,6 +33,7 @@ NEEDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "evaluate_answers": MEASURED,
     "preview_rows": ("--preview-every", lambda config: config.preview_every),
     "preview_tokens": ("--preview-every", lambda config: config.preview_every),
+    "column_penalty": ("--tie column", lambda config: config.tie == "column"),
     "density": ("--merge", lambda config: config.merge),
     "replay_share": ("--replay", lambda config: config.replay),
 }
@@ -63,6 +64,8 @@ def why_unused(config: Any, name: str) -> str:
         return "" if there(config) else f"it goes with {needed}, which is not given"
     if name == "target_parts" and config.target_modules:
         return "--target-modules says all layers"
+    if name in ("temperature", "free") and getattr(config, "tie", "") == "column":
+        return "the factors of --tie column are no softmax"
     if name in ("timestep_sampling", "timestep_shift"):
         base = open_model(resolve_base(config.base))
         return "" if base.is_flow else f"{base.title} predicts noise, and its timesteps are drawn evenly"

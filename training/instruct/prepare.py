@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ...toolkit.adapters.base import REGISTRY
 from ...toolkit.core.errors import UserError
 from ...toolkit.core.setting_names import as_flag
 from ...toolkit.core.systems import max_open_files
@@ -53,8 +54,19 @@ class PreparedData:
         )
 
 
+def check_adapter(config: InstructConfig) -> None:
+    """Raises UserError for an adapter that is for diffusion models alone."""
+    variant = REGISTRY.get(config.adapter)
+    if variant is not None and variant.follows_noise:
+        raise UserError(
+            f"--adapter {config.adapter} goes by how noisy an image is while it is made, and a vision-language model makes none: take "
+            "another, such as moslora."
+        )
+
+
 def prepare_instruct(config: InstructConfig) -> tuple[InstructConfig, tuple[Any, ...]]:
     """Checks the settings and reads the data; no model is loaded, only its processor."""
+    check_adapter(config)
     peft_config(config, config.target_modules or ("q_proj",))
     check_sharding(config, num_processes())
     if config.train_projector and "projector" in config.target_parts:
