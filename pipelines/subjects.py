@@ -27,7 +27,8 @@ HERE = "{subjects}"
 MIN_COLUMNS = 2  # image tokens that a subject's place is wide at least
 EARLY_SHARE = 0.15  # of the steps, in which places are found
 MIN_AREA = 0.5  # of an equal part of the image: the least that a place found is large
-MIN_AGREEMENT = 0.8  # share of neighbouring tokens with the same subject; chance gives 1 / subjects
+MIN_WHOLE = 0.8  # share of neighbouring tokens with the same subject; chance gives 1 / subjects
+MAX_ALIKE = 0.5  # correlation of two subjects' maps: with more, their words are attended to at the same places
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -198,7 +199,7 @@ def columns(subjects: int, height: int, width: int) -> torch.Tensor:
 
 @dataclass
 class Attention:
-    """What image tokens attend to, summed over layers and steps."""
+    """Where each subject's words are attended to, summed over layers and steps."""
 
     images: int
     """In the batch."""
@@ -206,41 +207,42 @@ class Attention:
     """Image of the batch -> (subjects, H, W)."""
 
     def observe(self, tokens: Tokens, query: torch.Tensor, key: torch.Tensor, asking: Any, asked: Any) -> None:
-        """Adds the share of each subject's words in the attention of each image token. query, key: (B, heads, tokens, D)."""
-        asks, answers = tokens.parties(*asking), tokens.parties(*asked)
-        size = tokens.levels.get(asking[1]) or tuple(tokens.places_BCHW.shape[2:])
+        """Adds an attention of image tokens to words, as a softmax over the image. query, key: (B, heads, tokens, D)."""
         finest = tuple(tokens.places_BCHW.shape[2:])
+        size = tokens.levels.get(asking[1], finest)
+        if min(size) < MIN_COLUMNS:
+            return
+        asks, answers = tokens.numbers(*asking), tokens.numbers(*asked)
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        for row, words in enumerate(tokens.words):
-            if not words.wanted or min(size) < MIN_COLUMNS:
+        for row, said in enumerate(tokens.words):
+            if not said.wanted:
                 continue
-            image = query[row, :, asks[row, :, -1] == 1].float()
-            sums = []
-            for subject in range(answers.shape[2] - 1):
-                own = (answers[row, :, subject] == 1) & (answers[row, :, -1] == 0)
-                logits = image @ key[row, :, own].float().transpose(1, 2) / query.shape[-1] ** 0.5
-                sums.append(logits.logsumexp(2))
-            shares = torch.stack(sums).softmax(0).mean(1).view(1, -1, *size)
-            shares = F.interpolate(shares, finest, mode="bilinear")[0].cpu()
+            seen, maps = query[row][:, asks[row] >= 0].float(), []
+            at = (answers[row] < -1).nonzero()[:, 0]
+            for subject in range(tokens.places_BCHW.shape[1]):
+                own = at[said.own(subject)[-2 - answers[row][at]]]
+                logits = seen @ key[row][:, own].float().transpose(1, 2) / query.shape[-1] ** 0.5
+                maps.append(logits.softmax(1).mean((0, 2)).view(size))
+            found = F.interpolate(torch.stack(maps)[None], finest, mode="bilinear")[0].cpu()
             number = row % self.images
-            self.total[number] = self.total.get(number, torch.zeros_like(shares)) + shares
+            self.total[number] = self.total.get(number, torch.zeros_like(found)) + found
 
 
 def places_from(attention_CHW: torch.Tensor) -> torch.Tensor | None:
-    """Each token to the subject that it attends to more than others do, (C, H, W); None where that gives no places.
+    """Each token to the subject whose words it attends to more than to those of others, (C, H, W); None where that gives no places.
 
-    Places are: each at least half of an equal part, and whole rather than scattered.
+    It gives places where the subjects' maps are not alike, each place is at least half of an equal part, and they are whole.
     """
     subjects = len(attention_CHW)
-    above = attention_CHW - attention_CHW.mean((1, 2), keepdim=True)
-    above = above / above.std((1, 2), keepdim=True).clamp(min=1e-12)
-    smooth = F.avg_pool2d(above[None], 3, 1, 1, count_include_pad=False)[0]
-    owners = smooth.argmax(0)
+    smooth = F.avg_pool2d(attention_CHW[None], 3, 1, 1, count_include_pad=False)[0].flatten(1)
+    above = smooth - smooth.mean(1, keepdim=True)
+    above = above / above.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    alike = (above @ above.T - 2 * torch.eye(subjects)).max()
+    owners = above.argmax(0).view(attention_CHW.shape[1:])
     areas = torch.bincount(owners.flatten(), minlength=subjects) / owners.numel()
-    agreement = torch.cat(
-        [(owners[1:] == owners[:-1]).flatten().float(), (owners[:, 1:] == owners[:, :-1]).flatten().float()]
-    ).mean()
-    if areas.min() < MIN_AREA / subjects or agreement < MIN_AGREEMENT:
+    down, across = owners[1:] == owners[:-1], owners[:, 1:] == owners[:, :-1]
+    whole = torch.cat([down.flatten().float(), across.flatten().float()]).mean()
+    if alike > MAX_ALIKE or areas.min() < MIN_AREA / subjects or whole < MIN_WHOLE:
         return None
     return F.one_hot(owners, subjects).permute(2, 0, 1).float()
 

@@ -56,6 +56,16 @@ class Words:
     wanted: bool
     """Whether it is the prompt, and not what is steered away from."""
 
+    def own(self, subject: int) -> torch.Tensor:
+        """(L,): whether a token is where this subject's prompt differs from those of the others, by half of the largest difference."""
+        owners = self.owners.to(self.states.device)
+        parts = [self.states[owners == number].flatten(1).float() for number in range(int(owners.max()) + 1)]
+        length = min(len(part) for part in parts)
+        others = [part[:length] for number, part in enumerate(parts) if number != subject]
+        away = torch.stack([(parts[subject][:length] - other).norm(dim=1) for other in others]).mean(0)
+        marks = (self.owners == subject).nonzero()[:, 0][:length][(away >= away.max() / 2).cpu()]
+        return torch.zeros(len(self.owners), dtype=torch.bool).index_fill(0, marks, True)
+
 
 @dataclass
 class Tokens:
@@ -149,16 +159,26 @@ class Tokens:
         return self.cache[kind, length]
 
     def parties(self, kind: str, length: int) -> torch.Tensor:
-        """Who may attend to whom, (B, length, C + 1): as far as the dot product of two. The last is 1 for image tokens, 2 for filling."""
+        """Who may attend to whom, (B, length, C + 1): as far as the dot product of two. The last is 1 for image tokens and filling."""
         if ("parties", kind, length) not in self.cache:
             image = self.image_at(length)
             most = image.amax(2, keepdim=True)
             image = torch.where(most > 0, image / most, 1.0)  # what is nobody's place attends to all words
             image = F.pad(image, (0, 1), value=1.0)
             said = [F.pad(F.one_hot(words.owners, image.shape[2] - 1).to(image), (0, 1)) for words in self.words]
-            fill = image.new_full((len(image), 2, image.shape[2]), 2.0)
+            fill = image.new_ones(len(image), 2, image.shape[2])
             self.cache["parties", kind, length] = self.lay_out(kind, length, image, said, fill)
         return self.cache["parties", kind, length]
+
+    def numbers(self, kind: str, length: int) -> torch.Tensor:
+        """What each token of a sequence is, (B, length): image token 0, 1, ...; word -2, -3, ...; filling -1."""
+        if ("numbers", kind, length) not in self.cache:
+            count = self.image_at(length).shape[1]
+            image = torch.arange(count)[None, :, None].expand(len(self.words), -1, -1)
+            words = [-2 - torch.arange(len(words.owners))[:, None] for words in self.words]
+            fill = torch.full((len(image), 2, 1), -1)
+            self.cache["numbers", kind, length] = self.lay_out(kind, length, image, words, fill)[..., 0]
+        return self.cache["numbers", kind, length]
 
     def bias(self, asking: tuple[str, int], asked: tuple[str, int], dtype: torch.dtype) -> torch.Tensor | None:
         """What is added to attention logits, (B, 1, Q, K); None where nothing is held back."""

@@ -117,7 +117,7 @@ class DiffusionModel:
     max_images_at_once: ClassVar[int] = 8
     """How many images the stock pipeline draws together."""
     words_first: ClassVar[bool | None] = True
-    """Whether the denoiser has words and image in one sequence, words first (True) or last; None where it attends across (cross-attention)."""
+    """Whether the denoiser has words and image in one sequence, words first (True) or last (False); None: it has cross-attention."""
     token_multiple: ClassVar[int] = 1
     """The denoiser fills words and image up to a multiple of so many tokens each."""
     words_argument: ClassVar[str] = "encoder_hidden_states"
