@@ -200,6 +200,7 @@ class MaskedDenoiser:
         self.tokens: Tokens | None = None
         self.calls: dict[Any, Tokens] = {}
         self.attention = ""
+        self.holds_attention = False
         self.observe: Callable[[Tokens, torch.Tensor, torch.Tensor, Any, Any], None] | None = None
 
     def set_places(self, places_BCHW: torch.Tensor) -> None:
@@ -207,7 +208,16 @@ class MaskedDenoiser:
         self.places_BCHW, self.calls = places_BCHW, {}
 
     def before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
-        """Hook: what the denoiser is called with -> its tokens."""
+        """Hook: what the denoiser is called with -> its tokens.
+
+        Raises:
+            UserError: for words that are not known, too many of them, or an attention that cannot be held back.
+        """
+        if self.calls and not self.holds_attention and self.places_BCHW.shape[1] > 1:
+            raise UserError(
+                f"{self.family.title}: attention between subjects cannot be held back, since no attention to words came by PyTorch's "
+                "scaled_dot_product_attention: leave DIFFUSERS_ATTN_BACKEND unset, or take one adapter."
+            )
         said = self.signature.bind(denoiser, *args, **kwargs).arguments[self.family.words_argument]
         rows = [self.recognise(row) for row in said]
         key = (*rows, max(len(row) for row in said))
@@ -289,6 +299,7 @@ class SubjectAttention(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.masked.observe and asked[0] != "image" and asking[0] != "words":
             self.masked.observe(tokens, given["query"], given["key"], asking, asked)
+        self.masked.holds_attention = True
         bias = tokens.bias(asking, asked, given["query"].dtype)
         if bias is not None:
             given["attn_mask"] = add_mask(bias, given.get("attn_mask"))

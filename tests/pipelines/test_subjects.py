@@ -13,8 +13,15 @@ from torch.overrides import TorchFunctionMode
 from rankfold.apps.cli import main
 from rankfold.pipelines import generate as generating
 from rankfold.pipelines.generate import Recipe, generate, load_pipeline, sampling_pipeline
-from rankfold.pipelines.subjects import columns, own_prompts, parse_subjects, places_from
-from rankfold.pipelines.token_masks import MaskedDenoiser, MaskedLayer, Tokens, Words
+from rankfold.pipelines.subjects import (
+    OwnPrompt,
+    columns,
+    own_prompts,
+    parse_subjects,
+    places_from,
+    words_of_subjects,
+)
+from rankfold.pipelines.token_masks import MaskedDenoiser, MaskedLayer, SubjectAttention, Tokens, Words
 from rankfold.toolkit.adapters.attach import attach
 from rankfold.toolkit.adapters.registry import make_config
 from rankfold.toolkit.core.change import Change
@@ -312,6 +319,42 @@ def test_an_adapter_that_shows_no_subject_or_cannot_be_kept_to_one(adapters, tmp
     bent = make_adapter(base, tmp_path / "bent", targets=("to_q",), method="fvae")
     with pytest.raises(UserError, match="bent cannot be kept to a subject"):
         generate(recipe_for(base, adapter, bent, **both))
+
+
+def test_words_are_encoded_with_the_adapter_of_their_own_subject(adapters):
+    """Each subject's states are those of its prompt with its adapter alone on the text encoder."""
+    base, first, second = adapters("sd")
+    pipe = load_pipeline(recipe_for(base, first, second))
+    names, prompts, known = ["adapter_0", "adapter_1"], ["a red dog", "a blue cat"], []
+    with words_of_subjects(pipe, prompts, names, [1.0, 0.5], known):
+        wanted, unwanted = pipe.encode_prompt(OwnPrompt("both"), "cpu", 1, True, negative_prompt="grey")
+    length = wanted.shape[1] // 2
+    assert torch.equal(known[0].owners, torch.arange(2).repeat_interleave(length))
+    assert [words.wanted for words in known] == [True, False]
+    for number, (name, strength) in enumerate(zip(names, [1.0, 0.5], strict=True)):
+        native.set_strengths(pipe, {name: strength})
+        alone = pipe.encode_prompt(prompts[number], "cpu", 1, True, negative_prompt="grey")
+        for together, own in zip((wanted, unwanted), alone, strict=True):
+            torch.testing.assert_close(together[:, number * length : (number + 1) * length], own)
+    assert (wanted[:, :length] - wanted[:, length:]).abs().max() > 0.1
+
+
+def test_an_attention_that_cannot_be_held_back_is_refused(adapters, monkeypatch):
+    base, first, second = adapters("flux-dev")
+    monkeypatch.setattr(SubjectAttention, "sides", lambda self, tokens, q, k: (None, None))
+    with pytest.raises(UserError, match="attention between subjects cannot be held back"):
+        generate(recipe_for(base, first, second, subjects=("red dog", "blue cat"), prompt="{subjects}"))
+
+
+def test_an_adapter_on_some_layers_of_a_unet(adapters, tmp_path):
+    """Convolutions and cross-attention are told apart from what sees the noise level alone."""
+    base, adapter, _ = adapters("sd")
+    both = {"subjects": ("red dog", "blue cat"), "prompt": "{subjects}"}
+    wide = make_adapter(base, tmp_path / "wide", targets=("conv1", "proj_in", "ff.net.2", "attn2.to_k"))
+    assert len(generate(recipe_for(base, adapter, wide, **both))) == 1
+    time = make_adapter(base, tmp_path / "time", targets=("time_emb_proj",))
+    with pytest.raises(UserError, match="time_emb_proj, of which it cannot be told"):
+        generate(recipe_for(base, adapter, time, **both))
 
 
 # ---------------------------------------------------------------------------------------------- the command line
