@@ -1,21 +1,26 @@
 """Two subjects in one image: what becomes of each, by every way of putting two adapters together.
 
-    python benchmarks/two_subjects.py [--pairs 3] [--work FOLDER] [--out FILE.json] [--picture FILE.png]
+    python benchmarks/two_subjects.py [--pairs 3] [--ways NAME ...] [--work FOLDER] [--out FILE.json] [--image FILE.png]
 
 For each pair of creatures that no embedded model has seen, an adapter each is trained on five images of it alone. Then the same
 prompts and seeds for each way. Learned ways see eight images of both (also the LoRA from scratch, for as many steps).
 
 identity: cosine (CLIP-I, embedded open_clip) of the left or right part of an image with such parts of drawn images of the
 subject, the two parts given to the two subjects in the better way; "closed" puts the base model at 0 and drawn images at 1.
-both: the lesser identity of an image's two. Intervals: bootstrap over all images.
+both: the lesser identity of an image's two. scene: share of images whose scene, by the same open_clip, is the one asked for.
+time: CPU seconds of one image on one thread over those of one with a single adapter in the weights, alternating, median of TIMES.
+Intervals: bootstrap over pairs, and over the images within them. What is drawn is kept in --work by pair and way, so a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +28,10 @@ import torch
 from PIL import Image
 
 from rankfold import ComposeConfig, SubjectConfig, compose, train
-from rankfold.pipelines.generate import Recipe, generate, image_grid, load_pipeline
+from rankfold.pipelines.generate import Recipe, generate, image_grid, sampling_pipeline
 from rankfold.pipelines.regions import parse_region
 from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer
-from rankfold.toolkit.metrics.statistics import bootstrap_interval
 from rankfold.training.embedded.demo import DEMO_TRAINING
 
 FIRST = 2_000_101  # creatures of pair p: FIRST + 10 p and the next
@@ -72,46 +76,83 @@ def few_images(pair: int, work: Path) -> Path:
     return folder
 
 
-def make_recipes(pair: int, work: Path, threads: int) -> dict[str, Callable[[str], Recipe]]:
-    """Name -> the recipe for a place such as 'on the beach'."""
-    singles, few = single_adapters(pair, work, threads), few_images(pair, work)
-    here = work / f"pair{pair}"
-    general = Recipe(prompt="", guidance_scale=2.0)
-    learning = {"images": few, "steps": STEPS, "learning_rate": 0.05, "min_snr_gamma": 5.0, "threads": threads} | QUIET
+Recipes = Callable[[str], Recipe]  # of a place such as 'on the beach'
+GENERAL = Recipe(prompt="", guidance_scale=2.0)
+CENTRE = "{where} in the centre"
 
-    def with_adapter(folder: Path) -> Callable[[str], Recipe]:
-        return lambda where: replace(
-            general, prompt=PROMPT.format(where=where), adapters=(str(folder),), strengths=(1.0,)
+
+def learning(pair: int, work: Path, threads: int) -> dict:
+    """Settings of the learned ways."""
+    few = few_images(pair, work)
+    return {"images": few, "steps": STEPS, "learning_rate": 0.05, "min_snr_gamma": 5.0, "threads": threads} | QUIET
+
+
+def with_adapter(folder: Path) -> Recipes:
+    """Both subjects by one adapter."""
+    return lambda where: replace(GENERAL, prompt=PROMPT.format(where=where), adapters=(str(folder),), strengths=(1.0,))
+
+
+def together(pair: int, work: Path, threads: int) -> Recipes:
+    """Both adapters switched on."""
+    singles = tuple(single_adapters(pair, work, threads))
+    return lambda where: replace(GENERAL, prompt=PROMPT.format(where=where), adapters=singles, strengths=(1.0, 1.0))
+
+
+def composed(pair: int, work: Path, threads: int, *, name: str, learned: bool = False, **settings) -> Recipes:
+    """Both adapters composed into one."""
+    more = learning(pair, work, threads) if learned else {}
+    adapters, out = tuple(single_adapters(pair, work, threads)), work / f"pair{pair}" / name
+    return with_adapter(
+        compose(ComposeConfig(adapters=adapters, out=out, **settings, **more), overwrite=out.is_dir()).adapter
+    )
+
+
+def from_scratch(pair: int, work: Path, threads: int) -> Recipes:
+    """A LoRA trained on images of both."""
+    settings = DEMO_TRAINING | learning(pair, work, threads) | {"learning_rate": 1e-3}
+    out = work / f"pair{pair}" / "scratch"
+    return with_adapter(train(SubjectConfig(out=out, **settings), overwrite=out.is_dir()).adapter)
+
+
+def by_regions(pair: int, work: Path, threads: int) -> Recipes:
+    """A region, and a pass of the denoiser, for each."""
+    both = together(pair, work, threads)
+
+    def recipe(where: str) -> Recipe:
+        texts = [f"{side}: a sks{n} creature {CENTRE.format(where=where)}" for n, side in ((1, "left"), (2, "right"))]
+        return replace(both(where), regions=tuple(parse_region(text) for text in texts))
+
+    return recipe
+
+
+def by_subjects(pair: int, work: Path, threads: int) -> Recipes:
+    """Tokens of its own for each, in one pass; places are found."""
+    both, words = together(pair, work, threads), ("sks1 creature", "sks2 creature")
+    return lambda where: replace(both(where), prompt=f"a {{subjects}} {CENTRE.format(where=where)}", subjects=words)
+
+
+WAYS: dict[str, Callable[[int, Path, int], Recipes]] = {
+    "base model": lambda *_: lambda where: replace(GENERAL, prompt=f"two creatures {where}"),
+    "both switched on": together,
+    "uniform": partial(composed, name="uniform"),
+    "learned": partial(composed, name="learned", learned=True),
+    "learned, free": partial(composed, name="free", learned=True, free=True),
+    "learned by columns": partial(composed, name="columns", learned=True, tie="column"),
+    "learned by columns, no penalty": partial(
+        composed, name="columns-free", learned=True, tie="column", column_penalty=0.0
+    ),
+    **{
+        f"PEFT {merge}, {weight:g} each": partial(
+            composed, name=f"{merge}{weight:g}", merge=merge, weights=(weight, weight)
         )
-
-    def compose_pair(name: str, **settings) -> Callable[[str], Recipe]:
-        config = ComposeConfig(adapters=tuple(singles), out=here / name, **settings)
-        return with_adapter(compose(config, overwrite=config.out.is_dir()).adapter)
-
-    def train_together(where: str) -> Recipe:
-        return replace(general, prompt=PROMPT.format(where=where), adapters=tuple(singles), strengths=(1.0, 1.0))
-
-    def by_regions(where: str) -> Recipe:
-        texts = [f"{side}: a sks{n} creature {where} in the centre" for n, side in ((1, "left"), (2, "right"))]
-        return replace(train_together(where), regions=tuple(parse_region(text) for text in texts))
-
-    scratch = SubjectConfig(out=here / "scratch", **(DEMO_TRAINING | learning | {"learning_rate": 1e-3}))
-    return {
-        "base model": lambda where: replace(general, prompt=f"two creatures {where}"),
-        "both switched on": train_together,
-        "uniform": compose_pair("uniform"),
-        "learned": compose_pair("learned", **learning),
-        "learned, free": compose_pair("free", free=True, **learning),
-        "learned by columns": compose_pair("columns", tie="column", **learning),
-        "learned by columns, no penalty": compose_pair("columns-free", tie="column", column_penalty=0.0, **learning),
-        **{
-            f"PEFT {merge}, {weight:g} each": compose_pair(f"{merge}{weight:g}", merge=merge, weights=(weight, weight))
-            for merge in MERGES
-            for weight in (0.5, 1.0)
-        },
-        "LoRA from scratch": with_adapter(train(scratch, overwrite=scratch.out.is_dir()).adapter),
-        "regions": by_regions,
-    }
+        for merge in MERGES
+        for weight in (0.5, 1.0)
+    },
+    "LoRA from scratch": from_scratch,
+    "regions": by_regions,
+    "subjects": by_subjects,
+}
+TIMES = 9  # images of each way that are timed
 
 
 def embeddings(scorer: ClipScorer, images: list[Image.Image]) -> torch.Tensor:
@@ -139,59 +180,119 @@ def identities(found: torch.Tensor, subjects: torch.Tensor) -> torch.Tensor:
     return torch.where((straight.sum(1) >= crossed.sum(1))[:, None], straight, crossed)
 
 
+def scene_shares(scorer: ClipScorer, images: list[Image.Image], seeds: int) -> list[float]:
+    """For each image, `seeds` of each scene in turn, whether its scene is the one that was asked for."""
+    texts = scorer.embed_texts([f"two creatures {where}" for where in world.SCENES.values()])
+    nearest = (scorer.embed_images(images) @ texts.T).argmax(1)
+    return (nearest == torch.arange(len(texts)).repeat_interleave(seeds)).float().tolist()
+
+
+def measure(way: str, pair: int, scorer: ClipScorer, subjects: torch.Tensor, options: argparse.Namespace) -> dict:
+    """Identities (N, 2), scenes (N) and, for subjects, how places were found; kept in the pair's folder with the images."""
+    folder = options.work / f"pair{pair}" / "drawn" / f"{way.replace(' ', '_')}-{options.seeds}"
+    if (folder / "scores.json").is_file():
+        return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scenes, images, placed = list(world.SCENES.items()), [], []
+    if way == "drawn images":
+        creatures = (FIRST + 10 * pair, FIRST + 10 * pair + 1)
+        for number in range(options.seeds * len(scenes)):
+            random = np.random.default_rng((pair, number, 7))
+            images.append(world.draw_pair(*creatures, scenes[number // options.seeds][0], random))
+    else:
+        recipes = WAYS[way](pair, options.work, options.threads)
+        pipe = sampling_pipeline(recipes(scenes[0][1]))
+        for _, where in scenes:
+            made = generate(replace(recipes(where), seed=1000), options.seeds, pipe=pipe)
+            images += [image for image, _ in made]
+            placed += made[0][1].places
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        image.save(folder / f"{number:02d}.png")
+    found = {"identities": identities(embeddings(scorer, images), subjects).tolist(), "places": placed}
+    found["scenes"] = scene_shares(scorer, images, options.seeds)
+    (folder / "scores.json").write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def times(work: Path, threads: int, ways: list[str]) -> dict[str, float]:
+    """CPU seconds of an image over those of one with a single adapter, by way: medians of TIMES ratios, alternating; the first pair."""
+    single = with_adapter(Path(single_adapters(0, work, threads)[0]))
+    recipes = {"one adapter": single("on the beach")} | {
+        way: WAYS[way](0, work, threads)("on the beach") for way in ways
+    }
+    pipes, taken = {name: sampling_pipeline(recipe) for name, recipe in recipes.items()}, {name: [] for name in recipes}
+    for _ in range(TIMES + 1):
+        for name, recipe in recipes.items():
+            start = time.process_time()
+            generate(recipe, 1, pipe=pipes[name])
+            taken[name].append(time.process_time() - start)
+    alone = taken.pop("one adapter")[1:]
+    return {
+        name: statistics.median(a / b for a, b in zip(found[1:], alone, strict=True)) for name, found in taken.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/two_subjects"))
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--image", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    scorer, scores, sheet = ClipScorer(), {}, []
+    scorer, scores = ClipScorer(), {}
+    ways = ["drawn images", *dict.fromkeys(["base model", *options.ways])]
     for pair in range(options.pairs):
-        creatures = (FIRST + 10 * pair, FIRST + 10 * pair + 1)
-        subjects = torch.stack([references(scorer, creature) for creature in creatures])
-        scenes = list(world.SCENES.items())
-        drawn = [
-            world.draw_pair(*creatures, s, np.random.default_rng((pair, i, 7))) for i, (s, _) in enumerate(scenes * 2)
-        ]
-        scores.setdefault("drawn images", []).append(identities(embeddings(scorer, drawn), subjects))
-        rows = [("drawn images", drawn[:8])]
-        for name, recipe in make_recipes(pair, options.work, options.threads).items():
-            pipe, images = load_pipeline(recipe(scenes[0][1])), []
-            for _, where in scenes:
-                images += [p for p, _ in generate(replace(recipe(where), seed=1000), options.seeds, pipe=pipe)]
-            scores.setdefault(name, []).append(identities(embeddings(scorer, images), subjects))
-            rows.append((name, images[:: options.seeds]))
-        if pair == 0:
-            sheet = rows
-    report(scores, options.out)
+        subjects = torch.stack([references(scorer, FIRST + 10 * pair + side) for side in (0, 1)])
+        for way in ways:
+            scores.setdefault(way, []).append(measure(way, pair, scorer, subjects, options))
+            print(f"pair {pair}: {way}", flush=True)
+    torch.set_num_threads(1)
+    timed = [way for way in ("both switched on", "regions", "subjects") if way in ways]
+    report(scores, times(options.work, options.threads, timed), options.out)
     if options.image:
-        images = image_grid([image for _, row in sheet for image in row], columns=8, gap=2)
+        rows = [
+            sorted((options.work / "pair0" / "drawn" / f"{way.replace(' ', '_')}-{options.seeds}").glob("*.png"))
+            for way in ways
+        ]
+        images = image_grid([Image.open(path) for row in rows for path in row[:: options.seeds]], columns=8, gap=2)
         images.resize((images.width * 2, images.height * 2), Image.Resampling.NEAREST).save(options.image)
-        print("rows:", ", ".join(name for name, _ in sheet))
+        print("rows:", ", ".join(ways))
 
 
-def report(scores: dict[str, list[torch.Tensor]], out: Path | None) -> None:
+def interval(values_PN: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of values (P, N), over pairs and over the images within them."""
+    random, means = np.random.default_rng(0), []
+    for _ in range(2000):
+        chosen = values_PN[random.integers(len(values_PN), size=len(values_PN))]
+        within = random.integers(chosen.shape[1], size=chosen.shape)
+        means.append(np.take_along_axis(chosen, within, 1).mean())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def report(scores: dict[str, list[dict]], ratios: dict[str, float], out: Path | None) -> None:
     """Prints the table and writes it."""
-    table, all_of = [], {name: torch.cat(found) for name, found in scores.items()}
+    table, all_of = [], {way: np.array([one["identities"] for one in found]) for way, found in scores.items()}
     floor, ceiling = all_of["base model"].mean(), all_of["drawn images"].mean()
-    for name, found in all_of.items():
+    for way, found in all_of.items():
         closed = (found - floor) / (ceiling - floor)
-        both = closed.min(1).values
-        low, high = bootstrap_interval(closed.mean(1))
-        both_low, both_high = bootstrap_interval(both)
-        row = {"way": name, "first": float(closed[:, 0].mean()), "second": float(closed[:, 1].mean())}
-        row |= {"identity": float(closed.mean()), "identity_interval": (low, high)}
-        row |= {"both": float(both.mean()), "both_interval": (both_low, both_high), "cosine": float(found.mean())}
-        row |= {"pictures": len(found)}
+        scenes, both = np.array([one["scenes"] for one in scores[way]]), closed.min(2)
+        row = {"way": way, "pairs": len(found), "pictures": both.size, "cosine": float(found.mean())}
+        row |= {"first": float(closed[..., 0].mean()), "second": float(closed[..., 1].mean())}
+        for name, values in (("identity", closed.mean(2)), ("both", both), ("scene", scenes)):
+            row |= {name: float(values.mean()), f"{name}_interval": interval(values)}
+        placed = [place for one in scores[way] for place in one["places"]]
+        row |= {"time": ratios.get(way), "places_by_attention": placed.count("attention") if placed else None}
         table.append(row)
-        print(
-            f"{name:30} identity {row['identity']:.2f} ({low:.2f} to {high:.2f})  both {row['both']:.2f} ({both_low:.2f} to "
-            f"{both_high:.2f})  first {row['first']:.2f}  second {row['second']:.2f}  cosine {row['cosine']:.3f}"
+        said = "  ".join(
+            f"{name} {row[name]:.2f} ({row[f'{name}_interval'][0]:.2f} to {row[f'{name}_interval'][1]:.2f})"
+            for name in ("identity", "both", "scene")
         )
+        print(f"{way:30} {said}  time {row['time'] or float('nan'):.2f}")
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(table, indent=1), encoding="utf-8")

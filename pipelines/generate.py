@@ -30,7 +30,7 @@ from ..toolkit.formats.as_folder import adapter_folder, check_adapter
 from ..toolkit.formats.locate import adapter_facts, adapter_path, content_hash
 from .fuse import fuse_adapters
 from .place import place_pipeline
-from .regions import Region, check_regions_of_base, denoise_by_region
+from .regions import Region, denoise_by_region, denoises_by_region, region_masks
 from .scheduler import make_scheduler, scheduler_class
 from .start_image import (
     StartImage,
@@ -41,6 +41,7 @@ from .start_image import (
     start_pipeline,
     start_size,
 )
+from .subjects import OwnPrompt, check_words, columns, draw_subjects, find_places, own_prompts
 
 TEXT_CHUNK = "rankfold"
 OnStep = Callable[[Any, torch.Tensor], None]
@@ -59,6 +60,10 @@ class Recipe:
     """One for each adapter; 1 is as trained."""
     regions: tuple[Region, ...] = ()
     """One for each adapter: where it is at work, and with what prompt; then `prompt` is not used."""
+    subjects: tuple[str, ...] = ()
+    """One for each adapter: its words in `prompt`, where {subjects} stands for all of them; places are found."""
+    places: tuple[str, ...] = ()
+    """How the places of the batch's images were found: by 'attention', or taken as 'columns'. Filled in when the image is made."""
     steps: int = 25
     guidance_scale: float = 4.0
     scheduler: str = ""
@@ -177,8 +182,7 @@ def load_pipeline(recipe: Recipe) -> Any:
         base.check_references([image_size(Path(path)) for path in recipe.references])
     if recipe.image:
         check_start_of_base(base, masked=bool(recipe.mask))
-    if recipe.regions:
-        check_regions_of_base(base.index["_class_name"])
+    check_subjects_of_base(recipe, base)
     scheduler = make_scheduler(base, recipe.scheduler)
     dtypes = {"default": base.dtype, "vae": torch.float32 if recipe.precision == "fp16" else base.dtype}  # it overflows
     kind = getattr(diffusers, base.index["_class_name"])  # only its own class leaves out parts that it can do without
@@ -208,9 +212,9 @@ def adapter_precision(adapters: Sequence[str]) -> str:
 
 
 def sampling_pipeline(recipe: Recipe) -> Any:
-    """The same, with the adapters in the weights where that is exact; regions switch them in every step and need them apart."""
+    """The same, with the adapters in the weights where that is exact; subjects and regions need them apart."""
     pipe = load_pipeline(recipe)
-    return pipe if recipe.regions else fuse_adapters(pipe)
+    return pipe if recipe.regions or recipe.subjects else fuse_adapters(pipe)
 
 
 def drawing_pipeline(recipe: Recipe) -> Any:
@@ -230,6 +234,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"{len(recipe.adapters)} adapters need as many strengths, not {len(recipe.strengths)}.")
     if recipe.regions and len(recipe.regions) != len(recipe.adapters):
         raise UserError(f"{len(recipe.adapters)} adapters need as many regions, not {len(recipe.regions)}.")
+    if recipe.subjects:
+        check_subjects(recipe)
     if recipe.scheduler:
         scheduler_class(recipe.scheduler)
     for path in recipe.adapters:
@@ -237,12 +243,41 @@ def check_recipe(recipe: Recipe) -> None:
     check_given_images(recipe)
 
 
+def check_subjects(recipe: Recipe) -> None:
+    """Raises UserError for subjects that cannot be told apart, or whose words the prompt does not hold."""
+    if recipe.regions:
+        raise UserError("--subjects finds the places by itself and --regions says them: leave one of the two out.")
+    if len(recipe.subjects) != len(recipe.adapters):
+        raise UserError(f"{len(recipe.adapters)} adapters need as many subjects, not {len(recipe.subjects)}.")
+    check_words(recipe.subjects)
+    own_prompts(recipe.prompt, recipe.subjects)
+
+
+def check_subjects_of_base(recipe: Recipe, base: DiffusionModel) -> None:
+    """Raises UserError for subjects or regions that this base cannot keep apart, at this size."""
+    if not recipe.subjects and not recipe.regions:
+        return
+    if base.min_references:
+        given = "--subjects" if recipe.subjects else "--regions"
+        raise UserError(f"{given} does not work with {base.title}, which makes images from others: take another base.")
+    width = recipe.width or base.native_resolution
+    if recipe.subjects:
+        columns(len(recipe.subjects), *image_tokens(base, width, recipe.height or width))
+
+
+def image_tokens(base: DiffusionModel, width: int, height: int) -> tuple[int, int]:
+    """Height and width, in tokens, of an image of so many pixels before the denoiser."""
+    unit = base.latent_scale * base.patch_size
+    return height // unit, width // unit
+
+
 def check_given_images(recipe: Recipe) -> None:
     """Raises UserError for references, a start image or a mask that cannot be used, or not together, whatever the base."""
-    if recipe.references and recipe.regions:
-        raise UserError("--reference does not work with --regions: leave one of the two out.")
-    if recipe.image and (recipe.references or recipe.regions):
-        raise UserError("--image does not work with --reference or --regions: leave one of the two out.")
+    places = "--regions" if recipe.regions else "--subjects"
+    if recipe.references and (recipe.regions or recipe.subjects):
+        raise UserError(f"--reference does not work with {places}: leave one of the two out.")
+    if recipe.image and (recipe.references or recipe.regions or recipe.subjects):
+        raise UserError(f"--image does not work with --reference or {places}: leave one of the two out.")
     for reference in recipe.references:
         if not is_file(Path(reference)):
             raise UserError(f"--reference {reference} does not exist.")
@@ -295,8 +330,8 @@ def generate_batch(
         "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": width, "height": height,
         "output_type": "np", "on_step": on_step, "references": load_references(recipe, pipe), "start": start,
     }  # fmt: skip
-    if recipe.regions:
-        check_regions_of_base(type(pipe).__name__)
+    found: tuple[str, ...] = ()
+    if recipe.regions and denoises_by_region(type(pipe).__name__):
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
         size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
         with denoise_by_region(
@@ -304,6 +339,8 @@ def generate_batch(
         ) as states:
             wanted, unwanted = (value.expand(n, -1, -1) for value in states)
             images = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
+    elif recipe.regions or recipe.subjects:
+        images, found = denoise_subjects(pipe, recipe, n, **common)
     else:
         images = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
     check_finite(images)
@@ -311,6 +348,7 @@ def generate_batch(
     whole = replace(
         recipe,
         batch=batch,
+        places=found,
         width=width,
         height=height,
         hashes=hashes,
@@ -319,6 +357,32 @@ def generate_batch(
         start_hashes=tuple(file_hash(Path(path)) for path in recipe.start_files),
     )
     return [(image, replace(whole, seed=seed)) for image, seed in zip(images, seeds, strict=True)]
+
+
+def denoise_subjects(pipe: Any, recipe: Recipe, n: int, **common: Any) -> tuple[Any, tuple[str, ...]]:
+    """`n` images with several subjects in one pass, and how the place of each image's subjects were found. common: for `denoise`."""
+    family, base = pipeline_family(pipe), open_model(pipe.name_or_path)
+    size = image_tokens(base, common["width"], common["height"])
+    if recipe.subjects:
+        prompts, count = own_prompts(recipe.prompt, recipe.subjects), len(recipe.subjects)
+        places = torch.full((n, count, *size), 1 / count)
+    else:
+        prompts, count = [prompt for prompt, *_ in recipe.regions], len(recipe.regions)
+        places = region_masks(recipe.regions, *size).transpose(0, 1).expand(n, -1, -1, -1)
+    names = [f"adapter_{number}" for number in range(count)]
+    prompt, negative, found = [OwnPrompt(recipe.prompt)] * n, [recipe.negative_prompt] * n, ()
+    with draw_subjects(
+        pipe, family, prompts, places, adapters=names, strengths=recipe.strengths, sources=recipe.adapters
+    ) as masked:
+        if recipe.subjects and count > 1:
+
+            def begin(on_step: OnStep) -> None:
+                denoise(pipe, prompt, negative=negative, **(common | {"on_step": on_step}))
+
+            places, good = find_places(masked, begin, recipe.steps)
+            masked.set_places(places.to(masked.places_BCHW))
+            found = tuple("attention" if one else "columns" for one in good)
+        return denoise(pipe, prompt, negative=negative, **common), found
 
 
 def load_references(recipe: Recipe, pipe: Any) -> list[Image.Image]:

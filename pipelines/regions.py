@@ -54,10 +54,9 @@ def parse_region(text: str) -> Region:
     return prompt.strip(), left, top, right, bottom
 
 
-def check_regions_of_base(pipeline: str) -> None:
-    """Raises UserError for a base whose stock pipeline is of another class."""
-    if pipeline != "StableDiffusionPipeline":
-        raise UserError(f"--regions works with Stable Diffusion 1.x and 2.x so far, not with a {pipeline}.")
+def denoises_by_region(pipeline: str) -> bool:
+    """Whether a base of this stock pipeline's class takes a pass for each region, as this file has it; others take one for all."""
+    return pipeline == "StableDiffusionPipeline"
 
 
 def region_masks(regions: Sequence[Region], height: int, width: int) -> torch.Tensor:

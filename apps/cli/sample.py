@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from ...toolkit.core.errors import UserError
 from .options import BaseFileOptions, parse_options
+
+if TYPE_CHECKING:
+    from ...pipelines.generate import Recipe
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class SampleOptions(BaseFileOptions):
     """One number for all adapters, or one for each; 1 is as trained."""
     regions: tuple[str, ...] = ()
     """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
+    subjects: tuple[str, ...] = ()
+    """Words and adapter of each, as in 'sks1 creature' A 'sks2 creature' B; places are found. --prompt says {subjects}, or their words."""
     reference: tuple[Path, ...] = ()
     """Images that it is made from, for bases that take them (FLUX.1 Kontext one, FLUX.2 and Qwen-Image-Edit several)."""
     image: Path | None = None
@@ -84,10 +89,23 @@ def sample(argv: list[str]) -> None:
         path = options.out / f"{own.seed:06d}.png"
         save_image(path, image, own)
         print(path)
+        if own.places:
+            print(how_placed(own), file=sys.stderr)
     if options.grid:
         sheet = image_grid([image for image, _ in made], columns=min(4, len(made)))
         save_image(options.out / "grid.png", sheet, made[0][1])
         print(options.out / "grid.png")
+
+
+def how_placed(recipe: Recipe) -> str:
+    """How the places of an image's subjects were found, in a sentence."""
+    if recipe.places[recipe.seed - (recipe.batch or (recipe.seed, 1))[0]] == "attention":
+        return "rankfold: its subjects' places were found from the model's attention to their words."
+    order = ", ".join(recipe.subjects)
+    return (
+        f"rankfold: the model's attention did not tell its subjects apart, so they stand in equal columns, from the left: {order}. "
+        "--regions says other places."
+    )
 
 
 def check_repetition(argv: list[str]) -> None:
@@ -104,13 +122,24 @@ def sampling_recipe(options: SampleOptions) -> Any:
     """The recipe that the options ask for."""
     from ...pipelines.generate import Recipe, adapter_precision
     from ...pipelines.regions import parse_region
+    from ...pipelines.subjects import HERE, parse_subjects
     from ...toolkit.core.run_folder import Run
     from ...toolkit.formats.as_folder import check_adapter
     from ...training.config.defaults import drawing_defaults
     from ...training.config.yaml_file import from_yaml
     from ...training.runs.library import resolve
 
-    adapters, base, prompt = [str(resolve(text)) for text in options.adapters], options.base, options.prompt
+    if options.subjects and (options.adapters or options.run or options.regions):
+        other = "--adapters" if options.adapters else "--run" if options.run else "--regions"
+        raise UserError(
+            f"--subjects names its adapters itself and finds their places, so {other} beside it has no part: leave one of the two out."
+        )
+    words, sources = parse_subjects(options.subjects)
+    adapters, base, prompt = (
+        [str(resolve(text)) for text in (*options.adapters, *sources)],
+        options.base,
+        options.prompt,
+    )
     config = None
     if options.run is not None:
         run = Run.open(options.run)
@@ -123,6 +152,8 @@ def sampling_recipe(options: SampleOptions) -> Any:
         raise UserError("--prompt has no effect with --regions, each of which has a prompt of its own: leave it out.")
     if options.regions:
         prompt = ""
+    if words:
+        prompt = prompt or HERE
     if options.strength and not adapters:
         raise UserError("--strength says how strong adapters are: give one by --run or --adapters, or leave it out.")
     for path in adapters:
@@ -145,6 +176,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
         image_strength=options.image_strength or Recipe.image_strength,
         mask=str(options.mask.absolute()) if options.mask else "",
         regions=tuple(parse_region(text) for text in options.regions),
+        subjects=tuple(words),
         steps=options.steps or steps,
         guidance_scale=guidance_scale if options.guidance_scale is None else options.guidance_scale,
         scheduler=options.scheduler,

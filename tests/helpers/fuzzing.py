@@ -216,6 +216,7 @@ RECIPE = {
     "steps": 3,
     "seed": 1,
     "regions": [],
+    "subjects": [],
     "batch": [1, 1],
 }
 PEFT = {

@@ -254,7 +254,7 @@ def lumina_2():
         text_encoder=encoder, tokenizer=tokenizer,
         transformer=diffusers.Lumina2Transformer2DModel(
             sample_size=8, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
-            num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(300, 32, 32), cap_feat_dim=WIDTH,
+            num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(600, 32, 32), cap_feat_dim=WIDTH,
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
     )  # fmt: skip

@@ -118,6 +118,12 @@ class DiffusionModel:
     """Whether prompts are encoded with the references beside them, which `encode_prompts` then takes as a second argument."""
     max_images_at_once: ClassVar[int] = 8
     """How many images the stock pipeline draws together."""
+    words_first: ClassVar[bool | None] = True
+    """Whether the denoiser has words and image in one sequence, words first (True) or last (False); None: it has cross-attention."""
+    token_multiple: ClassVar[int] = 1
+    """The denoiser fills words and image up to a multiple of so many tokens each."""
+    words_argument: ClassVar[str] = "encoder_hidden_states"
+    """The argument of the denoiser that the encoded words are."""
     licence: ClassVar[str] = ""
     """What to know before giving results away."""
 

@@ -88,7 +88,14 @@ class PipelineWorker:
     def pipeline(self, recipe: Recipe) -> Any:
         """The pipeline of this base with these adapters at these strengths."""
         hashes = tuple(content_hash(adapter_path(Path(path))) for path in recipe.adapters)
-        key = (recipe.base, hashes, recipe.strengths, recipe.precision, recipe.scheduler, bool(recipe.regions))
+        key = (
+            recipe.base,
+            hashes,
+            recipe.strengths,
+            recipe.precision,
+            recipe.scheduler,
+            bool(recipe.regions or recipe.subjects),
+        )
         return self.loaded.get(key, lambda: drawing_pipeline(recipe))
 
     def draw(self, recipe: Recipe, n: int, drawing: Job, keep: Callable[[Made], Any] | None = None) -> Made:

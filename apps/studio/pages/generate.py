@@ -126,7 +126,12 @@ class GeneratePage:
             [kept_start(self.paths, path) for path in recipe.references],
         )  # fmt: skip
         shown = row_visibility(max(1, len(names)))
-        return message_html(f"The settings of {Path(file).name}."), *values, *rows, *start, *shown
+        kept_apart = (
+            f" It has several subjects, each in a place of its own, for which this page has no boxes: rankfold sample --from "
+            f"{Path(file).name} makes it again."
+        )
+        said = f"The settings of {Path(file).name}." + (kept_apart if recipe.subjects or recipe.regions else "")
+        return message_html(said), *values, *rows, *start, *shown
 
     def recall_made(self, event: gr.SelectData) -> tuple[Any, ...]:
         """The settings of an image that was clicked."""

@@ -19,6 +19,8 @@ class ErnieImage(DiffusionModel):
     """One attention over image and words; prompts keep their own lengths. Its prompt enhancer is left out: prompts are what they say."""
 
     pipelines = ("ErnieImagePipeline",)
+    words_first = False
+    words_argument = "text_bth"
     patch_size = 1  # latents are squares of 2 x 2 already
     autoencoders = ("AutoencoderKLFlux2",)
     training_defaults = TrainingDefaults(

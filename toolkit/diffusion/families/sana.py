@@ -29,6 +29,7 @@ class Sana(DiffusionModel):
     """Linear self-attention, and cross-attention to Gemma 2."""
 
     pipelines = ("SanaPipeline",)
+    words_first = None
     patch_size = 1
     autoencoders = ("AutoencoderDC",)
     title = "Sana"

@@ -29,6 +29,7 @@ class StableDiffusion(DiffusionModel):
 
     pipelines = ("StableDiffusionPipeline",)
     denoiser_name = "unet"
+    words_first = None
     is_flow = False
     patch_size = 1
     lora_text_encoders = inversion_text_encoders = ("text_encoder",)

@@ -45,6 +45,7 @@ class StableDiffusion3(DiffusionModel):
     """Joint attention over image and words."""
 
     pipelines = ("StableDiffusion3Pipeline",)
+    words_first = False
     text_encoder_names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     attention_targets = JOINT_ATTENTION_TARGETS
     lora_text_encoders = ("text_encoder", "text_encoder_2")

@@ -31,6 +31,9 @@ class ZImage(DiffusionModel):
     """One attention over words and image; prompts keep their own lengths."""
 
     pipelines = ("ZImagePipeline",)
+    words_first = False
+    token_multiple = 32
+    words_argument = "cap_feats"
     latent_statistics = ("shift_factor",)
     training_defaults = TrainingDefaults(
         timestep_shift=2.0, source="shift as in musubi-tuner's guide; rate, rank and batch as in ai-toolkit"
