@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from ...core.errors import UserError
-from ..model import JOINT_ATTENTION_TARGETS, DiffusionModel, PromptEmbeds
+from ..model import JOINT_ATTENTION_TARGETS, PromptEmbeds
 from ..original_layers import OriginalLayer, Table, attention_rows, expand_table
+from ..patched_latents import PatchedLatentsModel
 
 DOUBLE, SINGLE = "transformer_blocks.{}", "single_transformer_blocks.{}"
 EMBED = "time_guidance_embed"
@@ -47,14 +48,12 @@ REFERENCE_STEP = (
 )
 
 
-class Flux2(DiffusionModel):
+class Flux2(PatchedLatentsModel):
     """FLUX.2 dev: double blocks, then single blocks whose q, k, v and MLP are one projection."""
 
     pipelines = ("Flux2Pipeline",)
     attention_targets = JOINT_ATTENTION_TARGETS
     max_references = 10  # the stock pipeline has no limit
-    patch_size = 1  # latents are squares of 2 x 2 already
-    autoencoders = ("AutoencoderKLFlux2",)
     title = "FLUX.2"
     kohya_keeps_original_names = True
     architecture = "flux-2"
@@ -72,25 +71,6 @@ class Flux2(DiffusionModel):
         singles = range(self.part_config("transformer")["num_single_layers"])
         outputs = (f"single_transformer_blocks.{number}.attn.to_out" for number in singles)
         return (*self.attention_targets, "to_qkv_mlp_proj", *outputs)
-
-    @property
-    def latent_scale(self) -> int:
-        return 2 * super().latent_scale
-
-    @property
-    def latent_channels(self) -> int:
-        return 4 * super().latent_channels
-
-    @property
-    def native_resolution(self) -> int:
-        return 1024  # no config says it
-
-    def encode_pixels(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return normalized_patches(self.vae, pixels, self.vae.config.batch_norm_eps)
-
-    @classmethod
-    def decode_latents(cls, vae: Any, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        return decode_patches(vae, latents_BCHW, vae.config.batch_norm_eps)
 
     @classmethod
     def spatial_latents(cls, pipe: Any, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -182,29 +162,6 @@ class Flux2Klein(Flux2):
         """The pipeline itself puts the empty prompt against the prompt; it takes another one as states only."""
         given = negative if isinstance(negative, dict) else None
         return super(Flux2, cls).call_kwargs(prompts, given, guidance_scale)
-
-
-def normalized_patches(vae: Any, pixels: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std (B, 4C, H/2, W/2) of the latents of pixels (B, 3, ...), normalised by the autoencoder's statistics."""
-    posterior = vae.encode(pixels).latent_dist
-    mean, std = patch_statistics(vae, eps)
-    return (patchify(posterior.mean) - mean) / std, patchify(posterior.std) / std
-
-
-def decode_patches(vae: Any, latents_BCHW: torch.Tensor, eps: float) -> torch.Tensor:
-    """The inverse: normalised patches -> pixels (B, 3, ...)."""
-    mean, std = patch_statistics(vae, eps)
-    return vae.decode(torch.nn.functional.pixel_shuffle(latents_BCHW * std + mean, 2).to(vae.dtype)).sample
-
-
-def patch_statistics(vae: Any, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the patched latents, each (1, C, 1, 1)."""
-    return vae.bn.running_mean.view(1, -1, 1, 1), (vae.bn.running_var + eps).sqrt().view(1, -1, 1, 1)
-
-
-def patchify(latents: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, H, W) with each square of 2 x 2 as channels, (B, 4C, H/2, W/2)."""
-    return torch.nn.functional.pixel_unshuffle(latents, 2)
 
 
 def position_ids(height: int, width: int, length: int, time: int = 0) -> torch.Tensor:

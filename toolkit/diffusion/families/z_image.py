@@ -76,12 +76,7 @@ class ZImage(DiffusionModel):
         cls, prompts: Sequence[str] | PromptEmbeds, negative: Sequence[str] | PromptEmbeds | None, guidance_scale: float
     ) -> dict[str, Any]:
         """States go in as a list of tensors of their own lengths."""
-        given = super().call_kwargs(prompts, negative, guidance_scale)
-        for start in ("", "negative_"):
-            mask = given.pop(f"{start}mask", None)
-            if mask is not None:
-                given[f"{start}prompt_embeds"] = unpad(given[f"{start}prompt_embeds"], mask)
-        return given
+        return unpad_kwargs(super().call_kwargs(prompts, negative, guidance_scale))
 
     def predict(self, noisy: torch.Tensor, sigmas_B: torch.Tensor, prompt_embeds: PromptEmbeds) -> torch.Tensor:
         rows = self.transformer(
@@ -90,6 +85,16 @@ class ZImage(DiffusionModel):
             unpad(prompt_embeds["prompt_embeds"], prompt_embeds.get("mask")),
         ).sample
         return -torch.stack(list(rows))[:, :, 0]
+
+
+def unpad_kwargs(given: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a stock pipeline with padded states and their masks as lists of tensors of their own lengths."""
+    given = dict(given)
+    for start in ("", "negative_"):
+        mask = given.pop(f"{start}mask", None)
+        if mask is not None:
+            given[f"{start}prompt_embeds"] = unpad(given[f"{start}prompt_embeds"], mask)
+    return given
 
 
 def unpad(states: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
