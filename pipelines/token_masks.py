@@ -239,7 +239,7 @@ class MaskedDenoiser:
             )
 
     def recognise(self, row: torch.Tensor) -> int:
-        """Which of the known words a row of states is.
+        """Which of the known words a row of states (L, ...) is.
 
         Raises:
             UserError: for none of them.
