@@ -5,12 +5,12 @@ import torch
 from adapters import config, randomize, two_convolutions, two_linears
 from peft import get_peft_model
 
-from rankfold import FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig
+from rankfold import DeftConfig, FvaeLoraConfig, GloraConfig, LoraTrfConfig, MosLoraConfig, TLoraConfig
 from rankfold.toolkit.adapters.attach import adapter_state, attach, load_adapter_state
 from rankfold.toolkit.adapters.base import REGISTRY
 from rankfold.toolkit.core.errors import UserError
 
-OURS = (MosLoraConfig, FvaeLoraConfig, LoraTrfConfig, GloraConfig)
+OURS = (MosLoraConfig, FvaeLoraConfig, LoraTrfConfig, GloraConfig, TLoraConfig, DeftConfig)
 
 
 def test_all_configs_are_here():
@@ -48,6 +48,11 @@ def test_shared_fields(kind, changes, words):
         (LoraTrfConfig, {"filter": "cosin"}, "cosine, code, edit, subspace"),
         (LoraTrfConfig, {"filter_r": 0}, "at least 1"),
         (LoraTrfConfig, {"filter_scale": 0.0}, "above 0"),
+        (TLoraConfig, {"init": "svd"}, "orthogonal, lora"),
+        (TLoraConfig, {"min_share": 0.0}, "above 0 and at most 1"),
+        (TLoraConfig, {"min_share": 1.5}, "above 0 and at most 1"),
+        (DeftConfig, {"form": "svd"}, "relu, qr"),
+        (DeftConfig, {"keep_unmerged": False}, "must stay on"),
         (GloraConfig, {"a": "matrix"}, "lora, vector, constant, none"),
         (GloraConfig, {"structure": {"to_q": "lora,none"}}, "five choices"),
         (GloraConfig, {"structure": {"to_q": "lora,lora,lora,lora,lora"}}, "five choices"),
