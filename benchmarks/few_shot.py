@@ -33,6 +33,7 @@ from rankfold.toolkit.embedded import world
 from rankfold.toolkit.metrics.clip import ClipScorer, clip_i
 from rankfold.toolkit.metrics.statistics import bootstrap_interval
 from rankfold.training.compose.task import ComposeTask
+from rankfold.training.config.defaults import resolve_defaults
 from rankfold.training.embedded.demo import DEMO_TRAINING
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
@@ -155,6 +156,7 @@ class Measure:
 
 def run_way(kind: type, config: object, measure: Measure) -> tuple[torch.Tensor, torch.Tensor]:
     """Trains in a folder that is thrown away, and measures."""
+    config = resolve_defaults(config)
     accelerator = make_accelerator(config)
     samples = find_samples(config.images, flip=False, skip_bad=False)
     task = kind(config, samples, resolve_base(config.base), accelerator, measure.held_out)

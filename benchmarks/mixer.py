@@ -51,6 +51,7 @@ from rankfold import InstructConfig
 from rankfold.toolkit.core.files import write_text
 from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.metrics.statistics import bootstrap_interval, mcnemar_p
+from rankfold.training.config.defaults import resolve_defaults
 from rankfold.training.embedded.demo_instruct import SETTINGS, write_demo_data
 from rankfold.training.engine.loop import Loop
 from rankfold.training.engine.processes import make_accelerator
@@ -120,7 +121,7 @@ def data_of(seed: int, work: Path) -> Path:
 def prepare_loop(config: InstructConfig) -> tuple[InstructTask, Loop]:
     """Task and loop, ready for the first step."""
     shutil.rmtree(config.out, ignore_errors=True)
-    config, inputs = prepare_instruct(config)
+    config, inputs = prepare_instruct(resolve_defaults(config))
     accelerator = make_accelerator(config)
     task = InstructTask(config, *inputs, accelerator)
     run = Run(config.out)

@@ -30,6 +30,7 @@ from rankfold.toolkit.core.run_folder import Run
 from rankfold.toolkit.data.subjects import find_samples
 from rankfold.toolkit.diffusion.load import resolve_base
 from rankfold.toolkit.metrics.statistics import bootstrap_interval
+from rankfold.training.config.defaults import resolve_defaults
 from rankfold.training.config.search import SearchConfig
 from rankfold.training.config.yaml_file import from_yaml
 from rankfold.training.embedded.demo import DEMO_TRAINING
@@ -61,6 +62,7 @@ def search_config(images: Path, out: Path, seed: int, options: argparse.Namespac
 
 def trained_loss(config: SubjectConfig, held_out: list, out: Path) -> tuple[torch.Tensor, int]:
     """Test loss of each row after training, and the number of trained parameters."""
+    config = resolve_defaults(config)
     samples, accelerator = find_samples(config.images, flip=False, skip_bad=False), make_accelerator(config)
     task = SubjectTask(config, samples, resolve_base(config.base), accelerator, held_out)
     run = Run(out)
@@ -106,7 +108,7 @@ def main() -> None:
         held_out = find_samples(
             draw_folder(NEW + seed, 16, options.work / f"test{seed}", seed=1), flip=False, skip_bad=False
         )
-        config = search_config(images, options.work / f"search{seed}", seed, options)
+        config = resolve_defaults(search_config(images, options.work / f"search{seed}", seed, options))
         if not (config.out / "best.yaml").is_file():
             train(config, overwrite=config.out.is_dir())
         task = SearchTask(

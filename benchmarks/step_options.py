@@ -36,8 +36,8 @@ def make_task(folder: Path, base: str, adapter: str, **settings):
     images = ROOT / "assets" / "demo" / "creature"
     settings = {"preservation_weight": 0.0} | settings
     config = SubjectConfig(base=base, images=images, out=folder, batch_size=BATCH, adapter=adapter, **settings)
-    samples, path = preflight(config)
-    task = SubjectTask(config, samples, path, Accelerator(cpu=not torch.cuda.is_available()))
+    config, inputs = preflight(config)
+    task = SubjectTask(config, *inputs, Accelerator(cpu=not torch.cuda.is_available()))
     return task, make_optimizer(config, task.parameter_groups())
 
 
