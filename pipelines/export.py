@@ -52,6 +52,11 @@ from .proof import Proof, compare_images, compare_weights
 
 ADAPTER = "adapter_0"
 STEPS = 8  # of the images that are compared, and of those that an approximation is fitted to
+FITTED_TO = (
+    "{} on the beach",
+    "{} in the snow at night",
+    "a drawing of {}",
+)  # prompts; the errors are those of the prompt alone
 GUIDANCE = 4.0
 FLUX_WIDTH = 3072
 KOHYA_READERS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -96,8 +101,10 @@ def export_adapter(
     check_parts(family, format, check_adapter_folder(own))
     width = width or native_resolution(fresh)
     draw = lambda pipe: draw_image(pipe, prompt, width)  # noqa: E731
+    others = [text.format(prompt) for text in FITTED_TO]
+    draw_others = lambda pipe: [draw_image(pipe, text, width, seed) for seed, text in enumerate(others, 1)]  # noqa: E731
     live = load_pipeline(Recipe(prompt=prompt, base=base, adapters=(str(own),), strengths=(1.0,), precision=precision))
-    parts, errors = exportable_changes(live, format, draw, max_error, drop_bias=drop_bias)
+    parts, errors = exportable_changes(live, format, draw_others, draw, max_error, drop_bias=drop_bias)
     tuned, plain = draw(live), draw(fresh)
     about = {"title": title or final.stem, "thumbnail": thumbnail}
     with staging_folder(final.parent) as beside:
@@ -230,16 +237,25 @@ def check_parts(family: DiffusionModel, format: str, parts: Sequence[str]) -> No
 
 
 def exportable_changes(
-    pipe: Any, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None, *, drop_bias: bool
+    pipe: Any,
+    format: str,
+    draw_others: Callable[[Any], Any],
+    draw: Callable[[Any], Any],
+    max_error: float | None,
+    *,
+    drop_bias: bool,
 ) -> tuple[dict[str, Part], dict[str, float]]:
-    """Every adapted part's changes as the format can represent them, and the relative errors of those that are approximated."""
+    """Every adapted part's changes as the format can represent them, and the relative errors of those that are approximated.
+
+    draw_others: draws the images that a linear change is fitted to; draw: those that its error is measured on.
+    """
     parts: dict[str, Part] = {}
     errors: dict[str, float] = {}
     for name in PARTS:
         model = getattr(pipe, name, None)
         if ADAPTER not in getattr(model, "peft_config", {}):
             continue
-        folded, missed = fold_or_linearize(pipe, model, format, draw, max_error)
+        folded, missed = fold_or_linearize(pipe, model, format, draw_others, draw, max_error)
         if drop_bias:
             folded = drop_biases(folded)
         if format in LOW_RANK and max_error is not None and not all(c.is_low_rank for c in folded.values()):
@@ -252,9 +268,14 @@ def exportable_changes(
 
 
 def fold_or_linearize(
-    pipe: Any, model: torch.nn.Module, format: str, draw: Callable[[Any], np.ndarray], max_error: float | None
+    pipe: Any,
+    model: torch.nn.Module,
+    format: str,
+    draw_others: Callable[[Any], Any],
+    draw: Callable[[Any], Any],
+    max_error: float | None,
 ) -> tuple[Folded, dict[str, float]]:
-    """The exact fold, or for an adapter that has none, when asked for, its linearisation while images are made.
+    """The exact fold, or for an adapter that has none, when asked for, its linearisation; see `exportable_changes`.
 
     Raises:
         UserError: when there is no exact fold and none was asked for.
@@ -264,7 +285,8 @@ def fold_or_linearize(
     except UserError as error:
         if max_error is None:
             raise UserError(f"{error} (--approximate exports the nearest linear one.)") from error
-    return linearize(model, lambda: draw(pipe), ADAPTER, bias=not format.startswith("kohya"))
+    with_bias = not format.startswith("kohya")
+    return linearize(model, lambda: draw_others(pipe), lambda: draw(pipe), ADAPTER, bias=with_bias)
 
 
 def rank_range(parts: dict[str, Part]) -> tuple[int, int] | None:
@@ -313,9 +335,16 @@ def diffusers_reads_kohya(pipe: Any) -> bool:
 
 
 @torch.no_grad()
-def draw_image(pipe: Any, prompt: str, width: int) -> np.ndarray:
+def draw_image(pipe: Any, prompt: str, width: int, seed: int = 0) -> np.ndarray:
     """One image, (1, width, width, 3) in 0..1, without rounding to bytes."""
     grey = [Image.new("RGB", (width, width), "grey")] * pipeline_family(pipe).min_references
     return denoise(
-        pipe, [prompt], seeds=[0], steps=STEPS, guidance_scale=GUIDANCE, width=width, output_type="np", references=grey
+        pipe,
+        [prompt],
+        seeds=[seed],
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        width=width,
+        output_type="np",
+        references=grey,
     )

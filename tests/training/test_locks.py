@@ -47,8 +47,12 @@ from pathlib import Path
 from rankfold.toolkit.core.run_folder import Run
 run = Run(Path(sys.argv[1]))
 run.claim()
-if sys.argv[2:] == ["fork"] and not os.fork():
-    time.sleep(60)
+if sys.argv[2:] == ["fork"]:
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.write(writer, b"the child is at work")
+        time.sleep(60)
+    os.read(reader, 1)
 print("ready", flush=True)
 time.sleep(60)
 """

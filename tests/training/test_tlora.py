@@ -139,12 +139,12 @@ def test_the_mean_stands_for_it_in_exports(tiny):
             tiny.predict(latents(tiny, 1), timesteps_of(tiny, [level]), words)
 
     denoiser = adapted(tiny, r=8)
-    changes, errors = linearize(denoiser, run)
+    changes, errors = linearize(denoiser, run, run)
     assert all(len(change.down) == 16 and change.is_low_rank for change in changes.values())
     assert all(0.05 < error < 0.9 for error in errors.values())
     for layer in adapter_layers(denoiser).values():
         layer.settings["default"].min_share = 1.0
-    assert max(linearize(denoiser, run)[1].values()) < 1e-4
+    assert max(linearize(denoiser, run, run)[1].values()) < 1e-4
 
 
 def test_singular_values_are_those_of_random_matrices():

@@ -1,13 +1,14 @@
 """Approximations, for adapters that no plain LoRA equals. Each says its error; nothing here is called exact.
 
 - An adapter whose output is not linear in its input is linearised: by the change that its variant says is nearest, or else by least
-  squares on the inputs that the layer really sees, which are one prompt's.
+  squares on the inputs that the layer really sees; the error is that on other inputs.
 - A change of full rank is cut by a singular value decomposition to the smallest rank within an error bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,26 +29,24 @@ class Moments:
     """Sums over the tokens a layer has seen: products of its inputs, with a 1 at their end, and of the effects, in float64."""
 
     def __init__(self) -> None:
-        self.sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.sums: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add(self, x: torch.Tensor, e: torch.Tensor) -> None:
         """Takes inputs (N, in) and effects (N, out)."""
         x, e = to_float64(torch.cat((x, x.new_ones(len(x), 1)), 1)), to_float64(e)
-        new = (x.t() @ x, e.t() @ x, e.square().sum())
+        new = (x.t() @ x, e.t() @ x)
         self.sums = new if self.sums is None else tuple(a + b for a, b in zip(self.sums, new, strict=True))  # type: ignore[assignment]
 
-    def fit(self, *, bias: bool) -> tuple[Change, float]:
-        """The affine (or linear) map nearest to the effects, and the norm of what it misses over theirs, 0..1."""
+    def fit(self, *, bias: bool) -> Change:
+        """The affine (or linear) map nearest to the effects."""
         assert self.sums is not None
-        xx, ex, ee = self.sums
+        xx, ex = self.sums
         if not bias:
             xx, ex = xx[:-1, :-1], ex[:, :-1]
         ridge = torch.full((len(xx),), RIDGE * float(xx.diagonal().mean()), dtype=xx.dtype, device=xx.device)
-        fitted = torch.linalg.solve(xx + ridge.diag(), ex.t()).t()
-        missed = float(ee - 2 * (fitted * ex).sum() + ((fitted @ xx) * fitted).sum())
+        fitted = torch.linalg.solve(xx + ridge.diag(), ex.t()).t().float()
         weight = fitted[:, :-1] if bias else fitted
-        change = Change(dense=weight.float().cpu().contiguous(), bias=fitted[:, -1].float().cpu() if bias else None)
-        return change, (max(missed, 0.0) / float(ee)) ** 0.5 if ee else 0.0
+        return Change(dense=weight.contiguous(), bias=fitted[:, -1].contiguous() if bias else None)
 
 
 class Missed:
@@ -58,7 +57,7 @@ class Missed:
 
     def add(self, layer: AdapterLayer, x: torch.Tensor, plain: torch.Tensor, effect: torch.Tensor) -> None:
         """Takes inputs (..., in), the base layer's outputs (..., out) and the effects (..., out)."""
-        given = layer.apply_change(self.change, x, plain) - plain
+        given = layer.apply_change(self.change, x.float(), plain.float()) - plain
         self.squares[0] += float(to_float64(given - effect).square().sum())
         self.squares[1] += float(to_float64(effect).square().sum())
 
@@ -68,37 +67,54 @@ class Missed:
         return (missed / all_of_it) ** 0.5 if all_of_it else 0.0
 
 
-@torch.no_grad()
-def linearize(
-    model: nn.Module, run: Callable[[], Any], adapter: str = "default", *, bias: bool = True
-) -> tuple[Folded, dict[str, float]]:
-    """A linear change for each layer with the adapter: its variant's own, or one fitted to what it does while `run()` runs the model.
+def watch_effects(
+    layers: dict[str, AdapterLayer],
+    run: Callable[[], Any],
+    take: Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], None],
+) -> None:
+    """While `run()` runs the model, gives `take` each layer's name, input (..., in), base output and effect (..., out)."""
 
-    Returns the changes, and for each layer the norm of what they miss over the norm of the effect. The model must be in
-    eval mode, with this adapter alone active at strength 1; where changes are fitted, linear layers only.
-    """
-    layers = {name: layer for name, layer in adapter_layers(model).items() if has_adapter(layer, adapter)}
-    moments = {name: Moments() for name in layers}
-    given = {name: Missed(change) for name, layer in layers.items() if (change := nearest_change(layer, adapter))}
-    hooks = []
-    for name, layer in layers.items():
+    def record(name: str, module: Any, inputs: Any, output: torch.Tensor) -> None:
+        plain = module.get_base_layer()(inputs[0])
+        take(name, inputs[0], plain, output - plain)
 
-        def record(module: Any, inputs: Any, output: torch.Tensor, name: str = name) -> None:
-            x, plain = inputs[0], module.get_base_layer()(inputs[0])
-            if name in given:
-                given[name].add(module, x, plain, output - plain)
-            else:
-                moments[name].add(x.flatten(0, -2), (output - plain).flatten(0, -2))
-
-        hooks.append(layer.register_forward_hook(record))  # type: ignore[attr-defined]
+    hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers.items()]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    fits = {name: seen.fit(bias=bias) for name, seen in moments.items() if seen.sums is not None}
-    fits |= {name: (to_cpu(one.change), one.error()) for name, one in given.items()}
-    return {name: change for name, (change, _) in fits.items()}, {name: error for name, (_, error) in fits.items()}
+
+
+@torch.no_grad()
+def linearize(
+    model: nn.Module, run: Callable[[], Any], check: Callable[[], Any], adapter: str = "default", *, bias: bool = True
+) -> tuple[Folded, dict[str, float]]:
+    """A linear change for each layer with the adapter: its variant's own, or one fitted to what it does while `run()` runs the model.
+
+    Returns the changes, and for each layer the norm of what they miss over the norm of the effect while `check()` runs the model, which
+    should be on other inputs: a fit is always near to what it was fitted to. The model must be in eval mode, with this adapter alone
+    active at strength 1; where changes are fitted, linear layers only.
+    """
+    layers: dict[str, Any] = {
+        name: layer for name, layer in adapter_layers(model).items() if has_adapter(layer, adapter)
+    }
+    changes = {name: change for name, layer in layers.items() if (change := nearest_change(layer, adapter))}
+    moments = {name: Moments() for name in layers if name not in changes}
+    if moments:
+        watch_effects(
+            {name: layers[name] for name in moments},
+            run,
+            lambda name, x, plain, effect: moments[name].add(x.flatten(0, -2), effect.flatten(0, -2)),
+        )
+        changes |= {name: seen.fit(bias=bias) for name, seen in moments.items() if seen.sums is not None}
+    missed = {name: Missed(change) for name, change in changes.items()}
+    watch_effects(
+        {name: layers[name] for name in missed},
+        check,
+        lambda name, x, plain, effect: missed[name].add(layers[name], x, plain, effect),
+    )
+    return {name: to_cpu(change) for name, change in changes.items()}, {n: one.error() for n, one in missed.items()}
 
 
 def low_rank(

@@ -9,7 +9,7 @@ from typing import Any
 from ..diffusion.families import FAMILIES
 from .read import LoraFile
 
-# Families that we do not train, by names that only they have
+# Looked at first: names that only these have. Of no family of ours, but for Chroma, which shares its others with FLUX.1.
 OTHERS = {
     "HunyuanVideo": (
         r"(double|single)_blocks_\d+_(img_attn_qkv|txt_attn_qkv).*img_attn_q_norm",
