@@ -709,7 +709,7 @@ def test_references_in_train_generate_and_compare(server, page, tmp_path):
     type_choice(page, "#base", "tiny-kontext")
     page.locator("#prompt textarea").fill("the same")
     for box, value in (("n", "1"), ("steps", "2"), ("seed", "3")):
-        page.locator(f"#{box} input").fill(value)
+        page.locator(f"#{box} :is(input, textarea)").fill(value)
     page.locator("#generate-references button").first.click()
     page.locator("#generate-reference-images input[type=file]").set_input_files(files[:1])
     page.locator("#generate-reference-images img").first.wait_for()
