@@ -703,6 +703,7 @@ def test_references_in_train_generate_and_compare(server, page, tmp_path):
     run = started(page, server, "edit")
     assert run.references == (folder / "runs" / "_pictures" / "before",)
     page.goto(f"{address}/train?clone=edit")
+    page.get_by_text("Save the captions").wait_for()  # the images of the run, with all that can be done with them
     page.locator("#train-references button").first.click()
     page.locator("#reference-sets").get_by_text("before", exact=True).first.wait_for()
     page.goto(f"{address}/generate")

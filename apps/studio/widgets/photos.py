@@ -175,11 +175,15 @@ class PhotoStep:
         shown = gr.State("")
 
         def show(folder: str, before: str) -> tuple[Any, ...]:
-            return (*[gr.skip()] * 3, before) if folder == before else (*self.show_folder(folder)[1:], folder)
+            if folder == before:
+                return (*[gr.skip()] * 4, before)
+            return (*self.show_folder(folder)[1:], gr.Column(visible=bool(folder)), folder)
 
         event = event.then(lambda chosen, kept: chosen or kept, [self.folder, kept], self.folder, **quiet)
         for _ in range(2):  # again where another folder was chosen while the images of the first were read
-            event = event.then(show_errors(show), [self.folder, shown], [*self.outputs[1:], shown], **quiet)
+            event = event.then(
+                show_errors(show), [self.folder, shown], [*self.outputs[1:], self.present, shown], **quiet
+            )
         return event
 
     def wire_set(self, shown: list[Any]) -> None:
