@@ -13,7 +13,8 @@ in the file, which is twice as large as LoRA's. `init="lora"` is the paper's Van
 Use it for subjects of very few images, on diffusion models only. The weight changes with the timestep, so it cannot be merged; sampling
 here, and in any pipeline that is given the adapter through PEFT, applies the schedule. Other tools' LoRA has none:
 `rankfold export --approximate` writes the mean over all noise levels, of rank 2 r (r for "lora"), and says its error. In a trial (`tiny`,
-rank 8, 20 steps) it missed 0.19 of a layer's effect at the median and 0.46 at most; all ranks at full strength missed 0.27 and 0.84.
+rank 8, 20 steps) it missed 0.19 of a layer's effect at the median and 0.46 at most; all ranks at full strength missed 0.27 and 0.84
+(by hand, on one adapter: no command repeats it).
 Layers of text encoders, which the paper leaves as they are, see no timestep and use all ranks. Deviations from the
 released code: the random matrix is not decomposed, since its singular vectors are random orthonormal ones and its singular values lie
 where they lie for all such matrices; each row of a batch has its own r(t); in flow models t / T is sigma.
