@@ -4,7 +4,8 @@
 
 beyond_imports      seconds from the app's start to its first answer, less those that Python needs for the app's imports alone, the
                     two in alternation
-first_paint         seconds to a page's first contentful paint in a fresh browser (the system's Chromium), of every page
+first_paint         seconds to a page's first contentful paint in a fresh browser (the system's Chromium), of every page, the pages taking
+                    turns; the most is mostly the first, for which the app itself is cold
 tick_median         seconds of an answer to a tick of the Watch page, which each viewer asks for every two seconds; what a browser sends
                     at a tick is recorded from one, then sent by all, each in a session of its own
 server_busy         processor seconds of the app for each second with viewers
@@ -132,17 +133,18 @@ def start_times(work: Path, rounds: int) -> list[float]:
     return found
 
 
-def first_paints(address: str) -> dict[str, float]:
-    """Seconds to the first contentful paint of every page."""
-    found = {}
-    with chromium() as browser:
+def first_paints(address: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds to the first contentful paint of every page, each time in a browser that has nothing of it yet."""
+    found: dict[str, list[float]] = {name: [] for name in PAGES}
+    for _ in range(rounds):
         for name in PAGES:
-            page = browser.new_context().new_page()
-            page.goto(f"{address}/{name if name != 'start' else ''}", timeout=PATIENCE)
-            page.locator("h1").wait_for(timeout=PATIENCE)
-            found[name] = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
-            page.context.close()
-    return found
+            with chromium() as browser:
+                page = browser.new_page()
+                page.goto(f"{address}/{name if name != 'start' else ''}", timeout=PATIENCE)
+                page.locator("h1").wait_for(timeout=PATIENCE)
+                paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+                found[name].append(paint / 1000)
+    return {name: median_and_range(times) for name, times in found.items()}
 
 
 def main() -> None:
@@ -160,7 +162,7 @@ def main() -> None:
     beyond = start_times(options.work, options.rounds)
     process, address = start_app(options.work)
     try:
-        paints = first_paints(address)
+        paints = first_paints(address, options.rounds)
         starter = Client(address, verbose=False)
         starter.predict(str(images.resolve()), api_name="/use_folder")
         starter.predict(SETTINGS, "load", api_name="/start")

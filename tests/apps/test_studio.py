@@ -647,6 +647,47 @@ def test_stop_keeps_what_is_drawn_and_a_click_brings_its_settings_back(server, p
 
 
 @pytest.mark.timeout(600)
+def test_a_mask_is_painted_over_the_image(server, page, tmp_path):
+    """White where the brush was, as large as the upright photo, each time that Generate is pressed; never two masks at once."""
+    noise = Image.effect_noise((400, 300), 60).convert("RGB")
+    exif = noise.getexif()
+    exif[0x0112] = 6  # stored on its side: 300 x 400 when it is upright
+    noise.save(tmp_path / "photo.jpg", exif=exif)
+    page.goto(f"{server[1]}/generate")
+    page.locator("#generate-start button").first.click()
+    assert page.locator("#start-painted").count() == 0
+    page.locator("#start-image input[type=file]").set_input_files(str(tmp_path / "photo.jpg"))
+    canvas = page.locator("#start-painted canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1500)  # until it has drawn the photo
+    canvas.scroll_into_view_if_needed()
+    place = canvas.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(place["x"] + place["width"] / 2 + 8, place["y"] + place["height"] / 2, steps=4)
+    page.mouse.up()
+    folder = server[0] / "runs" / "_made" / "_from"
+    before = set(folder.glob("*")) if folder.exists() else set()
+    page.locator("#generate").click()
+    page.locator("#progress .fault").get_by_text("takes denoisers of 4 or 9 input channels").wait_for()
+    [mask] = [path for path in set(folder.glob("*")) - before if path.suffix == ".png"]
+    painted = Image.open(mask)
+    assert (painted.mode, painted.size) == ("L", (300, 400))
+    left, top, right, bottom = painted.getbbox()
+    assert left < 150 < right
+    assert top < 200 < bottom
+    assert 30 <= right - left < 100
+    assert 25 <= bottom - top < 100
+    Image.new("L", (300, 400), 255).save(tmp_path / "mask.png")
+    page.locator("#start-mask input[type=file]").set_input_files(str(tmp_path / "mask.png"))
+    page.locator("#start-mask img").wait_for()
+    page.locator("#generate").click()
+    page.locator("#progress .fault").get_by_text("take one of them away").wait_for()
+    page.locator("#start-image button[aria-label='Remove Image']").click()
+    canvas.wait_for(state="detached")
+
+
+@pytest.mark.timeout(600)
 def test_settings_that_nobody_has_set_are_empty_boxes(server, page):
     """Not 0, which Gradio makes of an empty box of numbers; neither one of them nor what is typed beside them is refused."""
     page.goto(f"{server[1]}/train")
@@ -670,6 +711,12 @@ def test_settings_that_nobody_has_set_are_empty_boxes(server, page):
     page.locator("#pictures img").first.wait_for()
     made = max((server[0] / "runs" / "_made").glob("*.png"), key=lambda path: path.stat().st_mtime)
     assert (read_recipe(made).steps, read_recipe(made).guidance_scale) == drawing_defaults("tiny")
+    page.locator("#steps :is(input, textarea)").fill("2")
+    page.locator("#generate-more button").first.click()
+    page.locator("#guidance :is(input, textarea)").fill("1")
+    page.locator("#negative textarea").fill("blue")
+    page.locator("#generate").click()
+    page.locator("#progress").get_by_text("has no effect: guidance is off").wait_for()  # what is not used is named
     page.close()
 
 

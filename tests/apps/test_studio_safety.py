@@ -41,6 +41,7 @@ from rankfold.apps.studio.widgets.fields import (
     values_to_yaml,
 )
 from rankfold.apps.studio.widgets.form import Form
+from rankfold.apps.studio.widgets.mask_painter import KEPT, MaskPainter, save_painted_mask
 from rankfold.apps.studio.widgets.photos import PhotoStep
 from rankfold.pipelines.generate import parse_recipe
 from rankfold.toolkit.core.errors import UserError
@@ -300,6 +301,26 @@ def test_folders_in_a_zip_are_used_or_named(tmp_path):
     assert "the 10 repeats are not used" in said
     assert "one/metadata.jsonl is not used" in said
     assert "alone.txt is not kept" in said
+
+
+def test_paintings_that_browsers_send_do_not_pile_up():
+    with gr.Blocks():
+        sent = MaskPainter(gr.Image()).editor.blob_storage
+    for number in range(3 * KEPT):
+        sent[str(number)] = number
+    assert [*sent.values()] == [*range(2 * KEPT, 3 * KEPT)]
+
+
+def test_a_painting_that_did_not_arrive_is_no_image_without_a_mask(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "image.png")
+    image, file = str(tmp_path / "image.png"), tmp_path / "mask.png"
+    with pytest.raises(UserError, match="did not arrive"):
+        save_painted_mask({"background": None, "layers": [], "composite": None}, image, file)
+    clear, stroke = Image.new("RGBA", (4, 3)), Image.new("RGBA", (4, 3))
+    assert not save_painted_mask({"background": clear, "layers": [clear]}, image, file)
+    stroke.putpixel((3, 2), (9, 9, 9, 40))
+    assert save_painted_mask({"background": clear, "layers": [clear, stroke]}, image, file)
+    assert Image.open(file).getbbox() == (6, 4, 8, 6)
 
 
 def test_a_failed_upload_leaves_nothing(tmp_path, monkeypatch):

@@ -27,12 +27,14 @@ from ..backend.recipes import (
     suggested_base_and_prompt,
 )
 from ..backend.start_images import keep_references, keep_start, kept_start
+from ..backend.temporary import temporary_subfolder
 from ..backend.turns import calling_client
 from ..render.messages import message_html, name_settings, progress_bar, show_errors
 from ..widgets.actions import act, named
 from ..widgets.adapter_rows import ROWS, AdapterRows, row_values, row_visibility
 from ..widgets.drawing_boxes import guidance_box, steps_box
 from ..widgets.filling import fill_on_load, suggest_text
+from ..widgets.mask_painter import MaskPainter, save_painted_mask
 from ..widgets.reference_slot import ReferenceSlot
 
 MAX_IMAGES = 64  # images at once
@@ -97,6 +99,17 @@ class GeneratePage:
             yield message_html(text), list(kept) if kept else gr.skip(), recipe.seed, ""
         finally:
             self.studio.jobs.pop(key, None)
+
+    def make_painted_images(self, painting: dict[str, Any] | None, *values: Any) -> Iterator[Any]:
+        """Draws as `make_images` does, with the mask that is painted on the page, if one is."""
+        *others, image, mask, far, references = values
+        with temporary_subfolder("mask") as folder:
+            file = folder / "mask.png"
+            if save_painted_mask(painting, image, file):
+                if mask:
+                    raise UserError("A mask is painted, and another one is uploaded: take one of them away.")
+                mask = str(file)
+            yield from self.make_images(*others, image, mask, far, references)
 
     def stop(self) -> Any:
         """Stops what this page draws, or waits for."""
@@ -218,7 +231,8 @@ class GenerateBoxes:
             with gr.Row():
                 looks: dict[str, Any] = {"type": "filepath", "sources": ["upload"], "height": 180, "min_width": 140}
                 self.image = gr.Image(label="Image", elem_id="start-image", **looks)
-                self.mask = gr.Image(label="Mask: white is made anew (optional)", elem_id="start-mask", **looks)
+                self.mask = gr.Image(label="Mask: white is new", elem_id="start-mask", **looks)
+            self.painter = MaskPainter(self.image)
             self.far = gr.Slider(
                 0.05, 1, 0.6, step=0.05, label="Image strength: how far it is changed", elem_id="start-strength"
             )
@@ -263,8 +277,8 @@ def build(studio: Studio) -> None:
     def list_made() -> Any:
         return generated_thumbnails(studio.paths)
 
-    shown, pressed = [said, page.gallery, page.last, page.live], [*boxes, *page.start]
-    event = act(page.go, generate.make_images, pressed, shown, said, concurrency_limit=None)
+    shown, pressed = [said, page.gallery, page.last, page.live], [page.painter.editor, *boxes, *page.start]
+    event = act(page.go, generate.make_painted_images, pressed, shown, said, concurrency_limit=None)
     called = [*boxes, page.image, page.mask, page.far, page.references.files]
     gr.on(
         [],
