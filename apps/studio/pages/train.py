@@ -14,9 +14,9 @@ from ..widgets.task_run import task_tab
 def build(studio: Studio) -> None:
     """The page."""
     with gr.Tabs() as tabs:
-        with gr.Tab("A subject, from images", id="subject"):
+        with gr.Tab("A subject", id="subject"):
             subject_tab(studio)
-        with gr.Tab("A task, from questions about images", id="instruct"):
+        with gr.Tab("A task", id="instruct"):
             task_tab(studio)
     gr.context.Context.root_block.load(
         choose_tab, None, tabs, api_visibility="private", show_progress="hidden", queue=False

@@ -26,7 +26,7 @@ class AdapterRows:
                         [], allow_custom_value=True, label=f"{label} {number + 1}", scale=3, min_width=180,
                         elem_id=f"{label}-{number + 1}",
                     )  # fmt: skip
-                    on = gr.Checkbox(label="Enabled", value=True, scale=1, min_width=130)
+                    on = gr.Checkbox(label="On", value=True, scale=1, min_width=90)
                 strength = gr.Slider(*RANGE, 1, step=0.05, label=f"strength {number + 1}")
             self.rows.append((row, on, name, strength))
         self.more = gr.Button("Add adapter", size="sm")
