@@ -49,6 +49,7 @@ def parse_options(kind: Any, argv: list[str], name: str, default: Any = None) ->
 
     extra = {} if default is None else {"default": default}
     argv = spell_out_switches(kind, current_flags(argv, [field.name for field in fields(kind)]))
+    argv = split_pairs(kind, argv)
     read = tyro.cli(kind, args=argv, prog=f"rankfold {name}", description=COMMANDS[name].help, **extra)
     check_limits(read)
     read = replace(read, **{field.name: expand_paths(getattr(read, field.name)) for field in fields(read)})
@@ -105,6 +106,28 @@ def spell_out_switches(kind: Any, argv: list[str]) -> list[str]:
             flag, value = f"--{flag[5:]}", False
         alone = [*argv, ""][number + 1] not in ("True", "False", "None")
         words += [flag, str(value)] if flag in switches and alone else [word]
+    return words
+
+
+def split_pairs(kind: Any, argv: list[str]) -> list[str]:
+    """The words of a command with --options key=value as --options key value, for options that are mappings of texts."""
+    hints = get_type_hints(kind)
+    mappings = {as_flag(field.name) for field in fields(kind) if hints[field.name] == dict[str, str]}
+    words: list[str] = []
+    inside, value_follows = False, False
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, rest = word.partition("=")
+            inside, value_follows = flag.replace("_", "-") in mappings, False
+            words.append(flag if inside else word)
+            if not (inside and equals):
+                continue
+            word = rest
+        if inside and not value_follows and "=" in word:
+            words += word.split("=", 1)
+        else:
+            words.append(word)
+            value_follows = inside and not value_follows
     return words
 
 

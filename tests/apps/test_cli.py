@@ -3,12 +3,15 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import expect_error
 from PIL import Image
 
 from rankfold.apps.cli import main
+from rankfold.apps.cli.options import parse_options
+from rankfold.training.config.subject import SubjectConfig
 
 
 @pytest.fixture
@@ -36,6 +39,9 @@ def train(images, base, tmp_path, monkeypatch):
         (["--optimizer", "AdamV"], "Did you mean 'Adam"),
         (["--lr-scheduler", "cosin"], "Did you mean 'cosine'"),
         (["--adapter-options", "mixr", "frozen"], "Did you mean 'mixer'"),
+        (["--adapter-options", "mixr=frozen"], "Did you mean 'mixer'"),
+        (["--adapter", "oft", "--alpha", "2"], "oft has no alpha: leave --alpha out"),
+        (["--adapter", "peanut", "--dropout", "0.1"], "peanut has no dropout: leave --dropout out"),
         (["--precision", "fp16"], "fp16"),
         (["--token", " "], "--token"),
         (["--resolution", "70"], "--resolution 70 cannot be divided by 8"),
@@ -45,6 +51,19 @@ def train(images, base, tmp_path, monkeypatch):
 )
 def test_mistakes(capsys, train, options, words):
     assert words in expect_error(capsys, *train, *options)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--adapter-options", "a=1", "b", "x=y", "c=d=e"], {"a": "1", "b": "x=y", "c": "d=e"}),
+        (["--adapter-options=a=1", "b=2"], {"a": "1", "b": "2"}),
+        (["--adapter-options", "mixer", "frozen"], {"mixer": "frozen"}),
+    ],
+)
+def test_options_of_an_adapter_are_pairs(words, options):
+    read = parse_options(SubjectConfig, ["--images", "photos", *words, "--out", "a=b"], "train subject")
+    assert (read.adapter_options, read.out) == (options, Path("a=b"))
 
 
 def test_base_folder_that_is_no_pipeline(capsys, train, tmp_path):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from rankfold.toolkit.adapters.base import REGISTRY
-from rankfold.toolkit.adapters.registry import make_config
+from rankfold.toolkit.adapters.registry import BASELINES, make_config
 
 NOT_LINEAR = ("fvae", "loratrf", "loratrf-code", "tlora", "tlora-lora")  # cannot be merged
 
@@ -20,13 +20,15 @@ EXTRA = {
     "glora-vectors": ("glora", {"a": "vector", "b": "vector", "c": "lora", "d": "constant", "e": "constant"}),
     "glora-constants": ("glora", {"form": "elementwise", "a": "constant", "b": "constant"}),
 }
+ONE_BLOCK = {"gralora_k": "1"}  # the layers here have five outputs, which no blocks share
 VARIANTS = {name: (name, {}) for name in REGISTRY} | EXTRA
 
 
 def config(label, **changes):
-    name, options = VARIANTS.get(label, (label, {}))
+    name, options = VARIANTS.get(label, (label, ONE_BLOCK if label == "gralora" else {}))
     dropout = 0.0
-    settings = {"rank": 4, "alpha": 6.0, "dropout": dropout, "target_modules": ("0", "2"), "options": options}
+    alpha = 6.0 if "alpha" in getattr(BASELINES.get(name), "field_names", ("alpha",)) else 4.0
+    settings = {"rank": 4, "alpha": alpha, "dropout": dropout, "target_modules": ("0", "2"), "options": options}
     return make_config(name, **(settings | changes))
 
 

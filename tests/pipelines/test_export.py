@@ -43,6 +43,8 @@ ADAPTERS = {
     "dora": ("dora", {}),
     "loha": ("loha", {}),
     "lokr": ("lokr", {}),
+    "gralora": ("gralora", {}),
+    "peanut": ("peanut", {"depth": "2"}),
 }
 EXACT = [
     ("lora", "diffusers"),
@@ -58,6 +60,8 @@ EXACT = [
     ("dora", "kohya-full"),
     ("loha", "kohya-full"),
     ("lokr", "kohya-full"),
+    ("gralora", "kohya-full"),
+    ("peanut", "diffusers"),
     ("lora", "comfyui"),
     ("lora", "kohya-lycoris"),
     ("dora", "kohya-lycoris"),
@@ -78,7 +82,8 @@ def adapters(base, tmp_path_factory):
             out = made[label] = tmp_path_factory.mktemp("adapters") / label
             for part, targets in (("unet", ATTENTION), ("text_encoder", ("q_proj", "k_proj", "v_proj", "out_proj"))):
                 torch.manual_seed(1)
-                settings = {"rank": 4, "alpha": 6.0, "dropout": 0.0, "options": options}
+                alpha = 4.0 if name == "peanut" else 6.0  # which has none beside its rank
+                settings = {"rank": 4, "alpha": alpha, "dropout": 0.0, "options": options}
                 attach(getattr(pipe, part), make_config(name, target_modules=targets, **settings))
                 for parameter in getattr(pipe, part).parameters():
                     if parameter.requires_grad:

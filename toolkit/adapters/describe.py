@@ -29,6 +29,8 @@ BASELINE_TEXTS = {
     "dora": "PEFT's own DoRA: LoRA with a learned length for each row of the weight; slower, merges, no exact plain LoRA.",
     "loha": "PEFT's own LoHa: the elementwise product of two low-rank changes.",
     "lokr": "PEFT's own LoKr: a Kronecker product; very few numbers.",
+    "gralora": "PEFT's own GraLoRA: a low-rank change for each block of the weight, with as many numbers as LoRA of the same rank.",
+    "peanut": "PEFT's own PEANuT: a small network of the frozen weight makes one of the two factors; no alpha, no dropout.",
     "oft": "PEFT's own OFT: rotates the weight's input in blocks; `--rank` is the block size.",
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.peanut.layer import PeanutLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -45,6 +46,8 @@ def fold(model: nn.Module, adapter: str = "default") -> Folded:
                 raise UserError(str(error)) from error
         elif isinstance(layer, LoraLayer) and not layer.use_dora.get(adapter):
             folded[name] = to_cpu(fold_lora(layer, adapter))
+        elif isinstance(layer, PeanutLayer):
+            folded[name] = to_cpu(fold_peanut(layer, adapter))
         else:
             folded[name] = to_cpu(Change(dense=merged_difference(layer, adapter)))
     return folded
@@ -59,6 +62,17 @@ def fold_lora(layer: LoraLayer, adapter: str) -> Change:
         up=up.weight.detach().float().flatten(1) * scaling,
         bias=None if bias is None else bias.detach().float() * scaling,
     )
+
+
+@torch.no_grad()
+def fold_peanut(layer: Any, adapter: str) -> Change:
+    """PEFT's PEANuT: its network makes the lower factor of the frozen weight, and its last layer is the upper one."""
+    up = layer.peanut_B[adapter]
+    layer.peanut_B[adapter] = nn.Identity()
+    try:
+        return Change(down=layer.get_delta_weight(adapter).float(), up=up.weight.detach().float())
+    finally:
+        layer.peanut_B[adapter] = up
 
 
 @torch.no_grad()

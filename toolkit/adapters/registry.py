@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
+from peft import GraloraConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeanutConfig, PeftConfig
 from pydantic import TypeAdapter, ValidationError
 
 from ..core.errors import UserError, did_you_mean
@@ -19,6 +20,8 @@ class Baseline:
     config: type[PeftConfig]
     field_names: dict[str, str]
     fixed_values: dict[str, Any] = field(default_factory=dict)
+    scaling: Callable[[Any], float] | None = None
+    """What a config's layers multiply their change by as trained, where they cannot be asked to set a strength themselves."""
 
 
 LORA = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
@@ -27,6 +30,12 @@ BASELINES = {
     "dora": Baseline(LoraConfig, LORA, {"use_dora": True}),
     "loha": Baseline(LoHaConfig, {"rank": "r", "alpha": "alpha", "dropout": "rank_dropout"}),
     "lokr": Baseline(LoKrConfig, {"rank": "r", "alpha": "alpha", "dropout": "rank_dropout"}),
+    "gralora": Baseline(
+        GraloraConfig,
+        {"rank": "r", "alpha": "alpha", "dropout": "gralora_dropout"},
+        scaling=lambda config: config.alpha / (config.r + config.hybrid_r),
+    ),
+    "peanut": Baseline(PeanutConfig, {"rank": "r"}, scaling=lambda config: config.scaling),
     # OFT rotates: its size is that of a block, and there is no alpha.
     "oft": Baseline(OFTConfig, {"rank": "oft_block_size", "dropout": "module_dropout"}, {"r": 0}),
 }
@@ -63,7 +72,7 @@ def make_config(
     rank_pattern: ranks by regular expressions on the layers' names; their alphas keep alpha / rank as it is.
 
     Raises:
-        UserError: for an unknown adapter, an unknown option, or a value out of range.
+        UserError: for an unknown adapter, an unknown option, a value out of range, or an alpha or a dropout that the method has not.
     """
     if name not in adapter_names():
         raise UserError(f"--adapter {name}: there is no such adapter.{did_you_mean(name, adapter_names())}")
@@ -81,6 +90,9 @@ def make_config(
         values["alpha_pattern"] = {pattern: alpha * own / rank for pattern, own in rank_pattern.items()}
     common = {"rank": rank, "alpha": alpha, "dropout": dropout}
     names = baseline.field_names if baseline else {"rank": "r", "alpha": "alpha", "dropout": "dropout"}
+    for setting, is_given in (("alpha", alpha not in (0, rank)), ("dropout", dropout != 0)):
+        if is_given and setting not in names:
+            raise UserError(f"--adapter {name} has no {setting}: leave --{setting} out.")
     values |= {theirs: common[ours] for ours, theirs in names.items()} | (baseline.fixed_values if baseline else {})
     try:
         return config(**values)
@@ -99,6 +111,12 @@ def parse_option(config: type[PeftConfig], key: str, text: str) -> Any:
         return adapter.validate_json(text) if text[:1] in "[{" else adapter.validate_python(text)
     except ValidationError as error:
         raise UserError(f"--adapter-options {key}: {error.errors()[0]['msg']}.") from error
+
+
+def trained_scaling(config: PeftConfig) -> float:
+    """What the layers of a config multiply their change by as trained. Only for methods whose layers cannot set a strength themselves."""
+    [scaling] = [one.scaling for one in BASELINES.values() if type(config) is one.config and one.scaling]
+    return scaling(config)
 
 
 def method_values(config: PeftConfig) -> tuple[str, int, float]:

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ..adapters.attach import adapter_layers, adapter_state, add_adapter, load_adapter_state, set_active
+from ..adapters.registry import trained_scaling
 from ..core.errors import UserError
 from ..core.files import write_atomic, write_text
 from ..core.finite import is_finite
@@ -128,7 +129,7 @@ def set_strengths(pipe: Any, strengths: dict[str, float]) -> None:
         set_active(model, here)
         for layer in adapter_layers(model).values():
             for name in here:
-                set_strength(layer, name, strengths[name])
+                set_strength(layer, name, strengths[name], known[name])
         for module in model.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 set_full_strength(module, {name: strengths[name] for name in here})
@@ -155,14 +156,17 @@ def check_single_full_module(model: Any, names: list[str]) -> None:
             )
 
 
-def set_strength(layer: Any, adapter: str, strength: float) -> None:
-    """Sets the strength of an adapter in one layer: 1 is as trained.
+def set_strength(layer: Any, adapter: str, strength: float, config: PeftConfig) -> None:
+    """Sets the strength of an adapter in one layer: 1 is as trained. config: the adapter's.
 
     Raises:
         UserError: when the adapter rotates (OFT) and so knows no strength but 1.
     """
-    if hasattr(layer, "scaling"):
+    if hasattr(layer, "scaling") and hasattr(layer, "set_scale"):
         layer.set_scale(adapter, strength)
+    elif hasattr(layer, "scaling"):
+        if adapter in layer.scaling:
+            layer.scaling[adapter] = strength * trained_scaling(config)
     elif strength != 1:
         raise UserError(
             f"An OFT adapter rotates the weights, so it has no strength but 1, not {strength:g}: leave --strength out."

@@ -23,7 +23,7 @@ class AdapterSettings:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the adapter's input."""
     adapter_options: dict[str, str] = field(default_factory=dict)
-    """Options of the method, as in: --adapter-options mixer frozen."""
+    """Options of the method, as in: --adapter-options mixer=frozen."""
     lora_plus_ratio: Annotated[float, Gt(0)] = 1.0
     """Factor on the learning rate of the up matrices (LoRA+, Hayou et al. 2024, arXiv 2402.12354); 4 to 16 is usual."""
 
