@@ -43,6 +43,8 @@ METHODS: dict[str, Method] = {
     "glora, matmul": Method("glora"),
     "glora, elementwise": Method("glora", {"form": "elementwise"}),
     "dora": Method("dora"),
+    "gralora": Method("gralora"),
+    "peanut": Method("peanut"),
     "oft": Method("oft"),
     "lokr": Method("lokr", sizes=({}, {"decompose_factor": "8"}, {"decompose_factor": "4"}, {"decompose_factor": "2"})),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ....pipelines.generate import check_given_images, parse_recipe
+from ....pipelines.generate import Recipe, check_given_images, parse_recipe
 from ....pipelines.unused import unused_in_recipe
 from ....toolkit.core.errors import UserError
 from ....toolkit.diffusion.load import EMBEDDED
@@ -26,6 +26,7 @@ from ..backend.recipes import (
     sampler_name,
     suggested_base_and_prompt,
 )
+from ..backend.several_subjects import SIDE_BY_SIDE, TOGETHER, arrange, subject_words
 from ..backend.start_images import keep_references, keep_start, kept_start
 from ..backend.temporary import temporary_subfolder
 from ..backend.turns import calling_client
@@ -36,6 +37,7 @@ from ..widgets.drawing_boxes import guidance_box, steps_box
 from ..widgets.filling import fill_on_load, suggest_text
 from ..widgets.mask_painter import MaskPainter, save_painted_mask
 from ..widgets.reference_slot import ReferenceSlot
+from ..widgets.subject_places import SubjectPlaces
 
 MAX_IMAGES = 64  # images at once
 SETTINGS = 10  # boxes before the adapters'
@@ -54,7 +56,14 @@ class GeneratePage:
 
     def make_images(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float | None, guidance: float | None,
                       width: float, height: float, sampler: str, *more: Any) -> Iterator[Any]:  # fmt: skip
-        """Draws; yields progress, the images as they come and a preview, then all of them and their seed.
+        """Draws; yields progress, the images as they come and a preview, then all of them and their seed. For programs."""
+        yield from self.draw(
+            *self.recipe_of(base, prompt, negative, seed, n, steps, guidance, width, height, sampler, *more)
+        )
+
+    def recipe_of(self, base: str, prompt: str, negative: str, seed: float, n: float, steps: float | None, guidance: float | None,
+                    width: float, height: float, sampler: str, *more: Any) -> tuple[Recipe, int]:  # fmt: skip
+        """The recipe that the boxes mean, and how many images.
 
         more: the rows of adapters; then the image that it starts from, the mask, how far it is changed, and the references.
         """
@@ -68,9 +77,14 @@ class GeneratePage:
         }  # fmt: skip
         recipe = build_recipe(self.paths, base, prompt or "", negative or "", values, tuple(rows))
         check_given_images(recipe)
+        return recipe, int(n)
+
+    def draw(self, recipe: Recipe, count: int) -> Iterator[Any]:
+        """See `make_images`."""
         kept: list[str] = []
-        folder, count, key, shown = self.paths.generated_folder(), int(n), calling_client().page, 0
-        steps, seen = max(1, int(recipe.steps * (far if image else 1))), ""
+        folder, key, shown = self.paths.generated_folder(), calling_client().page, 0
+        steps, seen = max(1, int(recipe.steps * (recipe.image_strength if recipe.image else 1))), ""
+        together = max(1, BATCH // max(1, len(recipe.subjects)))
 
         def work(drawing: Job) -> Any:
             return self.worker.draw(
@@ -78,7 +92,7 @@ class GeneratePage:
             )
 
         try:
-            for now in run_in_background(work, -(-count // BATCH) * steps, self.studio.turns):
+            for now in run_in_background(work, -(-count // together) * steps, self.studio.turns):
                 if isinstance(now, Job):
                     self.studio.jobs[key] = now
                     images, shown = list(kept) if len(kept) > shown else gr.skip(), len(kept)
@@ -100,8 +114,10 @@ class GeneratePage:
         finally:
             self.studio.jobs.pop(key, None)
 
-    def make_painted_images(self, painting: dict[str, Any] | None, *values: Any) -> Iterator[Any]:
-        """Draws as `make_images` does, with the mask that is painted on the page, if one is."""
+    def make_painted_images(
+        self, painting: dict[str, Any] | None, arrangement: str, places: dict[str, Any] | None, *values: Any
+    ) -> Iterator[Any]:
+        """Draws as `make_images` does, with the mask and the places that are painted on the page, if any are."""
         *others, image, mask, far, references = values
         with temporary_subfolder("mask") as folder:
             file = folder / "mask.png"
@@ -109,7 +125,8 @@ class GeneratePage:
                 if mask:
                     raise UserError("A mask is painted, and another one is uploaded: take one of them away.")
                 mask = str(file)
-            yield from self.make_images(*others, image, mask, far, references)
+            recipe, count = self.recipe_of(*others, image, mask, far, references)
+            yield from self.draw(arrange(recipe, arrangement, places), count)
 
     def stop(self) -> Any:
         """Stops what this page draws, or waits for."""
@@ -139,12 +156,14 @@ class GeneratePage:
             [kept_start(self.paths, path) for path in recipe.references],
         )  # fmt: skip
         shown = row_visibility(max(1, len(names)))
-        kept_apart = (
-            f" It has several subjects, each in a place of its own, for which this page has no boxes: rankfold sample --from "
-            f"{Path(file).name} makes it again."
-        )
-        said = f"The settings of {Path(file).name}." + (kept_apart if recipe.subjects or recipe.regions else "")
-        return message_html(said), *values, *rows, *start, *shown
+        side_by_side = bool(recipe.subjects) and [*recipe.subjects] == subject_words(recipe.adapters)
+        said = f"The settings of {Path(file).name}."
+        if recipe.regions or (recipe.subjects and not side_by_side):
+            said += (
+                f" Its subjects have words or places of their own that this page does not show: rankfold sample --from "
+                f"{Path(file).name} makes it again."
+            )
+        return message_html(said), *values, *rows, *start, *shown, SIDE_BY_SIDE if side_by_side else TOGETHER
 
     def recall_made(self, event: gr.SelectData) -> tuple[Any, ...]:
         """The settings of an image that was clicked."""
@@ -218,6 +237,7 @@ class GenerateBoxes:
                 label="Adapters", columns=3, height="max-content", object_fit="cover", allow_preview=False, buttons=[],
                 fit_columns=False, elem_id="cards",
             )  # fmt: skip
+        self.subjects = SubjectPlaces()
         self.trigger = gr.State("")
         self.offer = gr.Button("Put the trigger words into the prompt", size="sm", visible=False, elem_id="offer")
         with gr.Row():
@@ -277,7 +297,8 @@ def build(studio: Studio) -> None:
     def list_made() -> Any:
         return generated_thumbnails(studio.paths)
 
-    shown, pressed = [said, page.gallery, page.last, page.live], [page.painter.editor, *boxes, *page.start]
+    shown, painted = [said, page.gallery, page.last, page.live], [page.painter.editor, *page.subjects.boxes]
+    pressed = [*painted, *boxes, *page.start]
     event = act(page.go, generate.make_painted_images, pressed, shown, said, concurrency_limit=None)
     called = [*boxes, page.image, page.mask, page.far, page.references.files]
     gr.on(
@@ -290,7 +311,7 @@ def build(studio: Studio) -> None:
     )
     event.then(list_made, None, page.made, **quiet)
     act(page.stop, generate.stop, None, [said], said, queue=False)
-    recalled = [said, *boxes, *page.start, *adapters.length]
+    recalled = [said, *boxes, *page.start, *adapters.length, page.subjects.arrangement]
     act(page.dropped.upload, generate.recall_settings, page.dropped, recalled, said, api_name="recall")
     act(page.made.select, generate.recall_made, None, recalled, said)
     page.base.change(
