@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .token_masks import MaskedDenoiser, Tokens, Words
+from .token_masks import MaskedDenoiser, SubjectAttention, Tokens, Words
 
 WHOLE_SHARE = 0.3
 """Share of the steps in which each subject has the whole image; chosen on the embedded base: with 0.2 one figure is often lost."""
@@ -130,7 +130,6 @@ class Apart:
         self, tokens: Tokens, given: dict[str, Any], image: str, grid: tuple[int, int]
     ) -> tuple[list[Any], Any]:
         """The same, by one call for all subjects whose parts are as wide, each with its own words."""
-        self.masked.holds_attention = True  # there is nothing to hold back: no row has more than one subject
         bounds, made, outcome = part_bounds(tokens.places_BCHW.shape[1], grid[1]), [], None
         rows = len(tokens.words)
         for width, group in groupby(
@@ -195,9 +194,14 @@ def subjects_apart(denoiser: nn.Module, masked: MaskedDenoiser, steps: int) -> I
         left -= 1
         apart.whole = left > 0
 
+    in_rows = (
+        masked.family.words_first is None
+    )  # of which none has more than one subject, so that there is nothing to hold back
+    masked.holds_attention = in_rows
     denoiser.forward = apart
     try:
-        yield on_step
+        with nullcontext() if in_rows else SubjectAttention(masked):
+            yield on_step
     finally:
         del denoiser.forward
         if hooked:

@@ -43,6 +43,7 @@ from .start_image import (
     start_size,
 )
 from .subjects import OwnPrompt, check_words, columns, draw_subjects, own_prompts
+from .token_masks import SubjectAttention
 
 TEXT_CHUNK = "rankfold"
 OnStep = Callable[[Any, torch.Tensor], None]
@@ -373,7 +374,8 @@ def denoise_subjects(pipe: Any, recipe: Recipe, n: int, **common: Any) -> Any:
         pipe, family, prompts, places, adapters=names, strengths=recipe.strengths, sources=recipe.adapters
     ) as masked:
         if not recipe.subjects or count == 1:
-            return denoise(pipe, prompt, negative=negative, **common)
+            with SubjectAttention(masked):
+                return denoise(pipe, prompt, negative=negative, **common)
         with subjects_apart(getattr(pipe, family.denoiser_name), masked, recipe.steps) as count_step:
 
             def on_step(pipe: Any, latents: torch.Tensor) -> None:

@@ -179,7 +179,11 @@ class Tokens:
         """What is added to attention logits, (B, 1, Q, K); None where nothing is held back."""
         key = ("bias", asking, asked, dtype)
         if key not in self.cache:
-            allowed = self.parties(*asking) @ self.parties(*asked).transpose(1, 2)
+            asks = self.parties(*asking)
+            if not self.sight:  # filling sees no image, or it would tell one place of another
+                own = F.one_hot(torch.tensor(asks.shape[2] - 1), asks.shape[2]).to(asks)
+                asks = torch.where((self.numbers(*asking) == -1).to(asks.device)[..., None], own, asks)
+            allowed = asks @ self.parties(*asked).transpose(1, 2)
             held = bool((allowed < 1 - 1e-6).any())
             self.cache[key] = allowed.clamp(HELD_BACK, 1).log()[:, None].to(dtype) if held else None
         return self.cache[key]
@@ -313,7 +317,8 @@ class SubjectAttention(TorchFunctionMode):
             across = name.endswith("attn2") and k == tokens.length and q in tokens.levels
             return (("image", q), ("words", k)) if across else (None, None)
         kind = tokens.kind(name, q) if q == k else None
-        return ((kind, q), (kind, k)) if kind in ("words", "both") else (None, None)
+        held = kind in ("words", "both") or (kind == "image" and not tokens.sight)
+        return ((kind, q), (kind, k)) if held else (None, None)
 
 
 def add_mask(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -413,7 +418,7 @@ def token_masks(
     strengths: Sequence[float],
     sources: Sequence[str],
 ) -> Iterator[MaskedDenoiser]:
-    """Within the block each adapter that the denoiser carries acts on its own subject's tokens; see the head of this file.
+    """Within the block each adapter that the denoiser carries acts on its own subject's tokens; `SubjectAttention` holds back the rest.
 
     places_BCHW: share of each subject in each image token, for each image of a batch. The words have to be made known (`known`) before
     the denoiser is called.
@@ -436,7 +441,7 @@ def token_masks(
 
             hooks.append(module.register_forward_pre_hook(entering))
     try:
-        with disable_adapters(denoiser), SubjectAttention(masked):
+        with disable_adapters(denoiser):
             yield masked
     finally:
         for hook in hooks:
