@@ -182,7 +182,7 @@ def embeddings(scorer: ClipScorer, images: list[Image.Image]) -> torch.Tensor:
     """Of the parts of each image, from the left, (N, parts, D)."""
     boxes = PARTS if images[0].width == 64 else PARTS_OF_THREE
     parts = [image.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for image in images for box in boxes]
-    return scorer.embed_images(parts).view(len(images), 2, -1)
+    return scorer.embed_images(parts).view(len(images), len(boxes), -1)
 
 
 def references(scorer: ClipScorer, creature: int, n: int = 24) -> torch.Tensor:
