@@ -367,7 +367,10 @@ class MaskedLayer:
         return out
 
     def code_weights(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor, channels: int) -> torch.Tensor:
-        """How far each row of the joint `down` acts on each token of x; the same in every step, so it is kept with the tokens."""
+        """How far each row of the joint `down` acts on each token of x (..., in), outcome y (..., out): (..., r), or (B, r, H, W).
+
+        The same in every step, so it is kept with the tokens.
+        """
         kept = {} if self.masked.tokens is None else self.masked.tokens.cache
         key = (id(self), x.shape, x.dtype)
         if key not in kept:
