@@ -7,8 +7,11 @@ prompts and seeds for each way. Learned ways see eight images of both (also the 
 
 identity: cosine (CLIP-I, embedded open_clip) of the left or right part of an image with such parts of drawn images of the
 subject, the two parts given to the two subjects in the better way; "closed" puts the base model at 0 and drawn images at 1.
-both: the lesser identity of an image's two. scene: share of images whose scene, by the same open_clip, is the one asked for.
-time: CPU seconds of one image on one thread over those of one with a single adapter in the weights, alternating, median of TIMES.
+both: the lesser identity of an image's two. apart: share of images in which every subject's own part, from the left, is nearer to its
+own drawn images than to those of the others. seam: mean difference of neighbouring pixels across the border of parts over that
+elsewhere. scene: share of images whose scene, by the same open_clip, is the one asked for. time: CPU seconds of one image on one
+thread over those of one with a single adapter in the weights, alternating, median of TIMES.
+Ways of three: 96 pixels wide, a third creature to the right; identity on the same scale as pairs'.
 Intervals: bootstrap over pairs, and over the images within them. What is drawn is kept in --work by pair and way, so a stopped run goes on.
 """
 
@@ -21,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +44,14 @@ STEPS = 200  # of the learned ways
 PROMPT = "a sks1 creature and a sks2 creature {where}"
 MERGES = ("linear", "svd", "ties", "dare_ties", "magnitude_prune")
 PARTS = ((0, 14, 36, 50), (28, 14, 64, 50))  # left and right, pixels
+PARTS_OF_THREE = ((0, 14, 36, 50), (30, 14, 66, 50), (60, 14, 96, 50))
 QUIET = {"preview_every": 0, "checkpoint_every": 1000, "preservation_weight": 0.0}
 
 
-def single_adapters(pair: int, work: Path, threads: int) -> list[str]:
-    """Adapter folders of the pair's two creatures, trained once."""
+def single_adapters(pair: int, work: Path, threads: int, subjects: int = 2) -> list[str]:
+    """Adapter folders of the pair's two creatures (three of a triple), trained once."""
     folders = []
-    for side in (1, 2):
+    for side in range(1, subjects + 1):
         run, images = work / f"pair{pair}" / f"adapter{side}", work / f"pair{pair}" / f"images{side}"
         if not (run / "adapter" / "rankfold.json").is_file():
             images.mkdir(parents=True, exist_ok=True)
@@ -125,10 +130,25 @@ def by_regions(pair: int, work: Path, threads: int) -> Recipes:
     return recipe
 
 
-def by_subjects(pair: int, work: Path, threads: int) -> Recipes:
-    """Tokens of its own for each, in one pass; places are found."""
-    both, words = together(pair, work, threads), ("sks1 creature", "sks2 creature")
-    return lambda where: replace(both(where), prompt=f"a {{subjects}} {CENTRE.format(where=where)}", subjects=words)
+def by_subjects(pair: int, work: Path, threads: int, subjects: int = 2) -> Recipes:
+    """Each with its adapter, words and part of the image, the parts in one pass."""
+    words = tuple(f"sks{number + 1} creature" for number in range(subjects))
+    prompt, singles = f"a {{subjects}} {CENTRE}", tuple(single_adapters(pair, work, threads, subjects))
+    general = replace(GENERAL, adapters=singles, strengths=(1.0,) * subjects, subjects=words)
+    general = replace(general, width=32 * subjects, height=64)
+    return lambda where: replace(general, prompt=prompt.replace("{where}", where))
+
+
+def three_by_regions(pair: int, work: Path, threads: int) -> Recipes:
+    """The same with three thirds."""
+    singles, edges = tuple(single_adapters(pair, work, threads, 3)), (0, 1 / 3, 2 / 3, 1)
+
+    def recipe(where: str) -> Recipe:
+        texts = [f"{edges[n]},0,{edges[n + 1]},1: a sks{n + 1} creature {CENTRE.format(where=where)}" for n in range(3)]
+        regions = tuple(parse_region(text) for text in texts)
+        return replace(GENERAL, adapters=singles, strengths=(1.0,) * 3, regions=regions, width=96, height=64)
+
+    return recipe
 
 
 WAYS: dict[str, Callable[[int, Path, int], Recipes]] = {
@@ -151,14 +171,18 @@ WAYS: dict[str, Callable[[int, Path, int], Recipes]] = {
     "LoRA from scratch": from_scratch,
     "regions": by_regions,
     "subjects": by_subjects,
+    "three by regions": three_by_regions,
+    "three by subjects": partial(by_subjects, subjects=3),
 }
+OF_THREE = ("three by regions", "three by subjects")
 TIMES = 9  # images of each way that are timed
 
 
 def embeddings(scorer: ClipScorer, images: list[Image.Image]) -> torch.Tensor:
-    """Of the left and the right part of each image, (N, 2, D)."""
-    parts = [image.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for image in images for box in PARTS]
-    return scorer.embed_images(parts).view(len(images), 2, -1)
+    """Of the parts of each image, from the left, (N, parts, D)."""
+    boxes = PARTS if images[0].width == 64 else PARTS_OF_THREE
+    parts = [image.crop(box).resize((64, 64), Image.Resampling.BICUBIC) for image in images for box in boxes]
+    return scorer.embed_images(parts).view(len(images), len(boxes), -1)
 
 
 def references(scorer: ClipScorer, creature: int, n: int = 24) -> torch.Tensor:
@@ -173,11 +197,25 @@ def references(scorer: ClipScorer, creature: int, n: int = 24) -> torch.Tensor:
 
 
 def identities(found: torch.Tensor, subjects: torch.Tensor) -> torch.Tensor:
-    """Cosines (N, 2) of the subjects (2, D) with the parts (N, 2, D), parts and subjects paired in the better way."""
-    cosines = found @ subjects.T  # (N, part, subject)
-    straight = torch.stack((cosines[:, 0, 0], cosines[:, 1, 1]), 1)
-    crossed = torch.stack((cosines[:, 1, 0], cosines[:, 0, 1]), 1)
-    return torch.where((straight.sum(1) >= crossed.sum(1))[:, None], straight, crossed)
+    """Cosines (N, C) of the subjects (C, D) with the parts (N, C, D), parts and subjects paired in the best way."""
+    cosines, number = found @ subjects.T, torch.arange(len(subjects))  # (N, part, subject)
+    orders = torch.stack([cosines[:, list(order), number] for order in permutations(range(len(subjects)))])
+    return orders.gather(0, orders.sum(2).argmax(0)[None, :, None].expand(1, -1, len(subjects)))[0]
+
+
+def told_apart(found: torch.Tensor, subjects: torch.Tensor) -> list[float]:
+    """For each image, whether every part, from the left, is nearest to its own subject."""
+    return ((found @ subjects.T).argmax(2) == torch.arange(len(subjects))).all(1).float().tolist()
+
+
+def seams(images: list[Image.Image]) -> list[float]:
+    """Of each image, the mean difference of neighbouring pixels across the borders of parts over that elsewhere."""
+    found = []
+    for image in images:
+        steps = np.abs(np.diff(np.asarray(image, float), axis=1)).mean((0, 2))
+        borders = [edge - 1 for edge in range(32, image.width, 32)]
+        found.append(float(steps[borders].mean() / np.delete(steps, borders).mean()))
+    return found
 
 
 def scene_shares(scorer: ClipScorer, images: list[Image.Image], seeds: int) -> list[float]:
@@ -188,11 +226,11 @@ def scene_shares(scorer: ClipScorer, images: list[Image.Image], seeds: int) -> l
 
 
 def measure(way: str, pair: int, scorer: ClipScorer, subjects: torch.Tensor, options: argparse.Namespace) -> dict:
-    """Identities (N, 2), scenes (N) and, for subjects, how places were found; kept in the pair's folder with the images."""
+    """Identities (N, C), and scenes, apart and seams (N); kept in the pair's folder with the images."""
     folder = options.work / f"pair{pair}" / "drawn" / f"{way.replace(' ', '_')}-{options.seeds}"
     if (folder / "scores.json").is_file():
         return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    scenes, images, placed = list(world.SCENES.items()), [], []
+    scenes, images = list(world.SCENES.items()), []
     if way == "drawn images":
         creatures = (FIRST + 10 * pair, FIRST + 10 * pair + 1)
         for number in range(options.seeds * len(scenes)):
@@ -204,11 +242,15 @@ def measure(way: str, pair: int, scorer: ClipScorer, subjects: torch.Tensor, opt
         for _, where in scenes:
             made = generate(replace(recipes(where), seed=1000), options.seeds, pipe=pipe)
             images += [image for image, _ in made]
-            placed += made[0][1].places
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         image.save(folder / f"{number:02d}.png")
-    found = {"identities": identities(embeddings(scorer, images), subjects).tolist(), "places": placed}
+    subjects, parts = subjects[: 3 if way in OF_THREE else 2], embeddings(scorer, images)
+    found = {
+        "identities": identities(parts, subjects).tolist(),
+        "apart": told_apart(parts, subjects),
+        "seams": seams(images),
+    }
     found["scenes"] = scene_shares(scorer, images, options.seeds)
     (folder / "scores.json").write_text(json.dumps(found), encoding="utf-8")
     return found
@@ -246,21 +288,22 @@ def main() -> None:
     scorer, scores = ClipScorer(), {}
     ways = ["drawn images", *dict.fromkeys(["base model", *options.ways])]
     for pair in range(options.pairs):
-        subjects = torch.stack([references(scorer, FIRST + 10 * pair + side) for side in (0, 1)])
+        subjects = torch.stack([references(scorer, FIRST + 10 * pair + side) for side in (0, 1, 2)])
         for way in ways:
             scores.setdefault(way, []).append(measure(way, pair, scorer, subjects, options))
             print(f"pair {pair}: {way}", flush=True)
     torch.set_num_threads(1)
-    timed = [way for way in ("both switched on", "regions", "subjects") if way in ways]
+    timed = [way for way in ("both switched on", "regions", "subjects", *OF_THREE) if way in ways]
     report(scores, times(options.work, options.threads, timed), options.out)
     if options.image:
         rows = [
             sorted((options.work / "pair0" / "drawn" / f"{way.replace(' ', '_')}-{options.seeds}").glob("*.png"))
             for way in ways
+            if way not in OF_THREE
         ]
         images = image_grid([Image.open(path) for row in rows for path in row[:: options.seeds]], columns=8, gap=2)
         images.resize((images.width * 2, images.height * 2), Image.Resampling.NEAREST).save(options.image)
-        print("rows:", ", ".join(ways))
+        print("rows:", ", ".join(way for way in ways if way not in OF_THREE))
 
 
 def interval(values_PN: np.ndarray) -> tuple[float, float]:
@@ -283,14 +326,15 @@ def report(scores: dict[str, list[dict]], ratios: dict[str, float], out: Path | 
         scenes, both = np.array([one["scenes"] for one in scores[way]]), closed.min(2)
         row = {"way": way, "pairs": len(found), "pictures": both.size, "cosine": float(found.mean())}
         row |= {"first": float(closed[..., 0].mean()), "second": float(closed[..., 1].mean())}
-        for name, values in (("identity", closed.mean(2)), ("both", both), ("scene", scenes)):
+        values_of = {"identity": closed.mean(2), "both": both, "scene": scenes}
+        values_of |= {name: np.array([one[name] for one in scores[way]]) for name in ("apart", "seams")}
+        for name, values in values_of.items():
             row |= {name: float(values.mean()), f"{name}_interval": interval(values)}
-        placed = [place for one in scores[way] for place in one["places"]]
-        row |= {"time": ratios.get(way), "places_by_attention": placed.count("attention") if placed else None}
+        row |= {"time": ratios.get(way)}
         table.append(row)
         said = "  ".join(
             f"{name} {row[name]:.2f} ({row[f'{name}_interval'][0]:.2f} to {row[f'{name}_interval'][1]:.2f})"
-            for name in ("identity", "both", "scene")
+            for name in ("identity", "both", "apart", "scene", "seams")
         )
         print(f"{way:30} {said}  time {row['time'] or float('nan'):.2f}")
     if out:

@@ -28,6 +28,7 @@ from ..toolkit.diffusion.model import DTYPES, DiffusionModel, PromptEmbeds
 from ..toolkit.formats import native
 from ..toolkit.formats.as_folder import adapter_folder, check_adapter
 from ..toolkit.formats.locate import adapter_facts, adapter_path, content_hash
+from .apart import subjects_apart
 from .fuse import fuse_adapters
 from .place import place_pipeline
 from .regions import Region, denoise_by_region, denoises_by_region, region_masks
@@ -41,7 +42,8 @@ from .start_image import (
     start_pipeline,
     start_size,
 )
-from .subjects import OwnPrompt, check_words, columns, draw_subjects, find_places, own_prompts
+from .subjects import OwnPrompt, check_words, columns, draw_subjects, own_prompts
+from .token_masks import SubjectAttention
 
 TEXT_CHUNK = "rankfold"
 OnStep = Callable[[Any, torch.Tensor], None]
@@ -61,9 +63,7 @@ class Recipe:
     regions: tuple[Region, ...] = ()
     """One for each adapter: where it is at work, and with what prompt; then `prompt` is not used."""
     subjects: tuple[str, ...] = ()
-    """One for each adapter: its words in `prompt`, where {subjects} stands for all of them; places are found."""
-    places: tuple[str, ...] = ()
-    """How the places of the batch's images were found: by 'attention', or taken as 'columns'. Filled in when the image is made."""
+    """One for each adapter: its words in `prompt`, where {subjects} stands for all of them; they stand side by side, from the left."""
     steps: int = 25
     guidance_scale: float = 4.0
     scheduler: str = ""
@@ -246,7 +246,7 @@ def check_recipe(recipe: Recipe) -> None:
 def check_subjects(recipe: Recipe) -> None:
     """Raises UserError for subjects that cannot be told apart, or whose words the prompt does not hold."""
     if recipe.regions:
-        raise UserError("--subjects finds the places by itself and --regions says them: leave one of the two out.")
+        raise UserError("--subjects stand side by side and --regions says other places: leave one of the two out.")
     if len(recipe.subjects) != len(recipe.adapters):
         raise UserError(f"{len(recipe.adapters)} adapters need as many subjects, not {len(recipe.subjects)}.")
     check_words(recipe.subjects)
@@ -291,7 +291,8 @@ def generate(
     """`n` images from seeds recipe.seed, recipe.seed + 1, ..., each with the recipe that repeats it. on_step: see `denoise`."""
     with oom_context("", lambda: memory_advice(recipe)):
         pipe = pipe or drawing_pipeline(recipe)
-        made, batch = [], min(batch, pipeline_family(pipe).max_images_at_once)
+        most = pipeline_family(pipe).max_images_at_once
+        made, batch = [], max(1, min(batch, most) // max(1, len(recipe.subjects)))  # each subject is a row of the batch
         for start in range(recipe.seed, recipe.seed + n, batch):
             made += generate_batch(recipe, (start, min(batch, recipe.seed + n - start)), pipe, on_step)
         return made
@@ -330,7 +331,6 @@ def generate_batch(
         "seeds": seeds, "steps": recipe.steps, "guidance_scale": guidance, "width": width, "height": height,
         "output_type": "np", "on_step": on_step, "references": load_references(recipe, pipe), "start": start,
     }  # fmt: skip
-    found: tuple[str, ...] = ()
     if recipe.regions and denoises_by_region(type(pipe).__name__):
         active = [{f"adapter_{number}": strength} for number, strength in enumerate(recipe.strengths)]
         size = (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
@@ -340,7 +340,7 @@ def generate_batch(
             wanted, unwanted = (value.expand(n, -1, -1) for value in states)
             images = denoise(pipe, {"prompt_embeds": wanted}, negative={"prompt_embeds": unwanted}, **common)
     elif recipe.regions or recipe.subjects:
-        images, found = denoise_subjects(pipe, recipe, n, **common)
+        images = denoise_subjects(pipe, recipe, n, **common)
     else:
         images = denoise(pipe, [recipe.prompt] * n, negative=[negative] * n, **common)
     check_finite(images)
@@ -348,7 +348,6 @@ def generate_batch(
     whole = replace(
         recipe,
         batch=batch,
-        places=found,
         width=width,
         height=height,
         hashes=hashes,
@@ -359,30 +358,32 @@ def generate_batch(
     return [(image, replace(whole, seed=seed)) for image, seed in zip(images, seeds, strict=True)]
 
 
-def denoise_subjects(pipe: Any, recipe: Recipe, n: int, **common: Any) -> tuple[Any, tuple[str, ...]]:
-    """`n` images with several subjects in one pass, and how the place of each image's subjects were found. common: for `denoise`."""
+def denoise_subjects(pipe: Any, recipe: Recipe, n: int, **common: Any) -> Any:
+    """`n` images with several subjects, by masks of tokens. common: for `denoise`."""
     family, base = pipeline_family(pipe), open_model(pipe.name_or_path)
-    size = image_tokens(base, common["width"], common["height"])
+    size, count = image_tokens(base, common["width"], common["height"]), len(recipe.adapters)
     if recipe.subjects:
-        prompts, count = own_prompts(recipe.prompt, recipe.subjects), len(recipe.subjects)
-        places = torch.full((n, count, *size), 1 / count)
+        prompts = own_prompts(recipe.prompt, recipe.subjects)
+        places = columns(count, *size).expand(n, -1, -1, -1)
     else:
-        prompts, count = [prompt for prompt, *_ in recipe.regions], len(recipe.regions)
+        prompts = [prompt for prompt, *_ in recipe.regions]
         places = region_masks(recipe.regions, *size).transpose(0, 1).expand(n, -1, -1, -1)
     names = [f"adapter_{number}" for number in range(count)]
-    prompt, negative, found = [OwnPrompt(recipe.prompt)] * n, [recipe.negative_prompt] * n, ()
+    prompt, negative = [OwnPrompt(recipe.prompt)] * n, [recipe.negative_prompt] * n
     with draw_subjects(
         pipe, family, prompts, places, adapters=names, strengths=recipe.strengths, sources=recipe.adapters
     ) as masked:
-        if recipe.subjects and count > 1:
+        if not recipe.subjects or count == 1:
+            with SubjectAttention(masked):
+                return denoise(pipe, prompt, negative=negative, **common)
+        with subjects_apart(getattr(pipe, family.denoiser_name), masked, recipe.steps) as count_step:
 
-            def begin(on_step: OnStep) -> None:
-                denoise(pipe, prompt, negative=negative, **(common | {"on_step": on_step}))
+            def on_step(pipe: Any, latents: torch.Tensor) -> None:
+                count_step()
+                if common["on_step"]:
+                    common["on_step"](pipe, latents)
 
-            places, good = find_places(masked, begin, recipe.steps)
-            masked.set_places(places.to(masked.places_BCHW))
-            found = tuple("attention" if one else "columns" for one in good)
-        return denoise(pipe, prompt, negative=negative, **common), found
+            return denoise(pipe, prompt, negative=negative, **(common | {"on_step": on_step}))
 
 
 def load_references(recipe: Recipe, pipe: Any) -> list[Image.Image]:

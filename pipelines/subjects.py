@@ -1,15 +1,14 @@
-"""Several subjects in one image and one pass of the denoiser, each with an adapter, words and a place of its own.
+"""Several subjects in one image and one run of the denoiser, each with an adapter, words and a place of its own.
 
-Places are given, or found from the model's own attention in a few early steps, after which the image is begun anew.
+Places are given (regions), or equal columns in the order of the subjects.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,15 +19,12 @@ from ..toolkit.core.errors import UserError
 from ..toolkit.diffusion.model import DiffusionModel
 from ..toolkit.formats import native
 from ..toolkit.formats.adapter_folder import PARTS
+from .apart import part_bounds
 from .place import execution_device
-from .token_masks import MaskedDenoiser, Tokens, Words, token_masks
+from .token_masks import MaskedDenoiser, Words, token_masks
 
 HERE = "{subjects}"
 MIN_COLUMNS = 2  # image tokens that a subject's place is wide at least
-EARLY_SHARE = 0.15  # of the steps, in which places are found
-MIN_AREA = 0.5  # of an equal part of the image: the least that a place found is large
-MIN_WHOLE = 0.8  # share of neighbouring tokens with the same subject; chance gives 1 / subjects
-MAX_ALIKE = 0.5  # correlation of two subjects' maps: with more, their words are attended to at the same places
 
 
 # ---------------------------------------------------------------------------------------------- words
@@ -193,90 +189,8 @@ def columns(subjects: int, height: int, width: int) -> torch.Tensor:
             f"{subjects} subjects cannot be told apart in an image that is {width} tokens wide: take "
             f"{width // MIN_COLUMNS} at most, or a larger --width."
         )
-    owners = torch.arange(width) * subjects // width
+    owners = torch.cat([torch.full((right - left,), n) for n, (left, right) in enumerate(part_bounds(subjects, width))])
     return F.one_hot(owners, subjects).T[None, :, None].expand(1, -1, height, -1).float()
-
-
-@dataclass
-class Attention:
-    """Where each subject's words are attended to, summed over layers and steps."""
-
-    images: int
-    """In the batch."""
-    total: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Image of the batch -> (subjects, H, W)."""
-
-    def observe(self, tokens: Tokens, query: torch.Tensor, key: torch.Tensor, asking: Any, asked: Any) -> None:
-        """Adds an attention of image tokens to words, as a softmax over the image. query, key: (B, heads, tokens, D)."""
-        finest = tuple(tokens.places_BCHW.shape[2:])
-        size = tokens.levels.get(asking[1], finest)
-        if min(size) < MIN_COLUMNS:
-            return
-        asks, answers = tokens.numbers(*asking), tokens.numbers(*asked)
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-        for row, said in enumerate(tokens.words):
-            if not said.wanted:
-                continue
-            seen, maps = query[row][:, asks[row] >= 0].float(), []
-            at = (answers[row] < -1).nonzero()[:, 0]
-            for subject in range(tokens.places_BCHW.shape[1]):
-                own = at[said.own(subject)[-2 - answers[row][at]]]
-                logits = seen @ key[row][:, own].float().transpose(1, 2) / query.shape[-1] ** 0.5
-                maps.append(logits.softmax(1).mean((0, 2)).view(size))
-            found = F.interpolate(torch.stack(maps)[None], finest, mode="bilinear")[0].cpu()
-            number = row % self.images
-            self.total[number] = self.total.get(number, torch.zeros_like(found)) + found
-
-
-def places_from(attention_CHW: torch.Tensor) -> torch.Tensor | None:
-    """Each token to the subject whose words it attends to more than to those of others, (C, H, W); None where that gives no places.
-
-    It gives places where the subjects' maps are not alike, each place is at least half of an equal part, and they are whole.
-    """
-    subjects = len(attention_CHW)
-    smooth = F.avg_pool2d(attention_CHW[None], 3, 1, 1, count_include_pad=False)[0].flatten(1)
-    above = smooth - smooth.mean(1, keepdim=True)
-    above = above / above.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    alike = (above @ above.T - 2 * torch.eye(subjects)).max()
-    owners = above.argmax(0).view(attention_CHW.shape[1:])
-    areas = torch.bincount(owners.flatten(), minlength=subjects) / owners.numel()
-    down, across = owners[1:] == owners[:-1], owners[:, 1:] == owners[:, :-1]
-    whole = torch.cat([down.flatten().float(), across.flatten().float()]).mean()
-    if alike > MAX_ALIKE or areas.min() < MIN_AREA / subjects or whole < MIN_WHOLE:
-        return None
-    return F.one_hot(owners, subjects).permute(2, 0, 1).float()
-
-
-class FoundEnough(Exception):
-    """The early steps are over."""
-
-
-def find_places(
-    masked: MaskedDenoiser, draw: Callable[[Callable[..., None]], Any], steps: int
-) -> tuple[torch.Tensor, list[bool]]:
-    """Places (B, C, H, W) from attention in the first steps, and for each image whether they were found; columns where not.
-
-    draw: begins the images, with what is called behind every step.
-    """
-    n, subjects, height, width = masked.places_BCHW.shape
-    attention, left = Attention(images=n), max(1, round(EARLY_SHARE * steps))
-
-    def count(*_: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left < 1:
-            raise FoundEnough
-
-    masked.observe = attention.observe
-    try:
-        draw(count)
-    except FoundEnough:
-        pass
-    finally:
-        masked.observe = None
-    found = [places_from(attention.total[number]) if number in attention.total else None for number in range(n)]
-    fallback = columns(subjects, height, width)[0]
-    return torch.stack([fallback if one is None else one for one in found]), [one is not None for one in found]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,16 +56,6 @@ class Words:
     wanted: bool
     """Whether it is the prompt, and not what is steered away from."""
 
-    def own(self, subject: int) -> torch.Tensor:
-        """(L,): whether a token is where this subject's prompt differs from those of the others, by half of the largest difference."""
-        owners = self.owners.to(self.states.device)
-        parts = [self.states[owners == number].flatten(1).float() for number in range(int(owners.max()) + 1)]
-        length = min(len(part) for part in parts)
-        others = [part[:length] for number, part in enumerate(parts) if number != subject]
-        away = torch.stack([(parts[subject][:length] - other).norm(dim=1) for other in others]).mean(0)
-        marks = (self.owners == subject).nonzero()[:, 0][:length][(away >= away.max() / 2).cpu()]
-        return torch.zeros(len(self.owners), dtype=torch.bool).index_fill(0, marks, True)
-
 
 @dataclass
 class Tokens:
@@ -81,6 +71,8 @@ class Tokens:
     """Words and image are each filled up to a multiple of this."""
     length: int = 0
     """Of the words, as they are given."""
+    sight: bool = True
+    """Whether image tokens of a place may attend to those of other places."""
     cache: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,12 +151,15 @@ class Tokens:
         return self.cache[kind, length]
 
     def parties(self, kind: str, length: int) -> torch.Tensor:
-        """Who may attend to whom, (B, length, C + 1): as far as the dot product of two. The last is 1 for image tokens and filling."""
+        """Who may attend to whom, (B, length, C + 1): as far as the dot product of two.
+
+        The last is 1 for filling, and for image tokens that are in sight of each other.
+        """
         if ("parties", kind, length) not in self.cache:
             image = self.image_at(length)
             most = image.amax(2, keepdim=True)
             image = torch.where(most > 0, image / most, 1.0)  # what is nobody's place attends to all words
-            image = F.pad(image, (0, 1), value=1.0)
+            image = F.pad(image, (0, 1), value=float(self.sight))
             said = [F.pad(F.one_hot(words.owners, image.shape[2] - 1).to(image), (0, 1)) for words in self.words]
             fill = image.new_ones(len(image), 2, image.shape[2])
             self.cache["parties", kind, length] = self.lay_out(kind, length, image, said, fill)
@@ -184,7 +179,11 @@ class Tokens:
         """What is added to attention logits, (B, 1, Q, K); None where nothing is held back."""
         key = ("bias", asking, asked, dtype)
         if key not in self.cache:
-            allowed = self.parties(*asking) @ self.parties(*asked).transpose(1, 2)
+            asks = self.parties(*asking)
+            if not self.sight:  # filling sees no image, or it would tell one place of another
+                own = F.one_hot(torch.tensor(asks.shape[2] - 1), asks.shape[2]).to(asks)
+                asks = torch.where((self.numbers(*asking) == -1).to(asks.device)[..., None], own, asks)
+            allowed = asks @ self.parties(*asked).transpose(1, 2)
             held = bool((allowed < 1 - 1e-6).any())
             self.cache[key] = allowed.clamp(HELD_BACK, 1).log()[:, None].to(dtype) if held else None
         return self.cache[key]
@@ -201,11 +200,6 @@ class MaskedDenoiser:
         self.calls: dict[Any, Tokens] = {}
         self.attention = ""
         self.holds_attention = False
-        self.observe: Callable[[Tokens, torch.Tensor, torch.Tensor, Any, Any], None] | None = None
-
-    def set_places(self, places_BCHW: torch.Tensor) -> None:
-        """Other places for the calls that follow."""
-        self.places_BCHW, self.calls = places_BCHW, {}
 
     def before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
         """Hook: what the denoiser is called with -> its tokens.
@@ -257,6 +251,19 @@ class MaskedDenoiser:
         """Hook: attention and layers are left alone again."""
         self.tokens = None
 
+    def alone(self, tokens: Tokens, subject: int | None = None) -> Tokens:
+        """A call's tokens as if the whole image were one subject's place; for None, with every place out of sight of the others."""
+        if ("alone", subject) not in tokens.cache:
+            places, here = tokens.places_BCHW, subject is None
+            if subject is not None:
+                places = (
+                    F.one_hot(torch.tensor(subject), places.shape[1]).to(places)[None, :, None, None].expand_as(places)
+                )
+            tokens.cache["alone", subject] = Tokens(
+                places, tokens.words, tokens.words_first, tokens.multiple, tokens.length, sight=not here
+            )
+        return tokens.cache["alone", subject]
+
     def weights(self, name: str, base: nn.Module, x: torch.Tensor, y: torch.Tensor, source: str) -> torch.Tensor:
         """How far each adapter acts in a layer with input x (..., in) and outcome y (..., out): (..., C); for maps (B, C, H, W).
 
@@ -297,8 +304,6 @@ class SubjectAttention(TorchFunctionMode):
         asking, asked = self.sides(tokens, given["query"].shape[-2], given["key"].shape[-2])
         if asking is None or asked is None:
             return func(*args, **kwargs)
-        if self.masked.observe and asked[0] != "image" and asking[0] != "words":
-            self.masked.observe(tokens, given["query"], given["key"], asking, asked)
         self.masked.holds_attention = True
         bias = tokens.bias(asking, asked, given["query"].dtype)
         if bias is not None:
@@ -312,7 +317,8 @@ class SubjectAttention(TorchFunctionMode):
             across = name.endswith("attn2") and k == tokens.length and q in tokens.levels
             return (("image", q), ("words", k)) if across else (None, None)
         kind = tokens.kind(name, q) if q == k else None
-        return ((kind, q), (kind, k)) if kind in ("words", "both") else (None, None)
+        held = kind in ("words", "both") or (kind == "image" and not tokens.sight)
+        return ((kind, q), (kind, k)) if held else (None, None)
 
 
 def add_mask(bias: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -347,20 +353,30 @@ class MaskedLayer:
 
     def __call__(self, base: nn.Module, args: Any, y: torch.Tensor) -> torch.Tensor:
         """Hook: the base layer's output (..., out) -> that under all changes, each on its own tokens."""
-        x, out, source = args[0], y, self.sources[self.changes[0][0]]
+        x, out = args[0], y
         channels = 1 if isinstance(base, CONVOLUTIONS) else -1
         if self.down is not None and self.up is not None:
             self.down, self.up = self.down.to(x.device, x.dtype), self.up.to(x.device, x.dtype)
             code = apply_weight(base, x, self.down)
-            weights = self.masked.weights(self.name, base, x, y, source).to(x.dtype)
-            self.owners = self.owners.to(x.device)
-            out = add_projection(base, out, code * weights.index_select(channels, self.owners), self.up)
+            out = add_projection(base, out, code * self.code_weights(base, x, y, channels), self.up)
         for subject, change in self.rest:
             moved = Change(**{key: t if t is None else t.to(x.device, x.dtype) for key, t in vars(change).items()})
             changed = apply_change(base, moved, x, y, lambda: base.weight.flatten(1))
-            weights = self.masked.weights(self.name, base, x, y, source).to(x.dtype)
+            weights = self.masked.weights(self.name, base, x, y, self.sources[subject]).to(x.dtype)
             out = out + weights.narrow(channels, subject, 1) * (changed - y)
         return out
+
+    def code_weights(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor, channels: int) -> torch.Tensor:
+        """How far each row of the joint `down` acts on each token of x (..., in), outcome y (..., out): (..., r), or (B, r, H, W).
+
+        The same in every step, so it is kept with the tokens.
+        """
+        kept = {} if self.masked.tokens is None else self.masked.tokens.cache
+        key = (id(self), x.shape, x.dtype)
+        if key not in kept:
+            weights = self.masked.weights(self.name, base, x, y, self.sources[self.changes[0][0]]).to(x.dtype)
+            kept[key] = weights.index_select(channels, self.owners.to(x.device))
+        return kept[key]
 
 
 def masked_layers(
@@ -405,7 +421,7 @@ def token_masks(
     strengths: Sequence[float],
     sources: Sequence[str],
 ) -> Iterator[MaskedDenoiser]:
-    """Within the block each adapter that the denoiser carries acts on its own subject's tokens; see the head of this file.
+    """Within the block each adapter that the denoiser carries acts on its own subject's tokens; `SubjectAttention` holds back the rest.
 
     places_BCHW: share of each subject in each image token, for each image of a batch. The words have to be made known (`known`) before
     the denoiser is called.
@@ -428,7 +444,7 @@ def token_masks(
 
             hooks.append(module.register_forward_pre_hook(entering))
     try:
-        with disable_adapters(denoiser), SubjectAttention(masked):
+        with disable_adapters(denoiser):
             yield masked
     finally:
         for hook in hooks:

@@ -41,4 +41,8 @@ def unused_in_subjects(recipe: Recipe) -> list[str]:
         facts = adapter_facts(adapter_path(Path(path)))
         if facts.tokens and not any(find_words(own, token) for token in facts.tokens):
             notes.append(f"The adapter {path} was trained for '{facts.trigger_words}', and '{own}' does not say it.")
+    if len(prompts) > 1:
+        notes.append(
+            f"The subjects stand side by side, from the left: {', '.join(recipe.subjects)}; --regions says other places."
+        )
     return notes

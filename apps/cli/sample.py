@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from ...toolkit.core.errors import UserError
 from .options import BaseFileOptions, parse_options
-
-if TYPE_CHECKING:
-    from ...pipelines.generate import Recipe
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class SampleOptions(BaseFileOptions):
     regions: tuple[str, ...] = ()
     """One for each adapter, as in 'left: a sks1 creature in the centre' 'right: a sks2 creature in the centre'."""
     subjects: tuple[str, ...] = ()
-    """Words and adapter of each, as in 'sks1 creature' A 'sks2 creature' B; places are found. --prompt says {subjects}, or their words."""
+    """Words and adapter of each, as in 'sks1 creature' A 'sks2 creature' B, from the left. --prompt says {subjects}, or their words."""
     reference: tuple[Path, ...] = ()
     """Images that it is made from, for bases that take them (FLUX.1 Kontext one, FLUX.2 and Qwen-Image-Edit several)."""
     image: Path | None = None
@@ -89,23 +86,10 @@ def sample(argv: list[str]) -> None:
         path = options.out / f"{own.seed:06d}.png"
         save_image(path, image, own)
         print(path)
-        if own.places:
-            print(how_placed(own), file=sys.stderr)
     if options.grid:
         sheet = image_grid([image for image, _ in made], columns=min(4, len(made)))
         save_image(options.out / "grid.png", sheet, made[0][1])
         print(options.out / "grid.png")
-
-
-def how_placed(recipe: Recipe) -> str:
-    """How the places of an image's subjects were found, in a sentence."""
-    if recipe.places[recipe.seed - (recipe.batch or (recipe.seed, 1))[0]] == "attention":
-        return "rankfold: its subjects' places were found from the model's attention to their words."
-    order = ", ".join(recipe.subjects)
-    return (
-        f"rankfold: the model's attention did not tell its subjects apart, so they stand in equal columns, from the left: {order}. "
-        "--regions says other places."
-    )
 
 
 def check_repetition(argv: list[str]) -> None:
@@ -132,7 +116,7 @@ def sampling_recipe(options: SampleOptions) -> Any:
     if options.subjects and (options.adapters or options.run or options.regions):
         other = "--adapters" if options.adapters else "--run" if options.run else "--regions"
         raise UserError(
-            f"--subjects names its adapters itself and finds their places, so {other} beside it has no part: leave one of the two out."
+            f"--subjects says adapters and places by itself, so {other} beside it has no part: leave one of the two out."
         )
     words, sources = parse_subjects(options.subjects)
     adapters, base, prompt = (

@@ -1,5 +1,6 @@
 """Several subjects in one pass: adapters on tokens of their own, in every family."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from rankfold.apps.cli import main
 from rankfold.pipelines import generate as generating
+from rankfold.pipelines.apart import Apart, cut, join, part_bounds, roll
 from rankfold.pipelines.generate import Recipe, generate, load_pipeline, sampling_pipeline
 from rankfold.pipelines.subjects import (
     OwnPrompt,
     columns,
     own_prompts,
     parse_subjects,
-    places_from,
     words_of_subjects,
 )
 from rankfold.pipelines.token_masks import MaskedDenoiser, MaskedLayer, SubjectAttention, Tokens, Words
@@ -131,13 +132,13 @@ def test_each_layer_sees_the_tokens_that_it_is_said_to(adapters, name, monkeypat
     recipe = replace(recipe, width=2 * SIDE, height=SIDE)
     pipe, seen = sampling_pipeline(recipe), []
     pipe.transformer.requires_grad_(False)
-    weights = MaskedDenoiser.weights
+    code_weights = MaskedLayer.code_weights
 
-    def spy(self, layer, base, x, y, source):
-        seen.append((layer, x.clone(), self.tokens))
-        return weights(self, layer, base, x, y, source)
+    def spy(self, base, x, y, channels):
+        seen.append((self.name, x.clone(), self.masked.tokens))
+        return code_weights(self, base, x, y, channels)
 
-    monkeypatch.setattr(MaskedDenoiser, "weights", spy)
+    monkeypatch.setattr(MaskedLayer, "code_weights", spy)
     given = {}
     forward = pipe.transformer.forward
     signature = MaskedDenoiser(pipe.transformer, generating.pipeline_family(pipe), torch.ones(1, 1, 1, 1)).signature
@@ -182,17 +183,93 @@ def test_each_layer_sees_the_tokens_that_it_is_said_to(adapters, name, monkeypat
     assert given
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sana"])
-def test_the_same_subject_twice_is_the_ordinary_image(adapters, name, monkeypatch):
-    """Where words are attended to across: two halves with the same adapter and words are the whole."""
-    base, adapter, _ = adapters(name)
-    ordinary = last_latents(recipe_for(base, adapter))
+def last_latents_of_two(adapters, name, monkeypatch, steps):
+    """Of two subjects that have the same words."""
+    base, first, second = adapters(name)
     monkeypatch.setattr(generating, "own_prompts", lambda prompt, words: ["a sks creature"] * 2)
-    monkeypatch.setattr(
-        generating, "find_places", lambda masked, begin, steps: (columns(2, *masked.places_BCHW.shape[2:]), [False])
-    )
-    both = last_latents(recipe_for(base, adapter, adapter, subjects=("sks creature", "red dog"), prompt="{subjects}"))
-    assert (both - ordinary).abs().max() < 1e-3
+    subjects = {"subjects": ("sks creature", "red dog"), "prompt": "{subjects}", "steps": steps}
+    subjects |= {"width": 2 * SIDE, "height": SIDE}
+    return last_latents(recipe_for(base, first, second, **subjects))
+
+
+WORDS_WITH_POSITIONS = ("qwen-image", "lumina2", "z-image", "krea2", "ernie-image")
+"""Where a word is read by where it stands, so that words behind those of another subject are not quite the ordinary ones."""
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name not in WORDS_WITH_POSITIONS])
+def test_first_each_subject_has_the_whole_image(adapters, name, monkeypatch):
+    """A part of the first step is that of the ordinary image with its own adapter alone, drawn with the part in the middle."""
+    base, *sources = adapters(name)
+    both = last_latents_of_two(adapters, name, monkeypatch, 1)
+    for source, shift, part in zip(sources, (1, -1), (0, 1), strict=True):
+        recipe = recipe_for(base, source, steps=1, width=2 * SIDE, height=SIDE)
+        pipe = sampling_pipeline(recipe)
+        family = generating.pipeline_family(pipe)
+        grid = generating.image_tokens(open_model(pipe.name_or_path), 2 * SIDE, SIDE)
+        denoiser, seen = getattr(pipe, family.denoiser_name), []
+        forward, image = denoiser.forward, list(inspect.signature(type(denoiser).forward).parameters)[1]
+
+        def moved(*args, forward=forward, image=image, grid=grid, by=shift * grid[1] // 4, **kwargs):
+            given = kwargs if image in kwargs else {image: args[0]} | kwargs
+            rest = args if image in kwargs else args[1:]
+            out = forward(roll(given.pop(image), grid, by), *rest, **given)
+            back = roll(out[0], grid, -by)
+            return (back,) if isinstance(out, tuple) else type(out)(sample=back)
+
+        denoiser.forward = moved
+        generate(recipe, pipe=pipe, on_step=lambda pipe, latents, seen=seen: seen.append(latents.clone()))
+        width = both.shape[-1] // 2
+        own = slice(part * width, (part + 1) * width)
+        assert (both[..., own] - seen[-1][..., own]).abs().max() < 1e-3 * seen[-1].abs().max()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_then_each_part_is_drawn_out_of_sight_of_the_other(adapters, name, monkeypatch):
+    call, compared = Apart.__call__, []
+
+    def probe(self, *args, **kwargs):
+        tokens, out = self.masked.tokens, call(self, *args, **kwargs)
+        if not self.whole:
+            given = dict(self.signature.bind(*args, **kwargs).arguments)
+            given |= given.pop("kwargs", {})
+            image, grid = next(iter(self.signature.parameters)), tuple(tokens.places_BCHW.shape[2:])
+            half = (0, grid[1] // 2), (grid[1] // 2, grid[1])
+            left, right = (cut(given[image], grid, part) for part in half)
+            right = [one + 1 for one in right] if isinstance(right, list) else right + 1
+            again = call(self, **(given | {image: join([left, right], grid[0])}))
+            pairs = zip(out[0], again[0], strict=True) if isinstance(out[0], list) else [(out[0], again[0])]
+            for one, other in pairs:
+                differ = [(cut(one, grid, part) - cut(other, grid, part)).abs().max() for part in half]
+                compared.append(differ[0] < 1e-3 * differ[1])
+        return out
+
+    monkeypatch.setattr(Apart, "__call__", probe)
+    last_latents_of_two(adapters, name, monkeypatch, 2)
+    assert compared
+    assert all(compared)
+
+
+def test_parts_of_an_image_three_wide_and_what_a_denoiser_is_given_of_them():
+    """Parts are equal to one token; cut and joined they are the image, as maps, as tokens and as a list of maps."""
+    bounds = part_bounds(3, 8)
+    assert bounds == [(0, 3), (3, 5), (5, 8)]
+    maps = torch.randn(2, 3, 4, 16)  # two latent pixels a token
+    for value, grid in ((maps, (2, 8)), (torch.randn(2, 16, 5), (2, 8)), ([maps[:, :1], maps[:, 1:2]], (2, 8))):
+        again = join([cut(value, grid, part) for part in bounds], grid[0])
+        back = roll(roll(value, grid, 3), grid, -3)
+        for one, two, three in zip(*(x if isinstance(x, list) else [x] for x in (value, again, back)), strict=True):
+            assert torch.equal(one, two)
+            assert torch.equal(one, three)
+    assert torch.equal(roll(maps, (2, 8), 1), maps.roll(2, -1))
+
+
+@pytest.mark.parametrize("name", ["sd", "flux-dev"])
+def test_three_subjects_in_an_image_that_they_do_not_divide(adapters, name):
+    base, first, second = adapters(name)
+    subjects = ("sks creature", "red dog", "blue cat")
+    recipe = recipe_for(base, first, second, first, subjects=subjects, prompt="a {subjects}", steps=4)
+    image = generate(replace(recipe, width=2 * SIDE, height=SIDE))[0][0]
+    assert image.size == (2 * SIDE, SIDE)
 
 
 def some_tokens(words_first=True, owners=(0, 0, 1), places=None):
@@ -251,17 +328,6 @@ def test_attention_is_held_back_between_subjects():
 
 
 # ---------------------------------------------------------------------------------------------- places and words
-
-
-def test_places_from_attention():
-    """Maps that lie apart give places; the same one for both does not, nor one that is scattered."""
-    left = torch.zeros(8, 8)
-    left[2:6, 1:3] = 1
-    found = places_from(torch.stack((left, left.flip(1))))
-    assert found[0, 2:6, 1:3].all()
-    assert found[1, 2:6, 5:7].all()
-    assert places_from(torch.stack((left, 2 * left))) is None
-    assert places_from(torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))) is None
 
 
 def test_the_prompt_of_each_subject():
@@ -367,7 +433,7 @@ def test_subjects_on_the_command_line_repeat(adapters, name, tmp_path, capsys):
     main([*words, "--subjects", "red dog", first, "blue cat", second, "--prompt", "a red dog and a blue cat at night"])
     said = capsys.readouterr().err
     assert "'red dog' is drawn by 'a red dog at night'" in said
-    assert said.count("rankfold: its subjects' places") + said.count("so they stand in equal columns") == 2
+    assert "The subjects stand side by side, from the left: red dog, blue cat" in said
     main(["sample", "--from", str(tmp_path / "000001.png"), "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "000001.png").read_bytes() == (tmp_path / "000001.png").read_bytes()
 
