@@ -460,7 +460,13 @@ def parse_recipe(path: Path) -> Recipe:
     try:
         values = TypeAdapter(dict[str, Any]).validate_json(text)
         known = [field.name for field in fields(Recipe)]
-        recipe = TypeAdapter(Recipe).validate_python(current_names(values, known, f"--from {path}"))
+        values = current_names(values, known, f"--from {path}")
+        if unknown := sorted(key for key, value in values.items() if key not in known and value):
+            raise UserError(
+                f"--from {path} was made with {', '.join(unknown)}, which this version of rankfold does not have, so it cannot be "
+                "made again: take the version that made it."
+            )
+        recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
         raise UserError(
             f"--from {path}: what it says of its settings cannot be read: {error.errors()[0]['msg']}."

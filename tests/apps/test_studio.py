@@ -222,6 +222,7 @@ def draw(page, address, made):
     assert len(files) == 2
     with Image.open(files[0]) as image:
         assert image.size == (64, 64)
+    assert len(read_recipe(files[0]).adapters) == 2  # what is chosen in a row is used
     page.locator("#prompt textarea").fill("something else")
     page.locator("#dropped input[type=file]").set_input_files(str(files[0]))
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks creature in the snow'")

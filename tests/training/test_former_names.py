@@ -88,6 +88,22 @@ def as_before(path, recipe):
         image.save(path, pnginfo=info)
 
 
+def test_an_image_of_another_version_is_not_taken_for_less(tmp_path):
+    """A setting that is not known is named, unless it was not set."""
+    for values, words in (
+        ({"prompt": "x", "places": []}, ""),
+        ({"prompt": "x", "places": ["columns"]}, "made with places, which"),
+    ):
+        info = PngImagePlugin.PngInfo()
+        info.add_text(TEXT_CHUNK, json.dumps(values))
+        Image.new("RGB", (8, 8)).save(tmp_path / "made.png", pnginfo=info)
+        if words:
+            with pytest.raises(UserError, match=words):
+                read_recipe(tmp_path / "made.png")
+        else:
+            assert read_recipe(tmp_path / "made.png").prompt == "x"
+
+
 def test_an_old_image_is_repeated(base, tmp_path):
     (made,) = generate(Recipe(prompt="a creature", base=str(base), steps=2, width=40, height=32))
     save_image(tmp_path / "old.png", *made)

@@ -44,21 +44,24 @@ def painted_boxes(painting: dict[str, Any] | None) -> dict[str, Box]:
     return boxes
 
 
+def trigger_words(adapter: Path | str) -> str:
+    """What an adapter was taught to draw by; '' where it does not say."""
+    return adapter_facts(adapter_path(Path(adapter))).trigger_words
+
+
 def subject_words(adapters: Sequence[str]) -> list[str]:
-    """What each adapter was taught to draw by.
+    """The trigger words of each adapter.
 
     Raises:
-        UserError: where one does not say it, or two cannot be told apart.
+        UserError: where one does not say them, or two cannot be told apart.
     """
-    words = []
-    for path in adapters:
-        facts = adapter_facts(adapter_path(Path(path)))
-        if not facts.trigger_words:
+    words = [trigger_words(path) for path in adapters]
+    for number, own in enumerate(words, 1):
+        if not own:
             raise UserError(
-                f"The adapter {Path(path).name} does not say its trigger words, by which a figure of its own is asked for: "
+                f"Adapter {number} does not say its trigger words, by which a figure of its own is asked for: "
                 "rankfold sample --subjects takes them from you."
             )
-        words.append(facts.trigger_words)
     check_words(words)
     return words
 

@@ -26,7 +26,7 @@ from ..backend.recipes import (
     sampler_name,
     suggested_base_and_prompt,
 )
-from ..backend.several_subjects import SIDE_BY_SIDE, TOGETHER, arrange, subject_words
+from ..backend.several_subjects import SIDE_BY_SIDE, TOGETHER, arrange, trigger_words
 from ..backend.start_images import keep_references, keep_start, kept_start
 from ..backend.temporary import temporary_subfolder
 from ..backend.turns import calling_client
@@ -156,7 +156,9 @@ class GeneratePage:
             [kept_start(self.paths, path) for path in recipe.references],
         )  # fmt: skip
         shown = row_visibility(max(1, len(names)))
-        side_by_side = bool(recipe.subjects) and [*recipe.subjects] == subject_words(recipe.adapters)
+        side_by_side = bool(recipe.subjects) and [*recipe.subjects] == [
+            trigger_words(self.paths.adapter(name)) for name in names
+        ]
         said = f"The settings of {Path(file).name}."
         if recipe.regions or (recipe.subjects and not side_by_side):
             said += (

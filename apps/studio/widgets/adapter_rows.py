@@ -78,5 +78,5 @@ def row_values(names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
         there = number < len(names)
         strength = float(strengths[number]) if there else 1.0
         slider = gr.Slider(value=strength, minimum=min(RANGE[0], strength), maximum=max(RANGE[1], strength))
-        rows += [there or number == 0, names[number] if there else None, slider]
+        rows += [True, names[number] if there else None, slider]
     return rows

@@ -18,12 +18,13 @@ class SubjectPlaces:
             self.arrangement: Any = gr.Radio(
                 [*ARRANGEMENTS], value=TOGETHER, label="The adapters draw", elem_id="arrangement",
                 info=f"“{SIDE_BY_SIDE}” and “{PAINTED}” give each adapter a figure by its trigger words, which the prompt holds, or has "
-                "{subjects} for: a {subjects} on the beach.",
+                "{subjects} for: a {subjects} on the beach. "
+                f"Paint the places of adapters 1, 2, 3 and 4 in {', '.join(COLOURS)}; the box around a colour counts.",
             )  # fmt: skip
             colours = [f"rgb{colour}" for colour in COLOURS.values()]
             self.canvas = gr.ImageEditor(
                 {"background": blank_canvas(), "layers": [], "composite": None},
-                label=f"Places: {', '.join(COLOURS)} for adapters 1, 2, 3, 4", type="pil", sources=(), layers=False, transforms=(),
+                label="Places", type="pil", sources=(), layers=False, transforms=(),
                 format="png", buttons=[], height=440, visible=False, eraser=gr.Eraser(default_size=40), elem_id="places",
                 brush=gr.Brush(default_size=40, colors=colours, default_color=colours[0], color_mode="fixed"),
             )  # fmt: skip
