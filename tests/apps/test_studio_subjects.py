@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 
+import gradio as gr
 import pytest
 from PIL import Image, ImageDraw
 from settings import quick_config
@@ -12,7 +13,8 @@ from rankfold.apps.cli import main
 from rankfold.apps.studio.backend.context import Studio
 from rankfold.apps.studio.backend.paths import StudioPaths
 from rankfold.apps.studio.backend.several_subjects import COLOURS, PAINTED, SIDE_BY_SIDE, TOGETHER, painted_boxes
-from rankfold.apps.studio.pages.generate import GeneratePage
+from rankfold.apps.studio.pages.generate import SETTINGS, GeneratePage, restored_boxes
+from rankfold.apps.studio.widgets.adapter_rows import ROWS, AdapterRows
 from rankfold.pipelines.generate import parse_recipe
 from rankfold.toolkit.core.errors import UserError
 from rankfold.toolkit.formats.adapter_facts import FILE
@@ -120,3 +122,14 @@ def test_more_images_than_fit_beside_each_other(page, base):
     *_, (said, files, *_) = page.make_painted_images(None, SIDE_BY_SIDE, None, *boxes(base, "one", "two", n=5))
     assert "5 images" in said
     assert len(files) == 5
+
+
+def test_rows_come_back_as_they_were(page, places):
+    """After a reload: chosen, strong and on as before; one whose adapter is gone does not."""
+    rows = [value for row in ((True, "one", 1.0), (False, "two", 0.5), (True, "deleted", 1.0)) for value in row]
+    kept = ["tiny", "a", "", 1, 1, "", "", 0, 0, "Model default", *rows, *[True, None, 1.0] * (ROWS - 3)]
+    with gr.Blocks():
+        boxes = restored_boxes(page, AdapterRows(places), kept, None)[SETTINGS:]
+    assert boxes[0:9:3] == (True, False, True)
+    assert [box.value for box in boxes[1:9:3]] == ["one", "two", None]
+    assert boxes[5].value == 0.5

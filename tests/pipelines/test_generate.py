@@ -442,6 +442,7 @@ def test_what_has_no_effect_is_named(trained, base, folders):
     [note] = unused_in_recipe(replace(plain, adapters=adapters, strengths=(1.0, 1.0)))
     assert "given 2 times" in note
     subjects = replace(plain, adapters=adapters, strengths=(1.0, 1.0), prompt="{subjects}")
-    assert not unused_in_recipe(replace(subjects, subjects=("sks creature", "small SKS creature")))
-    [note] = unused_in_recipe(replace(subjects, subjects=("sks creature", "red dog")))
+    [where] = unused_in_recipe(replace(subjects, subjects=("sks creature", "small SKS creature")))
+    assert "side by side, from the left: sks creature, small SKS creature" in where
+    note, _ = unused_in_recipe(replace(subjects, subjects=("sks creature", "red dog")))
     assert "was trained for 'sks creature', and 'red dog' does not say it" in note

@@ -347,5 +347,6 @@ def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wan
         generate.paths.adapter(wanted)
         base, prompt = suggested_base_and_prompt(generate.paths, wanted)
         values, rows = [base, prompt[0] if prompt else gr.skip(), *values[2:]], [(wanted, 1.0)]
-    strengths = [strength if isinstance(strength, int | float) else 1.0 for _, strength in rows]
-    return *values, *adapters.filled([name for name, _ in rows], strengths), ""
+    strengths = [strength if isinstance(strength, int | float) else 1.0 for *_, strength in rows]
+    filled = adapters.filled([name for _, name, _ in rows], strengths, [bool(on) for on, *_ in rows])
+    return *values, *filled, ""

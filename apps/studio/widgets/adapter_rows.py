@@ -52,10 +52,11 @@ class AdapterRows:
         """The adapters as they are now, for every row."""
         return [gr.Dropdown(choices=["", *self.paths.adapters()]) for _ in range(ROWS)]
 
-    def filled(self, names: Sequence[str], strengths: Sequence[float]) -> list[Any]:
+    def filled(self, names: Sequence[str], strengths: Sequence[float], on: Sequence[bool]) -> list[Any]:
         """Every row's boxes with the adapters that are there now, these of them chosen; and how many rows are shown."""
         choices = ["", *self.paths.adapters()]
         rows = row_values(names, strengths)
+        rows[: 3 * len(on) : 3] = on
         rows[1::3] = [gr.Dropdown(choices=choices, value=name) for name in rows[1::3]]
         return [*rows, *row_visibility(max(1, len(names)))]
 
