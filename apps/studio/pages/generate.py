@@ -340,13 +340,11 @@ def restored_boxes(generate: GeneratePage, adapters: AdapterRows, kept: Any, wan
     known, values, rows = generate.paths.adapters(), [gr.skip()] * SETTINGS, []
     if isinstance(kept, list) and len(kept) == SETTINGS + 3 * ROWS:
         values = kept[:SETTINGS]
-        rows = [
-            (name, strength) for _, name, strength in zip(*[iter(kept[SETTINGS:])] * 3, strict=True) if name in known
-        ]
+        rows = [row for row in zip(*[iter(kept[SETTINGS:])] * 3, strict=True) if row[1] in known]
     if wanted:
         generate.paths.adapter(wanted)
         base, prompt = suggested_base_and_prompt(generate.paths, wanted)
-        values, rows = [base, prompt[0] if prompt else gr.skip(), *values[2:]], [(wanted, 1.0)]
+        values, rows = [base, prompt[0] if prompt else gr.skip(), *values[2:]], [(True, wanted, 1.0)]
     strengths = [strength if isinstance(strength, int | float) else 1.0 for *_, strength in rows]
     filled = adapters.filled([name for _, name, _ in rows], strengths, [bool(on) for on, *_ in rows])
     return *values, *filled, ""
